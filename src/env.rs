@@ -1,0 +1,51 @@
+//! Every environment variable that is read, each with its documentation; `docs/env.md` is made from this table.
+
+/// An environment variable and what it does.
+#[derive(Debug)]
+pub struct Variable {
+    /// The name to set.
+    pub name: &'static str,
+    /// What it does, for the documentation.
+    pub doc: &'static str,
+}
+
+/// Where artifacts land.
+pub const CACHE: Variable = Variable {
+    name: "SAMI_CACHE",
+    doc: "The cache directory. `--cache` wins over it; without both it is `cache/` beside the nearest `sami.toml` or `pipelines/`.",
+};
+
+/// What the log says.
+pub const LOG: Variable = Variable {
+    name: "SAMI_LOG",
+    doc: "What `sami` logs to standard error, in the syntax of tracing's `EnvFilter`, such as `debug` or `sami::exec=trace`. Default `warn`; a worker's default is `info`, into its attempt's log.",
+};
+
+/// Optional real models and data.
+pub const TEST_DATA: Variable = Variable {
+    name: "SAMI_TEST_DATA",
+    doc: "An optional directory of real models and data. Tests that need it skip with a printed reason where it is absent. Read by tests and benchmarks only.",
+};
+
+/// Where a test makes the process fail.
+pub const FAULT: Variable = Variable {
+    name: "SAMI_FAULT",
+    doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth disk operation fails) or `kill:batch:3` (the process is killed after its third batch).",
+};
+
+/// Whether colour is wanted.
+pub const NO_COLOR: Variable = Variable {
+    name: "NO_COLOR",
+    doc: "Set to anything but the empty string: no colour. Nothing is ever said by colour alone.",
+};
+
+/// All of them, in the order of the documentation.
+pub const ALL: &[&Variable] = &[&CACHE, &LOG, &NO_COLOR, &TEST_DATA, &FAULT];
+
+impl Variable {
+    /// The value, if it is set to something that is valid Unicode and not empty.
+    pub fn get(&self) -> Option<String> {
+        #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+        std::env::var(self.name).ok().filter(|value| !value.is_empty())
+    }
+}

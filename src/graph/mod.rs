@@ -1,0 +1,1 @@
+//! The DAG of a pipeline's nodes, their keys and their drawing.

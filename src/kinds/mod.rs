@@ -1,0 +1,196 @@
+//! The node kinds: what each does with its inputs. One file per kind, one line per kind in [`KINDS`].
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::digest::Digest;
+use crate::pipeline::{ArtifactType, KindSpec, Spec};
+use crate::store::Store;
+
+/// A kind: its typed fields are the implementing struct, whose doc comment is the kind's page.
+pub trait NodeKind: Spec + Serialize + DeserializeOwned + Sized + 'static {
+    /// The name after `kind =`.
+    const NAME: &'static str;
+    /// Raised when equal inputs would give other outputs.
+    const VERSION: u32;
+    /// The kind's page, Markdown.
+    const DOC: &'static str;
+    /// Whether users may write it.
+    const PUBLIC: bool = true;
+
+    /// Does the node's work. May be killed at any moment and called again with the same scratch directory.
+    fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError>;
+}
+
+/// A row of the registry: the pipeline's view of a kind and how to run it.
+#[derive(Debug)]
+pub struct Entry {
+    /// What `pipeline::load` is given.
+    pub spec: KindSpec,
+    run: fn(&Value, &mut Cx<'_>) -> Result<Outputs, NodeError>,
+}
+
+impl Entry {
+    /// The entry of a kind.
+    pub const fn of<K: NodeKind>() -> Self {
+        Self {
+            spec: KindSpec {
+                name: K::NAME,
+                version: K::VERSION,
+                doc: K::DOC,
+                parse: |tree| Ok(Box::new(crate::pipeline::tree::from_tree::<K>(tree)?)),
+                public: K::PUBLIC,
+            },
+            run: |fields, cx| {
+                let kind: K = serde_json::from_value(fields.clone()).map_err(|error| {
+                    NodeError::failed(format!("the job's fields do not fit kind `{}`: {error}", K::NAME))
+                })?;
+                kind.run(cx)
+            },
+        }
+    }
+
+    /// Runs a node of this kind from the fields that [`Spec::fields`] gave.
+    pub fn run(&self, fields: &Value, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
+        (self.run)(fields, cx)
+    }
+}
+
+/// All kinds.
+pub static KINDS: &[Entry] = &[];
+
+/// What `pipeline::load` is given.
+pub fn specs() -> Vec<&'static KindSpec> {
+    KINDS.iter().map(|entry| &entry.spec).collect()
+}
+
+/// The entry of the kind called `name`.
+pub fn find(name: &str) -> Option<&'static Entry> {
+    KINDS.iter().find(|entry| entry.spec.name == name)
+}
+
+/// An input as the node sees it: files that are there and were verified.
+#[derive(Debug, Clone)]
+pub struct InputArtifact {
+    /// Content id.
+    pub id: Digest,
+    /// What it is.
+    pub kind: ArtifactType,
+    /// Paths by file name (`rows.jsonl`, `config.json`, …). Read only.
+    pub files: BTreeMap<String, PathBuf>,
+    /// Rows to leave out at the start (slices of what a node made; slices of datasets are cut before).
+    pub skip: u64,
+    /// Rows to take after those.
+    pub take: Option<u64>,
+}
+
+/// What a node is given besides its fields.
+pub struct Cx<'a> {
+    /// The store; a worker writes blobs and row memos, never the index.
+    pub store: &'a Store,
+    /// Inputs by field path.
+    pub inputs: BTreeMap<String, InputArtifact>,
+    /// The node's name, for messages only.
+    pub node: String,
+    /// The node's key.
+    pub key: Digest,
+    /// Survives kills and is given again to the next attempt at the same key; removed when one succeeds.
+    pub scratch: PathBuf,
+    /// Empty at the start; output files are written here.
+    pub staging: PathBuf,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Threads to compute with.
+    pub threads: usize,
+    /// Rows to compute together, if the user said.
+    pub micro_batch: Option<usize>,
+    /// Where progress goes.
+    pub progress: &'a mut dyn FnMut(Progress),
+    /// Set when the run is interrupted: finish the batch, save, return [`NodeError::Interrupted`].
+    pub cancel: &'a AtomicBool,
+}
+
+impl Cx<'_> {
+    /// The input under `path`; the scheduler has seen to it that it is there.
+    pub fn input(&self, path: &str) -> Result<&InputArtifact, NodeError> {
+        self.inputs.get(path).ok_or_else(|| NodeError::failed(format!("the job has no input `{path}`")))
+    }
+
+    /// Errs with [`NodeError::Interrupted`] once the run is interrupted.
+    pub fn check_interrupt(&self) -> Result<(), NodeError> {
+        if self.cancel.load(Ordering::Relaxed) { Err(NodeError::Interrupted) } else { Ok(()) }
+    }
+}
+
+impl InputArtifact {
+    /// The path of a file of the artifact.
+    pub fn file(&self, name: &str) -> Result<&Path, NodeError> {
+        self.files.get(name).map(PathBuf::as_path).ok_or_else(|| {
+            NodeError::failed(format!("the {} artifact {} has no file `{name}`", self.kind, self.id.short()))
+        })
+    }
+}
+
+/// How far an attempt is.
+#[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize)]
+pub struct Progress {
+    /// Units done.
+    pub done: u64,
+    /// Units in all.
+    pub total: u64,
+    /// `rows`, `steps`, `documents`.
+    pub unit: String,
+    /// Figures worth a look while it runs, such as `loss`.
+    pub metrics: Map<String, Value>,
+}
+
+/// What a node made.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    /// Files of the artifact under [`Cx::staging`], by their name in the artifact.
+    pub files: BTreeMap<String, PathBuf>,
+    /// Metrics: numbers, by name.
+    pub metrics: Map<String, Value>,
+}
+
+/// Why a node failed.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The run was interrupted; scratch holds what was done.
+    #[error("interrupted")]
+    Interrupted,
+    /// Anything that the user can read and act on.
+    #[error("{what}")]
+    Failed {
+        /// What is wrong.
+        what: String,
+        /// What to do about it, if that is known.
+        help: Option<String>,
+    },
+    /// The store said no.
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    /// The language model said no.
+    #[error(transparent)]
+    Lm(#[from] crate::lm::LmError),
+    /// The disk said no.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl NodeError {
+    /// A failure without a known fix.
+    pub fn failed(what: impl Into<String>) -> Self {
+        Self::Failed { what: what.into(), help: None }
+    }
+
+    /// A failure and its fix.
+    pub fn with_help(what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Failed { what: what.into(), help: Some(help.into()) }
+    }
+}

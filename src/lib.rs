@@ -1,0 +1,23 @@
+//! `sami`: language-model alignment pipelines as a content-hashed DAG of cached steps.
+//!
+//! # Layout
+//! In layer order; `tests/it/layers.rs` holds each module to what it may import.
+//! - [`diag`], [`digest`], [`env`]: findings, content hashes, environment variables. [`fs`]: the door to the disk.
+//! - [`pipeline`]: TOML to typed nodes. [`graph`]: nodes to a DAG with keys.
+//! - [`store`]: artifacts on disk. [`lm`]: the language model.
+//! - [`kinds`]: what each node kind does, on top of those three.
+//! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
+//!
+//! Reading order: `docs/architecture.md`.
+
+pub mod cli;
+pub mod diag;
+pub mod digest;
+pub mod env;
+pub mod exec;
+pub mod fs;
+pub mod graph;
+pub mod kinds;
+pub mod lm;
+pub mod pipeline;
+pub mod store;
