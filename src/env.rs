@@ -33,6 +33,12 @@ pub const FAULT: Variable = Variable {
     doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth disk operation fails) or `kill:batch:3` (the process is killed after its third batch).",
 };
 
+/// Whether tests write the documents that they check.
+pub const BLESS: Variable = Variable {
+    name: "SAMI_BLESS",
+    doc: "For tests: writes the documents that are made from the code (`docs/cli.md`, `docs/env.md`, `docs/errors.md`, `docs/kinds.md`) instead of comparing them.",
+};
+
 /// Whether colour is wanted.
 pub const NO_COLOR: Variable = Variable {
     name: "NO_COLOR",
@@ -40,7 +46,7 @@ pub const NO_COLOR: Variable = Variable {
 };
 
 /// All of them, in the order of the documentation.
-pub const ALL: &[&Variable] = &[&CACHE, &LOG, &NO_COLOR, &TEST_DATA, &FAULT];
+pub const ALL: &[&Variable] = &[&CACHE, &LOG, &NO_COLOR, &TEST_DATA, &FAULT, &BLESS];
 
 impl Variable {
     /// The value, if it is set to something that is valid Unicode and not empty.

@@ -1,0 +1,150 @@
+//! The documents that are made from the code, and the links and commands of those that are not.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory;
+use sami::{cli, env, kinds};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    fs_err::read_to_string(root().join(path.as_ref())).expect("a file of the project")
+}
+
+/// Compares a document with what the code says, or writes it under `SAMI_BLESS=1`.
+fn check_made(path: &str, made: &str) {
+    if env::BLESS.get().is_some() {
+        fs_err::write(root().join(path), made).expect("the document is writable");
+        return;
+    }
+    assert!(read(path) == made, "{path} does not say what the code says; run the tests with SAMI_BLESS=1 and look at the difference");
+}
+
+fn files_under(directory: &str, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![root().join(directory)];
+    while let Some(directory) = open.pop() {
+        for entry in fs_err::read_dir(directory).expect("a directory of the project") {
+            let path = entry.expect("a directory entry").path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|found| found == extension) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn env_page() {
+    let mut page = String::from("# Environment variables\n\nMade from `src/env.rs` by the tests.\n\n| variable | what it does |\n|---|---|\n");
+    for variable in env::ALL {
+        page.push_str(&format!("| `{}` | {} |\n", variable.name, variable.doc));
+    }
+    check_made("docs/env.md", &page);
+}
+
+#[test]
+fn cli_page() {
+    let mut page = String::from("# Command line\n\nMade from `sami --help` by the tests.\n");
+    let mut open = vec![(String::new(), cli::Cli::command())];
+    while let Some((prefix, mut command)) = open.pop() {
+        let name = format!("{prefix}{}", command.get_name());
+        command = command.term_width(100).bin_name(&name);
+        page.push_str(&format!("\n## `{name}`\n\n```text\n{}\n```\n", command.render_long_help().to_string().trim_end()));
+        let children: Vec<_> = command.get_subcommands().filter(|child| !child.is_hide_set()).cloned().collect();
+        open.extend(children.into_iter().rev().map(|child| (format!("{name} "), child)));
+    }
+    check_made("docs/cli.md", &page);
+}
+
+#[test]
+fn kinds_page() {
+    let mut page = String::from("# Node kinds\n\nMade from the kinds' own documentation (`sami help KIND`) by the tests.\n");
+    for entry in kinds::KINDS.iter().filter(|entry| entry.spec.public) {
+        page.push_str(&format!("\n## `{}`\n\n{}\n", entry.spec.name, entry.spec.doc.trim()));
+    }
+    check_made("docs/kinds.md", &page);
+}
+
+/// Every id that a diagnostic can carry, with the title's template that stands beside it.
+fn error_ids() -> BTreeMap<String, String> {
+    let mut ids = BTreeMap::new();
+    for path in files_under("src", "rs") {
+        let text = fs_err::read_to_string(&path).expect("a source file");
+        let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for (at, _) in text.match_indices("::error(").chain(text.match_indices("::warning(")) {
+            let mut literals = text[at..].split('"');
+            let before = literals.next().unwrap_or_default();
+            let id = literals.next().unwrap_or_default();
+            let between = literals.next().unwrap_or_default();
+            let is_id = id.split_once("::").is_some_and(|(layer, name)| {
+                !layer.is_empty() && !name.is_empty() && id.chars().all(|c| c.is_ascii_lowercase() || "-:0123456789".contains(c))
+            });
+            if !is_id || before.len() > 40 {
+                continue;
+            }
+            let title = if between.len() < 60 { literals.next().unwrap_or_default() } else { "" };
+            ids.entry(id.to_owned()).or_insert_with(|| title.replace("\\\n", " ").replace('|', "\\|"));
+        }
+    }
+    ids
+}
+
+#[test]
+fn errors_page() {
+    let ids = error_ids();
+    assert!(ids.len() > 20, "the scan for error ids found only {}", ids.len());
+    let mut page = String::from(
+        "# Errors\n\nMade from the source by the tests. Each error prints its id, the place, and what to do; here stands what each id says.\n\n| id | says |\n|---|---|\n",
+    );
+    for (id, title) in ids {
+        page.push_str(&format!("| `{id}` | {title} |\n"));
+    }
+    check_made("docs/errors.md", &page);
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let mut documents = files_under("docs", "md");
+    documents.extend(["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root().join(name)));
+    let mut broken = Vec::new();
+    for document in documents {
+        let text = fs_err::read_to_string(&document).expect("a document");
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = link.split('#').next().unwrap_or_default();
+            if target.is_empty() || target.contains("://") || target.contains(char::is_whitespace) {
+                continue;
+            }
+            if !document.parent().expect("a document has a directory").join(target).exists() {
+                broken.push(format!("{}: {link}", document.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "links that lead nowhere: {broken:#?}");
+}
+
+#[test]
+fn readme_gives_the_two_commands_that_ci_runs() {
+    let readme = read("README.md");
+    let ci = read(".ci/run");
+    for command in ["cargo run --release -- run pipelines/quickstart.toml", "cargo test --release"] {
+        assert!(readme.contains(command), "README.md lacks `{command}`");
+        let in_ci = command.replace("--release", "--release --locked");
+        assert!(ci.contains(&in_ci), ".ci/run does not run `{command}`");
+    }
+}
+
+#[test]
+fn no_source_file_is_left_out_of_the_test_binary() {
+    let main = read("tests/it/main.rs");
+    for path in files_under("tests/it", "rs") {
+        let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned();
+        assert!(name == "main" || main.contains(&format!("mod {name};")), "tests/it/main.rs does not name `{name}`");
+    }
+}
