@@ -1,1 +1,4 @@
-fn main() {}
+//! The integration tests: one binary, because each would link the language model again.
+
+mod docs;
+mod layers;
