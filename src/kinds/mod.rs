@@ -12,6 +12,22 @@ use crate::digest::Digest;
 use crate::pipeline::{ArtifactType, KindSpec, Spec};
 use crate::store::Store;
 
+mod check;
+pub mod command;
+pub mod constitutions;
+pub mod contrast;
+pub mod draw;
+pub mod evaluate;
+pub mod finetune;
+pub mod generate;
+pub mod init;
+pub mod judge;
+pub mod keep;
+pub mod principles;
+pub mod rows;
+pub mod score;
+pub mod template;
+
 /// A kind: its typed fields are the implementing struct, whose doc comment is the kind's page.
 pub trait NodeKind: Spec + Serialize + DeserializeOwned + Sized + 'static {
     /// The name after `kind =`.
@@ -62,7 +78,15 @@ impl Entry {
 }
 
 /// All kinds.
-pub static KINDS: &[Entry] = &[];
+pub static KINDS: &[Entry] = &[
+    Entry::of::<constitutions::ConstitutionsKind>(),
+    Entry::of::<generate::Generate>(),
+    Entry::of::<score::Score>(),
+    Entry::of::<finetune::Finetune>(),
+    Entry::of::<evaluate::Evaluate>(),
+    Entry::of::<command::Command>(),
+    Entry::of::<init::Init>(),
+];
 
 /// What `pipeline::load` is given.
 pub fn specs() -> Vec<&'static KindSpec> {

@@ -20,7 +20,10 @@ fn check_made(path: &str, made: &str) {
         fs_err::write(root().join(path), made).expect("the document is writable");
         return;
     }
-    assert!(read(path) == made, "{path} does not say what the code says; run the tests with SAMI_BLESS=1 and look at the difference");
+    assert!(
+        read(path) == made,
+        "{path} does not say what the code says; run the tests with SAMI_BLESS=1 and look at the difference"
+    );
 }
 
 fn files_under(directory: &str, extension: &str) -> Vec<PathBuf> {
@@ -42,7 +45,9 @@ fn files_under(directory: &str, extension: &str) -> Vec<PathBuf> {
 
 #[test]
 fn env_page() {
-    let mut page = String::from("# Environment variables\n\nMade from `src/env.rs` by the tests.\n\n| variable | what it does |\n|---|---|\n");
+    let mut page = String::from(
+        "# Environment variables\n\nMade from `src/env.rs` by the tests.\n\n| variable | what it does |\n|---|---|\n",
+    );
     for variable in env::ALL {
         page.push_str(&format!("| `{}` | {} |\n", variable.name, variable.doc));
     }
@@ -56,7 +61,10 @@ fn cli_page() {
     while let Some((prefix, mut command)) = open.pop() {
         let name = format!("{prefix}{}", command.get_name());
         command = command.term_width(100).bin_name(&name);
-        page.push_str(&format!("\n## `{name}`\n\n```text\n{}\n```\n", command.render_long_help().to_string().trim_end()));
+        page.push_str(&format!(
+            "\n## `{name}`\n\n```text\n{}\n```\n",
+            command.render_long_help().to_string().trim_end()
+        ));
         let children: Vec<_> = command.get_subcommands().filter(|child| !child.is_hide_set()).cloned().collect();
         open.extend(children.into_iter().rev().map(|child| (format!("{name} "), child)));
     }
@@ -65,7 +73,8 @@ fn cli_page() {
 
 #[test]
 fn kinds_page() {
-    let mut page = String::from("# Node kinds\n\nMade from the kinds' own documentation (`sami help KIND`) by the tests.\n");
+    let mut page =
+        String::from("# Node kinds\n\nMade from the kinds' own documentation (`sami help KIND`) by the tests.\n");
     for entry in kinds::KINDS.iter().filter(|entry| entry.spec.public) {
         page.push_str(&format!("\n## `{}`\n\n{}\n", entry.spec.name, entry.spec.doc.trim()));
     }
@@ -84,7 +93,9 @@ fn error_ids() -> BTreeMap<String, String> {
             let id = literals.next().unwrap_or_default();
             let between = literals.next().unwrap_or_default();
             let is_id = id.split_once("::").is_some_and(|(layer, name)| {
-                !layer.is_empty() && !name.is_empty() && id.chars().all(|c| c.is_ascii_lowercase() || "-:0123456789".contains(c))
+                !layer.is_empty()
+                    && !name.is_empty()
+                    && id.chars().all(|c| c.is_ascii_lowercase() || "-:0123456789".contains(c))
             });
             if !is_id || before.len() > 40 {
                 continue;

@@ -45,11 +45,15 @@ fn modules_import_only_what_their_layer_may() {
     let mut faults = Vec::new();
     for file in files {
         let name = file.strip_prefix(&root).expect("it was found there");
-        let module = name.iter().next().and_then(|part| part.to_str()).unwrap_or_default().trim_end_matches(".rs").to_owned();
+        let module =
+            name.iter().next().and_then(|part| part.to_str()).unwrap_or_default().trim_end_matches(".rs").to_owned();
         let text = fs_err::read_to_string(&file).expect("src is readable");
         let lines = text.lines().count();
         if lines > MOST_LINES {
-            faults.push(format!("src/{}: {lines} lines, at most {MOST_LINES}: give its second noun a file", name.display()));
+            faults.push(format!(
+                "src/{}: {lines} lines, at most {MOST_LINES}: give its second noun a file",
+                name.display()
+            ));
         }
         let Some((_, allowed)) = MAY_IMPORT.iter().find(|(layer, _)| *layer == module) else { continue };
         for import in imports(&text) {

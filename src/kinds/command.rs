@@ -1,0 +1,268 @@
+//! Kind `command`: runs a program on artifact files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command as Process, Stdio};
+use std::time::Duration;
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::check::{input, require};
+use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, rows};
+use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
+
+/// How often a running program is looked after.
+const POLL: Duration = Duration::from_millis(10);
+
+/// The fields of kind `command`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    program: String,
+    #[serde(default)]
+    args: Vec<String>,
+    #[serde(default)]
+    inputs: IndexMap<String, Input>,
+    #[serde(default = "files")]
+    output: ArtifactType,
+    #[serde(default)]
+    script: Option<String>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+}
+
+fn files() -> ArtifactType {
+    ArtifactType::Files
+}
+
+const ANY: &[ArtifactType] = &[
+    ArtifactType::Dataset,
+    ArtifactType::Constitutions,
+    ArtifactType::Responses,
+    ArtifactType::Scores,
+    ArtifactType::Model,
+    ArtifactType::Evaluation,
+    ArtifactType::Files,
+];
+
+impl Spec for Command {
+    fn inputs(&self) -> Vec<InputField> {
+        self.inputs.iter().map(|(name, from)| input(&format!("inputs.{name}"), from, ANY)).collect()
+    }
+
+    fn output(&self) -> ArtifactType {
+        self.output
+    }
+
+    fn fields(&self) -> Value {
+        json!(self)
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        require(&mut problems, !self.program.is_empty(), "program", "no program", "give its name or path");
+        for name in self.inputs.keys() {
+            let plain = name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_' || letter == '-');
+            require(
+                &mut problems,
+                plain && !name.is_empty(),
+                &format!("inputs.{name}"),
+                "not a plain name",
+                "use letters, digits, `_` and `-`",
+            );
+        }
+        let uses_script = self.args.iter().chain([&self.program]).any(|text| text.contains("{script}"));
+        require(
+            &mut problems,
+            self.script.is_some() || !uses_script,
+            "args",
+            "`{script}` without a `script`",
+            "give `script = { file = \"…\" }`",
+        );
+        require(
+            &mut problems,
+            self.script.is_none() || uses_script,
+            "script",
+            "the script is not used",
+            "put `{script}` among `args`",
+        );
+        problems
+    }
+}
+
+impl NodeKind for Command {
+    const NAME: &'static str = "command";
+    const VERSION: u32 = 1;
+    const DOC: &'static str = r#"Runs a program on artifact files, for what the other kinds do not cover.
+
+| field | meaning | default |
+|---|---|---|
+| `program` | a name on the `PATH`, or an absolute path | |
+| `args` | its arguments | `[]` |
+| `inputs` | what it reads, by name | `{}` |
+| `output` | what it makes: `"files"`, `"dataset"`, `"model"`, … | `"files"` |
+| `script` | text of a script, usually `{ file = "x.py" }`; being part of the key, a changed script runs again | |
+| `env` | more environment variables | `{}` |
+
+In `program`, `args` and `env`, `{input.NAME}` is the directory with the files of an input, `{output}` the empty directory in which
+the program runs and leaves its files, `{script}` the script's path. The program also finds them in the variables
+`SAMI_INPUT_NAME` (upper case, `-` as `_`) and `SAMI_OUTPUT`. A dataset is `rows.jsonl`, an object per line, each with a unique `id`;
+rows sliced by `skip` and `take` are cut before. What the program prints goes to the log; a status other than 0 is a failure,
+and so is an empty output. A file `metrics.json` in the output, an object of numbers, becomes the node's metrics.
+
+```toml
+[nodes.count]
+kind = "command"
+program = "sh"
+args = ["-c", "wc -l < {input.rows}/rows.jsonl > {output}/count.txt"]
+inputs = { rows = "generate" }
+```
+"#;
+
+    fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
+        let mut places = BTreeMap::from([("{output}".to_owned(), display(&cx.staging))]);
+        let mut variables = BTreeMap::from([("SAMI_OUTPUT".to_owned(), display(&cx.staging))]);
+        for name in self.inputs.keys() {
+            let place = display(&lay_out(cx.input(&format!("inputs.{name}"))?, &cx.scratch.join("inputs").join(name))?);
+            variables.insert(format!("SAMI_INPUT_{}", name.to_uppercase().replace('-', "_")), place.clone());
+            places.insert(format!("{{input.{name}}}"), place);
+        }
+        if let Some(script) = &self.script {
+            let path = cx.scratch.join("script");
+            fs_err::write(&path, script)?;
+            places.insert("{script}".to_owned(), display(&path));
+        }
+        let fill = |text: &String| places.iter().fold(text.clone(), |text, (place, path)| text.replace(place, path));
+        let program = fill(&self.program);
+        let mut process = Process::new(&program);
+        process.args(self.args.iter().map(fill)).current_dir(&cx.staging).stdin(Stdio::null());
+        process.envs(variables).envs(self.env.iter().map(|(name, value)| (name, fill(value))));
+        run_to_end(cx, process, &program)?;
+        let mut outputs = Outputs { files: collect(&cx.staging)?, metrics: Map::new() };
+        if outputs.files.is_empty() {
+            return Err(NodeError::with_help(
+                format!("`{program}` left no files"),
+                "write the output into `{output}`, the directory the program runs in",
+            ));
+        }
+        if let Some(path) = outputs.files.get("metrics.json") {
+            outputs.metrics = metrics(path)?;
+        }
+        let rows_wanted = matches!(
+            self.output,
+            ArtifactType::Dataset | ArtifactType::Responses | ArtifactType::Scores | ArtifactType::Evaluation
+        );
+        if rows_wanted {
+            let path = outputs.files.get("rows.jsonl").ok_or_else(|| {
+                NodeError::with_help(
+                    format!("`{program}` left no `rows.jsonl`, which a {} is made of", self.output),
+                    "write an object per line to `{output}/rows.jsonl`",
+                )
+            })?;
+            let count = rows::read(path)?.len();
+            outputs.metrics.entry("rows").or_insert_with(|| json!(count));
+        }
+        let named = match self.output {
+            ArtifactType::Model => Some("config.json"),
+            ArtifactType::Constitutions => Some("constitutions.json"),
+            _ => None,
+        };
+        if let Some(name) = named.filter(|name| !outputs.files.contains_key(*name)) {
+            return Err(NodeError::failed(format!("`{program}` left no `{name}`, which a {} has", self.output)));
+        }
+        Ok(outputs)
+    }
+}
+
+fn display(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// Starts the program and waits; an interrupt ends it.
+fn run_to_end(cx: &Cx<'_>, mut process: Process, program: &str) -> Result<(), NodeError> {
+    let mut child = process.spawn().map_err(|error| {
+        NodeError::with_help(
+            format!("`{program}` cannot be started: {error}"),
+            "give a program on the PATH or an absolute path; a script goes into `script`",
+        )
+    })?;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if cx.check_interrupt().is_err() {
+            // It may be gone already; waiting tells.
+            let _ = child.kill();
+            child.wait()?;
+            return Err(NodeError::Interrupted);
+        }
+        std::thread::sleep(POLL);
+    };
+    if status.success() {
+        return Ok(());
+    }
+    Err(NodeError::with_help(
+        format!("`{program}` failed: {status}"),
+        "what it printed is in the log: `sami logs NODE`",
+    ))
+}
+
+/// Puts the files of an input into a directory of their own, rows sliced.
+fn lay_out(input: &InputArtifact, directory: &Path) -> Result<PathBuf, NodeError> {
+    if directory.exists() {
+        fs_err::remove_dir_all(directory)?;
+    }
+    fs_err::create_dir_all(directory)?;
+    for (name, path) in &input.files {
+        let place = directory.join(name);
+        if let Some(parent) = place.parent() {
+            fs_err::create_dir_all(parent)?;
+        }
+        if name == "rows.jsonl" && (input.skip > 0 || input.take.is_some()) {
+            rows::write(&place, &rows::read_input(input)?)?;
+        } else {
+            fs_err::os::unix::fs::symlink(path, &place)?;
+        }
+    }
+    Ok(directory.to_owned())
+}
+
+/// All files under a directory by their relative names.
+fn collect(root: &Path) -> Result<BTreeMap<String, PathBuf>, NodeError> {
+    let mut files = BTreeMap::new();
+    let mut open = vec![root.to_owned()];
+    while let Some(directory) = open.pop() {
+        for entry in fs_err::read_dir(&directory)? {
+            let entry = entry?;
+            let (path, kind) = (entry.path(), entry.file_type()?);
+            if kind.is_dir() {
+                open.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(root).ok().and_then(Path::to_str).map(str::to_owned);
+            let name = name.ok_or_else(|| {
+                NodeError::failed(format!("the output {} has a name that is not UTF-8", path.display()))
+            })?;
+            if !kind.is_file() {
+                return Err(NodeError::with_help(
+                    format!("the output `{name}` is not a plain file"),
+                    "copy what a link points to",
+                ));
+            }
+            files.insert(name, path);
+        }
+    }
+    Ok(files)
+}
+
+fn metrics(path: &Path) -> Result<Map<String, Value>, NodeError> {
+    let wrong = |what: String| NodeError::with_help(format!("`metrics.json`: {what}"), "write an object of numbers");
+    let metrics: Map<String, Value> =
+        serde_json::from_str(&fs_err::read_to_string(path)?).map_err(|error| wrong(error.to_string()))?;
+    match metrics.iter().find(|(_, value)| !value.is_number()) {
+        Some((name, _)) => Err(wrong(format!("`{name}` is not a number"))),
+        None => Ok(metrics),
+    }
+}

@@ -1,0 +1,162 @@
+//! Kind `init`, behind `[models.NAME] init = { … }`: a randomly initialised model with a tokenizer of its own.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::check::{input, require};
+use super::{Cx, NodeError, NodeKind, Outputs};
+use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
+
+/// How text is cut into tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenizerKind {
+    /// Whole words between white space.
+    #[default]
+    Word,
+    /// Byte-level byte-pair encoding.
+    Bpe,
+}
+
+/// `tokenizer = { … }`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerFields {
+    /// The dataset that it is trained on.
+    pub from: Input,
+    /// The field of its rows that holds text.
+    #[serde(default = "text")]
+    pub field: String,
+    /// How text is cut.
+    #[serde(default)]
+    pub kind: TokenizerKind,
+    /// Tokens at most.
+    #[serde(default = "vocab_size")]
+    pub vocab_size: usize,
+}
+
+fn text() -> String {
+    "text".to_owned()
+}
+
+fn vocab_size() -> usize {
+    4096
+}
+
+/// The fields of kind `init`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Init {
+    pub(super) hidden_size: usize,
+    pub(super) layers: usize,
+    pub(super) heads: usize,
+    #[serde(default)]
+    pub(super) kv_heads: Option<usize>,
+    #[serde(default)]
+    pub(super) intermediate_size: Option<usize>,
+    #[serde(default = "max_positions")]
+    pub(super) max_positions: usize,
+    #[serde(default = "rope_theta")]
+    pub(super) rope_theta: f64,
+    #[serde(default = "yes")]
+    pub(super) tie_embeddings: bool,
+    pub(super) tokenizer: TokenizerFields,
+    #[serde(default)]
+    pub(super) seed: u64,
+}
+
+fn max_positions() -> usize {
+    512
+}
+
+fn rope_theta() -> f64 {
+    10_000.0
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Spec for Init {
+    fn inputs(&self) -> Vec<InputField> {
+        vec![input("tokenizer.from", &self.tokenizer.from, &[ArtifactType::Dataset])]
+    }
+
+    fn output(&self) -> ArtifactType {
+        ArtifactType::Model
+    }
+
+    fn fields(&self) -> Value {
+        json!(self)
+    }
+
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut want = |holds, path: &str, what: &str, help: &str| require(&mut problems, holds, path, what, help);
+        want(self.layers >= 1, "layers", "a model without layers", "give 1 or more");
+        let heads = self.heads.max(1);
+        want(self.heads >= 1, "heads", "a model without attention heads", "give 1 or more");
+        let even = self.hidden_size >= 2 * heads && self.hidden_size.is_multiple_of(2 * heads);
+        want(
+            even,
+            "hidden_size",
+            "the width cannot be split evenly over the heads",
+            "make it an even multiple of `heads`, such as 32 × heads",
+        );
+        let kv_heads = self.kv_heads.unwrap_or(heads);
+        want(
+            kv_heads >= 1 && heads.is_multiple_of(kv_heads.max(1)),
+            "kv_heads",
+            "`heads` is no multiple of `kv_heads`",
+            "leave it out, or give a divisor of `heads`",
+        );
+        want(
+            self.intermediate_size != Some(0),
+            "intermediate_size",
+            "a feed-forward layer of width 0",
+            "leave it out for 8/3 of the width",
+        );
+        want(
+            self.max_positions >= 2,
+            "max_positions",
+            "fewer than two positions",
+            "give the longest prompt and response together",
+        );
+        want(self.rope_theta > 0.0, "rope_theta", "`rope_theta` is not above 0", "10000 is usual");
+        want(
+            self.tokenizer.vocab_size >= 8,
+            "tokenizer.vocab_size",
+            "a vocabulary of fewer than 8 tokens",
+            "give more",
+        );
+        problems
+    }
+}
+
+impl NodeKind for Init {
+    const NAME: &'static str = "init";
+    const VERSION: u32 = 1;
+    const PUBLIC: bool = false;
+    const DOC: &'static str = r#"A randomly initialised Llama with a tokenizer trained on a dataset: `[models.NAME] init = { … }`.
+
+| field | meaning | default |
+|---|---|---|
+| `hidden_size`, `layers`, `heads` | the shape | |
+| `kv_heads` | key and value heads | `heads` |
+| `intermediate_size` | width of the feed-forward layers | 8/3 of `hidden_size`, up to a multiple of 16 |
+| `max_positions` | longest sequence | 512 |
+| `rope_theta`, `tie_embeddings` | | 10000, true |
+| `tokenizer` | `{ from = "dataset", field = "text", kind = "word" \| "bpe", vocab_size = 4096 }` | |
+| `seed` | seed of the weights | 0 |
+
+```toml
+[models.blank]
+init = { hidden_size = 128, layers = 3, heads = 4, tokenizer = { from = "documents" } }
+```
+"#;
+
+    fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
+        let _ = cx;
+        Err(NodeError::failed("kind `init` is not built yet"))
+    }
+}

@@ -1,0 +1,3 @@
+//! Judges: who says which of two responses follows a constitution better.
+
+pub mod rules;
