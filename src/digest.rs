@@ -24,6 +24,16 @@ impl Digest {
         hasher.finish()
     }
 
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// A digest from its bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The first twelve hex digits.
     pub fn short(&self) -> String {
         self.to_string()[..12].to_owned()

@@ -6,101 +6,222 @@
 //!   objects/ab/cdef…        blobs by blake3, read-only
 //!   artifacts/ab/cdef….json manifests: {"type", "files": {name: {digest, size}}}; named by the digest of their bytes
 //!   external/ID.json        {"directory"}: where a model artifact's files are that were not copied in
-//!   nodes/ab/KEY.json       node records: key → artifact, preimage, metrics, provenance
+//!   nodes/ab/cdef….json     node records: key → artifact, preimage, metrics, provenance
 //!   rows/SPACE/…jsonl       row memos, one append-only segment per attempt
 //!   partial/KEY/            scratch of unfinished attempts (checkpoints)
 //!   runs/RUN/               run.json, events.jsonl, NODE.ATTEMPT/{job.json,log.txt,result.json}
 //!   pins/ID                 artifacts that gc keeps
+//!   quarantine/             damaged files that were replaced
+//!   locks/                  one file per key that is worked on; `store` is shared by all, exclusive for gc
 //!   tmp/                    what is being written
 //!   index.sqlite            a view of the above; can be deleted
 //! ```
+//!
+//! Reading order: this file (layout, versions), `cas` (blobs and artifacts), `record` (nodes and runs), `health`
+//! (is it still what it was), `index` (the view), `lock`, `gc`, `verify`, `preview`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
 use crate::digest::Digest;
+use crate::fs;
 
-/// A file's content in the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Blob {
-    /// blake3 of the bytes.
-    pub digest: Digest,
-    /// Size in bytes.
-    pub size: u64,
-}
+mod cas;
+mod error;
+mod gc;
+mod health;
+mod index;
+mod lock;
+mod preview;
+mod record;
+mod verify;
 
-/// What an artifact is made of. Its id is the digest of this, serialised.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
-    /// The artifact type's name.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// Blobs by file name (may contain `/`, never `..`).
-    pub files: BTreeMap<String, Blob>,
-}
+pub use cas::{Blob, Manifest};
+pub use error::StoreError;
+pub use gc::Garbage;
+pub use health::{Health, Stamps};
+pub use index::{Index, Use};
+pub use lock::KeyLock;
+pub use preview::{Preview, preview};
+pub use record::{AttemptRecord, NodeRecord, RunNode, RunRecord};
+pub use verify::{Finding, Share, Verification};
 
-/// What is remembered of a node's work: the truth behind a hit.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct NodeRecord {
-    /// Format of this record.
-    pub format: u32,
-    /// The node key.
-    pub key: Digest,
-    /// Node name at the time.
-    pub node: String,
-    /// Pipeline name at the time.
-    pub pipeline: String,
-    /// Kind name.
-    pub kind: String,
-    /// The artifact made.
-    pub artifact: Digest,
-    /// The key's preimage.
-    pub preimage: Value,
-    /// Inputs: field path → artifact id.
-    pub inputs: BTreeMap<String, Digest>,
-    /// Metrics.
-    pub metrics: Map<String, Value>,
-    /// Run and attempt that made it.
-    pub run: String,
-    /// Attempt number within the run.
-    pub attempt: u32,
-    /// Start, as RFC 3339.
-    pub started: String,
-    /// Wall seconds.
-    pub seconds: f64,
-    /// Host name, device, version of sami.
-    pub host: String,
-    /// `cpu` or `cuda:N`.
-    pub device: String,
-    /// Version of sami.
-    pub version: String,
-}
+/// The format that this program writes; it reads every one up to it.
+const FORMAT: u32 = 1;
 
-/// What can go wrong with the store.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The disk said no.
-    #[error("{0}")]
-    Io(#[from] std::io::Error),
-}
+const DIRECTORIES: &[&str] =
+    &["artifacts", "external", "locks", "nodes", "objects", "partial", "pins", "rows", "runs", "tmp"];
 
-/// An open store.
+/// An open store. While it is open, gc waits.
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
+    /// Held shared until the store is dropped; absent in a cache that cannot be written and never was locked.
+    shared: Option<fs_err::File>,
 }
 
 impl Store {
-    /// Opens the store at `root`, making it if there is none.
-    pub fn open(_root: &Path) -> Result<Self, StoreError> {
-        todo!()
+    /// Opens the store at `root`, making it if there is none. Of a store that cannot be written, reads work.
+    ///
+    /// Errs if it is from a newer version or if the directory holds other things.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let root = std::path::absolute(root)?;
+        match version(&root)? {
+            Some(found) => known(&root, found)?,
+            None => {
+                if !is_empty(&root)? {
+                    return Err(StoreError::NotAStore { directory: root });
+                }
+                for directory in DIRECTORIES {
+                    fs::create_directory(&root.join(directory))?;
+                }
+                // Last: a store with a version is complete.
+                fs::write_atomic_via(&root.join("tmp"), &root.join("VERSION"), format!("{FORMAT}\n").as_bytes())?;
+            }
+        }
+        Self::locked(root)
     }
 
-    /// The directory.
+    /// Opens a store that must be there.
+    pub fn open_existing(root: &Path) -> Result<Self, StoreError> {
+        let root = std::path::absolute(root)?;
+        match version(&root)? {
+            Some(found) => known(&root, found)?,
+            None => return Err(StoreError::Absent { directory: root }),
+        }
+        Self::locked(root)
+    }
+
+    fn locked(root: PathBuf) -> Result<Self, StoreError> {
+        let shared = lock::share(&root)?;
+        Ok(Self { root, shared })
+    }
+
+    /// The directory, absolute.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    /// Writes a file of the store whole or not at all.
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        if let Some(directory) = path.parent() {
+            fs::create_directory(directory)?;
+        }
+        fs::create_directory(&self.tmp())?;
+        Ok(fs::write_atomic_via(&self.tmp(), path, bytes)?)
+    }
+
+    /// `FOLDER/ab/cdef…SUFFIX`.
+    fn sharded(&self, folder: &str, id: &Digest, suffix: &str) -> PathBuf {
+        use std::fmt::Write;
+        let root = self.root.as_os_str().to_string_lossy();
+        let mut path = String::with_capacity(root.len() + folder.len() + suffix.len() + 68);
+        let hex = id.to_string();
+        let (shard, rest) = hex.split_at(2);
+        // Writing to a string does not fail.
+        let _ = write!(path, "{folder}/{shard}/{rest}{suffix}");
+        self.root.join(path)
+    }
+
+    /// The ids in `FOLDER/ab/cdef…SUFFIX`, in order; files of other names are passed over.
+    fn sharded_ids(&self, folder: &str, suffix: &str) -> Result<Vec<Digest>, StoreError> {
+        let mut ids = Vec::new();
+        for shard in fs::list(&self.root.join(folder))? {
+            if !shard.is_dir() {
+                continue;
+            }
+            let prefix = name(&shard);
+            ids.extend(fs::list(&shard)?.iter().filter_map(|path| {
+                let rest = name(path);
+                format!("{prefix}{}", rest.strip_suffix(suffix)?).parse::<Digest>().ok()
+            }));
+        }
+        Ok(ids)
+    }
+
+    /// Moves a damaged file aside, so that a good one can take its place and people can still look at it.
+    fn quarantine(&self, path: &Path) -> Result<(), StoreError> {
+        let directory = self.root.join("quarantine");
+        fs::create_directory(&directory)?;
+        let shard = path.parent().map(name).unwrap_or_default();
+        let aside = (0..).map(|n| directory.join(format!("{shard}{}.{n}", name(path)))).find(|aside| !aside.exists());
+        if let Some(aside) = aside {
+            fs::rename(path, &aside)?;
+            tracing::warn!("damaged file moved to {}", aside.display());
+        }
+        Ok(())
+    }
+}
+
+/// The last part of a path as text.
+fn name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn is_empty(root: &Path) -> Result<bool, StoreError> {
+    let known = |path: &PathBuf| {
+        let name = name(path);
+        DIRECTORIES.contains(&name.as_str()) || name == "README.md" || name.starts_with('.')
+    };
+    Ok(fs::list(root)?.iter().all(known))
+}
+
+fn version(root: &Path) -> Result<Option<u32>, StoreError> {
+    let path = root.join("VERSION");
+    let text = match fs_err::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let what = || format!("`{}` should hold a number and holds `{}`", path.display(), text.trim());
+    text.trim().parse().map(Some).map_err(|_| StoreError::Damaged { what: what() })
+}
+
+fn known(root: &Path, found: u32) -> Result<(), StoreError> {
+    if found > FORMAT {
+        return Err(StoreError::NewerFormat { directory: root.to_owned(), found, known: FORMAT });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opens_only_what_is_a_store_or_can_become_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("cache");
+        assert!(matches!(Store::open_existing(&root), Err(StoreError::Absent { .. })));
+        drop(Store::open(&root).unwrap());
+        drop(Store::open_existing(&root).unwrap());
+        fs::write_atomic(&root.join("VERSION"), b"7\n").unwrap();
+        let error = Store::open(&root).unwrap_err().to_string();
+        assert!(error.contains("version 7") && error.contains("up to 1"), "{error}");
+        fs::write_atomic(&root.join("VERSION"), b"x").unwrap();
+        assert!(matches!(Store::open(&root), Err(StoreError::Damaged { .. })));
+        let home = directory.path().join("home");
+        fs::create_directory(&home).unwrap();
+        fs::write_atomic(&home.join("thesis.tex"), b"").unwrap();
+        assert!(matches!(Store::open(&home), Err(StoreError::NotAStore { .. })));
+    }
+
+    #[test]
+    fn opening_can_fail_anywhere_and_be_tried_again() {
+        for n in 1.. {
+            let directory = tempfile::tempdir().unwrap();
+            let root = directory.path().join("cache");
+            let (result, reached) = fs::with_fault(n, || Store::open(&root).map(drop));
+            assert_eq!(result.is_err(), reached);
+            Store::open(&root).unwrap();
+            if !reached {
+                break;
+            }
+        }
     }
 }

@@ -1,0 +1,308 @@
+//! What is remembered of work: node records and runs, and the directories that go with them.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{Health, Stamps, Store, StoreError, name};
+use crate::digest::Digest;
+use crate::fs;
+
+/// What is remembered of a node's work: the truth behind a hit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Format of this record.
+    pub format: u32,
+    /// The node key.
+    pub key: Digest,
+    /// Node name at the time.
+    pub node: String,
+    /// Pipeline name at the time.
+    pub pipeline: String,
+    /// Kind name.
+    pub kind: String,
+    /// The artifact made.
+    pub artifact: Digest,
+    /// The key's preimage.
+    pub preimage: Value,
+    /// Inputs: field path → artifact id.
+    pub inputs: BTreeMap<String, Digest>,
+    /// Metrics.
+    pub metrics: Map<String, Value>,
+    /// Run and attempt that made it.
+    pub run: String,
+    /// Attempt number within the run.
+    pub attempt: u32,
+    /// Start, as RFC 3339.
+    pub started: String,
+    /// Wall seconds.
+    pub seconds: f64,
+    /// Host name, device, version of sami.
+    pub host: String,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// Version of sami.
+    pub version: String,
+}
+
+/// A node in a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunNode {
+    /// Node name.
+    pub name: String,
+    /// Kind name.
+    pub kind: String,
+    /// `ran`, `hit`, `failed` or `skipped`.
+    pub state: String,
+    /// The key, if it was known.
+    pub key: Option<Digest>,
+    /// The artifact, if there is one.
+    pub artifact: Option<Digest>,
+    /// Wall seconds of the attempt that made the artifact.
+    pub seconds: f64,
+    /// Metrics.
+    pub metrics: Map<String, Value>,
+}
+
+/// One invocation: `runs/RUN/run.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// The run's id, which sorts by time.
+    pub run: String,
+    /// Pipeline name.
+    pub pipeline: String,
+    /// Pipeline file as typed.
+    pub file: String,
+    /// Params after `--set`.
+    pub params: BTreeMap<String, Value>,
+    /// Start, as RFC 3339.
+    pub started: String,
+    /// End, as RFC 3339; absent while it runs and after a kill.
+    pub finished: Option<String>,
+    /// Whether all went well; absent while it runs and after a kill.
+    pub ok: Option<bool>,
+    /// Its nodes, in the order of the pipeline; none until it ends.
+    pub nodes: Vec<RunNode>,
+}
+
+/// One execution of a node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttemptRecord {
+    /// The run's id.
+    pub run: String,
+    /// Node name.
+    pub node: String,
+    /// Number of the attempt within the run.
+    pub attempt: u32,
+    /// The node key.
+    pub key: Digest,
+    /// `done`, `failed` or `interrupted`.
+    pub state: String,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Wall seconds.
+    pub seconds: f64,
+    /// Its directory within the run's.
+    pub directory: String,
+}
+
+impl Store {
+    /// The record under a key. One that cannot be read is as good as none: the node runs again.
+    pub fn node(&self, key: &Digest) -> Result<Option<NodeRecord>, StoreError> {
+        let record: Option<NodeRecord> = read_json(&self.node_path(key))?;
+        Ok(record.filter(|record| record.key == *key))
+    }
+
+    /// Records a node's work. The first artifact recorded under a key stays, as long as it is whole.
+    pub fn put_node(&self, record: &NodeRecord) -> Result<(), StoreError> {
+        if let Some(first) = self.node(&record.key)?
+            && first.artifact != record.artifact
+            && matches!(self.health(&first.artifact, &mut Stamps::default())?, Health::Whole)
+        {
+            return Ok(());
+        }
+        self.write(&self.node_path(&record.key), &serde_json::to_vec_pretty(record)?)
+    }
+
+    /// Keys of all node records, in order.
+    pub fn node_keys(&self) -> Result<Vec<Digest>, StoreError> {
+        self.sharded_ids("nodes", ".json")
+    }
+
+    pub(super) fn node_path(&self, key: &Digest) -> PathBuf {
+        self.sharded("nodes", key, ".json")
+    }
+
+    /// The directory in which attempts at a key leave what the next one can go on with; made if absent.
+    pub fn partial_dir(&self, key: &Digest) -> Result<PathBuf, StoreError> {
+        let directory = self.root.join("partial").join(key.to_string());
+        fs::create_directory(&directory)?;
+        Ok(directory)
+    }
+
+    /// Removes what attempts at a key left: one has succeeded.
+    pub fn clear_partial(&self, key: &Digest) -> Result<(), StoreError> {
+        Ok(fs::remove_directory(&self.root.join("partial").join(key.to_string()))?)
+    }
+
+    /// An empty directory for the files of an attempt at a key; what an earlier one left there is removed.
+    pub fn staging_dir(&self, key: &Digest) -> Result<PathBuf, StoreError> {
+        let directory = self.tmp().join(key.to_string());
+        fs::remove_directory(&directory)?;
+        fs::create_directory(&directory)?;
+        Ok(directory)
+    }
+
+    /// The directory of a row memo; made if absent.
+    pub fn rows_dir(&self, space: &Digest) -> Result<PathBuf, StoreError> {
+        let directory = self.root.join("rows").join(space.to_string());
+        fs::create_directory(&directory)?;
+        Ok(directory)
+    }
+
+    /// The directory of a run; not made.
+    pub fn run_dir(&self, run: &str) -> PathBuf {
+        self.root.join("runs").join(run)
+    }
+
+    /// Records a run, as far as it is.
+    pub fn put_run(&self, record: &RunRecord) -> Result<(), StoreError> {
+        self.write(&self.run_dir(&record.run).join("run.json"), &serde_json::to_vec_pretty(record)?)
+    }
+
+    /// Ids of all runs, oldest first.
+    pub fn run_ids(&self) -> Result<Vec<String>, StoreError> {
+        Ok(fs::list(&self.root.join("runs"))?.iter().map(|path| name(path)).collect())
+    }
+
+    /// A run's record, if there is one.
+    pub fn run(&self, run: &str) -> Result<Option<RunRecord>, StoreError> {
+        read_json(&self.run_dir(run).join("run.json"))
+    }
+
+    /// Records of all runs, oldest first.
+    pub fn runs(&self) -> Result<Vec<RunRecord>, StoreError> {
+        self.run_ids()?.iter().filter_map(|run| self.run(run).transpose()).collect()
+    }
+
+    /// The time to name a new run by: now, or a second after the latest run if the clock says that it is earlier.
+    /// So ids of runs sort in the order of the runs even when a clock jumps back.
+    pub fn run_time(&self) -> Result<jiff::Timestamp, StoreError> {
+        let now = fs::now();
+        let stamp = |run: &String| {
+            let civil = jiff::civil::DateTime::strptime("%Y%m%d-%H%M%S", run.get(..15)?).ok()?;
+            jiff::tz::TimeZone::UTC.to_timestamp(civil).ok()
+        };
+        let latest = self.run_ids()?.iter().rev().find_map(stamp);
+        Ok(match latest {
+            Some(latest) if latest >= now => latest.checked_add(jiff::SignedDuration::from_secs(1)).unwrap_or(latest),
+            _ => now,
+        })
+    }
+
+    /// Makes gc keep an artifact, and all that a look at it needs.
+    pub fn pin(&self, id: &Digest) -> Result<(), StoreError> {
+        self.write(&self.root.join("pins").join(id.to_string()), b"")
+    }
+
+    /// Ids that gc keeps, in order.
+    pub fn pins(&self) -> Result<Vec<Digest>, StoreError> {
+        Ok(fs::list(&self.root.join("pins"))?.iter().filter_map(|path| name(path).parse().ok()).collect())
+    }
+}
+
+/// Reads JSON; `None` if the file is absent or is not what it should be, which a warning tells.
+pub(super) fn read_json<T: DeserializeOwned>(path: &std::path::Path) -> Result<Option<T>, StoreError> {
+    let bytes = match fs_err::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(serde_json::from_slice(&bytes)
+        .inspect_err(|error| tracing::warn!("`{}` is damaged and passed over: {error}", path.display()))
+        .ok())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A record of an artifact with one file that holds `text`.
+    pub(in crate::store) fn record(store: &Store, node: &str, text: &str) -> Result<NodeRecord, StoreError> {
+        let blob = store.put_bytes(text.as_bytes())?;
+        let files = BTreeMap::from([("rows.jsonl".to_owned(), blob)]);
+        let artifact = store.put_manifest(&super::super::Manifest { kind: "files".into(), files })?;
+        let preimage = json!({"kind": "command", "version": 1, "fields": {"program": node}, "inputs": {}});
+        Ok(NodeRecord {
+            format: 1,
+            key: Digest::of_value(&preimage),
+            node: node.into(),
+            pipeline: "toy".into(),
+            kind: "command".into(),
+            artifact,
+            preimage,
+            inputs: BTreeMap::new(),
+            metrics: Map::from_iter([("rows".to_owned(), json!(1))]),
+            run: "20260101-000000-aaaa".into(),
+            attempt: 1,
+            started: "2026-01-01T00:00:00Z".into(),
+            seconds: 0.5,
+            host: "here".into(),
+            device: "cpu".into(),
+            version: "0.1.0".into(),
+        })
+    }
+
+    pub(in crate::store) fn run(id: &str, records: &[&NodeRecord]) -> RunRecord {
+        let node = |record: &&NodeRecord| RunNode {
+            name: record.node.clone(),
+            kind: record.kind.clone(),
+            state: "ran".into(),
+            key: Some(record.key),
+            artifact: Some(record.artifact),
+            seconds: record.seconds,
+            metrics: record.metrics.clone(),
+        };
+        RunRecord {
+            run: id.into(),
+            pipeline: "toy".into(),
+            file: "toy.toml".into(),
+            params: BTreeMap::new(),
+            started: "2026-01-01T00:00:00Z".into(),
+            finished: Some("2026-01-01T00:00:01Z".into()),
+            ok: Some(true),
+            nodes: records.iter().map(node).collect(),
+        }
+    }
+
+    #[test]
+    fn the_first_artifact_under_a_key_stays_while_it_is_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let first = record(&store, "a", "first").unwrap();
+        let second = NodeRecord { artifact: record(&store, "b", "second").unwrap().artifact, ..first.clone() };
+        store.put_node(&first).unwrap();
+        store.put_node(&second).unwrap();
+        assert_eq!(store.node(&first.key).unwrap().unwrap(), first);
+        fs::remove_file(&store.files(&first.artifact).unwrap()["rows.jsonl"]).unwrap();
+        store.put_node(&second).unwrap();
+        assert_eq!(store.node(&first.key).unwrap().unwrap(), second);
+        fs::write_atomic(&store.node_path(&first.key), b"{").unwrap();
+        assert_eq!(store.node(&first.key).unwrap(), None);
+    }
+
+    #[test]
+    fn runs_sort_in_order_when_the_clock_jumps_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        assert!(store.run_time().unwrap() <= fs::now());
+        store.put_run(&run("29991231-235950-ab12", &[])).unwrap();
+        assert_eq!(store.run_time().unwrap().to_string(), "2999-12-31T23:59:51Z");
+        assert_eq!(store.runs().unwrap().len(), 1);
+    }
+}
