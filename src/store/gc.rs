@@ -79,9 +79,9 @@ impl Store {
             sweep.garbage.objects += 1;
             sweep.file(&self.blob_path(id))?;
         }
-        self.sweep_scratch(&mut sweep)?;
+        self.sweep_scratch(&all, &mut sweep)?;
         if !dry_run {
-            Index::rebuild(self)?;
+            Index::rebuild_with_memory(self)?;
         }
         Ok(sweep.garbage)
     }
@@ -113,16 +113,14 @@ impl Store {
         Ok(keys)
     }
 
-    fn sweep_scratch(&self, sweep: &mut Sweep) -> Result<(), StoreError> {
+    /// `recorded` are the keys that had a record when gc began.
+    fn sweep_scratch(&self, recorded: &[Digest], sweep: &mut Sweep) -> Result<(), StoreError> {
         let mut paths = Vec::new();
         for directory in ["tmp", "quarantine", "locks"] {
             paths.extend(fs::list(&self.root.join(directory))?);
         }
         for path in fs::list(&self.root.join("partial"))? {
-            let done = match name(&path).parse() {
-                Ok(key) => self.node(&key)?.is_some(),
-                Err(_) => true,
-            };
+            let done = name(&path).parse().map_or(true, |key: Digest| recorded.binary_search(&key).is_ok());
             paths.extend(done.then_some(path));
         }
         // The lock that this gc holds.

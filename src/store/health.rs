@@ -35,6 +35,12 @@ impl Stamps {
         Self { seals, changed: HashSet::new() }
     }
 
+    /// As to be saved whole.
+    pub(super) fn unsaved(seals: HashMap<Digest, Vec<u8>>) -> Self {
+        let changed = seals.keys().copied().collect();
+        Self { seals, changed }
+    }
+
     /// What differs from what was loaded; `None` for a seal that was broken.
     pub(super) fn changes(&self) -> impl Iterator<Item = (&Digest, Option<&[u8]>)> {
         let mut changed: Vec<_> = self.changed.iter().collect();
@@ -145,7 +151,7 @@ impl Store {
     fn seal(&self, seal: &mut Option<Vec<u8>>, path: &Path, stamp: Option<Stamp>) {
         let short = path.strip_prefix(&self.root).unwrap_or(path).to_str();
         match (seal.as_mut(), stamp, short) {
-            (Some(seal), Some(stamp), Some(path)) if stamp.is_settled() && path.len() <= usize::from(u16::MAX) => {
+            (Some(seal), Some(stamp), Some(path)) if stamp.is_settled() && u16::try_from(path.len()).is_ok() => {
                 push(seal, &Sealed { path, stamp });
             }
             _ => *seal = None,

@@ -3,7 +3,7 @@
 //! It can be deleted at any time: it is made again when it is absent, damaged or of another schema. What it alone
 //! knows (stamps, which files a source was read from) only saves time. Hence no write to it can fail a command.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -93,6 +93,29 @@ impl Index {
         }
         let damaged = || StoreError::Damaged { what: format!("`{}` cannot be read back", path.display()) };
         Ok(Self { connection: made?.ok_or_else(damaged)? })
+    }
+
+    /// As [`Index::rebuild`], but what only the index knows of artifacts that are still there is kept.
+    pub(super) fn rebuild_with_memory(store: &Store) -> Result<Self, StoreError> {
+        let old = Self::open(store)?;
+        let seals = old.pairs("SELECT artifact, seal FROM seals", |row| Ok((digest(row, 0)?, row.get(1)?)));
+        let sources =
+            old.pairs("SELECT declaration, artifact FROM sources", |row| Ok((digest(row, 0)?, digest(row, 1)?)));
+        drop(old);
+        let mut index = Self::rebuild(store)?;
+        let there: HashSet<Digest> = store.artifact_ids()?.into_iter().collect();
+        index.save_stamps(&Stamps::unsaved(seals.into_iter().filter(|(id, _)| there.contains(id)).collect()));
+        index.write(|connection| {
+            let transaction = connection.transaction()?;
+            let mut sources: Vec<_> = sources.iter().filter(|(_, id)| there.contains(id)).collect();
+            sources.sort_unstable();
+            for (declaration, artifact) in sources {
+                let insert = "INSERT OR REPLACE INTO sources VALUES (?1, ?2)";
+                transaction.prepare_cached(insert)?.execute([bytes(declaration), bytes(artifact)])?;
+            }
+            transaction.commit()
+        });
+        Ok(index)
     }
 
     fn fill(&mut self, store: &Store) -> Result<(), StoreError> {
@@ -428,6 +451,38 @@ mod tests {
         let mut stamps = two.stamps();
         store.health(&records[0].artifact, &mut stamps).unwrap();
         assert_eq!(stamps.changes().count(), 0);
+    }
+
+    #[test]
+    #[ignore = "a measurement: writes 10,000 artifacts, then prints the time of the pass of a run with nothing to do"]
+    #[expect(clippy::print_stderr, reason = "a measurement is for reading")]
+    fn ten_thousand_nodes() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let mut keys = BTreeMap::new();
+        for number in 0..10_000 {
+            let name = format!("node-{number}");
+            let record = record(&store, &name, &name).unwrap();
+            store.put_node(&record).unwrap();
+            keys.insert(name, record.key);
+        }
+        std::thread::sleep(Duration::from_millis(60));
+        let mut index = Index::open(&store).unwrap();
+        index.set_latest("toy", &keys);
+        for pass in ["first", "second"] {
+            let start = std::time::Instant::now();
+            let (artifacts, mut stamps) = (index.artifacts_by_key(), index.stamps());
+            let (latest, figures) = (index.latest_keys("toy"), index.figures());
+            let loaded = start.elapsed();
+            let mut artifacts: Vec<_> = artifacts.into_values().collect();
+            artifacts.sort_unstable();
+            for artifact in &artifacts {
+                assert_eq!(store.health(artifact, &mut stamps).unwrap(), super::super::Health::Whole);
+            }
+            eprintln!("{pass}: loaded {loaded:?}, in all {:?}; {} figures", start.elapsed(), figures.len());
+            assert_eq!(latest.len(), 10_000);
+            index.save_stamps(&stamps);
+        }
     }
 
     #[test]

@@ -147,7 +147,8 @@ impl Store {
         let directory = self.root.join("quarantine");
         fs::create_directory(&directory)?;
         let shard = path.parent().map(name).unwrap_or_default();
-        let aside = (0..).map(|n| directory.join(format!("{shard}{}.{n}", name(path)))).find(|aside| !aside.exists());
+        let aside =
+            (0..10_000).map(|n| directory.join(format!("{shard}{}.{n}", name(path)))).find(|aside| !aside.exists());
         if let Some(aside) = aside {
             fs::rename(path, &aside)?;
             tracing::warn!("damaged file moved to {}", aside.display());

@@ -44,7 +44,7 @@ pub fn preview(store: &Store, id: &Digest, lines: usize) -> Result<Preview, Stor
     let mut preview = Preview::default();
     if let Some(config) = files.get("config.json") {
         preview.config = super::record::read_json(config)?.unwrap_or_default();
-        let weights = files.iter().filter(|(name, _)| name.ends_with(".safetensors"));
+        let weights = files.iter().filter(|(name, _)| Path::new(name).extension() == Some("safetensors".as_ref()));
         let mut dtypes: Vec<String> = Vec::new();
         for (_, path) in weights {
             for tensor in tensors(path).unwrap_or_default().values() {
@@ -69,7 +69,7 @@ pub fn preview(store: &Store, id: &Digest, lines: usize) -> Result<Preview, Stor
 }
 
 fn path_is_rows<T>(files: &BTreeMap<String, T>) -> bool {
-    main_file(files).is_some_and(|name| name.ends_with(".jsonl"))
+    main_file(files).is_some_and(|name| Path::new(name).extension() == Some("jsonl".as_ref()))
 }
 
 /// The first lines; none of a file that is not text.
@@ -85,7 +85,7 @@ fn first_lines(path: &Path, count: usize) -> std::io::Result<Vec<String>> {
 fn count_lines(path: &Path) -> std::io::Result<u64> {
     let mut lines = 0;
     crate::fs::each_block(&mut fs_err::File::open(path)?, |block| {
-        lines += block.iter().filter(|byte| **byte == b'\n').count() as u64;
+        lines += block.split(|byte| *byte == b'\n').count() as u64 - 1;
         Ok(())
     })?;
     Ok(lines)

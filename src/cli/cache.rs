@@ -1,0 +1,454 @@
+//! `sami cache …`: looking into the store and tidying it.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::table::{Table, figure, seconds};
+use super::{CacheCommand, CommandResult, Context, DONE, STORE_FAULT, context};
+use crate::diag::{Diagnostic, did_you_mean};
+use crate::digest::Digest;
+use crate::store::{Index, NodeRecord, Preview, Store, StoreError, Use, preview};
+
+/// Widest line of `show`; what is longer is cut.
+const WIDTH: usize = 100;
+/// Fields, uses and rows that `show` lists, so that it fits a screen.
+const LISTED: usize = 8;
+
+/// Dispatches a command on the cache.
+pub(crate) fn run(context: &Context, command: &CacheCommand) -> CommandResult {
+    let (store, index) = context.open_existing()?;
+    match command {
+        CacheCommand::Ls { kind, last } => list(context, &store, &index, kind.as_deref(), *last),
+        CacheCommand::Show { id } => show(context, &store, &index, id),
+        CacheCommand::Cat { id, file } => cat(&store, &index, id, file.as_deref()),
+        CacheCommand::Du => usage(context, &store),
+        CacheCommand::Verify => verify(context, &store),
+        CacheCommand::Gc { dry_run, keep_runs } => {
+            drop(index);
+            gc(context, &store, *keep_runs, *dry_run)
+        }
+        CacheCommand::Rebuild => {
+            drop(index);
+            rebuild(context, &store)
+        }
+        CacheCommand::Checkout { id, dir } => checkout(context, &store, &index, id, dir),
+    }
+}
+
+/// What is known of an artifact at a glance.
+struct Line {
+    id: Digest,
+    kind: String,
+    size: u64,
+    files: usize,
+    maker: Option<NodeRecord>,
+}
+
+fn list(context: &Context, store: &Store, index: &Index, kind: Option<&str>, last: usize) -> CommandResult {
+    let mut lines = Vec::new();
+    for id in store.artifact_ids()? {
+        // `verify` tells of manifests that are damaged.
+        let Ok(manifest) = store.manifest(&id) else { continue };
+        if kind.is_none_or(|kind| manifest.kind == kind) {
+            let maker = index.makers(&id).first().map(|maker| store.node(&maker.key)).transpose()?.flatten();
+            lines.push(Line { id, size: manifest.size(), files: manifest.files.len(), kind: manifest.kind, maker });
+        }
+    }
+    // By run, then time within it: ids of runs are in order even if the clock was not.
+    let age = |line: &Line| line.maker.as_ref().map(|maker| (maker.run.clone(), maker.started.clone()));
+    lines.sort_by_cached_key(|line| std::cmp::Reverse((age(line), line.id)));
+    let all = lines.len();
+    lines.truncate(last);
+    if context.json() {
+        let rows: Vec<_> = lines.iter().map(line_json).collect();
+        context::print_json(&rows)?;
+        return Ok(DONE);
+    }
+    let mut table = Table::new(["artifact", "type", "size", "files", "made by", "when"], &[2, 3]);
+    for line in &lines {
+        let (node, when) = line.maker.as_ref().map_or(("(source)".into(), String::new()), |maker| {
+            (format!("{}/{}", maker.pipeline, maker.node), clock(&maker.started))
+        });
+        table.row([line.id.short(), line.kind.clone(), bytes(line.size), line.files.to_string(), node, when]);
+    }
+    let mut text = table.text();
+    if table.is_empty() {
+        text.replace_range(.., "no artifacts\n");
+    } else if all > lines.len() {
+        text.push_str(&format!("{} more; `--last {all}` lists all\n", all - lines.len()));
+    }
+    context::print(&text)?;
+    Ok(DONE)
+}
+
+fn line_json(line: &Line) -> Value {
+    let maker = line.maker.as_ref();
+    json!({
+        "artifact": line.id,
+        "type": line.kind,
+        "size": line.size,
+        "files": line.files,
+        "node": maker.map(|maker| &maker.node),
+        "pipeline": maker.map(|maker| &maker.pipeline),
+        "key": maker.map(|maker| maker.key),
+        "run": maker.map(|maker| &maker.run),
+        "started": maker.map(|maker| &maker.started),
+    })
+}
+
+fn show(context: &Context, store: &Store, index: &Index, what: &str) -> CommandResult {
+    let id = resolve(store, index, what)?;
+    let manifest = store.manifest(&id)?;
+    let makers = index.makers(&id);
+    let record = makers.first().map(|maker| store.node(&maker.key)).transpose()?.flatten();
+    let users = index.users(&id);
+    let glance = preview(store, &id, 5)?;
+    if context.json() {
+        let files = store.files(&id)?;
+        context::print_json(&json!({
+            "artifact": id,
+            "type": manifest.kind,
+            "size": manifest.size(),
+            "files": manifest.files,
+            "paths": files,
+            "external": store.external_directory(&id)?,
+            "record": record,
+            "made_by": makers,
+            "used_by": users,
+            "preview": glance,
+        }))?;
+        return Ok(DONE);
+    }
+    let mut text = String::new();
+    let mut line = |label: &str, rest: &str| {
+        text.push_str(&cut(&format!("{label:<9} {rest}"), WIDTH));
+        text.push('\n');
+    };
+    line("artifact", &format!("{id}  {}, {}", manifest.kind, bytes(manifest.size())));
+    match &record {
+        Some(record) => {
+            line("node", &format!("{}  of pipeline {}, kind {}", record.node, record.pipeline, record.kind));
+            line("key", &record.key.to_string());
+            let (when, took) = (clock(&record.started), seconds(record.seconds));
+            line("made", &format!("{when} in {took} on {} ({}), sami {}", record.host, record.device, record.version));
+            line("run", &format!("{} attempt {}", record.run, record.attempt));
+            inputs(store, index, record, &mut line);
+            recipe(record, &mut line);
+            for (label, part) in ["metrics"].into_iter().chain(std::iter::repeat("")).zip(metrics(record)) {
+                line(label, &part);
+            }
+        }
+        None => line("source", "read from outside the pipeline; no node made it"),
+    }
+    if let Some(directory) = store.external_directory(&id)? {
+        line("left in", &directory.display().to_string());
+    }
+    uses("also by", &makers.get(1..).unwrap_or_default().iter().collect::<Vec<_>>(), &mut line);
+    uses("used by", &users.iter().collect::<Vec<_>>(), &mut line);
+    if users.is_empty() {
+        line("used by", "nothing yet");
+    }
+    let names: Vec<_> = manifest.files.iter().map(|(name, blob)| format!("{name} ({})", bytes(blob.size))).collect();
+    line("files", &some(&names, ", "));
+    look(&glance, &mut line);
+    context::print(&text)?;
+    Ok(DONE)
+}
+
+fn inputs(store: &Store, index: &Index, record: &NodeRecord, line: &mut impl FnMut(&str, &str)) {
+    for (number, (field, id)) in record.inputs.iter().enumerate() {
+        let label = if number == 0 { "inputs" } else { "" };
+        if number == LISTED {
+            return line(label, &format!("… {} more", record.inputs.len() - LISTED));
+        }
+        let kind = store.manifest(id).map_or_else(|_| "removed".to_owned(), |manifest| manifest.kind);
+        let from = index.makers(id).first().map_or_else(String::new, |maker| format!(" of {}", maker.node));
+        line(label, &format!("{field} = {}  {kind}{from}", id.short()));
+    }
+}
+
+fn recipe(record: &NodeRecord, line: &mut impl FnMut(&str, &str)) {
+    let fields = record.preimage.get("fields").and_then(Value::as_object);
+    let fields: Vec<_> = fields.into_iter().flatten().filter(|(_, value)| !value.is_null()).collect();
+    for (number, (name, value)) in fields.iter().enumerate() {
+        let label = if number == 0 { "recipe" } else { "" };
+        if number == 2 * LISTED {
+            return line(label, &format!("… {} more; `--json` has all", fields.len() - number));
+        }
+        line(label, &format!("{name} = {value}"));
+    }
+}
+
+/// Metrics, a few to a line.
+fn metrics(record: &NodeRecord) -> Vec<String> {
+    let parts: Vec<_> = record.metrics.iter().map(|(name, value)| format!("{name} {}", figure(value))).collect();
+    parts.chunks(4).take(LISTED).map(|chunk| chunk.join(" · ")).collect()
+}
+
+fn uses(label: &str, uses: &[&Use], line: &mut impl FnMut(&str, &str)) {
+    // A node that took it in several runs or under several keys is one user.
+    let mut seen: BTreeMap<(&str, &str), &Use> = BTreeMap::new();
+    for one in uses {
+        seen.entry((&one.pipeline, &one.node)).or_insert(one);
+    }
+    let parts = seen.values().map(|one| match one.field.as_str() {
+        "" => format!("{}/{}", one.pipeline, one.node),
+        field => format!("{}/{} as {field}", one.pipeline, one.node),
+    });
+    let parts: Vec<String> = parts.collect();
+    if !parts.is_empty() {
+        line(label, &some(&parts, ", "));
+    }
+}
+
+fn look(glance: &Preview, line: &mut impl FnMut(&str, &str)) {
+    if !glance.config.is_empty() {
+        let types = glance.dtypes.join(", ");
+        line("weights", &format!("{} parameters in {} tensors, {types}", count(glance.parameters), glance.tensors));
+        let plain =
+            glance.config.iter().filter(|(_, value)| !value.is_object() && !value.is_array() && !value.is_null());
+        let parts: Vec<_> = plain.map(|(name, value)| format!("{name} {value}")).collect();
+        for (number, chunk) in parts.chunks(3).take(LISTED).enumerate() {
+            line(if number == 0 { "config" } else { "" }, &chunk.join(" · "));
+        }
+        return;
+    }
+    for (number, row) in glance.lines.iter().enumerate() {
+        let label = match (number, glance.rows) {
+            (0, Some(_)) => "rows",
+            (0, None) => "text",
+            _ => "",
+        };
+        line(label, row);
+    }
+    if let Some(rows) = glance.rows.filter(|rows| *rows > glance.lines.len() as u64) {
+        line("", &format!("… {} rows in all", count(rows)));
+    }
+}
+
+fn cat(store: &Store, index: &Index, what: &str, file: Option<&str>) -> CommandResult {
+    let id = resolve(store, index, what)?;
+    let files = store.files(&id)?;
+    let names = || files.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let Some(file) = file.map(str::to_owned).or(store.main_file(&id)?) else {
+        return Err(Diagnostic::error("cli::which-file", format!("artifact {} has {} files", id.short(), files.len()))
+            .note(format!("they are {}", names()))
+            .help("name one of them after the id")
+            .into());
+    };
+    let Some(path) = files.get(&file) else {
+        let fault = Diagnostic::error("cli::no-such-file", format!("artifact {} has no file `{file}`", id.short()));
+        return Err(match did_you_mean(&file, files.keys().map(String::as_str)) {
+            Some(near) => fault.help(format!("a file with a similar name exists: `{near}`")),
+            None => fault.note(format!("its files are {}", names())),
+        }
+        .into());
+    };
+    let mut stdout = io::stdout().lock();
+    io::copy(&mut fs_err::File::open(path)?, &mut stdout)?;
+    stdout.flush()?;
+    Ok(DONE)
+}
+
+fn usage(context: &Context, store: &Store) -> CommandResult {
+    let shares = store.usage()?;
+    let total = shares.iter().map(|share| share.bytes).sum();
+    if context.json() {
+        context::print_json(&json!({"bytes": total, "parts": shares}))?;
+        return Ok(DONE);
+    }
+    let mut table = Table::new(["part", "files", "size"], &[1, 2]);
+    for share in &shares {
+        table.row([share.part.clone(), count(share.files), bytes(share.bytes)]);
+    }
+    table.row(["total".to_owned(), count(shares.iter().map(|share| share.files).sum()), bytes(total)]);
+    context::print(&table.text())?;
+    Ok(DONE)
+}
+
+fn verify(context: &Context, store: &Store) -> CommandResult {
+    let terminal = io::stderr().is_terminal();
+    let mut shown = 0;
+    let seen = store.verify(&mut |done, total| {
+        let percent = done * 100 / total.max(1);
+        if terminal && percent != shown {
+            shown = percent;
+            // Progress that cannot be shown is no failure.
+            let _ = write!(io::stderr(), "\rverifying {percent}% of {}", bytes(total));
+        }
+    })?;
+    if terminal {
+        let _ = write!(io::stderr(), "\r\u{1b}[K");
+    }
+    let code = if seen.is_whole() { DONE } else { STORE_FAULT };
+    if context.json() {
+        context::print_json(&json!({"ok": seen.is_whole(), "verification": seen}))?;
+        return Ok(code);
+    }
+    let mut text = String::new();
+    for finding in &seen.findings {
+        let nodes = if finding.nodes.is_empty() { "no node".to_owned() } else { some(&finding.nodes, ", ") };
+        text.push_str(&format!("{} {}: {}  (of {nodes})\n", finding.state, finding.what, finding.path.display()));
+    }
+    text.push_str(&format!(
+        "{} objects ({}), {} artifacts, {} node records: ",
+        count(seen.objects),
+        bytes(seen.bytes),
+        count(seen.artifacts),
+        count(seen.nodes)
+    ));
+    match seen.findings.len() {
+        0 => text.push_str("all whole\n"),
+        found => text.push_str(&format!("{found} not as they should be; `sami run` makes them again\n")),
+    }
+    context::print(&text)?;
+    Ok(code)
+}
+
+fn gc(context: &Context, store: &Store, keep_runs: usize, dry_run: bool) -> CommandResult {
+    let garbage = store.gc(keep_runs, dry_run)?;
+    if context.json() {
+        context::print_json(&json!({"dry_run": dry_run, "removed": garbage}))?;
+        return Ok(DONE);
+    }
+    context::print(&format!(
+        "{} {}: {} artifacts, {} objects, {} node records, {} runs, {} other files\n",
+        if dry_run { "would free" } else { "freed" },
+        bytes(garbage.bytes),
+        garbage.artifacts,
+        garbage.objects,
+        garbage.nodes,
+        garbage.runs,
+        garbage.files
+    ))?;
+    Ok(DONE)
+}
+
+fn rebuild(context: &Context, store: &Store) -> CommandResult {
+    let index = Index::rebuild(store)?;
+    let (nodes, runs) = (index.artifacts_by_key().len(), store.run_ids()?.len());
+    if context.json() {
+        context::print_json(&json!({"nodes": nodes, "runs": runs}))?;
+    } else {
+        context::print(&format!("index made again from {nodes} node records and {runs} runs\n"))?;
+    }
+    Ok(DONE)
+}
+
+fn checkout(context: &Context, store: &Store, index: &Index, what: &str, directory: &Path) -> CommandResult {
+    let id = resolve(store, index, what)?;
+    if directory.exists() && !crate::fs::list(directory).is_ok_and(|entries| entries.is_empty()) {
+        let what = format!("`{}` is not an empty directory", directory.display());
+        return Err(Diagnostic::error("cli::not-empty", what).help("name a directory that is new or empty").into());
+    }
+    let (manifest, files) = (store.manifest(&id)?, store.files(&id)?);
+    for (name, from) in &files {
+        let to = directory.join(name);
+        if let Some(parent) = to.parent() {
+            crate::fs::create_directory(parent)?;
+        }
+        let mut hasher = blake3::Hasher::new();
+        crate::fs::copy_to(&mut fs_err::File::open(from)?, &to, |block| {
+            hasher.update(block);
+        })?;
+        if Digest::from(hasher.finalize()) != manifest.files[name].digest {
+            crate::fs::discard(&to);
+            return Err(
+                StoreError::Damaged { what: format!("`{}`, file `{name}` of the artifact", from.display()) }.into()
+            );
+        }
+    }
+    if context.json() {
+        context::print_json(
+            &json!({"artifact": id, "directory": directory, "files": files.keys().collect::<Vec<_>>()}),
+        )?;
+    } else {
+        let all: Vec<_> = files.into_keys().collect();
+        context::print(&format!("{}: {}\n", directory.display(), some(&all, ", ")))?;
+    }
+    Ok(DONE)
+}
+
+/// The artifact that a name or prefix means, or what was perhaps meant.
+fn resolve(store: &Store, index: &Index, what: &str) -> Result<Digest, super::context::Failure> {
+    match index.resolve(store, what) {
+        // What was typed is at fault, not the store.
+        Err(error @ (StoreError::Unknown(_) | StoreError::Ambiguous { .. })) => Err(error.diagnostic().into()),
+        other => Ok(other?),
+    }
+}
+
+/// The first few, joined; the rest as a count.
+fn some(parts: &[String], between: &str) -> String {
+    let listed = parts.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(between);
+    match parts.len().saturating_sub(LISTED) {
+        0 => listed,
+        more => format!("{listed}{between}… {more} more"),
+    }
+}
+
+fn cut(text: &str, width: usize) -> String {
+    let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if plain.chars().count() <= width {
+        return plain.trim_end().to_owned();
+    }
+    plain.chars().take(width - 1).chain(['…']).collect()
+}
+
+/// Bytes as people read them: `12 B`, `3.4 KiB`.
+fn bytes(bytes: u64) -> String {
+    let mut size = bytes as f64;
+    let mut unit = 0;
+    while size >= 1024.0 && unit < 4 {
+        size /= 1024.0;
+        unit += 1;
+    }
+    let unit = ["B", "KiB", "MiB", "GiB", "TiB"][unit];
+    if unit == "B" { format!("{bytes} B") } else { format!("{size:.1} {unit}") }
+}
+
+/// A count with separators: `12,345`.
+fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// An RFC 3339 time to the second, as people read it.
+fn clock(time: &str) -> String {
+    time.split('.').next().unwrap_or(time).trim_end_matches('Z').replace('T', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_counts_and_times_read_well() {
+        assert_eq!([bytes(12), bytes(3500), bytes(14 << 30)], ["12 B", "3.4 KiB", "14.0 GiB"]);
+        assert_eq!([count(7), count(1000), count(1_234_567)], ["7", "1,000", "1,234,567"]);
+        assert_eq!(clock("2026-11-24T14:05:09.123456Z"), "2026-11-24 14:05:09");
+    }
+
+    #[test]
+    fn long_lines_are_cut_at_characters_and_controls_do_not_reach_the_terminal() {
+        assert_eq!(cut("añb\u{1b}[31m", 10), "añb [31m");
+        assert_eq!(cut("äöüäöü", 4), "äöü…");
+    }
+
+    #[test]
+    fn lists_are_short() {
+        let parts: Vec<String> = (0..10).map(|n| n.to_string()).collect();
+        assert_eq!(some(&parts, ","), "0,1,2,3,4,5,6,7,… 2 more");
+        assert_eq!(some(&parts[..2], ","), "0,1");
+    }
+}
