@@ -17,8 +17,29 @@ pub enum Severity {
 pub struct Source {
     /// The path as the user would type it.
     pub path: String,
-    /// The whole text; label spans are byte ranges of it.
+    /// The whole text, or an excerpt that begins at `first_line`; label spans are byte ranges of it.
     pub text: String,
+    /// The number of the first line of `text` in the file, from 1.
+    pub first_line: usize,
+}
+
+impl Source {
+    /// A whole text.
+    pub fn new(path: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { path: path.into(), text: text.into(), first_line: 1 }
+    }
+
+    /// The line, from 1, and the column in characters, from 1, of a byte of the text.
+    pub fn position(&self, byte: usize) -> (usize, usize) {
+        let mut byte = byte.min(self.text.len());
+        while !self.text.is_char_boundary(byte) {
+            byte -= 1;
+        }
+        let before = &self.text[..byte];
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let newlines = before.bytes().filter(|letter| *letter == b'\n').count();
+        (self.first_line + newlines, before[line_start..].chars().count() + 1)
+    }
 }
 
 /// A place in a [`Source`] and what to say about it.

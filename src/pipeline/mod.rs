@@ -1,21 +1,42 @@
 //! From a TOML file to a checked list of plain nodes.
 //!
-//! Reading order: [`tree`] (TOML with spans), [`kind`] (what a node kind declares), `expr` (`${…}`), `parse` (the
-//! tables), `expand` (loop and matrix), [`dataset`].
+//! Reading order: [`tree`] (TOML with spans), [`kind`] (what a node kind declares), `expr` (`${…}`), `declare` (the
+//! tables), `reference` (`name@prev[lr=1e-7]`), `expand` (loop and matrix), [`dataset`], [`check`].
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::Value;
 
-use crate::diag::Source;
+use crate::diag::{Diagnostic, Severity, Source};
 
+pub mod check;
 pub mod dataset;
+mod declare;
+mod document;
+mod expand;
+mod expr;
+mod findings;
+mod include;
 pub mod kind;
+mod make;
+mod matrix;
+mod params;
+mod random;
+mod reference;
+mod rows;
+mod source;
 pub mod tree;
+mod typed;
+
+use declare::Reader;
+use expand::Expander;
+use expr::Evaluator;
+use findings::Findings;
+use include::Includer;
 
 pub use kind::{ArtifactType, Input, InputField, KindSpec, Problem, Spec};
 
@@ -59,8 +80,8 @@ pub struct Node {
     pub name: String,
     /// Its kind.
     pub kind: &'static KindSpec,
-    /// Its typed fields.
-    pub spec: Box<dyn Spec>,
+    /// Its typed fields, shared by the cells that inherit a matrix.
+    pub spec: Arc<dyn Spec>,
     /// What each input refers to, in the order of [`Spec::inputs`].
     pub links: Vec<Link>,
     /// Execution fields, not in the key.
@@ -105,4 +126,44 @@ pub struct RunFields {
     pub shards: Option<usize>,
     /// Times that a failed attempt is made again.
     pub retries: Option<u32>,
+}
+
+/// Reads a pipeline file and expands it. `sets` are `NAME=VALUE` overrides of params. Errs with every error of the
+/// file that can be found without reading data; [`check`] also reads that.
+pub fn load(path: &Path, sets: &[String], kinds: &[&'static KindSpec]) -> Result<Pipeline, Vec<Diagnostic>> {
+    let (pipeline, findings) = examine(path, sets, kinds);
+    match pipeline {
+        Some(pipeline) if findings.iter().all(|finding| finding.severity == Severity::Warning) => Ok(pipeline),
+        _ => Err(findings),
+    }
+}
+
+/// Reads a pipeline file as far as that goes: what is sound of it, and every finding. A pipeline with errors lacks
+/// the nodes, links and sources that are at fault; it is good for finding more errors and nothing else.
+pub fn examine(path: &Path, sets: &[String], kinds: &[&'static KindSpec]) -> (Option<Pipeline>, Vec<Diagnostic>) {
+    let (source, tree) = match document::read(path) {
+        Ok(read) => read,
+        Err(findings) => return (None, findings),
+    };
+    let directory = path.parent().unwrap_or(Path::new("")).to_owned();
+    let directory = if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory };
+    let mut findings = Findings::new(&source);
+    let mut evaluator = Evaluator::new();
+    let mut includer = Includer::new(&directory);
+    let mut declared =
+        Reader { kinds, sets, evaluator: &mut evaluator, includer: &mut includer, findings: &mut findings }.read(tree);
+    let expander = Expander { evaluator: &mut evaluator, includer: &mut includer, findings: &mut findings };
+    let nodes = expander.expand(&declared);
+    let stem = || path.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
+    let pipeline = Pipeline {
+        source,
+        directory,
+        name: declared.name.take().unwrap_or_else(stem),
+        description: declared.description,
+        params: declared.params,
+        models: declared.models,
+        datasets: declared.datasets,
+        nodes,
+    };
+    (Some(pipeline), findings.into_list())
 }

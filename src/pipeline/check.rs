@@ -1,0 +1,125 @@
+//! Checks that read data: datasets row by row, model directories, slices against the number of rows there are.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::dataset::{self, DatasetSpec};
+use super::{Link, ModelSource, Pipeline, Target};
+use crate::diag::{Diagnostic, did_you_mean};
+
+/// What reading all data of a pipeline found.
+#[derive(Debug, Default)]
+pub struct DataCheck {
+    /// Errors and warnings.
+    pub findings: Vec<Diagnostic>,
+    /// Rows of each dataset that could be read.
+    pub rows: HashMap<String, usize>,
+}
+
+/// Reads every dataset and looks into every model directory.
+pub fn data(pipeline: &Pipeline) -> DataCheck {
+    let mut check = DataCheck::default();
+    for (name, spec) in &pipeline.datasets {
+        match dataset::read(spec, &pipeline.directory) {
+            Ok(rows) => {
+                check.rows.insert(name.clone(), rows.len());
+            }
+            Err(findings) => {
+                let place = |finding: Diagnostic| {
+                    let finding = finding.label(&pipeline.source, spec.span.clone(), "of this dataset");
+                    if finding.id == "dataset::unreadable" { similar_file(finding, spec, pipeline) } else { finding }
+                };
+                check.findings.extend(findings.into_iter().map(place));
+            }
+        }
+    }
+    for (name, model) in &pipeline.models {
+        check.findings.extend(model_directory(name, model, pipeline));
+    }
+    // One finding per place in the file: the iterations of a loop share it.
+    let mut seen = BTreeSet::new();
+    for (node, link) in pipeline.nodes.iter().flat_map(|node| node.links.iter().map(move |link| (node, link))) {
+        if let Some(finding) = slice(&node.name, link, &check.rows, pipeline)
+            && seen.insert((link.span.start, finding.id))
+        {
+            check.findings.push(finding);
+        }
+    }
+    check
+}
+
+/// Names a file of the same directory that may have been meant.
+fn similar_file(finding: Diagnostic, spec: &DatasetSpec, pipeline: &Pipeline) -> Diagnostic {
+    let dataset::RowSource::File(path) = &spec.source else { return finding };
+    let path = pipeline.directory.join(path);
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return finding;
+    };
+    let names: Vec<String> = fs_err::read_dir(directory)
+        .map(|entries| entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+        .unwrap_or_default();
+    match did_you_mean(name, names.iter().map(String::as_str)) {
+        Some(near) => finding.help(format!("a file with a similar name exists: `{}`", directory.join(near).display())),
+        None => finding,
+    }
+}
+
+fn model_directory(name: &str, model: &ModelSource, pipeline: &Pipeline) -> Option<Diagnostic> {
+    let directory = pipeline.directory.join(&model.path);
+    let fault = |what: String, help: &str| {
+        let finding =
+            Diagnostic::error("pipeline::model-directory", format!("the directory of model `{name}` does not do"));
+        Some(finding.label(&pipeline.source, model.span.clone(), what).help(help))
+    };
+    let fix = "give a directory with config.json, tokenizer.json and *.safetensors, as `save_pretrained` writes it";
+    let names: BTreeSet<String> = match fs_err::read_dir(&directory) {
+        Ok(entries) => entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return fault(format!("there is no directory `{}`", directory.display()), fix);
+        }
+        Err(error) => return fault(error.to_string(), fix),
+    };
+    let missing: Vec<&str> =
+        ["config.json", "tokenizer.json"].into_iter().filter(|&file| !names.contains(file)).collect();
+    if !missing.is_empty() {
+        return fault(format!("it has no {}", missing.join(" and no ")), fix);
+    }
+    if !names.iter().any(|name| name.ends_with(".safetensors")) {
+        let help = if names.iter().any(|name| name.ends_with(".bin")) {
+            "convert the weights: `model.save_pretrained(DIRECTORY, safe_serialization=True)`"
+        } else {
+            fix
+        };
+        return fault("it has no *.safetensors".to_owned(), help);
+    }
+    let config = fs_err::read(directory.join("config.json"));
+    match config.map(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes)) {
+        Ok(Ok(serde_json::Value::Object(_))) => None,
+        Ok(Ok(_)) => fault("its config.json is no JSON object".to_owned(), fix),
+        Ok(Err(error)) => fault(format!("its config.json is not JSON: {error}"), fix),
+        Err(error) => fault(error.to_string(), fix),
+    }
+}
+
+fn slice(node: &str, link: &Link, rows: &HashMap<String, usize>, pipeline: &Pipeline) -> Option<Diagnostic> {
+    let Target::Dataset(name) = &link.target else { return None };
+    let rows = *rows.get(name)? as u64;
+    let skip = link.field.input.skip.unwrap_or(0);
+    let left = rows.saturating_sub(skip);
+    if left == 0 {
+        let what = format!("node `{node}` skips all {rows} rows of dataset `{name}`");
+        let finding = Diagnostic::error("pipeline::empty-slice", what);
+        return Some(finding.label(&pipeline.source, link.span.clone(), "nothing is left").help("lower `skip`"));
+    }
+    let take = link.field.input.take?;
+    if take == 0 {
+        let what = format!("node `{node}` takes no rows of dataset `{name}`");
+        let finding = Diagnostic::error("pipeline::empty-slice", what);
+        return Some(finding.label(&pipeline.source, link.span.clone(), "nothing is taken").help("raise `take`"));
+    }
+    (take > left).then(|| {
+        let what = format!("node `{node}` wants {take} rows of dataset `{name}`, which has {left}");
+        let finding = Diagnostic::warning("pipeline::short-slice", what);
+        let finding = finding.label(&pipeline.source, link.span.clone(), format!("{left} rows after `skip`"));
+        finding.help("lower `take`, or add rows")
+    })
+}

@@ -1,0 +1,122 @@
+//! `{ file = "path" }`: a value that lives in a file of its own. Text files become strings; `.json` and `.toml` files
+//! become what they hold. Paths start from the pipeline file's directory.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::document;
+use super::findings::Findings;
+use super::tree::{Tree, TreeValue};
+use crate::diag::Diagnostic;
+
+/// A file larger than this is data, not a value.
+const MOST_BYTES: u64 = 16 << 20;
+
+/// Reads included files, each once.
+#[derive(Debug)]
+pub(super) struct Includer {
+    directory: PathBuf,
+    read: std::collections::HashMap<String, Result<String, String>>,
+}
+
+impl Includer {
+    /// Paths start from `directory`.
+    pub(super) fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), read: std::collections::HashMap::new() }
+    }
+
+    /// Replaces every `{ file = "path" }` in a tree by what the file holds; what fails is reported and becomes a hole.
+    pub(super) fn include(&mut self, tree: &mut Tree, findings: &mut Findings) {
+        let included = match &tree.value {
+            TreeValue::Table(table) if table.len() == 1 => {
+                table.get("file").and_then(|entry| entry.value.text()).map(str::to_owned)
+            }
+            _ => None,
+        };
+        if let Some(path) = included {
+            tree.value = match self.value(&path, tree) {
+                Ok(value) => value,
+                Err(what) => {
+                    let place = tree.place("file");
+                    findings.add(
+                        Diagnostic::error("pipeline::file", format!("the file `{path}` cannot be used"))
+                            .label(&Arc::clone(&findings.source), place, what)
+                            .help(format!("paths start from the pipeline's directory, `{}`", self.directory.display())),
+                    );
+                    TreeValue::Hole
+                }
+            };
+            return;
+        }
+        match &mut tree.value {
+            TreeValue::Array(items) => items.iter_mut().for_each(|item| self.include(item, findings)),
+            TreeValue::Table(table) => {
+                table.values_mut().for_each(|entry| self.include(&mut entry.value, findings));
+            }
+            _ => {}
+        }
+    }
+
+    fn value(&mut self, path: &str, tree: &Tree) -> Result<TreeValue, String> {
+        let directory = &self.directory;
+        let text = self.read.entry(path.to_owned()).or_insert_with(|| read(&directory.join(path))).clone()?;
+        let extension = Path::new(path).extension().and_then(|extension| extension.to_str());
+        match extension {
+            Some("json") => {
+                let value = serde_json::from_str(&text).map_err(|error| format!("not JSON: {error}"))?;
+                let included = Tree::of_json(value, &tree.span);
+                included.map(|tree| tree.value).map_err(|what| format!("it holds {what}"))
+            }
+            Some("toml") => {
+                let value = document::parse_included(&text)?.to_json();
+                Tree::of_json(value, &tree.span).map(|tree| tree.value).map_err(str::to_owned)
+            }
+            _ => Ok(TreeValue::String(text)),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    match fs_err::File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err("there is no such file".to_owned()),
+        Err(error) => return Err(error.to_string()),
+        Ok(_) => {}
+    }
+    if bytes.len() as u64 > MOST_BYTES {
+        return Err(format!("it is larger than {} MiB", MOST_BYTES >> 20));
+    }
+    String::from_utf8(bytes).map_err(|error| format!("it is not UTF-8 (byte {})", error.utf8_error().valid_up_to()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diag::Source;
+
+    #[test]
+    fn files_become_values_and_missing_ones_are_errors() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs_err::write(folder.path().join("a.jinja"), "Q: ${x} {{ query }}\n").expect("writes");
+        fs_err::write(folder.path().join("b.json"), r#"{"k": [1]}"#).expect("writes");
+        fs_err::write(folder.path().join("c.toml"), "k = 2.5\n").expect("writes");
+        let text = r#"a = { file = "a.jinja" }
+b = [{ file = "b.json" }]
+c = { file = "c.toml" }
+d = { file = "gone.txt" }
+e = { file = "a.jinja", other = 1 }"#;
+        let source = Arc::new(Source::new("x.toml", text));
+        let mut tree = document::parse(&source).expect("TOML");
+        let mut findings = Findings::new(&source);
+        Includer::new(folder.path()).include(&mut tree, &mut findings);
+        let json = tree.to_json();
+        assert_eq!(json["a"], "Q: ${x} {{ query }}\n");
+        assert_eq!(json["b"][0]["k"][0], 1);
+        assert_eq!(json["c"]["k"], 2.5);
+        assert_eq!(json["e"]["other"], 1);
+        let found = findings.into_list();
+        assert_eq!(found.len(), 1);
+        assert_eq!(&text[found[0].labels[0].span.clone()], "\"gone.txt\"");
+    }
+}

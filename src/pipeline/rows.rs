@@ -1,0 +1,306 @@
+//! Rows from files: `.jsonl`, `.json`, `.csv` and `.txt`. What is wrong with a row names the file and the row.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use serde_json::{Map, Value};
+
+use super::dataset::Row;
+use super::make::excerpt;
+use crate::diag::{Diagnostic, Source};
+
+/// A broken file is not listed to its end.
+const MOST_FINDINGS: usize = 20;
+/// Longer lines are shown in part.
+const LONGEST_LINE: usize = 300;
+
+/// Collects what is wrong with a file's rows.
+#[derive(Debug)]
+pub(super) struct RowFindings {
+    list: Vec<Diagnostic>,
+    more: usize,
+    file: String,
+}
+
+impl RowFindings {
+    /// None yet; `file` is the name to show.
+    pub(super) fn new(file: String) -> Self {
+        Self { list: Vec::new(), more: 0, file }
+    }
+
+    /// Adds one, as long as there is room.
+    pub(super) fn add(&mut self, finding: impl FnOnce(&str) -> Diagnostic) {
+        if self.list.len() < MOST_FINDINGS {
+            self.list.push(finding(&self.file));
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// The rows, or what is wrong with them.
+    pub(super) fn finish<T>(mut self, rows: T) -> Result<T, Vec<Diagnostic>> {
+        if self.list.is_empty() {
+            return Ok(rows);
+        }
+        if self.more > 0
+            && let Some(last) = self.list.pop()
+        {
+            self.list.push(last.note(format!("and {} more such rows in `{}`", self.more, self.file)));
+        }
+        Err(self.list)
+    }
+
+    fn line(&mut self, number: usize, line: &str, at: Range<usize>, what: impl Into<String>, help: &str) {
+        let what = what.into();
+        self.add(|file| {
+            let (text, at) = window(line, at);
+            let source = Arc::new(Source { path: file.to_owned(), text, first_line: number });
+            Diagnostic::error("dataset::bad-row", format!("row {number} of `{file}` is malformed"))
+                .label(&source, at, what)
+                .help(help)
+        });
+    }
+}
+
+/// The part of a long line around a place.
+fn window(line: &str, at: Range<usize>) -> (String, Range<usize>) {
+    if line.len() <= LONGEST_LINE {
+        return (line.to_owned(), at);
+    }
+    let boundary = |mut byte: usize| {
+        while !line.is_char_boundary(byte) {
+            byte -= 1;
+        }
+        byte
+    };
+    let start = boundary(at.start.saturating_sub(LONGEST_LINE / 2).min(line.len()));
+    let end = boundary((start + LONGEST_LINE).min(line.len()));
+    let text = line[start..end].to_owned();
+    let at = at.start - start..(at.end - start).min(text.len());
+    (text, at)
+}
+
+/// Reads all rows of a file, as they stand there.
+pub(super) fn read(path: &Path) -> Result<Vec<Row>, Vec<Diagnostic>> {
+    let file = path.display().to_string();
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    if !["jsonl", "json", "csv", "txt"].contains(&extension) {
+        let finding = Diagnostic::error("dataset::unknown-format", format!("`{file}` is of no known format"))
+            .help("give a .jsonl, .json, .csv or .txt file");
+        return Err(vec![finding]);
+    }
+    let bytes = fs_err::read(path).map_err(|error| {
+        let what = match error.kind() {
+            std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+            _ => error.to_string(),
+        };
+        vec![
+            Diagnostic::error("dataset::unreadable", format!("the file `{file}` cannot be read"))
+                .note(what)
+                .help("paths start from the pipeline file's directory"),
+        ]
+    })?;
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    let mut findings = RowFindings::new(file);
+    let rows = match extension {
+        "jsonl" => json_lines(bytes, &mut findings),
+        "json" => json(bytes, &mut findings),
+        "csv" => csv(bytes, &mut findings),
+        _ => text_lines(bytes, &mut findings),
+    };
+    if rows.is_empty() && findings.list.is_empty() {
+        findings.add(|file| {
+            Diagnostic::error("dataset::empty", format!("the file `{file}` has no rows"))
+                .help("put rows into it, or remove the dataset")
+        });
+    }
+    findings.finish(rows)
+}
+
+/// The lines up to the last that is not blank, numbered from 1.
+fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let end = bytes.trim_ascii_end().len();
+    let lines = bytes[..end].split(|byte| *byte == b'\n').take(if end == 0 { 0 } else { usize::MAX });
+    lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line)).enumerate().map(|(at, line)| (at + 1, line))
+}
+
+fn blank(line: &[u8]) -> bool {
+    line.trim_ascii().is_empty()
+}
+
+fn json_lines(bytes: &[u8], findings: &mut RowFindings) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (number, line) in lines(bytes) {
+        if blank(line) {
+            findings.line(number, "", 0..0, "an empty line", "remove the line, or put a JSON object there");
+            continue;
+        }
+        match serde_json::from_slice(line) {
+            Ok(Value::Object(row)) => rows.push(row),
+            Ok(other) => {
+                let line = String::from_utf8_lossy(line);
+                let what = format!("expected a JSON object, found {}", describe(&other));
+                findings.line(number, &line, 0..line.len(), what, "write one object a line: `{\"id\": \"1\", …}`");
+            }
+            Err(error) => {
+                let text = String::from_utf8_lossy(line);
+                let mut at = error.column().saturating_sub(1).min(text.len());
+                while !text.is_char_boundary(at) {
+                    at -= 1;
+                }
+                findings.line(
+                    number,
+                    &text,
+                    at..text.len().min(at + 1),
+                    format!("not JSON: {}", plain(&error)),
+                    "write one JSON object a line",
+                );
+            }
+        }
+    }
+    rows
+}
+
+/// What serde_json says, without the place.
+fn plain(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.split(" at line ").next().unwrap_or(&text).to_owned()
+}
+
+fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(_) => "true or false".to_owned(),
+        Value::Number(_) => "a number".to_owned(),
+        Value::String(text) => format!("the string \"{}\"", excerpt(text)),
+        Value::Array(_) => "an array".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+    }
+}
+
+/// A `.json` file: an array of objects, or an object of objects whose keys become ids.
+fn json(bytes: &[u8], findings: &mut RowFindings) -> Vec<Row> {
+    let first = bytes.trim_ascii_start().first();
+    // Read in the order of the file, whatever order serde_json keeps objects in.
+    let items: Result<Vec<(Option<String>, Value)>, _> = if first == Some(&b'{') {
+        serde_json::from_slice::<IndexMap<String, Value>>(bytes)
+            .map(|map| map.into_iter().map(|(id, value)| (Some(id), value)).collect())
+    } else {
+        serde_json::from_slice::<Vec<Value>>(bytes).map(|items| items.into_iter().map(|item| (None, item)).collect())
+    };
+    let items = match items {
+        Ok(items) => items,
+        Err(_) if blank(bytes) => return Vec::new(),
+        Err(error) => {
+            let line = bytes.split(|byte| *byte == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+            let text = String::from_utf8_lossy(line).into_owned();
+            let mut at = error.column().saturating_sub(1).min(text.len());
+            while !text.is_char_boundary(at) {
+                at -= 1;
+            }
+            findings.add(|file| {
+                let (text, at) = window(&text, at..text.len().min(at + 1));
+                let source = Arc::new(Source { path: file.to_owned(), text, first_line: error.line().max(1) });
+                Diagnostic::error("dataset::bad-file", format!("the file `{file}` is no JSON array of objects"))
+                    .label(&source, at, plain(&error))
+                    .help("write an array of objects, or an object of objects whose keys are ids")
+            });
+            return Vec::new();
+        }
+    };
+    let mut rows = Vec::with_capacity(items.len());
+    for (at, (id, item)) in items.into_iter().enumerate() {
+        match item {
+            Value::Object(mut row) => {
+                if let Some(id) = id {
+                    row.entry("id").or_insert(Value::String(id));
+                }
+                rows.push(row);
+            }
+            other => findings.add(|file| {
+                let number = at + 1;
+                Diagnostic::error("dataset::bad-row", format!("row {number} of `{file}` is malformed"))
+                    .note(format!("expected an object, found {}", describe(&other)))
+                    .help("make every row an object")
+            }),
+        }
+    }
+    rows
+}
+
+fn csv(bytes: &[u8], findings: &mut RowFindings) -> Vec<Row> {
+    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(bytes);
+    let headers = match reader.byte_headers() {
+        Ok(headers) => headers.clone(),
+        Err(_) => return Vec::new(),
+    };
+    let headers: Vec<String> = headers.iter().map(|header| String::from_utf8_lossy(header).trim().to_owned()).collect();
+    for (at, header) in headers.iter().enumerate() {
+        if header.is_empty() || headers[..at].contains(header) {
+            let what = if header.is_empty() { "has no name" } else { "has the name of an earlier one" };
+            findings.add(|file| {
+                Diagnostic::error("dataset::bad-file", format!("column {} of `{file}` {what}", at + 1))
+                    .help("give each column a name of its own in the first line")
+            });
+        }
+    }
+    let mut rows = Vec::new();
+    let mut record = csv::ByteRecord::new();
+    let mut number = 0;
+    while matches!(reader.read_byte_record(&mut record), Ok(true)) {
+        number += 1;
+        let start = record.position().map_or((0, 0), |position| (position.byte() as usize, position.line()));
+        let fault = |findings: &mut RowFindings, line: u64, what: String, help: &str| {
+            findings.add(|file| {
+                Diagnostic::error("dataset::bad-row", format!("row {number} of `{file}` is malformed"))
+                    .note(format!("line {line}: {what}"))
+                    .help(help)
+            });
+        };
+        // The reader passes over empty lines; they stand between the end of the last record and this one.
+        let mut rest = &bytes[start.0.min(bytes.len())..];
+        if start.0 > 0 && bytes[start.0 - 1] == b'\r' {
+            rest = rest.strip_prefix(b"\n").unwrap_or(rest);
+        }
+        if rest.first().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
+            fault(findings, start.1, "an empty line".to_owned(), "remove the line");
+        }
+        if record.len() != headers.len() {
+            let what = format!("{} values for {} columns", record.len(), headers.len());
+            fault(findings, start.1, what, "give each row a value per column; quote values that hold commas or quotes");
+            continue;
+        }
+        let mut row = Map::new();
+        for (header, value) in headers.iter().zip(&record) {
+            match std::str::from_utf8(value) {
+                Ok(value) => {
+                    row.insert(header.clone(), Value::String(value.to_owned()));
+                }
+                Err(_) => fault(findings, start.1, format!("column `{header}` is not UTF-8"), "save the file as UTF-8"),
+            }
+        }
+        rows.push(row);
+    }
+    rows
+}
+
+fn text_lines(bytes: &[u8], findings: &mut RowFindings) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (number, line) in lines(bytes) {
+        if blank(line) {
+            findings.line(number, "", 0..0, "an empty line", "remove the line");
+            continue;
+        }
+        match std::str::from_utf8(line) {
+            Ok(text) => rows.push(Map::from_iter([("text".to_owned(), Value::String(text.to_owned()))])),
+            Err(error) => {
+                let at = error.valid_up_to();
+                let text = String::from_utf8_lossy(line);
+                findings.line(number, &text, at..at + 1, "not UTF-8", "save the file as UTF-8");
+            }
+        }
+    }
+    rows
+}
