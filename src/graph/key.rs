@@ -187,7 +187,7 @@ mod tests {
     fn long_texts_are_shown_where_they_part() {
         let text = |end: &str| json!({"fields": {"prompt": format!("{}{end}", "word ".repeat(40))}});
         let shown = changes(text("one"), text("two"));
-        assert_eq!(shown, ["prompt \"…rd word word one\" -> \"…rd word word two\""]);
+        assert_eq!(shown, ["prompt \"…d word word one\" -> \"…d word word two\""]);
     }
 
     #[test]

@@ -85,6 +85,8 @@ pub(super) struct Reader<'a> {
     pub(super) evaluator: &'a mut Evaluator,
     pub(super) includer: &'a mut Includer,
     pub(super) findings: &'a mut Findings,
+    /// Whether the file declares any node, sound or not.
+    pub(super) met_node: bool,
 }
 
 impl Reader<'_> {
@@ -123,7 +125,7 @@ impl Reader<'_> {
             let name = node.name.strip_prefix("models.").unwrap_or(&node.name);
             declared.names.insert(name.to_owned(), Named::Node(at));
         }
-        if declared.names.values().all(|named| matches!(named, Named::Model | Named::Dataset)) {
+        if !self.met_node {
             let finding = Diagnostic::error("pipeline::no-nodes", "the pipeline has no nodes")
                 .label(&self.findings.source, 0..0, "nothing to run")
                 .help("add `[nodes.NAME]` with a `kind`; `sami help` lists the kinds");
@@ -166,6 +168,7 @@ impl Reader<'_> {
             return std::mem::take(table);
         }
         self.wrong_type(what, "a table", &entry.value);
+        self.met_node |= what.ends_with("nodes");
         IndexMap::new()
     }
 
@@ -239,6 +242,7 @@ impl Reader<'_> {
 
     fn node(&mut self, name: String, entry: Entry, in_loop: bool, declared: &mut Declarations) {
         let Entry { key_span: span, value: mut tree } = entry;
+        self.met_node = true;
         if !self.name(&name, &span, Named::Broken, declared) {
             return;
         }

@@ -53,8 +53,9 @@ pub(super) fn read(path: &Path) -> Result<(Arc<Source>, Tree), Vec<Diagnostic>> 
 
 /// Parses TOML; every syntax error of the text is in the result.
 pub(super) fn parse(source: &Arc<Source>) -> Result<Tree, Vec<Diagnostic>> {
-    let (table, errors) = DeTable::parse_recoverable(&source.text);
+    let (table, mut errors) = DeTable::parse_recoverable(&source.text);
     if !errors.is_empty() {
+        errors.sort_by_key(|error| error.span().map(|span| span.start));
         return Err(errors.iter().map(|error| syntax_error(error, source)).collect());
     }
     let mut faults = Vec::new();

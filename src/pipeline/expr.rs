@@ -94,7 +94,7 @@ impl Evaluator {
         for piece in pieces {
             match piece {
                 Piece::Text(text) => filled.push_str(&text),
-                Piece::Expression(expression) => filled.push_str(&self.value(expression, scope)?.to_string()),
+                Piece::Expression(expression) => filled.push_str(&as_text(&self.value(expression, scope)?)),
             }
         }
         Ok(TreeValue::String(filled))
@@ -117,6 +117,14 @@ impl Evaluator {
             return Err(Fault::new(expression, "it has no value".to_owned()));
         }
         Ok(value)
+    }
+}
+
+/// A value within a text; 5e-7 stays 5e-7.
+fn as_text(value: &Value) -> String {
+    match f64::try_from(value.clone()) {
+        Ok(number) if value.is_number() && !value.is_integer() => format!("{number:?}"),
+        _ => value.to_string(),
     }
 }
 
@@ -251,7 +259,7 @@ mod tests {
         assert_eq!(evaluate("${lr}").ok(), Some(json!(5e-7)));
         assert_eq!(evaluate("${2 * iteration + n}").ok(), Some(json!(7)));
         assert_eq!(evaluate("${[n, {'a': '}'}]}").ok(), Some(json!([3, {"a": "}"}])));
-        assert_eq!(evaluate("${n}-${iteration}").ok(), Some(json!("3-2")));
+        assert_eq!(evaluate("${n}-${iteration}-${lr}-${'x'}").ok(), Some(json!("3-2-5e-7-x")));
         assert_eq!(evaluate("$${HOME} {{ query }}").ok(), Some(json!("${HOME} {{ query }}")));
         assert_eq!(evaluate("${2500 * ((iteration - 1) % 2)}").ok(), Some(json!(2500)));
     }

@@ -150,8 +150,15 @@ pub fn examine(path: &Path, sets: &[String], kinds: &[&'static KindSpec]) -> (Op
     let mut findings = Findings::new(&source);
     let mut evaluator = Evaluator::new();
     let mut includer = Includer::new(&directory);
-    let mut declared =
-        Reader { kinds, sets, evaluator: &mut evaluator, includer: &mut includer, findings: &mut findings }.read(tree);
+    let mut declared = Reader {
+        kinds,
+        sets,
+        evaluator: &mut evaluator,
+        includer: &mut includer,
+        findings: &mut findings,
+        met_node: false,
+    }
+    .read(tree);
     let expander = Expander { evaluator: &mut evaluator, includer: &mut includer, findings: &mut findings };
     let nodes = expander.expand(&declared);
     let stem = || path.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
@@ -167,3 +174,8 @@ pub fn examine(path: &Path, sets: &[String], kinds: &[&'static KindSpec]) -> (Op
     };
     (Some(pipeline), findings.into_list())
 }
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(crate) mod toy;
