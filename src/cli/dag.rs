@@ -54,7 +54,9 @@ fn as_json(pipeline: &Pipeline, states: &[Option<String>]) -> serde_json::Value 
                 Target::Model(name) | Target::Dataset(name) => name,
                 Target::Node(from) => &pipeline.nodes[*from].name,
             };
-            edges.push(json!({"from": from, "to": node.name, "input": link.field.path, "type": made_by(link, pipeline)}));
+            edges.push(
+                json!({"from": from, "to": node.name, "input": link.field.path, "type": made_by(link, pipeline)}),
+            );
         }
     }
     json!({"pipeline": pipeline.name, "nodes": nodes, "edges": edges})

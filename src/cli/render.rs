@@ -183,8 +183,9 @@ error[pipeline::unknown-key]: node `x` has no key `tempreature`
     #[test]
     fn large_files_are_not_copied_for_each_finding() {
         let source = Arc::new(Source::new("p.toml", "key = 1\n".repeat(1_000_000)));
-        let found: Vec<_> =
-            (0..100).map(|at| Diagnostic::error("a::b", "x").label(&source, at * 80_000..at * 80_000 + 3, "y")).collect();
+        let found: Vec<_> = (0..100)
+            .map(|at| Diagnostic::error("a::b", "x").label(&source, at * 80_000..at * 80_000 + 3, "y"))
+            .collect();
         let start = std::time::Instant::now();
         assert!(draw(&found, false).contains("p.toml:990001:1"));
         assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());

@@ -125,7 +125,7 @@ fn check_types(pipeline: &Pipeline) -> Vec<Diagnostic> {
                         "graph::no-rows",
                         format!("node `{}` takes rows of `{name}`, which has none", node.name),
                     )
-                    .label(&pipeline.source, link.span.clone(), format!("a {made}"))
+                    .label(&pipeline.source, link.span.clone(), format!("`{name}` gives {made}"))
                     .help(format!("write `{} = \"{name}\"`, without `skip` and `take`", link.field.path)),
                 );
             }
@@ -165,17 +165,16 @@ fn wrong_type(pipeline: &Pipeline, node: &str, link: &Link, made: ArtifactType) 
     let own = node.split(['@', '[']).next().unwrap_or(node);
     fitting.remove(own);
     let help = if fitting.is_empty() {
-        format!("name a {wanted}; the pipeline has none yet")
+        format!("name something that gives {wanted}; the pipeline has nothing of that kind yet")
     } else {
         let names: Vec<String> = fitting.iter().take(12).map(|name| format!("`{name}`")).collect();
-        format!("name a {wanted}: {}", names.join(", "))
+        format!("name something that gives {wanted}: {}", names.join(", "))
     };
-    let article = if made.name().starts_with(['a', 'e']) { "an" } else { "a" };
     let finding = Diagnostic::error(
         "graph::wrong-artifact",
         format!("input `{}` of node `{own}` takes {wanted}, not {}", link.field.path, made.name()),
     )
-    .label(&pipeline.source, link.span.clone(), format!("`{}` is {article} {made}", link.field.input.from));
+    .label(&pipeline.source, link.span.clone(), format!("`{}` gives {made}", link.field.input.from));
     match &link.target {
         Target::Node(other) => finding.label(&pipeline.source, pipeline.nodes[*other].span.clone(), "made here"),
         _ => finding,

@@ -56,8 +56,11 @@ fn artifacts_of_the_wrong_type_are_refused() {
            optimizer = { name = \"a\", lr = 1 }\n";
     let found: Vec<_> = build(&load(&text)).expect_err("types").iter().map(summary).collect();
     assert_eq!(found[0].0, "graph::wrong-artifact");
-    assert_eq!((found[0].1.as_str(), found[0].2.as_str()), ("\"posts\"", "name a model: `base`, `train`"));
-    assert_eq!((found[1].1.as_str(), found[1].2.as_str()), ("\"files\"", "name a dataset: `posts`"));
+    assert_eq!(
+        (found[0].1.as_str(), found[0].2.as_str()),
+        ("\"posts\"", "name something that gives model: `base`, `train`")
+    );
+    assert_eq!((found[1].1.as_str(), found[1].2.as_str()), ("\"files\"", "name something that gives dataset: `posts`"));
     assert_eq!((found[2].0, found[2].1.as_str()), ("graph::no-rows", "\"base\""));
 }
 

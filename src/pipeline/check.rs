@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::dataset::{self, DatasetSpec};
+use super::rows::shown;
 use super::{Link, ModelSource, Pipeline, Target};
 use crate::diag::{Diagnostic, did_you_mean};
 
@@ -58,7 +59,7 @@ fn similar_file(finding: Diagnostic, spec: &DatasetSpec, pipeline: &Pipeline) ->
         .map(|entries| entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect())
         .unwrap_or_default();
     match did_you_mean(name, names.iter().map(String::as_str)) {
-        Some(near) => finding.help(format!("a file with a similar name exists: `{}`", directory.join(near).display())),
+        Some(near) => finding.help(format!("a file with a similar name exists: `{}`", shown(&directory.join(near)))),
         None => finding,
     }
 }
@@ -67,14 +68,14 @@ fn model_directory(name: &str, model: &ModelSource, pipeline: &Pipeline) -> Opti
     let directory = pipeline.directory.join(&model.path);
     let fault = |what: String, help: &str| {
         let finding =
-            Diagnostic::error("pipeline::model-directory", format!("the directory of model `{name}` does not do"));
+            Diagnostic::error("pipeline::model-directory", format!("the directory of model `{name}` cannot be used"));
         Some(finding.label(&pipeline.source, model.span.clone(), what).help(help))
     };
     let fix = "give a directory with config.json, tokenizer.json and *.safetensors, as `save_pretrained` writes it";
     let names: BTreeSet<String> = match fs_err::read_dir(&directory) {
         Ok(entries) => entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return fault(format!("there is no directory `{}`", directory.display()), fix);
+            return fault(format!("there is no directory `{}`", shown(&directory)), fix);
         }
         Err(error) => return fault(error.to_string(), fix),
     };

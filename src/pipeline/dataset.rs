@@ -62,7 +62,7 @@ pub fn read(spec: &DatasetSpec, base: &Path) -> Result<Vec<Row>, Vec<Diagnostic>
     let (rows, file) = match &spec.source {
         RowSource::File(path) => {
             let path = base.join(path);
-            (rows::read(&path)?, path.display().to_string())
+            (rows::read(&path)?, rows::shown(&path))
         }
         RowSource::Template { rows, seed, template } => {
             let name = format!("dataset {}", spec.name);

@@ -186,12 +186,13 @@ impl Expander<'_> {
             }
             fields
         });
+        let owner = what.split(" (").next().unwrap_or(&what);
         let holed = has_hole(&tree);
         let (spec, sound) = self.findings.fit(&what, &mut tree, declaration.kind.parse);
         let Some(spec) = spec else { return };
         if sound && !holed {
             for problem in spec.validate() {
-                let title = format!("{}: {what}", problem.what);
+                let title = format!("{owner}: {}", problem.what);
                 let place = tree.place(&problem.path);
                 self.findings.add(
                     Diagnostic::error("pipeline::bad-field", title)
@@ -200,7 +201,6 @@ impl Expander<'_> {
                 );
             }
         }
-        let owner = what.split(" (").next().unwrap_or(&what);
         let references = spec
             .inputs()
             .into_iter()

@@ -42,7 +42,7 @@ impl Findings {
     }
 
     /// Reads a typed value and reports everything that does not fit. `what` names the owner: "node `x`". Returns
-    /// the value and whether it is sound; see [`typed::fit`].
+    /// the value and whether none of it is made up; see [`typed::fit`].
     pub(super) fn fit<T>(
         &mut self,
         what: &str,
@@ -118,6 +118,9 @@ pub(super) fn unknown<'a>(
 ) -> Diagnostic {
     let known: Vec<&str> = known.into_iter().collect();
     if let Some(near) = did_you_mean(name, known.iter().copied()) {
+        if noun == "name" {
+            return finding.help(format!("a similar name is declared: `{near}`"));
+        }
         return finding.help(format!("a {noun} with a similar name exists: `{near}`"));
     }
     if known.is_empty() {

@@ -82,9 +82,14 @@ fn window(line: &str, at: Range<usize>) -> (String, Range<usize>) {
     (text, at)
 }
 
+/// A path as people write it: without the `./` of the directory that they are in.
+pub(super) fn shown(path: &Path) -> String {
+    path.strip_prefix(".").unwrap_or(path).display().to_string()
+}
+
 /// Reads all rows of a file, as they stand there.
 pub(super) fn read(path: &Path) -> Result<Vec<Row>, Vec<Diagnostic>> {
-    let file = path.display().to_string();
+    let file = shown(path);
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     if !["jsonl", "json", "csv", "txt"].contains(&extension) {
         let finding = Diagnostic::error("dataset::unknown-format", format!("`{file}` is of no known format"))

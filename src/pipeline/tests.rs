@@ -264,6 +264,7 @@ run = { device = "gpu", thread = 2 }
             ("pipeline::missing-key", "[nodes.kindless]"),
             ("pipeline::unknown-kind", "\"stp\""),
             ("pipeline::file", "\"gone.jinja\""),
+            ("pipeline::bad-run", "\"gpu\""),
             ("pipeline::unknown-key", "thread"),
         ],
         "{found:#?}"

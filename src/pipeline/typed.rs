@@ -323,21 +323,23 @@ impl<'de> VariantAccess<'de> for &'de Tree {
 }
 
 /// Reads a typed value and reports everything that does not fit: what was reported is taken out or becomes a hole,
-/// and the rest is tried again. Returns the value, made up in part if anything was reported, and whether it is sound.
+/// and the rest is tried again. Returns the value, and whether none of it is made up: unknown keys are only left out.
 pub(super) fn fit<T>(
     tree: &mut Tree,
     parse: impl Fn(&Tree) -> Result<T, TreeError>,
     mut report: impl FnMut(TreeError),
 ) -> (Option<T>, bool) {
+    let mut whole = true;
     // Each turn takes one fault out, so this ends; the cap is against a type that finds fault with a hole for ever.
-    for turn in 0..64 {
+    for _ in 0..64 {
         let error = match parse(tree) {
-            Ok(value) => return (Some(value), turn == 0),
+            Ok(value) => return (Some(value), whole),
             Err(error) => error,
         };
         if error.span == NOWHERE {
             break;
         }
+        whole &= matches!(error.what, TreeErrorKind::UnknownKey { .. });
         let mended = mend(tree, &error);
         report(error);
         if !mended {
