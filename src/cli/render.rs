@@ -90,7 +90,7 @@ fn excerpt<'a>(source: &'a Source, labels: &[(bool, &'a Label)]) -> Snippet<'a, 
     let line = source.first_line + bytes[..start].iter().filter(|byte| **byte == b'\n').count();
     let annotate = |(primary, label): &(bool, &'a Label)| {
         let kind = if *primary { AnnotationKind::Primary } else { AnnotationKind::Context };
-        let span = clamp(&label.span, start..end);
+        let span = clamp(&label.span, &text[start..end], start);
         let annotation = kind.span(span);
         if label.text.is_empty() { annotation } else { annotation.label(label.text.as_str()) }
     };
@@ -100,10 +100,17 @@ fn excerpt<'a>(source: &'a Source, labels: &[(bool, &'a Label)]) -> Snippet<'a, 
         .annotations(labels.iter().map(annotate).collect::<Vec<_>>())
 }
 
-fn clamp(span: &Range<usize>, within: Range<usize>) -> Range<usize> {
-    let length = within.end - within.start;
-    let start = span.start.saturating_sub(within.start).min(length);
-    start..span.end.saturating_sub(within.start).clamp(start, length)
+/// A span within an excerpt that begins at `start`, widened to whole characters: the renderer panics at anything else.
+fn clamp(span: &Range<usize>, excerpt: &str, start: usize) -> Range<usize> {
+    let mut first = span.start.saturating_sub(start).min(excerpt.len());
+    while !excerpt.is_char_boundary(first) {
+        first -= 1;
+    }
+    let mut last = span.end.saturating_sub(start).clamp(first, excerpt.len());
+    while !excerpt.is_char_boundary(last) {
+        last += 1;
+    }
+    first..last
 }
 
 /// Text without control characters: names in messages may come from anywhere.
@@ -169,14 +176,16 @@ error[pipeline::unknown-key]: node `x` has no key `tempreature`
     fn places_at_the_ends_and_in_excerpts_are_drawn() {
         let excerpt = Arc::new(Source { path: "d.jsonl".to_owned(), text: "{oops".to_owned(), first_line: 1_203 });
         let empty = Arc::new(Source::new("e.toml", ""));
+        let wide = Arc::new(Source::new("w.toml", "é = \u{fffd}\n"));
         let found = [
             Diagnostic::error("dataset::bad-row", "row 1203 is malformed").label(&excerpt, 4..5, "not JSON"),
             Diagnostic::warning("pipeline::no-nodes", "no \u{1b}[31mnodes").label(&empty, 0..0, "nothing"),
             Diagnostic::error("pipeline::x", "beyond the end").label(&empty, 7..9, ""),
+            Diagnostic::error("pipeline::x", "within a character").label(&wide, 4..5, "here"),
         ];
         let drawn = draw(&found, false);
         assert!(drawn.contains("d.jsonl:1203:5") && drawn.contains("1203 | {oops"), "{drawn}");
-        assert!(!drawn.contains('\u{1b}') && drawn.ends_with("2 errors, 1 warning\n"), "{drawn}");
+        assert!(!drawn.contains('\u{1b}') && drawn.ends_with("3 errors, 1 warning\n"), "{drawn}");
         assert!(draw(&found, true).contains('\u{1b}'));
     }
 

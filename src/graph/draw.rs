@@ -44,7 +44,7 @@ fn targets<'a>(layout: &'a Layout, layer: &'a [usize]) -> impl Iterator<Item = &
 
 /// A line per node, model and dataset, layer by layer, with what each takes.
 pub fn text(pipeline: &Pipeline, layout: &Layout, states: &[Option<String>]) -> String {
-    let mut lines: Vec<(String, String, String, String)> = Vec::new();
+    let mut lines: Vec<[String; 4]> = Vec::new();
     for (number, layer) in layout.layers.iter().enumerate() {
         for (at, target) in targets(layout, layer).enumerate() {
             let number = if at == 0 { (number + 1).to_string() } else { String::new() };
@@ -64,15 +64,13 @@ pub fn text(pipeline: &Pipeline, layout: &Layout, states: &[Option<String>]) -> 
                     }
                 }
             }
-            lines.push((number, name, what, inputs.join(", ")));
+            lines.push([number, name, what, inputs.join(", ")]);
         }
     }
-    let width = |text: &dyn Fn(&(String, String, String, String)) -> &str| {
-        lines.iter().map(|line| text(line).chars().count()).max().unwrap_or(0).min(48)
-    };
-    let (numbers, names, whats) = (width(&|line| &line.0), width(&|line| &line.1), width(&|line| &line.2));
+    let width = |at: usize| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0).min(48);
+    let (numbers, names, whats) = (width(0), width(1), width(2));
     let mut drawing = String::new();
-    for (number, name, what, inputs) in &lines {
+    for [number, name, what, inputs] in &lines {
         let arrow = if inputs.is_empty() { "" } else { "<- " };
         let line = format!("{number:>numbers$}  {name:<names$}  {what:<whats$}  {arrow}{inputs}");
         drawing.push_str(line.trim_end());
@@ -178,12 +176,12 @@ pub fn svg(pipeline: &Pipeline, layout: &Layout, states: &[Option<String>]) -> S
         let (Item::Target(target), Some((name, what))) = (&place.item, described) else { continue };
         let (middle, top) = (x(place), y(place));
         let round = if matches!(target, Target::Node(_)) { 3 } else { 20 };
-        let _ = write!(
+        let _ = writeln!(
             drawing,
             "<g><title>{} ({})</title><rect x=\"{:.1}\" y=\"{top:.1}\" width=\"{column:.1}\" height=\"{BOX_HEIGHT}\" \
              rx=\"{round}\" fill=\"{}\" stroke=\"#4a4f57\"/>\
              <text x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\" font-weight=\"bold\">{}</text>\
-             <text x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#4a4f57\">{}</text></g>\n",
+             <text x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#4a4f57\">{}</text></g>",
             escape(name),
             escape(what),
             middle - column / 2.0,

@@ -150,12 +150,16 @@ fn arrange(layers: &mut [Vec<usize>], edges: &[Vec<usize>], boxes: usize, count:
             let mut wishes: Vec<(f64, usize)> = layers[at].iter().map(|&place| (wish(place), place)).collect();
             wishes.sort_by(|a, b| a.0.total_cmp(&b.0));
             layers[at] = wishes.iter().map(|(_, place)| *place).collect();
-            wishes.iter().for_each(|&(wish, place)| x[place] = wish);
+            for &(wish, place) in &wishes {
+                x[place] = wish;
+            }
             spread(&layers[at], &half, &mut x);
         }
     }
     let left = (0..count).map(|place| x[place] - half(place)).fold(f64::INFINITY, f64::min);
-    x.iter_mut().for_each(|x| *x -= left);
+    for x in &mut x {
+        *x -= left;
+    }
     x
 }
 
@@ -170,5 +174,7 @@ fn spread(layer: &[usize], half: &dyn Fn(usize) -> f64, x: &mut [f64]) {
         edge = x[place] + half(place) + GAP;
     }
     let shift = shift / layer.len().max(1) as f64;
-    layer.iter().for_each(|&place| x[place] -= shift);
+    for &place in layer {
+        x[place] -= shift;
+    }
 }

@@ -1,6 +1,7 @@
 //! Checks that read data: datasets row by row, model directories, slices against the number of rows there are.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
 use super::dataset::{self, DatasetSpec};
 use super::rows::shown;
@@ -85,7 +86,8 @@ fn model_directory(name: &str, model: &ModelSource, pipeline: &Pipeline) -> Opti
         return fault(format!("it has no {}", missing.join(" and no ")), fix);
     }
     if !names.iter().any(|name| name.ends_with(".safetensors")) {
-        let help = if names.iter().any(|name| name.ends_with(".bin")) {
+        let pickled = |name: &String| Path::new(name).extension().is_some_and(|extension| extension == "bin");
+        let help = if names.iter().any(pickled) {
             "convert the weights: `model.save_pretrained(DIRECTORY, safe_serialization=True)`"
         } else {
             fix

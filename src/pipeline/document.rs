@@ -42,7 +42,11 @@ pub(super) fn read(path: &Path) -> Result<(Arc<Source>, Tree), Vec<Diagnostic>> 
         let (line, column) = source.position(at);
         vec![
             Diagnostic::error("pipeline::not-utf8", format!("the pipeline file `{name}` is not UTF-8"))
-                .label(&source, at..at + 1, format!("byte 0x{byte:02x} at line {line}, column {column}"))
+                .label(
+                    &source,
+                    at..at + char::REPLACEMENT_CHARACTER.len_utf8(),
+                    format!("byte 0x{byte:02x} at line {line}, column {column}"),
+                )
                 .help("save the file as UTF-8"),
         ]
     })?;

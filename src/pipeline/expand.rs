@@ -52,13 +52,21 @@ pub(super) struct Expander<'a> {
 
 impl Expander<'_> {
     /// Makes plain nodes of all declarations; what is wrong is reported and left out.
-    pub(super) fn expand(mut self, declared: &Declarations) -> Vec<Node> {
+    pub(super) fn expand(mut self, declared: &mut Declarations) -> Vec<Node> {
+        // Tables outside of the loop are used once and let go of: ten thousand of them are most of what is held.
+        let mut trees: Vec<Tree> = declared
+            .nodes
+            .iter_mut()
+            .map(|node| std::mem::replace(&mut node.tree, Tree { span: 0..0, value: TreeValue::Hole }))
+            .collect();
+        let declared = &*declared;
         reference::check_carries(declared, self.findings);
         let mut drafts = Vec::with_capacity(declared.nodes.len());
         let mut loop_done = false;
         for (at, node) in declared.nodes.iter().enumerate() {
             if !node.in_loop {
-                self.draft(at, 0, &declared.scope, declared, &mut drafts);
+                let tree = std::mem::replace(&mut trees[at], Tree { span: 0..0, value: TreeValue::Hole });
+                self.draft(at, tree, 0, &declared.scope, declared, &mut drafts);
             } else if !loop_done {
                 // The whole loop stands where its first node does, iteration by iteration.
                 loop_done = true;
@@ -73,7 +81,7 @@ impl Expander<'_> {
                     let scope = declared.scope.in_iteration(iteration);
                     let kept = if declared.times == 0 { &mut unused } else { &mut drafts };
                     for &member in &members {
-                        self.draft(member, iteration, &scope, declared, kept);
+                        self.draft(member, trees[member].clone(), iteration, &scope, declared, kept);
                     }
                 }
             }
@@ -99,9 +107,16 @@ impl Expander<'_> {
     }
 
     /// Types a declaration in an iteration, once per cell of its own matrix.
-    fn draft(&mut self, at: usize, iteration: usize, scope: &Scope, declared: &Declarations, drafts: &mut Vec<Draft>) {
+    fn draft(
+        &mut self,
+        at: usize,
+        mut tree: Tree,
+        iteration: usize,
+        scope: &Scope,
+        declared: &Declarations,
+        drafts: &mut Vec<Draft>,
+    ) {
         let declaration = &declared.nodes[at];
-        let mut tree = declaration.tree.clone();
         let mut take = |key: &str| tree.table_mut().and_then(|table| table.shift_remove(key));
         let run = take("run");
         let Some(matrix) = take("matrix") else {

@@ -160,7 +160,7 @@ pub fn examine(path: &Path, sets: &[String], kinds: &[&'static KindSpec]) -> (Op
     }
     .read(tree);
     let expander = Expander { evaluator: &mut evaluator, includer: &mut includer, findings: &mut findings };
-    let nodes = expander.expand(&declared);
+    let nodes = expander.expand(&mut declared);
     let stem = || path.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
     let pipeline = Pipeline {
         source,

@@ -75,16 +75,15 @@ fn apply(set: &str, table: &mut IndexMap<String, Entry>, findings: &mut Findings
             _ => Ok(TreeValue::String(text.to_owned())),
         },
         (TreeValue::Float(_), Some(TreeValue::Integer(number))) => Ok(TreeValue::Float(number as f64)),
-        (TreeValue::Float(_), Some(value @ TreeValue::Float(_)))
+        (TreeValue::String(_) | TreeValue::Hole, Some(value))
+        | (TreeValue::Float(_), Some(value @ TreeValue::Float(_)))
         | (TreeValue::Integer(_), Some(value @ (TreeValue::Integer(_) | TreeValue::Float(_))))
         | (TreeValue::Boolean(_), Some(value @ TreeValue::Boolean(_)))
         | (TreeValue::Array(_), Some(value @ TreeValue::Array(_)))
         | (TreeValue::Table(_), Some(value @ TreeValue::Table(_))) => Ok(value),
-        (TreeValue::String(_) | TreeValue::Hole, Some(value)) => Ok(value),
         (TreeValue::String(_) | TreeValue::Hole, None) => Ok(TreeValue::String(text.to_owned())),
         (declared, _) => Err(match declared {
-            TreeValue::Float(_) => "a number",
-            TreeValue::Integer(_) => "a number",
+            TreeValue::Float(_) | TreeValue::Integer(_) => "a number",
             TreeValue::Boolean(_) => "true or false",
             TreeValue::Array(_) => "an array",
             _ => "a table",

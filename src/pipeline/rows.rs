@@ -131,6 +131,11 @@ fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line)).enumerate().map(|(at, line)| (at + 1, line))
 }
 
+/// The end of the character that begins at a byte.
+fn end_of_char(text: &str, at: usize) -> usize {
+    at + text[at..].chars().next().map_or(0, char::len_utf8)
+}
+
 fn blank(line: &[u8]) -> bool {
     line.trim_ascii().is_empty()
 }
@@ -158,7 +163,7 @@ fn json_lines(bytes: &[u8], findings: &mut RowFindings) -> Vec<Row> {
                 findings.line(
                     number,
                     &text,
-                    at..text.len().min(at + 1),
+                    at..end_of_char(&text, at),
                     format!("not JSON: {}", plain(&error)),
                     "write one JSON object a line",
                 );
@@ -206,7 +211,7 @@ fn json(bytes: &[u8], findings: &mut RowFindings) -> Vec<Row> {
                 at -= 1;
             }
             findings.add(|file| {
-                let (text, at) = window(&text, at..text.len().min(at + 1));
+                let (text, at) = window(&text, at..end_of_char(&text, at));
                 let source = Arc::new(Source { path: file.to_owned(), text, first_line: error.line().max(1) });
                 Diagnostic::error("dataset::bad-file", format!("the file `{file}` is no JSON array of objects"))
                     .label(&source, at, plain(&error))
@@ -303,7 +308,13 @@ fn text_lines(bytes: &[u8], findings: &mut RowFindings) -> Vec<Row> {
             Err(error) => {
                 let at = error.valid_up_to();
                 let text = String::from_utf8_lossy(line);
-                findings.line(number, &text, at..at + 1, "not UTF-8", "save the file as UTF-8");
+                findings.line(
+                    number,
+                    &text,
+                    at..at + char::REPLACEMENT_CHARACTER.len_utf8(),
+                    "not UTF-8",
+                    "save the file as UTF-8",
+                );
             }
         }
     }

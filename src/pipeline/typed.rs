@@ -43,7 +43,8 @@ fn in_words(expected: &dyn Expected) -> String {
     let expected = expected.to_string();
     match expected.as_str() {
         "f64" | "f32" => "a number".to_owned(),
-        "u64" | "u32" | "u16" | "u8" | "usize" => "a whole number from 0 up".to_owned(),
+        "u8" => "a whole number from 0 to 255".to_owned(),
+        "u64" | "u32" | "u16" | "usize" => "a whole number from 0 up".to_owned(),
         "i64" | "i32" | "i16" | "i8" | "isize" => "a whole number".to_owned(),
         "a boolean" => "true or false".to_owned(),
         "a sequence" => "an array".to_owned(),
@@ -389,5 +390,98 @@ fn mend(tree: &mut Tree, error: &TreeError) -> bool {
             mend(&mut entry.value, error)
         }),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::diag::Source;
+    use crate::pipeline::document;
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Fields {
+        rate: f64,
+        count: u8,
+        #[serde(default)]
+        words: Vec<String>,
+        #[serde(default)]
+        inner: Option<Inner>,
+        #[serde(default)]
+        choice: Choice,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        flags: BTreeMap<String, bool>,
+    }
+
+    #[derive(Debug, Default, PartialEq, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    enum Choice {
+        #[default]
+        None,
+        UpTo(u32),
+        Range {
+            low: i64,
+        },
+    }
+
+    fn read(text: &str) -> (Option<Fields>, Vec<(String, String)>) {
+        let source = Arc::new(Source::new("x.toml", text));
+        let mut tree = document::parse(&source).expect("TOML");
+        let mut errors = Vec::new();
+        let (value, _) = fit(&mut tree, from_tree::<Fields>, |error| {
+            errors.push((source.text[error.span.clone()].to_owned(), error.to_string()));
+        });
+        (value, errors)
+    }
+
+    #[test]
+    fn values_take_their_types() {
+        let (value, errors) =
+            read("rate = 1\ncount = 2\nwords = ['a']\ninner.flags = { x = true }\nchoice = { up-to = 3 }\n");
+        assert_eq!(errors, []);
+        let inner = Some(Inner { flags: BTreeMap::from([("x".to_owned(), true)]) });
+        let wanted = Fields { rate: 1.0, count: 2, words: vec!["a".to_owned()], inner, choice: Choice::UpTo(3) };
+        assert_eq!(value, Some(wanted));
+        assert_eq!(
+            read("rate = 1\ncount = 2\nchoice = { range = { low = 4 } }").0.map(|f| f.choice),
+            Some(Choice::Range { low: 4 })
+        );
+    }
+
+    #[test]
+    fn every_fault_has_its_innermost_place() {
+        let text =
+            "rat = 1\ncount = 300\nwords = ['a', 2, 3.5]\ninner = { flags = { x = 'yes', y = 1 } }\nchoice = 'up'\n";
+        let (value, errors) = read(text);
+        let found: Vec<(&str, &str)> = errors.iter().map(|(place, what)| (place.as_str(), what.as_str())).collect();
+        assert_eq!(
+            found,
+            [
+                ("rat", "unknown key `rat`"),
+                ("300", "expected a whole number from 0 to 255, found the number 300"),
+                ("2", "expected a string, found the number 2"),
+                ("3.5", "expected a string, found the number 3.5"),
+                ("'yes'", "expected true or false, found the string \"yes\""),
+                ("1", "expected true or false, found the number 1"),
+                ("'up'", "unknown word `up`"),
+                ("rat = 1\ncount = 300", "missing key `rate`"),
+            ]
+            .map(|(place, what)| if what.starts_with("missing") {
+                (text.trim_end(), what)
+            } else {
+                (place, what)
+            })
+        );
+        assert!(value.is_some());
     }
 }
