@@ -87,7 +87,7 @@ fn excerpt<'a>(source: &'a Source, labels: &[(bool, &'a Label)]) -> Snippet<'a, 
     for _ in 0..=CONTEXT {
         end = bytes[end..].iter().position(|byte| *byte == b'\n').map_or(text.len(), |newline| end + newline + 1);
     }
-    let line = source.first_line + bytes[..start].iter().filter(|byte| **byte == b'\n').count();
+    let line = source.position(start).0;
     let annotate = |(primary, label): &(bool, &'a Label)| {
         let kind = if *primary { AnnotationKind::Primary } else { AnnotationKind::Context };
         let span = clamp(&label.span, &text[start..end], start);
