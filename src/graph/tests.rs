@@ -176,3 +176,77 @@ fn a_cycle_of_ten_thousand_is_shown_in_short() {
     assert_eq!(found.len(), 1);
     assert!(found[0].title.len() < 400 && found[0].title.contains("more"), "{}", found[0].title);
 }
+
+/// Cuts, doubles and moves pieces of a sound file: whatever comes of it is a pipeline or findings, never a panic.
+#[test]
+fn torn_files_give_findings() {
+    let sound = r#"
+schema = 1
+name = "é${lr}"
+[params]
+rounds = 2
+lr = 5e-7
+text = "ü ${lr * 2} $${x}"
+[models.base]
+source = "m"
+[models.tiny]
+init = { layers = "${rounds}", corpus = "made" }
+[datasets.made]
+make = { rows = 3, seed = 1, template = '{"a": {{ row }}}' }
+query = "é {{ a }}"
+[loop]
+times = "${rounds}"
+carry.policy = { first = "tiny", next = "train[rate=1e-7]" }
+[loop.nodes.answer]
+kind = "answer"
+model = "policy@prev"
+queries = { from = "made", skip = "${iteration - 1}", take = 1 }
+prompt = { file = "gone.txt" }
+run = { device = "cpu", threads = 1 }
+[loop.nodes.train]
+kind = "train"
+matrix = { rate = [1e-7, 0.5] }
+model = "base"
+examples = { from = "answer", take = 2 }
+optimizer = { name = "adamw", lr = "${rate}" }
+[nodes.report]
+kind = "step"
+inputs = { a = "train@1[rate=0.5]", b = "train", c = "policy" }
+note = "${[rounds, {'a': '}'}]} x"
+"#;
+    let letters: Vec<char> = sound.chars().collect();
+    let mut random = proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha);
+    let mut below = |bound: usize| {
+        use proptest::prelude::Rng;
+        (random.next_u64() % bound as u64) as usize
+    };
+    let mut built = 0;
+    for _ in 0..1_500 {
+        let mut torn = letters.clone();
+        for _ in 0..=below(3) {
+            let start = below(torn.len());
+            let piece: Vec<char> = torn[start..torn.len().min(start + 1 + below(12))].to_vec();
+            match below(3) {
+                0 => drop(torn.drain(start..start + piece.len())),
+                1 => drop(torn.splice(start..start, piece)),
+                _ => {
+                    let to = below(torn.len());
+                    drop(torn.splice(to..to, piece));
+                }
+            }
+        }
+        let text: String = torn.into_iter().collect();
+        let (pipeline, findings) = crate::pipeline::toy::examine(&text, &["lr=1", &text[..1]], &[]);
+        for label in findings.iter().flat_map(|finding| &finding.labels) {
+            assert!(label.source.text.get(label.span.clone()).is_some(), "{label:?}");
+        }
+        if let Some(pipeline) = pipeline
+            && let Ok(graph) = build(&pipeline)
+        {
+            built += 1;
+            assert_eq!(graph.order().len(), pipeline.nodes.len());
+            crate::pipeline::check::data(&pipeline);
+        }
+    }
+    assert!(built > 100, "{built}");
+}
