@@ -5,24 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Global, PipelineArgs, render};
+use super::{DAMAGED, FAILED, Global, PipelineArgs, USAGE, render};
 use crate::diag::{Diagnostic, Severity};
 use crate::graph::{self, Graph};
 use crate::pipeline::{self, Pipeline};
 use crate::store::{Index, Store, StoreError};
 use crate::{env, kinds};
-
-/// Exit code: done.
-pub(crate) const DONE: u8 = 0;
-/// Exit code: a node failed, or the command could not do its work.
-pub(crate) const FAILED: u8 = 1;
-/// Exit code: what was typed, or the pipeline, is at fault; nothing was started.
-pub(crate) const USAGE: u8 = 2;
-/// Exit code: the cache is damaged or cannot be used.
-pub(crate) const DAMAGED: u8 = 3;
-/// Exit code: interrupted; the next run goes on from there.
-#[expect(dead_code, reason = "of `run`")]
-pub(crate) const INTERRUPTED: u8 = 130;
 
 /// The exit code of a command, or why it could not be carried out.
 pub(crate) type CommandResult = Result<u8, Failure>;

@@ -17,7 +17,7 @@ mod table;
 mod trace;
 mod worker;
 
-use context::{CommandResult, Context, DAMAGED, DONE, USAGE};
+use context::{CommandResult, Context};
 
 /// Declares language-model alignment pipelines and runs them as a DAG of cached steps
 #[derive(Debug, Parser)]
@@ -30,6 +30,17 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
+
+/// Exit code: done.
+pub const DONE: u8 = 0;
+/// Exit code: a node failed, or the command could not do its work.
+pub const FAILED: u8 = 1;
+/// Exit code: what was typed, or the pipeline, is at fault; nothing was started.
+pub const USAGE: u8 = 2;
+/// Exit code: the cache is damaged or cannot be used.
+pub const DAMAGED: u8 = 3;
+/// Exit code: interrupted; the next run goes on from there.
+pub const INTERRUPTED: u8 = 130;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done · 1 a node failed · 2 the command line or the pipeline is at fault, nothing was started · \
