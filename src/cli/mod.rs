@@ -12,6 +12,7 @@ mod dag;
 mod figures;
 mod plan;
 mod render;
+mod report;
 mod run;
 mod table;
 mod trace;
