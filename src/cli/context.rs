@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{DAMAGED, FAILED, Global, PipelineArgs, USAGE, render};
 use crate::diag::{Diagnostic, Severity};
+use crate::exec::ExecError;
 use crate::graph::{self, Graph};
 use crate::pipeline::{self, KindSpec, Pipeline};
 use crate::store::{Index, Store, StoreError};
@@ -47,6 +48,21 @@ impl From<StoreError> for Failure {
             _ => DAMAGED,
         };
         Self { code, diagnostics: vec![error.diagnostic()] }
+    }
+}
+
+impl From<ExecError> for Failure {
+    fn from(error: ExecError) -> Self {
+        let code = match error {
+            ExecError::Store(error) => return error.into(),
+            ExecError::Spawn(_) => FAILED,
+            // The pipeline or what was typed is at fault.
+            ExecError::Sources(_)
+            | ExecError::UnknownNode { .. }
+            | ExecError::BadDevice { .. }
+            | ExecError::BadJob { .. } => USAGE,
+        };
+        Self { code, diagnostics: error.diagnostics() }
     }
 }
 
