@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+mod artifact;
 mod cache;
 mod check;
 mod context;
@@ -18,6 +19,8 @@ mod plan;
 mod render;
 mod run;
 mod runs;
+#[cfg(test)]
+mod sample;
 mod show;
 mod table;
 mod trace;
