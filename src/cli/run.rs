@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use super::context::Failure;
 use super::report::Report;
-use super::{CommandResult, Context, DONE, FAILED, INTERRUPTED, RunArgs, USAGE};
-use crate::exec::{self, ExecError, PlanOptions, RunOptions};
-use crate::store::{Index, Store, StoreError};
+use super::{CommandResult, Context, DONE, FAILED, INTERRUPTED, RunArgs};
+use crate::exec::{self, PlanOptions, RunOptions};
+use crate::store::{Index, Store};
 
 /// Brings nodes up to date.
 pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
@@ -39,16 +39,4 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
 fn program() -> Result<PathBuf, Failure> {
     let running = PathBuf::from("/proc/self/exe");
     Ok(if running.exists() { running } else { std::env::current_exe()? })
-}
-
-impl From<ExecError> for Failure {
-    fn from(error: ExecError) -> Self {
-        let diagnostics = error.diagnostics();
-        match error {
-            // A full or read-only disk is no damage.
-            ExecError::Store(StoreError::Io(_)) | ExecError::Spawn(_) => Self { code: FAILED, diagnostics },
-            ExecError::Store(error) => error.into(),
-            _ => Self { code: USAGE, diagnostics },
-        }
-    }
 }
