@@ -6,8 +6,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::table::{Table, figure, seconds};
-use super::{CacheCommand, CommandResult, Context, DONE, STORE_FAULT, context};
+use super::figures::{bytes, clock, count, cut, figure, seconds, some};
+use super::table::Table;
+use super::{CacheCommand, CommandResult, Context, DAMAGED, DONE, context};
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::digest::Digest;
 use crate::store::{Index, NodeRecord, Preview, Store, StoreError, Use, preview};
@@ -152,7 +153,7 @@ fn show(context: &Context, store: &Store, index: &Index, what: &str) -> CommandR
         line("used by", "nothing yet");
     }
     let names: Vec<_> = manifest.files.iter().map(|(name, blob)| format!("{name} ({})", bytes(blob.size))).collect();
-    line("files", &some(&names, ", "));
+    line("files", &some(&names, ", ", LISTED));
     look(&glance, &mut line);
     context::print(&text)?;
     Ok(DONE)
@@ -200,7 +201,7 @@ fn uses(label: &str, uses: &[&Use], line: &mut impl FnMut(&str, &str)) {
     });
     let parts: Vec<String> = parts.collect();
     if !parts.is_empty() {
-        line(label, &some(&parts, ", "));
+        line(label, &some(&parts, ", ", LISTED));
     }
 }
 
@@ -283,14 +284,14 @@ fn verify(context: &Context, store: &Store) -> CommandResult {
     if terminal {
         let _ = write!(io::stderr(), "\r\u{1b}[K");
     }
-    let code = if seen.is_whole() { DONE } else { STORE_FAULT };
+    let code = if seen.is_whole() { DONE } else { DAMAGED };
     if context.json() {
         context::print_json(&json!({"ok": seen.is_whole(), "verification": seen}))?;
         return Ok(code);
     }
     let mut text = String::new();
     for finding in &seen.findings {
-        let nodes = if finding.nodes.is_empty() { "no node".to_owned() } else { some(&finding.nodes, ", ") };
+        let nodes = if finding.nodes.is_empty() { "no node".to_owned() } else { some(&finding.nodes, ", ", LISTED) };
         text.push_str(&format!("{} {}: {}  (of {nodes})\n", finding.state, finding.what, finding.path.display()));
     }
     text.push_str(&format!(
@@ -367,7 +368,7 @@ fn checkout(context: &Context, store: &Store, index: &Index, what: &str, directo
         )?;
     } else {
         let all: Vec<_> = files.into_keys().collect();
-        context::print(&format!("{}: {}\n", directory.display(), some(&all, ", ")))?;
+        context::print(&format!("{}: {}\n", directory.display(), some(&all, ", ", LISTED)))?;
     }
     Ok(DONE)
 }
@@ -378,77 +379,5 @@ fn resolve(store: &Store, index: &Index, what: &str) -> Result<Digest, super::co
         // What was typed is at fault, not the store.
         Err(error @ (StoreError::Unknown(_) | StoreError::Ambiguous { .. })) => Err(error.diagnostic().into()),
         other => Ok(other?),
-    }
-}
-
-/// The first few, joined; the rest as a count.
-fn some(parts: &[String], between: &str) -> String {
-    let listed = parts.iter().take(LISTED).map(String::as_str).collect::<Vec<_>>().join(between);
-    match parts.len().saturating_sub(LISTED) {
-        0 => listed,
-        more => format!("{listed}{between}… {more} more"),
-    }
-}
-
-fn cut(text: &str, width: usize) -> String {
-    let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if plain.chars().count() <= width {
-        return plain.trim_end().to_owned();
-    }
-    plain.chars().take(width - 1).chain(['…']).collect()
-}
-
-/// Bytes as people read them: `12 B`, `3.4 KiB`.
-fn bytes(bytes: u64) -> String {
-    let mut size = bytes as f64;
-    let mut unit = 0;
-    while size >= 1024.0 && unit < 4 {
-        size /= 1024.0;
-        unit += 1;
-    }
-    let unit = ["B", "KiB", "MiB", "GiB", "TiB"][unit];
-    if unit == "B" { format!("{bytes} B") } else { format!("{size:.1} {unit}") }
-}
-
-/// A count with separators: `12,345`.
-fn count(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// An RFC 3339 time to the second, as people read it.
-fn clock(time: &str) -> String {
-    time.split('.').next().unwrap_or(time).trim_end_matches('Z').replace('T', " ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_counts_and_times_read_well() {
-        assert_eq!([bytes(12), bytes(3500), bytes(14 << 30)], ["12 B", "3.4 KiB", "14.0 GiB"]);
-        assert_eq!([count(7), count(1000), count(1_234_567)], ["7", "1,000", "1,234,567"]);
-        assert_eq!(clock("2026-11-24T14:05:09.123456Z"), "2026-11-24 14:05:09");
-    }
-
-    #[test]
-    fn long_lines_are_cut_at_characters_and_controls_do_not_reach_the_terminal() {
-        assert_eq!(cut("añb\u{1b}[31m", 10), "añb [31m");
-        assert_eq!(cut("äöüäöü", 4), "äöü…");
-    }
-
-    #[test]
-    fn lists_are_short() {
-        let parts: Vec<String> = (0..10).map(|n| n.to_string()).collect();
-        assert_eq!(some(&parts, ","), "0,1,2,3,4,5,6,7,… 2 more");
-        assert_eq!(some(&parts[..2], ","), "0,1");
     }
 }

@@ -1,9 +1,8 @@
 //! `sami check`: every error of a pipeline file at once, data included.
 
-use std::io::Write;
-
 use serde_json::json;
 
+use super::figures::plural;
 use super::{CommandResult, Context, DONE, PipelineArgs, USAGE, context, render};
 use crate::diag::Severity;
 use crate::pipeline::check::DataCheck;
@@ -26,7 +25,7 @@ pub(crate) fn run(context: &Context, args: &PipelineArgs) -> CommandResult {
         let nodes = pipeline.as_ref().map_or(0, |pipeline| pipeline.nodes.len());
         context::print_json(&json!({"ok": sound, "findings": findings, "nodes": nodes, "rows": rows}))?;
     } else {
-        std::io::stderr().lock().write_all(render::render(&findings).as_bytes())?;
+        context::complain(&findings);
         if let (true, Some(pipeline)) = (sound, &pipeline) {
             context::print(&summary(pipeline, &data))?;
         }
@@ -35,7 +34,7 @@ pub(crate) fn run(context: &Context, args: &PipelineArgs) -> CommandResult {
 }
 
 fn summary(pipeline: &Pipeline, data: &DataCheck) -> String {
-    let plural = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+    let plural = |count: usize, noun: &str| plural(count as u64, noun);
     let mut parts = vec![plural(pipeline.nodes.len(), "node")];
     if !pipeline.datasets.is_empty() {
         let rows = data.rows.values().sum();

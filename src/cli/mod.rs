@@ -5,9 +5,23 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+mod cache;
+mod check;
+mod context;
+mod dag;
+mod figures;
+mod plan;
+mod render;
+mod run;
+mod table;
+mod trace;
+mod worker;
+
+use context::{CommandResult, Context};
+
 /// Declares language-model alignment pipelines and runs them as a DAG of cached steps
 #[derive(Debug, Parser)]
-#[command(name = "sami", version, max_term_width = 100)]
+#[command(name = "sami", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
     /// Options that every command takes.
     #[command(flatten)]
@@ -16,6 +30,21 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
+
+/// Exit code: done.
+pub const DONE: u8 = 0;
+/// Exit code: a node failed, or the command could not do its work.
+pub const FAILED: u8 = 1;
+/// Exit code: what was typed, or the pipeline, is at fault; nothing was started.
+pub const USAGE: u8 = 2;
+/// Exit code: the cache is damaged or cannot be used.
+pub const DAMAGED: u8 = 3;
+/// Exit code: interrupted; the next run goes on from there.
+pub const INTERRUPTED: u8 = 130;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done · 1 a node failed · 2 the command line or the pipeline is at fault, nothing was started · \
+3 the cache is damaged or cannot be used · 130 interrupted, the next run goes on from there";
 
 /// Options that every command takes.
 #[derive(Debug, Clone, Args)]
@@ -200,6 +229,37 @@ pub enum CacheCommand {
 
 /// Runs the command line and returns the process's exit code.
 pub fn run() -> ExitCode {
-    let _cli = Cli::parse();
-    ExitCode::SUCCESS
+    trace::report_bugs();
+    let code = match Cli::try_parse() {
+        Ok(cli) => match trace::start(&cli.command).and_then(|()| dispatch(&cli)) {
+            Ok(code) => code,
+            Err(failure) => {
+                context::complain(&failure.diagnostics);
+                failure.code
+            }
+        },
+        // Help and version are asked for, so they go to standard output and are no error.
+        Err(told) => {
+            let _ = told.print();
+            u8::try_from(told.exit_code()).unwrap_or(USAGE)
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn dispatch(cli: &Cli) -> CommandResult {
+    let context = &Context::new(&cli.global);
+    match &cli.command {
+        Command::Check(args) => check::run(context, args),
+        Command::Run(args) => run::run(context, args),
+        Command::Plan(args) => plan::plan(context, args),
+        Command::Status(args) => plan::status(context, args),
+        Command::Why { pipeline, node } => plan::why(context, pipeline, node),
+        Command::Dag { pipeline, format } => dag::run(context, pipeline, *format),
+        Command::Cache { command } => cache::run(context, command),
+        Command::Runs { .. } | Command::Show { .. } | Command::Logs { .. } | Command::Help { .. } => {
+            Err(crate::diag::Diagnostic::error("cli::not-built", "this build lacks the command").into())
+        }
+        Command::Worker { job } => worker::run(job),
+    }
 }

@@ -1,0 +1,126 @@
+//! Sizes, counts, times and metrics as people read them.
+
+use serde_json::Value;
+
+/// Bytes as people read them: `12 B`, `3.4 KiB`.
+pub(crate) fn bytes(bytes: u64) -> String {
+    let mut size = bytes as f64;
+    let mut unit = 0;
+    while size >= 1024.0 && unit < 4 {
+        size /= 1024.0;
+        unit += 1;
+    }
+    let unit = ["B", "KiB", "MiB", "GiB", "TiB"][unit];
+    if unit == "B" { format!("{bytes} B") } else { format!("{size:.1} {unit}") }
+}
+
+/// A count with separators: `12,345`.
+pub(crate) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A count and its noun: `1 row`, `2 rows`.
+pub(crate) fn plural(number: u64, noun: &str) -> String {
+    format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
+}
+
+/// A duration in the two largest units that it needs: `0.04 s`, `12.3 s`, `2 m 05 s`, `3 h 07 m`.
+pub(crate) fn seconds(seconds: f64) -> String {
+    // Rounded first, so that 59.96 s is a minute.
+    let tenths = (seconds.max(0.0) * 10.0).round() / 10.0;
+    let whole = seconds.max(0.0).round() as u64;
+    match whole {
+        _ if tenths < 10.0 => format!("{:.2} s", seconds.max(0.0)),
+        _ if tenths < 60.0 => format!("{tenths:.1} s"),
+        ..3600 => format!("{} m {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} m", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+/// A metric: whole numbers with separators, others to four significant digits.
+pub(crate) fn figure(value: &Value) -> String {
+    let Some(number) = value.as_f64() else { return plain(value.as_str().unwrap_or(&value.to_string())) };
+    if let Some(number) = value.as_u64() {
+        return count(number);
+    }
+    if number == 0.0 || !number.is_finite() || value.is_i64() {
+        return value.to_string();
+    }
+    let magnitude = number.abs().log10().floor();
+    if !(-4.0..9.0).contains(&magnitude) {
+        return format!("{number:.3e}");
+    }
+    format!("{number:.*}", (3.0 - magnitude).clamp(0.0, 7.0) as usize)
+}
+
+/// An RFC 3339 time to the second, as people read it.
+pub(crate) fn clock(time: &str) -> String {
+    time.split('.').next().unwrap_or(time).trim_end_matches('Z').replace('T', " ")
+}
+
+/// The first `listed` parts, joined; the rest as a count.
+pub(crate) fn some<T: AsRef<str>>(parts: &[T], between: &str, listed: usize) -> String {
+    let shown = parts.iter().take(listed).map(AsRef::as_ref).collect::<Vec<_>>().join(between);
+    match parts.len().saturating_sub(listed) {
+        0 => shown,
+        more => format!("{shown}{between}… {more} more"),
+    }
+}
+
+/// Text on a line, without control characters, cut to `width` characters.
+pub(crate) fn cut(text: &str, width: usize) -> String {
+    let plain = plain(text);
+    if plain.chars().count() <= width {
+        return plain.trim_end().to_owned();
+    }
+    plain.chars().take(width - 1).chain(['…']).collect()
+}
+
+/// Text with a space for each control character: what a file holds must not steer the terminal.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn sizes_counts_and_times_read_well() {
+        assert_eq!([bytes(12), bytes(3500), bytes(14 << 30)], ["12 B", "3.4 KiB", "14.0 GiB"]);
+        assert_eq!([count(7), count(1000), count(1_234_567)], ["7", "1,000", "1,234,567"]);
+        assert_eq!([plural(1, "row"), plural(2000, "row")], ["1 row", "2,000 rows"]);
+        assert_eq!(clock("2026-11-24T14:05:09.123456Z"), "2026-11-24 14:05:09");
+        let durations = [0.004, 9.996, 12.34, 59.96, 125.2, 3599.7, 11_220.0].map(seconds);
+        assert_eq!(durations, ["0.00 s", "10.0 s", "12.3 s", "1 m 00 s", "2 m 05 s", "1 h 00 m", "3 h 07 m"]);
+    }
+
+    #[test]
+    fn metrics_have_four_digits() {
+        let values = [json!(0.0), json!(0.123_456), json!(-12.345_67), json!(12_345.678), json!(5e-7), json!(12_345)];
+        assert_eq!(values.each_ref().map(figure), ["0.0", "0.1235", "-12.35", "12346", "5.000e-7", "12,345"]);
+        assert_eq!([json!(-3), json!("hit"), json!(null)].each_ref().map(figure), ["-3", "hit", "null"]);
+    }
+
+    #[test]
+    fn long_lines_are_cut_at_characters_and_controls_do_not_reach_the_terminal() {
+        assert_eq!(cut("añb\u{1b}[31m", 10), "añb [31m");
+        assert_eq!(cut("äöüäöü", 4), "äöü…");
+    }
+
+    #[test]
+    fn lists_are_short() {
+        let parts: Vec<String> = (0..10).map(|n| n.to_string()).collect();
+        assert_eq!(some(&parts, ",", 8), "0,1,2,3,4,5,6,7,… 2 more");
+        assert_eq!(some(&parts[..2], ",", 8), "0,1");
+    }
+}
