@@ -6,17 +6,16 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::figures::{bytes, clock, count, cut, figure, seconds, some};
+use super::figures::{bytes, clock, count, plural, some};
+use super::page::{LISTED, Page};
 use super::table::Table;
-use super::{CacheCommand, CommandResult, Context, DAMAGED, DONE, context};
+use super::{CacheCommand, CommandResult, Context, DAMAGED, DONE, context, find};
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::digest::Digest;
 use crate::store::{Index, NodeRecord, Preview, Store, StoreError, Use, preview};
 
-/// Widest line of `show`; what is longer is cut.
-const WIDTH: usize = 100;
-/// Fields, uses and rows that `show` lists, so that it fits a screen.
-const LISTED: usize = 8;
+/// Rows that `show` prints.
+const ROWS: usize = 5;
 
 /// Dispatches a command on the cache.
 pub(crate) fn run(context: &Context, command: &CacheCommand) -> CommandResult {
@@ -101,20 +100,19 @@ fn line_json(line: &Line) -> Value {
 }
 
 fn show(context: &Context, store: &Store, index: &Index, what: &str) -> CommandResult {
-    let id = resolve(store, index, what)?;
+    let id = find::artifact(store, index, what)?;
     let manifest = store.manifest(&id)?;
     let makers = index.makers(&id);
     let record = makers.first().map(|maker| store.node(&maker.key)).transpose()?.flatten();
     let users = index.users(&id);
-    let glance = preview(store, &id, 5)?;
+    let glance = preview(store, &id, ROWS)?;
     if context.json() {
-        let files = store.files(&id)?;
         context::print_json(&json!({
             "artifact": id,
             "type": manifest.kind,
             "size": manifest.size(),
             "files": manifest.files,
-            "paths": files,
+            "paths": store.files(&id)?,
             "external": store.external_directory(&id)?,
             "record": record,
             "made_by": makers,
@@ -123,73 +121,28 @@ fn show(context: &Context, store: &Store, index: &Index, what: &str) -> CommandR
         }))?;
         return Ok(DONE);
     }
-    let mut text = String::new();
-    let mut line = |label: &str, rest: &str| {
-        text.push_str(&cut(&format!("{label:<9} {rest}"), WIDTH));
-        text.push('\n');
-    };
-    line("artifact", &format!("{id}  {}, {}", manifest.kind, bytes(manifest.size())));
+    let mut page = Page::default();
+    page.line("artifact", &format!("{id}  {}, {}", manifest.kind, bytes(manifest.size())));
     match &record {
-        Some(record) => {
-            line("node", &format!("{}  of pipeline {}, kind {}", record.node, record.pipeline, record.kind));
-            line("key", &record.key.to_string());
-            let (when, took) = (clock(&record.started), seconds(record.seconds));
-            line("made", &format!("{when} in {took} on {} ({}), sami {}", record.host, record.device, record.version));
-            line("run", &format!("{} attempt {}", record.run, record.attempt));
-            inputs(store, index, record, &mut line);
-            recipe(record, &mut line);
-            for (label, part) in ["metrics"].into_iter().chain(std::iter::repeat("")).zip(metrics(record)) {
-                line(label, &part);
-            }
-        }
-        None => line("source", "read from outside the pipeline; no node made it"),
+        Some(record) => page.record(store, index, record),
+        None => page.line("source", "read from outside the pipeline; no node made it"),
     }
     if let Some(directory) = store.external_directory(&id)? {
-        line("left in", &directory.display().to_string());
+        page.line("left in", &directory.display().to_string());
     }
-    uses("also by", &makers.get(1..).unwrap_or_default().iter().collect::<Vec<_>>(), &mut line);
-    uses("used by", &users.iter().collect::<Vec<_>>(), &mut line);
+    uses("also by", makers.get(1..).unwrap_or_default(), &mut page);
+    uses("used by", &users, &mut page);
     if users.is_empty() {
-        line("used by", "nothing yet");
+        page.line("used by", "nothing yet");
     }
     let names: Vec<_> = manifest.files.iter().map(|(name, blob)| format!("{name} ({})", bytes(blob.size))).collect();
-    line("files", &some(&names, ", ", LISTED));
-    look(&glance, &mut line);
-    context::print(&text)?;
+    page.line("files", &some(&names, ", ", LISTED));
+    look(&glance, &mut page);
+    context::print(&page.into_text())?;
     Ok(DONE)
 }
 
-fn inputs(store: &Store, index: &Index, record: &NodeRecord, line: &mut impl FnMut(&str, &str)) {
-    for (number, (field, id)) in record.inputs.iter().enumerate() {
-        let label = if number == 0 { "inputs" } else { "" };
-        if number == LISTED {
-            return line(label, &format!("… {} more", record.inputs.len() - LISTED));
-        }
-        let kind = store.manifest(id).map_or_else(|_| "removed".to_owned(), |manifest| manifest.kind);
-        let from = index.makers(id).first().map_or_else(String::new, |maker| format!(" of {}", maker.node));
-        line(label, &format!("{field} = {}  {kind}{from}", id.short()));
-    }
-}
-
-fn recipe(record: &NodeRecord, line: &mut impl FnMut(&str, &str)) {
-    let fields = record.preimage.get("fields").and_then(Value::as_object);
-    let fields: Vec<_> = fields.into_iter().flatten().filter(|(_, value)| !value.is_null()).collect();
-    for (number, (name, value)) in fields.iter().enumerate() {
-        let label = if number == 0 { "recipe" } else { "" };
-        if number == 2 * LISTED {
-            return line(label, &format!("… {} more; `--json` has all", fields.len() - number));
-        }
-        line(label, &format!("{name} = {value}"));
-    }
-}
-
-/// Metrics, a few to a line.
-fn metrics(record: &NodeRecord) -> Vec<String> {
-    let parts: Vec<_> = record.metrics.iter().map(|(name, value)| format!("{name} {}", figure(value))).collect();
-    parts.chunks(4).take(LISTED).map(|chunk| chunk.join(" · ")).collect()
-}
-
-fn uses(label: &str, uses: &[&Use], line: &mut impl FnMut(&str, &str)) {
+fn uses(label: &str, uses: &[Use], page: &mut Page) {
     // A node that took it in several runs or under several keys is one user.
     let mut seen: BTreeMap<(&str, &str), &Use> = BTreeMap::new();
     for one in uses {
@@ -201,37 +154,29 @@ fn uses(label: &str, uses: &[&Use], line: &mut impl FnMut(&str, &str)) {
     });
     let parts: Vec<String> = parts.collect();
     if !parts.is_empty() {
-        line(label, &some(&parts, ", ", LISTED));
+        page.line(label, &some(&parts, ", ", LISTED));
     }
 }
 
-fn look(glance: &Preview, line: &mut impl FnMut(&str, &str)) {
+fn look(glance: &Preview, page: &mut Page) {
     if !glance.config.is_empty() {
         let types = glance.dtypes.join(", ");
-        line("weights", &format!("{} parameters in {} tensors, {types}", count(glance.parameters), glance.tensors));
+        let weights = format!("{} parameters in {} tensors, {types}", count(glance.parameters), glance.tensors);
+        page.line("weights", &weights);
         let plain =
             glance.config.iter().filter(|(_, value)| !value.is_object() && !value.is_array() && !value.is_null());
         let parts: Vec<_> = plain.map(|(name, value)| format!("{name} {value}")).collect();
-        for (number, chunk) in parts.chunks(3).take(LISTED).enumerate() {
-            line(if number == 0 { "config" } else { "" }, &chunk.join(" · "));
-        }
+        page.flow("config", &parts, " · ");
         return;
     }
-    for (number, row) in glance.lines.iter().enumerate() {
-        let label = match (number, glance.rows) {
-            (0, Some(_)) => "rows",
-            (0, None) => "text",
-            _ => "",
-        };
-        line(label, row);
-    }
+    page.lines(if glance.rows.is_some() { "rows" } else { "text" }, &glance.lines);
     if let Some(rows) = glance.rows.filter(|rows| *rows > glance.lines.len() as u64) {
-        line("", &format!("… {} rows in all", count(rows)));
+        page.line("", &format!("… {} in all", plural(rows, "row")));
     }
 }
 
 fn cat(store: &Store, index: &Index, what: &str, file: Option<&str>) -> CommandResult {
-    let id = resolve(store, index, what)?;
+    let id = find::artifact(store, index, what)?;
     let files = store.files(&id)?;
     let names = || files.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
     let Some(file) = file.map(str::to_owned).or(store.main_file(&id)?) else {
@@ -248,9 +193,8 @@ fn cat(store: &Store, index: &Index, what: &str, file: Option<&str>) -> CommandR
         }
         .into());
     };
-    let mut stdout = io::stdout().lock();
-    io::copy(&mut fs_err::File::open(path)?, &mut stdout)?;
-    stdout.flush()?;
+    let mut file = fs_err::File::open(path)?;
+    context::write_out(|stdout| io::copy(&mut file, stdout).map(drop))?;
     Ok(DONE)
 }
 
@@ -340,7 +284,7 @@ fn rebuild(context: &Context, store: &Store) -> CommandResult {
 }
 
 fn checkout(context: &Context, store: &Store, index: &Index, what: &str, directory: &Path) -> CommandResult {
-    let id = resolve(store, index, what)?;
+    let id = find::artifact(store, index, what)?;
     if directory.exists() && !crate::fs::list(directory).is_ok_and(|entries| entries.is_empty()) {
         let what = format!("`{}` is not an empty directory", directory.display());
         return Err(Diagnostic::error("cli::not-empty", what).help("name a directory that is new or empty").into());
@@ -371,13 +315,4 @@ fn checkout(context: &Context, store: &Store, index: &Index, what: &str, directo
         context::print(&format!("{}: {}\n", directory.display(), some(&all, ", ", LISTED)))?;
     }
     Ok(DONE)
-}
-
-/// The artifact that a name or prefix means, or what was perhaps meant.
-fn resolve(store: &Store, index: &Index, what: &str) -> Result<Digest, super::context::Failure> {
-    match index.resolve(store, what) {
-        // What was typed is at fault, not the store.
-        Err(error @ (StoreError::Unknown(_) | StoreError::Ambiguous { .. })) => Err(error.diagnostic().into()),
-        other => Ok(other?),
-    }
 }

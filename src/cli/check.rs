@@ -5,13 +5,13 @@ use serde_json::json;
 use super::figures::plural;
 use super::{CommandResult, Context, DONE, PipelineArgs, USAGE, context, render};
 use crate::diag::Severity;
+use crate::graph;
 use crate::pipeline::check::DataCheck;
 use crate::pipeline::{self, Pipeline};
-use crate::{graph, kinds};
 
 /// Reports every error of a pipeline: its text, its graph, its data and its models.
 pub(crate) fn run(context: &Context, args: &PipelineArgs) -> CommandResult {
-    let (pipeline, mut findings) = pipeline::examine(&args.pipeline, &args.set, &kinds::specs());
+    let (pipeline, mut findings) = pipeline::examine(&args.pipeline, &args.set, context.kinds());
     let mut data = DataCheck::default();
     if let Some(pipeline) = &pipeline {
         findings.extend(graph::build(pipeline).err().unwrap_or_default());

@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use super::{DAMAGED, FAILED, Global, PipelineArgs, USAGE, render};
 use crate::diag::{Diagnostic, Severity};
+use crate::exec::ExecError;
 use crate::graph::{self, Graph};
-use crate::pipeline::{self, Pipeline};
+use crate::pipeline::{self, KindSpec, Pipeline};
 use crate::store::{Index, Store, StoreError};
 use crate::{env, kinds};
 
@@ -50,6 +51,21 @@ impl From<StoreError> for Failure {
     }
 }
 
+impl From<ExecError> for Failure {
+    fn from(error: ExecError) -> Self {
+        let code = match error {
+            ExecError::Store(error) => return error.into(),
+            ExecError::Spawn(_) => FAILED,
+            // The pipeline or what was typed is at fault.
+            ExecError::Sources(_)
+            | ExecError::UnknownNode { .. }
+            | ExecError::BadDevice { .. }
+            | ExecError::BadJob { .. } => USAGE,
+        };
+        Self { code, diagnostics: error.diagnostics() }
+    }
+}
+
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self { code: FAILED, diagnostics: vec![Diagnostic::error("cli::io", error.to_string())] }
@@ -61,13 +77,14 @@ impl From<io::Error> for Failure {
 pub(crate) struct Context {
     cache: Option<PathBuf>,
     json: bool,
+    kinds: Vec<&'static KindSpec>,
 }
 
 impl Context {
     /// From the options and the environment.
     pub(crate) fn new(global: &Global) -> Self {
         let cache = global.cache.clone().or_else(|| env::CACHE.get().map(PathBuf::from));
-        Self { cache, json: global.json }
+        Self { cache, json: global.json, kinds: kinds::specs() }
     }
 
     /// Whether JSON is wanted.
@@ -75,9 +92,14 @@ impl Context {
         self.json
     }
 
+    /// The kinds that pipelines may use.
+    pub(crate) fn kinds(&self) -> &[&'static KindSpec] {
+        &self.kinds
+    }
+
     /// Reads a pipeline and its graph; warnings go to standard error.
     pub(crate) fn load(&self, args: &PipelineArgs) -> Result<(Pipeline, Graph), Failure> {
-        let (pipeline, mut findings) = pipeline::examine(&args.pipeline, &args.set, &kinds::specs());
+        let (pipeline, mut findings) = pipeline::examine(&args.pipeline, &args.set, &self.kinds);
         let built = pipeline.map(|pipeline| (graph::build(&pipeline), pipeline));
         let sound = findings.iter().all(|finding| finding.severity == Severity::Warning);
         match built {
@@ -166,13 +188,13 @@ mod tests {
         fs_err::create_dir_all(root.join("a/pipelines/b")).unwrap();
         fs_err::create_dir_all(root.join("a/c")).unwrap();
         fs_err::write(root.join("a/c/sami.toml"), "").unwrap();
-        let context = Context { cache: None, json: false };
+        let context = Context { cache: None, json: false, kinds: Vec::new() };
         let cache = |file: &str| context.cache_directory(Some(&root.join(file))).unwrap();
         assert_eq!(cache("a/pipelines/x.toml"), root.join("a/cache"));
         assert_eq!(cache("a/pipelines/b/x.toml"), root.join("a/cache"));
         assert_eq!(cache("a/c/x.toml"), root.join("a/c/cache"));
         assert_eq!(cache("a/c/../x.toml"), root.join("a/cache"));
-        let asked = Context { cache: Some("elsewhere".into()), json: false };
+        let asked = Context { cache: Some("elsewhere".into()), ..context };
         assert_eq!(asked.cache_directory(None).unwrap(), Path::new("elsewhere"));
     }
 

@@ -2,14 +2,16 @@
 
 use serde_json::json;
 
-use super::{CommandResult, Context, DONE, DagFormat, PipelineArgs, context};
-use crate::graph::{draw, layout, made_by};
+use super::{CommandResult, Context, DONE, DagFormat, PipelineArgs, context, plan};
+use crate::exec::{self, PlanOptions};
+use crate::graph::{Graph, draw, layout, made_by};
 use crate::pipeline::{Pipeline, Target};
+use crate::store::{Index, Store};
 
 /// Draws the DAG to standard output; with `--json`, nodes and edges as data.
 pub(crate) fn run(context: &Context, args: &PipelineArgs, format: DagFormat) -> CommandResult {
     let (pipeline, graph) = context.load(args)?;
-    let states = vec![None; pipeline.nodes.len()];
+    let states = states(context, args, &pipeline, &graph);
     if context.json() {
         context::print_json(&as_json(&pipeline, &states))?;
         return Ok(DONE);
@@ -22,6 +24,20 @@ pub(crate) fn run(context: &Context, args: &PipelineArgs, format: DagFormat) -> 
     };
     context::print(&drawing)?;
     Ok(DONE)
+}
+
+/// The word for each node's state. A drawing needs no cache and makes none: without one, or where planning fails
+/// (a dataset that cannot be read, say), nodes have no state.
+fn states(context: &Context, args: &PipelineArgs, pipeline: &Pipeline, graph: &Graph) -> Vec<Option<String>> {
+    let planned = || {
+        let directory = context.cache_directory(Some(&args.pipeline)).ok()?;
+        let store = Store::open_existing(&directory).ok()?;
+        let mut index = Index::open(&store).ok()?;
+        exec::plan(pipeline, graph, &store, &mut index, &PlanOptions::default()).ok()
+    };
+    let Some(plan) = planned() else { return vec![None; pipeline.nodes.len()] };
+    let word = |state| Some(plan::describe(pipeline, state).0.to_owned()).filter(|word| !word.is_empty());
+    plan.nodes.iter().map(word).collect()
 }
 
 fn as_json(pipeline: &Pipeline, states: &[Option<String>]) -> serde_json::Value {

@@ -10,9 +10,15 @@ mod check;
 mod context;
 mod dag;
 mod figures;
+mod find;
+mod help;
+mod logs;
+mod page;
 mod plan;
 mod render;
 mod run;
+mod runs;
+mod show;
 mod table;
 mod trace;
 mod worker;
@@ -43,8 +49,12 @@ pub const DAMAGED: u8 = 3;
 pub const INTERRUPTED: u8 = 130;
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done · 1 a node failed · 2 the command line or the pipeline is at fault, nothing was started · \
-3 the cache is damaged or cannot be used · 130 interrupted, the next run goes on from there";
+Exit codes:
+    0  done
+    1  a node failed
+    2  the command line or the pipeline is at fault; nothing was started
+    3  the cache is damaged or cannot be used
+  130  interrupted; the next run goes on from there";
 
 /// Options that every command takes.
 #[derive(Debug, Clone, Args)]
@@ -102,9 +112,9 @@ pub enum Command {
         #[arg(long, default_value_t = 20)]
         last: usize,
     },
-    /// Show a run or a node's latest result
+    /// Show a run with its nodes, or a node's latest result beside its earlier ones
     Show {
-        /// Run id, node name, node key or a prefix of an id
+        /// Run id, node key, a prefix of one, or a node's name
         what: String,
     },
     /// Print the log of a node's latest attempt
@@ -121,10 +131,10 @@ pub enum Command {
         #[command(subcommand)]
         command: CacheCommand,
     },
-    /// Describe a node kind and its fields
+    /// Describe a node kind and its fields, or a command
     Help {
-        /// Node kind or command (default: list both)
-        topic: Option<String>,
+        /// Node kind, or command such as `run` or `cache gc` (default: list both)
+        topic: Vec<String>,
     },
     /// Execute one attempt (started by the scheduler)
     #[command(hide = true)]
@@ -257,9 +267,10 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Why { pipeline, node } => plan::why(context, pipeline, node),
         Command::Dag { pipeline, format } => dag::run(context, pipeline, *format),
         Command::Cache { command } => cache::run(context, command),
-        Command::Runs { .. } | Command::Show { .. } | Command::Logs { .. } | Command::Help { .. } => {
-            Err(crate::diag::Diagnostic::error("cli::not-built", "this build lacks the command").into())
-        }
+        Command::Runs { last } => runs::list(context, *last),
+        Command::Show { what } => show::run(context, what),
+        Command::Logs { node, run } => logs::run(context, node, run.as_deref()),
+        Command::Help { topic } => help::run(context, topic),
         Command::Worker { job } => worker::run(job),
     }
 }

@@ -2,6 +2,18 @@
 
 use super::{CommandResult, Context, PipelineArgs, PlanArgs};
 use crate::diag::Diagnostic;
+use crate::exec::State;
+use crate::pipeline::Pipeline;
+
+/// A state in a word (`hit`, `run`, `unknown`; empty for a node that was not asked for), and why.
+pub(crate) fn describe(_pipeline: &Pipeline, state: &State) -> (&'static str, String) {
+    match state {
+        State::Outside => ("", String::new()),
+        State::Hit { .. } => ("hit", String::new()),
+        State::Run { .. } => ("run", String::new()),
+        State::Unknown { .. } => ("unknown", String::new()),
+    }
+}
 
 fn not_built() -> CommandResult {
     Err(Diagnostic::error("cli::not-built", "this build cannot plan").into())

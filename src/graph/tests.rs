@@ -161,7 +161,6 @@ fn long_chains_and_nested_diamonds_take_linear_time() {
         let drawn = layout::layout(&pipeline, &graph);
         assert!(!draw::svg(&pipeline, &drawn, &[]).is_empty() && !draw::text(&pipeline, &drawn, &[]).is_empty());
         let all = start.elapsed();
-        eprintln!("{} nodes: load {loaded:?}, with graph {built:?}, with drawing {all:?}", pipeline.nodes.len());
         assert!(all.as_secs_f64() < 5.0, "load {loaded:?}, with graph {built:?}, with drawing {all:?}");
     }
 }

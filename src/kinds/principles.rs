@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn numbered_parts_survive_tens_and_several_lines() {
-        let text: String = (1..=12).map(|n| format!("{n}. Principle {n}\nmore of {n}\n")).collect();
+        let text = (1..=12).map(|n| format!("{n}. Principle {n}\nmore of {n}\n")).collect::<Vec<_>>().concat();
         let parts = split_numbered(&text);
         assert_eq!(parts.len(), 12);
         assert_eq!(parts[10], "Principle 11\nmore of 11");

@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn unique_then_shuffle_then_slice() {
-        let text = (0..10).map(|n| format!("{{\"id\": {}}}\n", n / 2)).collect::<String>();
+        let text = (0..10).map(|n| format!("{{\"id\": {}}}\n", n / 2)).collect::<Vec<_>>().concat();
         let (folder, mut spec) = of_file("a.jsonl", &text);
         assert_eq!(read(&spec, folder.path()).expect_err("doubled").len(), 5);
         spec.unique = true;

@@ -1,0 +1,201 @@
+//! From what people type to what they mean: runs, nodes and artifacts by name or by the beginning of an id.
+
+use crate::diag::{Diagnostic, did_you_mean};
+use crate::digest::Digest;
+use crate::store::{Index, NodeRecord, RunRecord, Store, StoreError};
+
+use super::context::Failure;
+
+/// Candidates that an error lists.
+const LISTED: usize = 8;
+
+/// What `sami show` can show.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// An invocation.
+    Run(RunRecord),
+    /// What a node made.
+    Node(NodeRecord),
+}
+
+/// The run or the node's latest record that a name, an id or the beginning of an id means.
+pub(super) fn run_or_node(store: &Store, index: &Index, what: &str) -> Result<Found, Failure> {
+    if let Some(record) = node(store, index, what)? {
+        return Ok(Found::Node(record));
+    }
+    let runs = beginning(store.run_ids()?, what);
+    let keys = if is_hex(what) { beginning(store.node_keys()?, what) } else { Vec::new() };
+    match (&runs[..], &keys[..]) {
+        ([run], []) => Ok(Found::Run(run_record(store, run)?)),
+        ([], [key]) => match store.node(key)? {
+            Some(record) => Ok(Found::Node(record)),
+            None => Err(StoreError::Damaged { what: format!("the record of key {}", key.short()) }.into()),
+        },
+        ([], []) => {
+            let fault = Diagnostic::error("cli::unknown", format!("no run, node or key is called `{what}`"));
+            // The id of an artifact is easily taken for that of a node.
+            if is_hex(what) && index.resolve(store, what).is_ok() {
+                return Err(fault.help(format!("an artifact is: `sami cache show {what}`")).into());
+            }
+            Err(similar(fault, store, what)?.into())
+        }
+        _ => {
+            let runs = runs.iter().map(|run| format!("run {run}"));
+            let all = runs.chain(keys.iter().map(|key| key_line(store, key)));
+            Err(ambiguous(what, all.collect()))
+        }
+    }
+}
+
+/// The run that an id, or the beginning of one, means.
+pub(super) fn run(store: &Store, what: &str) -> Result<RunRecord, Failure> {
+    let runs = beginning(store.run_ids()?, what);
+    match &runs[..] {
+        [run] => run_record(store, run),
+        [] => Err(Diagnostic::error("cli::unknown-run", format!("no run is called `{what}`"))
+            .help("`sami runs` lists them")
+            .into()),
+        _ => Err(ambiguous(what, runs.iter().map(|run| format!("run {run}")).collect())),
+    }
+}
+
+/// The artifact that a node's name, or the beginning of an artifact's id or of a node's key, means.
+pub(super) fn artifact(store: &Store, index: &Index, what: &str) -> Result<Digest, Failure> {
+    if let Some(record) = node(store, index, what)? {
+        return Ok(record.artifact);
+    }
+    match index.resolve(store, what) {
+        Ok(id) => Ok(id),
+        Err(StoreError::Ambiguous { prefix, ids }) => {
+            let line = |id: &Digest| match store.manifest(id) {
+                Ok(manifest) => {
+                    let maker = index.makers(id).into_iter().next();
+                    let maker = maker.map_or_else(String::new, |maker| format!(" of {}", maker.node));
+                    format!("{} {}{maker}", id.short(), manifest.kind)
+                }
+                Err(_) => key_line(store, id),
+            };
+            Err(ambiguous(&prefix, ids.iter().take(LISTED + 1).map(line).collect()))
+        }
+        Err(StoreError::Unknown(_)) => {
+            let what_is = format!("no artifact, key or node is called `{what}`");
+            Err(similar(Diagnostic::error("cli::unknown", what_is), store, what)?.into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The latest record of the node that a name means: the name itself, `PIPELINE/NODE`, or the name of a node of the
+/// loop, which is its last iteration.
+pub(super) fn node(store: &Store, index: &Index, what: &str) -> Result<Option<NodeRecord>, Failure> {
+    let named = index.latest_of(what).or_else(|| {
+        let (pipeline, node) = what.rsplit_once('/')?;
+        index.latest_keys(pipeline).get(node).copied()
+    });
+    if let Some(key) = named
+        && let Some(record) = store.node(&key)?
+    {
+        return Ok(Some(record));
+    }
+    let all = names(store)?;
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let chosen = member(&all, what)?.and_then(|name| index.latest_of(name));
+    Ok(chosen.map(|key| store.node(&key)).transpose()?.flatten())
+}
+
+/// Which of the nodes a name means: the one of that name, or the last iteration of a node of the loop, or the only
+/// cell of a matrix.
+pub(super) fn member<'a>(names: &[&'a str], what: &str) -> Result<Option<&'a str>, Failure> {
+    if let Some(name) = names.iter().find(|name| **name == what) {
+        return Ok(Some(name));
+    }
+    let family: indexmap::IndexSet<&str> = names.iter().copied().filter(|name| is_of(name, what)).collect();
+    let iteration = |name: &&str| name.strip_prefix(what)?.strip_prefix('@')?.parse::<u64>().ok();
+    // `what@2` beside `what[lr=1]` is several; iterations alone are one node that went on.
+    if family.iter().all(|name| iteration(name).is_some()) {
+        return Ok(family.iter().max_by_key(|name| iteration(name)).copied());
+    }
+    match family.len() {
+        0 | 1 => Ok(family.first().copied()),
+        _ => Err(ambiguous(what, family.iter().map(|name| format!("node {name}")).collect())),
+    }
+}
+
+/// Whether a node is an iteration or a cell of what is called `base`.
+fn is_of(name: &str, base: &str) -> bool {
+    name.strip_prefix(base).is_some_and(|rest| rest.starts_with(['@', '[']))
+}
+
+/// Names of the nodes of all runs, those of the latest run first, each once.
+pub(super) fn names(store: &Store) -> Result<Vec<String>, Failure> {
+    let mut seen = indexmap::IndexSet::new();
+    for run in store.runs()?.into_iter().rev() {
+        seen.extend(run.nodes.into_iter().map(|node| node.name));
+    }
+    Ok(seen.into_iter().collect())
+}
+
+/// Adds the name that was perhaps meant.
+pub(super) fn similar(fault: Diagnostic, store: &Store, what: &str) -> Result<Diagnostic, Failure> {
+    let names = names(store)?;
+    Ok(match did_you_mean(what, names.iter().map(String::as_str)) {
+        Some(near) => fault.help(format!("a node with a similar name exists: `{near}`")),
+        None => fault.help("`sami runs` lists runs, `sami show RUN` the nodes of one, `sami cache ls` artifacts"),
+    })
+}
+
+fn run_record(store: &Store, run: &str) -> Result<RunRecord, Failure> {
+    Ok(store.run(run)?.ok_or_else(|| StoreError::Damaged { what: format!("the record of run {run}") })?)
+}
+
+fn key_line(store: &Store, key: &Digest) -> String {
+    let node = store.node(key).ok().flatten().map_or_else(String::new, |record| format!(" of {}", record.node));
+    format!("key {}{node}", key.short())
+}
+
+fn beginning<T: ToString>(ids: Vec<T>, what: &str) -> Vec<T> {
+    let mut ids: Vec<T> = ids.into_iter().filter(|id| id.to_string().starts_with(what)).collect();
+    // An id that begins another one can still be typed.
+    if let Some(exact) = ids.iter().position(|id| id.to_string() == what) {
+        ids = ids.into_iter().skip(exact).take(1).collect();
+    }
+    ids
+}
+
+fn is_hex(what: &str) -> bool {
+    what.len() >= 2 && what.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn ambiguous(what: &str, candidates: Vec<String>) -> Failure {
+    let count = candidates.len();
+    let mut fault = Diagnostic::error("cli::ambiguous", format!("`{what}` means several things"));
+    for candidate in candidates.into_iter().take(LISTED) {
+        fault = fault.note(candidate);
+    }
+    if count > LISTED {
+        fault = fault.note(format!("{} more", count - LISTED));
+    }
+    fault.help("type more of it").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beginnings_are_unique_or_exact() {
+        let ids = || vec!["20260101-000000-aaaa", "20260101-000000-aaaab", "20260102-000000-aaaa"];
+        assert_eq!(beginning(ids(), "20260102"), ["20260102-000000-aaaa"]);
+        assert_eq!(beginning(ids(), "20260101-000000-aaaa"), ["20260101-000000-aaaa"]);
+        assert_eq!(beginning(ids(), "20260101").len(), 2);
+        assert!(is_of("train@2[lr=1]", "train") && is_of("train[lr=1]", "train") && !is_of("trainer", "train"));
+        let names = ["a@1", "b", "a@2", "a@10", "a@2", "c[lr=1]", "d[x=1]", "d[x=2]"];
+        let member = |what| member(&names, what).unwrap();
+        assert_eq!(
+            ["a", "b", "a@2", "c", "e"].map(member),
+            [Some("a@10"), Some("b"), Some("a@2"), Some("c[lr=1]"), None]
+        );
+        assert_eq!(super::member(&names, "d").unwrap_err().diagnostics[0].notes, ["node d[x=1]", "node d[x=2]"]);
+        assert!(is_hex("ab") && !is_hex("a") && !is_hex("xy"));
+    }
+}

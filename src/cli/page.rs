@@ -1,0 +1,119 @@
+//! A screen of labelled lines: what is told of a node record, in `sami show` and `sami cache show` alike.
+
+use serde_json::Value;
+
+use super::figures::{clock, cut, figure, seconds};
+use crate::store::{Index, NodeRecord, Store};
+
+/// Widest line; what is longer is cut.
+pub(super) const WIDTH: usize = 100;
+/// Parts of a list that are told, so that all fits a screen.
+pub(super) const LISTED: usize = 8;
+
+/// The lines so far.
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    text: String,
+}
+
+impl Page {
+    /// Adds a line under a label; an empty label goes on with the one above.
+    pub(super) fn line(&mut self, label: &str, rest: &str) {
+        self.text.push_str(&cut(&format!("{label:<9} {rest}"), WIDTH));
+        self.text.push('\n');
+    }
+
+    /// Adds lines under one label.
+    pub(super) fn lines<T: AsRef<str>>(&mut self, label: &str, lines: impl IntoIterator<Item = T>) {
+        for (number, line) in lines.into_iter().enumerate() {
+            self.line(if number == 0 { label } else { "" }, line.as_ref());
+        }
+    }
+
+    /// Adds parts that are joined by `between` and go on in the next line where they do not fit.
+    pub(super) fn flow(&mut self, label: &str, parts: &[String], between: &str) {
+        let mut lines: Vec<String> = Vec::new();
+        for part in parts {
+            match lines.last_mut() {
+                Some(line) if 10 + line.chars().count() + between.len() + part.chars().count() <= WIDTH => {
+                    line.push_str(between);
+                    line.push_str(part);
+                }
+                _ => lines.push(part.clone()),
+            }
+        }
+        self.lines(label, lines);
+    }
+
+    /// Adds text as it is.
+    pub(super) fn append(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    /// The lines.
+    pub(super) fn into_text(self) -> String {
+        self.text
+    }
+
+    /// Adds what a record says: node, key, when and where it was made, inputs, recipe, metrics.
+    pub(super) fn record(&mut self, store: &Store, index: &Index, record: &NodeRecord) {
+        self.line("node", &format!("{}  of pipeline {}, kind {}", record.node, record.pipeline, record.kind));
+        self.line("key", &record.key.to_string());
+        let (when, took) = (clock(&record.started), seconds(record.seconds));
+        self.line("made", &format!("{when} in {took} on {} ({}), sami {}", record.host, record.device, record.version));
+        self.line("run", &format!("{} attempt {}", record.run, record.attempt));
+        self.inputs(store, index, record);
+        self.recipe(record);
+        let metrics: Vec<_> =
+            record.metrics.iter().map(|(name, value)| format!("{name} {}", figure(value))).take(4 * LISTED).collect();
+        self.flow("metrics", &metrics, " · ");
+    }
+
+    fn inputs(&mut self, store: &Store, index: &Index, record: &NodeRecord) {
+        let told = record.inputs.iter().take(LISTED).map(|(field, id)| {
+            let kind = store.manifest(id).map_or_else(|_| "removed".to_owned(), |manifest| manifest.kind);
+            let from = index.makers(id).first().map_or_else(String::new, |maker| format!(" of {}", maker.node));
+            format!("{field} = {}  {kind}{from}", id.short())
+        });
+        let more = record.inputs.len().saturating_sub(LISTED);
+        self.lines("inputs", told.chain((more > 0).then(|| format!("… {more} more"))));
+    }
+
+    fn recipe(&mut self, record: &NodeRecord) {
+        let fields = recipe(record);
+        let told = fields.iter().take(2 * LISTED).map(|(name, value)| format!("{name} = {value}"));
+        let more = fields.len().saturating_sub(2 * LISTED);
+        self.lines("recipe", told.chain((more > 0).then(|| format!("… {more} more; `--json` has all"))));
+    }
+}
+
+/// The fields of a record's preimage that say something.
+pub(super) fn recipe(record: &NodeRecord) -> Vec<(&str, &Value)> {
+    let fields = record.preimage.get("fields").and_then(Value::as_object);
+    let says_something = |value: &Value| match value {
+        Value::Null => false,
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+        _ => true,
+    };
+    let fields = fields.into_iter().flatten().filter(|(_, value)| says_something(value));
+    fields.map(|(name, value)| (name.as_str(), value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_flow_over_lines_under_one_label() {
+        let mut page = Page::default();
+        let parts: Vec<String> = (0..20).map(|n| format!("metric_{n} 0.5")).collect();
+        page.flow("metrics", &parts, " · ");
+        page.flow("none", &[], " · ");
+        let text = page.into_text();
+        assert_eq!(text.lines().count(), 4);
+        assert!(text.starts_with("metrics   metric_0 0.5 · metric_1 0.5"));
+        assert!(text.lines().skip(1).all(|line| line.starts_with("          metric_")));
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH));
+    }
+}

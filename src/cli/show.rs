@@ -1,0 +1,164 @@
+//! `sami show`: a run with its nodes, or a node's latest record beside its earlier ones.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use super::figures::{clock, cut, figure, plural, seconds};
+use super::find::{self, Found};
+use super::page::{self, Page};
+use super::table::Table;
+use super::{CommandResult, Context, DONE, context, runs};
+use crate::digest::Digest;
+use crate::graph::key;
+use crate::store::{Index, NodeRecord, RunRecord, Store, preview};
+
+/// Results that stand side by side.
+const SIDE_BY_SIDE: usize = 4;
+/// Runs that are looked through for earlier results.
+const LOOKED_THROUGH: usize = 100;
+/// Metrics of a node in a run's table.
+const METRICS: usize = 4;
+/// Widest value in the table of results.
+const VALUE: usize = 24;
+
+/// Shows a run or a node.
+pub(super) fn run(context: &Context, what: &str) -> CommandResult {
+    let (store, index) = context.open_existing()?;
+    match find::run_or_node(&store, &index, what)? {
+        Found::Run(record) => show_run(context, &record),
+        Found::Node(record) => show_node(context, &store, &index, &record),
+    }
+}
+
+fn show_run(context: &Context, run: &RunRecord) -> CommandResult {
+    if context.json() {
+        context::print_json(&json!({"run": run, "state": runs::state(run), "seconds": runs::took(run)}))?;
+        return Ok(DONE);
+    }
+    let mut page = Page::default();
+    page.line("run", &format!("{}  of pipeline {} ({})", run.run, run.pipeline, run.file));
+    let took = runs::took(run).map_or_else(String::new, |took| format!(", took {}", seconds(took)));
+    page.line("started", &format!("{}{took}, {}", clock(&run.started), runs::state(run)));
+    let params: Vec<_> = run.params.iter().map(|(name, value)| cut(&format!("{name} = {value}"), 60)).collect();
+    page.flow("params", &params, " · ");
+    if run.nodes.is_empty() {
+        page.line("nodes", "told when a run ends; this one goes on still, or it was killed");
+        context::print(&page.into_text())?;
+        return Ok(DONE);
+    }
+    let counts = runs::counts(run).map(|count| plural(count as u64, "node"));
+    let parts = counts.into_iter().zip(runs::STATES).filter(|(count, _)| !count.starts_with("0 "));
+    page.line("nodes", &parts.map(|(count, state)| format!("{count} {state}")).collect::<Vec<_>>().join(", "));
+    page.append("\n");
+    let mut table = Table::new(["node", "kind", "state", "seconds", "artifact", "metrics"], &[3]);
+    for node in &run.nodes {
+        let metrics: Vec<_> = node.metrics.iter().map(|(name, value)| format!("{name} {}", figure(value))).collect();
+        // What was not run took no time in this run.
+        let took =
+            if node.state == "ran" || node.state == "failed" { format!("{:.2}", node.seconds) } else { String::new() };
+        let artifact = node.artifact.map_or_else(String::new, |id| id.short());
+        let metrics = super::figures::some(&metrics, " · ", METRICS);
+        table.row([node.name.clone(), node.kind.clone(), node.state.clone(), took, artifact, metrics]);
+    }
+    page.append(&table.text());
+    context::print(&page.into_text())?;
+    Ok(DONE)
+}
+
+fn show_node(context: &Context, store: &Store, index: &Index, record: &NodeRecord) -> CommandResult {
+    let earlier = earlier(store, record)?;
+    if context.json() {
+        context::print_json(&json!({"record": record, "earlier": earlier}))?;
+        return Ok(DONE);
+    }
+    let mut page = Page::default();
+    page.record(store, index, record);
+    match store.manifest(&record.artifact) {
+        Ok(manifest) => {
+            let size = super::figures::bytes(manifest.size());
+            let rows = preview(store, &record.artifact, 0)?.rows;
+            let rows = rows.map_or_else(String::new, |rows| format!(", {}", plural(rows, "row")));
+            page.line("artifact", &format!("{}  {}, {size}{rows}", record.artifact, manifest.kind));
+        }
+        Err(_) => page.line("artifact", &format!("{}  is not in the cache any more", record.artifact)),
+    }
+    page.line("more", &format!("sami cache show {} · sami logs {}", record.artifact.short(), record.node));
+    if earlier.is_empty() {
+        page.line("earlier", "none");
+    } else {
+        page.append("\n");
+        page.append(&side_by_side(record, &earlier));
+    }
+    context::print(&page.into_text())?;
+    Ok(DONE)
+}
+
+/// Records that the node had under other keys, those of later runs first.
+fn earlier(store: &Store, latest: &NodeRecord) -> Result<Vec<NodeRecord>, context::Failure> {
+    let mut seen: BTreeSet<Digest> = [latest.key].into();
+    let mut records = Vec::new();
+    for id in store.run_ids()?.iter().rev().take(LOOKED_THROUGH) {
+        let Some(run) = store.run(id)?.filter(|run| run.pipeline == latest.pipeline) else { continue };
+        let key = run.nodes.iter().find(|node| node.name == latest.node).and_then(|node| node.key);
+        if let Some(key) = key
+            && seen.insert(key)
+        {
+            records.extend(store.node(&key)?);
+        }
+    }
+    Ok(records)
+}
+
+/// A column per result, newest first: the fields and inputs that differ between them, and their metrics.
+fn side_by_side(latest: &NodeRecord, earlier: &[NodeRecord]) -> String {
+    let results: Vec<&NodeRecord> = std::iter::once(latest).chain(earlier).take(SIDE_BY_SIDE).collect();
+    let headers = ["result".to_owned()].into_iter().chain(results.iter().map(|result| result.key.short()));
+    let mut table = Table::new(headers, &(1..=results.len()).collect::<Vec<_>>());
+    let mut row = |label: &str, value: &dyn Fn(&NodeRecord) -> String| {
+        let cells = results.iter().map(|result| cut(&value(result), VALUE));
+        table.row(std::iter::once(label.to_owned()).chain(cells));
+    };
+    row("run", &|result| result.run.clone());
+    row("seconds", &|result| format!("{:.2}", result.seconds));
+    row("artifact", &|result| result.artifact.short());
+    let changes = earlier.iter().take(SIDE_BY_SIDE - 1).flat_map(|old| key::diff(&old.preimage, &latest.preimage));
+    let paths: BTreeSet<String> = changes.map(|change| change.path).collect();
+    for path in &paths {
+        row(path, &|result| value_at(result, path));
+    }
+    let names: BTreeSet<&String> = results.iter().flat_map(|result| result.metrics.keys()).collect();
+    for name in names {
+        row(name, &|result| result.metrics.get(name).map_or_else(|| "-".to_owned(), figure));
+    }
+    let more = earlier.len() + 1 - results.len();
+    let more = if more > 0 { format!("{more} more; `--json` has all\n") } else { String::new() };
+    table.text() + &more
+}
+
+/// The part of a record's preimage that a change's path names.
+fn value_at(record: &NodeRecord, path: &str) -> String {
+    if let Some(field) = path.strip_prefix("input ") {
+        return record.inputs.get(field).map_or_else(|| "-".to_owned(), Digest::short);
+    }
+    if path == "version" || path == "kind" {
+        return record.preimage.get(path).map_or_else(|| "-".to_owned(), Value::to_string);
+    }
+    let flat: BTreeMap<String, &Value> =
+        page::recipe(record).into_iter().flat_map(|(name, value)| flatten(name.to_owned(), value)).collect();
+    match flat.get(path) {
+        Some(Value::String(text)) => format!("{text:?}"),
+        Some(value) => value.to_string(),
+        None => "-".to_owned(),
+    }
+}
+
+/// Every value under its dotted path, tables themselves too.
+fn flatten(path: String, value: &Value) -> Vec<(String, &Value)> {
+    let mut all = vec![];
+    if let Value::Object(fields) = value {
+        all.extend(fields.iter().flat_map(|(name, value)| flatten(format!("{path}.{name}"), value)));
+    }
+    all.push((path, value));
+    all
+}

@@ -1,0 +1,138 @@
+//! What a run tells while it goes on: the terminal, the plain log, `--json` and `events.jsonl` draw from it.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::digest::Digest;
+use crate::kinds::Progress;
+use crate::store::RunNode;
+
+/// Something that happened in a run. As JSON it has its name under `event`: `start`, `node-start`, …, `done`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The run begins.
+    Start {
+        /// The run's id.
+        run: String,
+        /// Pipeline name.
+        pipeline: String,
+        /// Nodes asked for, with all that they need.
+        nodes: usize,
+        /// Of these, fresh ones.
+        hits: usize,
+        /// Threads of the machine.
+        threads: usize,
+    },
+    /// A node turned out to be fresh; those that were fresh from the start are only counted.
+    NodeHit {
+        /// Node name.
+        node: String,
+        /// Its key.
+        key: Digest,
+        /// Its artifact.
+        artifact: Digest,
+    },
+    /// Another process works at the node's key; this one waits for it.
+    NodeWait {
+        /// Node name.
+        node: String,
+        /// Its key.
+        key: Digest,
+    },
+    /// An attempt begins.
+    NodeStart {
+        /// Node name.
+        node: String,
+        /// Kind name.
+        kind: String,
+        /// Its key.
+        key: Digest,
+        /// Number of the attempt in the run, from 1.
+        attempt: u32,
+        /// Why it runs.
+        why: String,
+        /// `cpu` or `cuda:N`.
+        device: String,
+        /// Threads that it computes with.
+        threads: usize,
+        /// The attempt's log.
+        log: PathBuf,
+    },
+    /// An attempt goes on.
+    NodeProgress {
+        /// Node name.
+        node: String,
+        /// How far it is.
+        #[serde(flatten)]
+        progress: Progress,
+        /// Seconds since the attempt began.
+        seconds: f64,
+    },
+    /// An attempt succeeded and its result is recorded.
+    NodeFinish {
+        /// Node name.
+        node: String,
+        /// Kind name.
+        kind: String,
+        /// Its key.
+        key: Digest,
+        /// Its artifact.
+        artifact: Digest,
+        /// Wall seconds.
+        seconds: f64,
+        /// Its metrics.
+        metrics: Map<String, Value>,
+    },
+    /// An attempt failed.
+    NodeFail {
+        /// Node name.
+        node: String,
+        /// Number of the attempt.
+        attempt: u32,
+        /// Whether it is made again.
+        retry: bool,
+        /// What is wrong.
+        error: String,
+        /// What to do about it, if that is known.
+        help: Option<String>,
+        /// The attempt's log.
+        log: PathBuf,
+        /// The log's last lines.
+        tail: Vec<String>,
+    },
+    /// An attempt was stopped; what it did is kept for the next one.
+    NodeStop {
+        /// Node name.
+        node: String,
+        /// Wall seconds.
+        seconds: f64,
+    },
+    /// A node will not run because one that it needs failed.
+    NodeSkip {
+        /// Node name.
+        node: String,
+        /// The node that failed.
+        because: String,
+    },
+    /// The run was interrupted.
+    Interrupt {
+        /// Whether for the second time: workers are killed.
+        again: bool,
+    },
+    /// The run is over.
+    Done {
+        /// Whether all went well.
+        ok: bool,
+        /// Nodes that ran.
+        ran: usize,
+        /// Nodes that were fresh.
+        hits: usize,
+        /// Nodes that failed.
+        failed: usize,
+        /// All nodes asked for, in the order of the pipeline.
+        nodes: Vec<RunNode>,
+    },
+}
