@@ -11,7 +11,7 @@ use super::judge::rules::{Mark, RuleJudge};
 use super::policy::{Answer, Ask, Pair, Policy, Sum, Work, response_seed};
 use super::query::Query;
 use super::{Cx, NodeError, query, rows, template};
-use crate::lm::sampling::{Finish, SamplingSettings};
+use crate::lm::{Finish, SamplingSettings};
 
 /// What came of it.
 #[derive(Debug)]

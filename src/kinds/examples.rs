@@ -1,10 +1,10 @@
 //! What `finetune` trains on, made of datasets and of scored responses.
 
+use super::policy::response_tokens;
 use super::responses::{self, part};
 use super::{InputArtifact, NodeError, query, rows, template};
-use crate::lm::logprobs::Sequence;
-use crate::lm::tokenizer::Tokenizer;
 use crate::lm::train::Example;
+use crate::lm::{Sequence, Tokenizer};
 
 /// The C×C cells of each row of scores: constitution k's training prompt with response j, row by row.
 pub(super) fn contrasts(
@@ -94,7 +94,7 @@ fn sequence(
 }
 
 fn not_empty(id: &str, sequence: Sequence) -> Result<Sequence, NodeError> {
-    if sequence.response() > 0 {
+    if response_tokens(&sequence) > 0 {
         return Ok(sequence);
     }
     Err(NodeError::with_help(

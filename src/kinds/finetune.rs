@@ -8,7 +8,7 @@ use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, Progress, examples,
 use crate::lm::loss::{LengthNorm, Sides};
 use crate::lm::optimizer::OptimizerSettings;
 use crate::lm::schedule::Schedule;
-use crate::lm::tokenizer::Tokenizer;
+use crate::lm::Tokenizer;
 use crate::lm::train::{self, Example, KlOver, StepRecord, TrainSettings, Trainer};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 

@@ -9,7 +9,7 @@ use super::keep::{Candidate, Keep};
 use super::policy::{Answer, Ask, Policy, Rows, Work, response_seed};
 use super::query::Query;
 use super::{Cx, NodeError, NodeKind, Outputs, query, rows, template};
-use crate::lm::sampling::{Finish, SamplingSettings};
+use crate::lm::{Finish, SamplingSettings};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// The fields of kind `generate`.

@@ -5,9 +5,7 @@ use serde_json::{Value, json};
 
 use super::check::{input, require};
 use super::{Cx, NodeError, NodeKind, Outputs, command, rows};
-use crate::lm::config::Config;
-use crate::lm::decoder::Model;
-use crate::lm::tokenizer::{Tokenizer, TokenizerKind};
+use crate::lm::{Config, Model, Tensor, Tokenizer, TokenizerKind};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// `tokenizer = { … }`.
@@ -161,13 +159,13 @@ init = { hidden_size = 128, layers = 3, heads = 4, tokenizer = { from = "documen
                 })
             })
             .collect::<Result<Vec<&str>, _>>()?;
-        let tokenizer = Tokenizer::train(self.tokenizer.kind, &texts, self.tokenizer.vocab_size)?;
+        let tokenizer = Tokenizer::train(self.tokenizer.kind, texts, self.tokenizer.vocab_size)?;
         tokenizer.save(&cx.staging)?;
         let config = self.config(&tokenizer);
         let model = Model::random(config, self.seed, &crate::lm::device("cpu")?)?;
         model.save(&cx.staging)?;
         let metrics = [
-            ("parameters".to_owned(), json!(model.parameter_count())),
+            ("parameters".to_owned(), json!(model.weights().values().map(Tensor::elem_count).sum::<usize>())),
             ("vocabulary".to_owned(), json!(tokenizer.vocab_size())),
         ];
         Ok(Outputs { files: command::collect(&cx.staging)?, metrics: metrics.into_iter().collect() })
@@ -190,7 +188,10 @@ impl Init {
             tie_word_embeddings: self.tie_embeddings,
             bos_token_id: tokenizer.bos(),
             eos_token_ids: tokenizer.eos().to_vec(),
-            ..Config::default()
+            pad_token_id: tokenizer.pad(),
+            rms_norm_eps: 1e-5,
+            sliding_window: None,
+            model_type: "llama".to_owned(),
         }
     }
 }

@@ -225,3 +225,6 @@ impl NodeError {
         Self::Failed { what: what.into(), help: Some(help.into()) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,10 +10,9 @@ use serde_json::{Map, Value, json};
 use super::memo::RowMemo;
 use super::{Cx, InputArtifact, NodeError, Progress};
 use crate::digest::{Digest, Hasher};
-use crate::lm::decoder::Model;
-use crate::lm::logprobs::{Sequence, response_kl, response_logprobs};
-use crate::lm::sampling::{Finish, Prompt, SamplingSettings, sample};
-use crate::lm::tokenizer::Tokenizer;
+use crate::lm::logprobs::{response_kl, response_logprobs};
+use crate::lm::sampling::sample;
+use crate::lm::{Finish, Model, Prompt, Response, SamplingSettings, Sequence, Tokenizer};
 
 /// Raised when equal rows would give other results.
 const VERSION: u64 = 1;
@@ -118,12 +117,12 @@ impl<'a, 'cx> Work<'a, 'cx> {
             for at in missing {
                 prompts.push(Prompt { ids: tokenizer.prompt(&asks[*at].prompt)?, seed: asks[*at].seed });
             }
-            let cost = |prompt: &Prompt| model.cache_bytes(prompt.ids.len() + settings.max_new_tokens);
+            let cost = |prompt: &Prompt| bytes(model, prompt.ids.len() + settings.max_new_tokens);
             let lengths = prompts.iter().map(|prompt| (prompt.ids.len(), cost(prompt))).collect();
             Ok((lengths, move |batch: &[usize]| {
                 let batch: Vec<Prompt> = batch.iter().map(|at| prompts[*at].clone()).collect();
                 let responses = sample(model, tokenizer, &batch, settings)?;
-                let answer = |response: crate::lm::sampling::Response| Answer {
+                let answer = |response: Response| Answer {
                     text: response.text,
                     tokens: response.ids.len(),
                     finish: response.finish,
@@ -174,7 +173,7 @@ impl<'a, 'cx> Work<'a, 'cx> {
             Ok((lengths, move |batch: &[usize]| match reference {
                 Some(reference) => sums(&sequences, batch, |batch| Ok(response_kl(model, reference, batch)?)),
                 // A model does not differ from itself.
-                None => sums(&sequences, batch, |batch| Ok(batch.iter().map(|one| vec![0.0; one.response()]).collect())),
+                None => sums(&sequences, batch, |batch| Ok(batch.iter().map(|one| vec![0.0; response_tokens(one)]).collect())),
             }))
         })
     }
@@ -272,7 +271,20 @@ fn sequences(tokenizer: &Tokenizer, pairs: &[Pair], at: &[usize]) -> Result<Vec<
 }
 
 fn costs(model: &Model, sequences: &[Sequence]) -> Vec<(usize, usize)> {
-    sequences.iter().map(|sequence| (sequence.ids.len(), model.cache_bytes(sequence.ids.len()))).collect()
+    sequences.iter().map(|sequence| (sequence.ids.len(), bytes(model, sequence.ids.len()))).collect()
+}
+
+/// What a sequence of so many tokens takes: keys and values of every layer, and as much again for what passes.
+fn bytes(model: &Model, tokens: usize) -> usize {
+    let config = model.config();
+    let cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
+    let passing = 4 * config.hidden_size + 2 * config.intermediate_size;
+    tokens.saturating_mul(cache + passing).saturating_mul(size_of::<f32>())
+}
+
+/// How many tokens of a sequence are the response.
+pub(super) fn response_tokens(sequence: &Sequence) -> usize {
+    sequence.ids.len().saturating_sub(sequence.prompt)
 }
 
 /// Computes a batch and sums over each response. One without tokens (the model ended at once) sums to nothing.
@@ -282,10 +294,10 @@ fn sums(
     compute: impl FnOnce(&[Sequence]) -> Result<Vec<Vec<f32>>, NodeError>,
 ) -> Result<Vec<Sum>, NodeError> {
     let with_tokens: Vec<Sequence> =
-        batch.iter().map(|at| &sequences[*at]).filter(|sequence| sequence.response() > 0).cloned().collect();
+        batch.iter().map(|at| &sequences[*at]).filter(|sequence| response_tokens(sequence) > 0).cloned().collect();
     let mut computed = if with_tokens.is_empty() { Vec::new() } else { compute(&with_tokens)? }.into_iter();
     let sum = |at: &usize| {
-        let tokens = if sequences[*at].response() > 0 { computed.next().unwrap_or_default() } else { Vec::new() };
+        let tokens = if response_tokens(&sequences[*at]) > 0 { computed.next().unwrap_or_default() } else { Vec::new() };
         Sum { nats: tokens.iter().map(|nats| f64::from(*nats)).sum(), tokens: tokens.len() }
     };
     Ok(batch.iter().map(sum).collect())

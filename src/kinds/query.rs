@@ -61,8 +61,8 @@ pub(super) fn prompt(
     constitution: &Constitution,
 ) -> Result<String, NodeError> {
     let own = context! {
-        constitution => constitution.text,
-        principles => Context::from_serialize(&constitution.principles),
+        constitution => &constitution.text,
+        principles => Context::from(Serde(&constitution.principles)),
     };
     template.render_row(field, id, &context! { ..own, ..fields(row) })
 }

@@ -7,7 +7,7 @@ use super::contrast::Constitution;
 use super::policy::Pair;
 use super::rows::Row;
 use super::{InputArtifact, NodeError, rows};
-use crate::lm::sampling::Finish;
+use crate::lm::Finish;
 
 /// A row of responses: one to each constitution of a query.
 #[derive(Debug, Clone)]
