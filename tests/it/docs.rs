@@ -81,27 +81,55 @@ fn kinds_page() {
     check_made("docs/kinds.md", &page);
 }
 
-/// Every id that a diagnostic can carry, with the title's template that stands beside it.
+/// The contents of the string literal that `text` begins with.
+fn literal(text: &str) -> Option<String> {
+    let text = text.trim_start().strip_prefix('"')?;
+    let mut end = 0;
+    while !text[end..].starts_with('"') {
+        end += if text[end..].starts_with('\\') { 2 } else { text[end..].chars().next()?.len_utf8() };
+    }
+    // A backslash at the end of a line joins it with the next one.
+    let lines = text[..end].split("\\\n").enumerate();
+    let joined = lines.map(|(number, line)| if number == 0 { line } else { line.trim_start() });
+    Some(joined.collect::<String>().replace("\\\"", "\"").replace('|', "\\|").replace("{}", "…").replace("{0}", "…"))
+}
+
+/// What a diagnostic says whose id ends at `end`: the literal after it, or the message of the error's variant that
+/// it is made of, or the text that was put together just before.
+fn title(text: &str, start: usize, end: usize) -> String {
+    let rest = text[end..].trim_start_matches([',', '"']).trim_start();
+    let after = literal(rest).or_else(|| literal(rest.strip_prefix("format!(")?));
+    let before = &text[..start];
+    let of_variant = || {
+        let arm = before.rfind("Self::").filter(|at| start - at < 400)?;
+        let variant: String = before[arm + 6..].chars().take_while(char::is_ascii_alphanumeric).collect();
+        let declared = ["{", "(", ","]
+            .iter()
+            .find_map(|next| text.find(&format!("    {variant}{}{next}", if *next == "{" { " " } else { "" })))?;
+        let message = literal(&text[text[..declared].rfind("#[error(")? + 8..])?;
+        Some(if message == "…" { "(in words of its own)".to_owned() } else { message })
+    };
+    let put_together = || literal(&before[before.rfind("format!(").filter(|at| start - at < 400)? + 8..]);
+    after.or_else(of_variant).or_else(put_together).unwrap_or_else(|| "(in words of its own)".to_owned())
+}
+
+/// Every id that a diagnostic can carry, with what it says.
 fn error_ids() -> BTreeMap<String, String> {
     let mut ids = BTreeMap::new();
     for path in files_under("src", "rs") {
         let text = fs_err::read_to_string(&path).expect("a source file");
         let text = text.split("#[cfg(test)]").next().unwrap_or_default();
-        for (at, _) in text.match_indices("::error(").chain(text.match_indices("::warning(")) {
-            let mut literals = text[at..].split('"');
-            let before = literals.next().unwrap_or_default();
-            let id = literals.next().unwrap_or_default();
-            let between = literals.next().unwrap_or_default();
+        for (at, _) in text.match_indices('"') {
+            let id = text[at + 1..].split('"').next().unwrap_or_default();
             let is_id = id.split_once("::").is_some_and(|(layer, name)| {
-                !layer.is_empty()
+                let plain = |c: char| c.is_ascii_lowercase() || c == '-' || c.is_ascii_digit();
+                ["cli", "dataset", "exec", "graph", "lm", "node", "pipeline", "store"].contains(&layer)
                     && !name.is_empty()
-                    && id.chars().all(|c| c.is_ascii_lowercase() || "-:0123456789".contains(c))
+                    && name.chars().all(plain)
             });
-            if !is_id || before.len() > 40 {
-                continue;
+            if is_id {
+                ids.entry(id.to_owned()).or_insert_with(|| title(text, at, at + 1 + id.len()));
             }
-            let title = if between.len() < 60 { literals.next().unwrap_or_default() } else { "" };
-            ids.entry(id.to_owned()).or_insert_with(|| title.replace("\\\n", " ").replace('|', "\\|"));
         }
     }
     ids
