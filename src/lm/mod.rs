@@ -15,11 +15,15 @@ use std::path::PathBuf;
 pub use candle_core::{Device, Tensor, Var};
 
 pub mod config;
+mod cpu;
+mod decode;
 pub mod decoder;
 pub mod error;
 pub mod logprobs;
 pub mod loss;
 pub mod optimizer;
+mod plain;
+pub(crate) mod random;
 pub mod sampling;
 pub mod schedule;
 pub mod tokenizer;
