@@ -16,6 +16,7 @@ mod logs;
 mod page;
 mod plan;
 mod render;
+mod report;
 mod run;
 mod runs;
 mod show;
