@@ -1,28 +1,24 @@
 //! `sami cache …`: looking into the store and tidying it.
 
-use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::figures::{bytes, clock, count, plural, some};
-use super::page::{LISTED, Page};
+use super::figures::{bytes, clock, count, some};
+use super::page::LISTED;
 use super::table::Table;
-use super::{CacheCommand, CommandResult, Context, DAMAGED, DONE, context, find};
+use super::{CacheCommand, CommandResult, Context, DAMAGED, DONE, artifact, context, find};
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::digest::Digest;
-use crate::store::{Index, NodeRecord, Preview, Store, StoreError, Use, preview};
-
-/// Rows that `show` prints.
-const ROWS: usize = 5;
+use crate::store::{Index, NodeRecord, Store, StoreError};
 
 /// Dispatches a command on the cache.
 pub(crate) fn run(context: &Context, command: &CacheCommand) -> CommandResult {
     let (store, index) = context.open_existing()?;
     match command {
         CacheCommand::Ls { kind, last } => list(context, &store, &index, kind.as_deref(), *last),
-        CacheCommand::Show { id } => show(context, &store, &index, id),
+        CacheCommand::Show { id } => artifact::show(context, &store, &index, id),
         CacheCommand::Cat { id, file } => cat(&store, &index, id, file.as_deref()),
         CacheCommand::Du => usage(context, &store),
         CacheCommand::Verify => verify(context, &store),
@@ -97,82 +93,6 @@ fn line_json(line: &Line) -> Value {
         "run": maker.map(|maker| &maker.run),
         "started": maker.map(|maker| &maker.started),
     })
-}
-
-fn show(context: &Context, store: &Store, index: &Index, what: &str) -> CommandResult {
-    let id = find::artifact(store, index, what)?;
-    let manifest = store.manifest(&id)?;
-    let makers = index.makers(&id);
-    let record = makers.first().map(|maker| store.node(&maker.key)).transpose()?.flatten();
-    let users = index.users(&id);
-    let glance = preview(store, &id, ROWS)?;
-    if context.json() {
-        context::print_json(&json!({
-            "artifact": id,
-            "type": manifest.kind,
-            "size": manifest.size(),
-            "files": manifest.files,
-            "paths": store.files(&id)?,
-            "external": store.external_directory(&id)?,
-            "record": record,
-            "made_by": makers,
-            "used_by": users,
-            "preview": glance,
-        }))?;
-        return Ok(DONE);
-    }
-    let mut page = Page::default();
-    page.line("artifact", &format!("{id}  {}, {}", manifest.kind, bytes(manifest.size())));
-    match &record {
-        Some(record) => page.record(store, index, record),
-        None => page.line("source", "read from outside the pipeline; no node made it"),
-    }
-    if let Some(directory) = store.external_directory(&id)? {
-        page.line("left in", &directory.display().to_string());
-    }
-    uses("also by", makers.get(1..).unwrap_or_default(), &mut page);
-    uses("used by", &users, &mut page);
-    if users.is_empty() {
-        page.line("used by", "nothing yet");
-    }
-    let names: Vec<_> = manifest.files.iter().map(|(name, blob)| format!("{name} ({})", bytes(blob.size))).collect();
-    page.line("files", &some(&names, ", ", LISTED));
-    look(&glance, &mut page);
-    context::print(&page.into_text())?;
-    Ok(DONE)
-}
-
-fn uses(label: &str, uses: &[Use], page: &mut Page) {
-    // A node that took it in several runs or under several keys is one user.
-    let mut seen: BTreeMap<(&str, &str), &Use> = BTreeMap::new();
-    for one in uses {
-        seen.entry((&one.pipeline, &one.node)).or_insert(one);
-    }
-    let parts = seen.values().map(|one| match one.field.as_str() {
-        "" => format!("{}/{}", one.pipeline, one.node),
-        field => format!("{}/{} as {field}", one.pipeline, one.node),
-    });
-    let parts: Vec<String> = parts.collect();
-    if !parts.is_empty() {
-        page.line(label, &some(&parts, ", ", LISTED));
-    }
-}
-
-fn look(glance: &Preview, page: &mut Page) {
-    if !glance.config.is_empty() {
-        let types = glance.dtypes.join(", ");
-        let weights = format!("{} parameters in {} tensors, {types}", count(glance.parameters), glance.tensors);
-        page.line("weights", &weights);
-        let plain =
-            glance.config.iter().filter(|(_, value)| !value.is_object() && !value.is_array() && !value.is_null());
-        let parts: Vec<_> = plain.map(|(name, value)| format!("{name} {value}")).collect();
-        page.flow("config", &parts, " · ");
-        return;
-    }
-    page.lines(if glance.rows.is_some() { "rows" } else { "text" }, &glance.lines);
-    if let Some(rows) = glance.rows.filter(|rows| *rows > glance.lines.len() as u64) {
-        page.line("", &format!("… {} in all", plural(rows, "row")));
-    }
 }
 
 fn cat(store: &Store, index: &Index, what: &str, file: Option<&str>) -> CommandResult {

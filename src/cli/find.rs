@@ -180,6 +180,7 @@ fn ambiguous(what: &str, candidates: Vec<String>) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sample;
     use super::*;
 
     #[test]
@@ -197,5 +198,28 @@ mod tests {
         );
         assert_eq!(super::member(&names, "d").unwrap_err().diagnostics[0].notes, ["node d[x=1]", "node d[x=2]"]);
         assert!(is_hex("ab") && !is_hex("a") && !is_hex("xy"));
+    }
+
+    #[test]
+    fn names_and_beginnings_of_ids_mean_runs_nodes_and_artifacts() {
+        let (_folder, store, index) = sample::store();
+        let found = |what| match run_or_node(&store, &index, what) {
+            Ok(Found::Run(run)) => format!("run {}", run.run),
+            Ok(Found::Node(node)) => format!("node {} of {}", node.node, node.run),
+            Err(fault) => {
+                let told = &fault.diagnostics[0];
+                format!("{}: {} {}", told.id, told.notes.join(", "), told.help.join(", "))
+            }
+        };
+        assert_eq!(found("20260101"), "run 20260101-000000-aaaa");
+        assert_eq!(found("train"), "node train@2 of 20260102-000000-bbbb");
+        assert_eq!(found("toy/train@1"), "node train@1 of 20260102-000000-bbbb");
+        assert_eq!(found("811748"), "node train@2 of 20260101-000000-aaaa");
+        assert_eq!(found("2026"), "cli::ambiguous: run 20260101-000000-aaaa, run 20260102-000000-bbbb type more of it");
+        assert_eq!(found("trian@1"), "cli::unknown:  a node with a similar name exists: `train@1`");
+        assert_eq!(found("912c"), "cli::unknown:  an artifact is: `sami cache show 912c`");
+        assert!(found("policy").starts_with("cli::unknown:  `sami runs` lists runs"));
+        assert_eq!(run(&store, "2026").unwrap_err().diagnostics[0].id, "cli::ambiguous");
+        assert_eq!(artifact(&store, &index, "genrate@1").unwrap_err().diagnostics[0].id, "cli::unknown");
     }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+mod artifact;
 mod cache;
 mod check;
 mod context;
@@ -19,6 +20,8 @@ mod render;
 mod report;
 mod run;
 mod runs;
+#[cfg(test)]
+mod sample;
 mod show;
 mod table;
 mod trace;

@@ -40,15 +40,3 @@ fn program() -> Result<PathBuf, Failure> {
     let running = PathBuf::from("/proc/self/exe");
     Ok(if running.exists() { running } else { std::env::current_exe()? })
 }
-
-impl From<ExecError> for Failure {
-    fn from(error: ExecError) -> Self {
-        let diagnostics = error.diagnostics();
-        match error {
-            // A full or read-only disk is no damage.
-            ExecError::Store(StoreError::Io(_)) | ExecError::Spawn(_) => Self { code: FAILED, diagnostics },
-            ExecError::Store(error) => error.into(),
-            _ => Self { code: USAGE, diagnostics },
-        }
-    }
-}

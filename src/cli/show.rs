@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::figures::{clock, cut, figure, plural, seconds};
+use super::figures::{bytes, clock, cut, figure, plural, seconds, some};
 use super::find::{self, Found};
 use super::page::{self, Page};
 use super::table::Table;
 use super::{CommandResult, Context, DONE, context, runs};
 use crate::digest::Digest;
 use crate::graph::key;
-use crate::store::{Index, NodeRecord, RunRecord, Store, preview};
+use crate::store::{Index, NodeRecord, RunRecord, Store, StoreError, preview};
 
 /// Results that stand side by side.
 const SIDE_BY_SIDE: usize = 4;
@@ -34,8 +34,13 @@ pub(super) fn run(context: &Context, what: &str) -> CommandResult {
 fn show_run(context: &Context, run: &RunRecord) -> CommandResult {
     if context.json() {
         context::print_json(&json!({"run": run, "state": runs::state(run), "seconds": runs::took(run)}))?;
-        return Ok(DONE);
+    } else {
+        context::print(&run_page(run))?;
     }
+    Ok(DONE)
+}
+
+fn run_page(run: &RunRecord) -> String {
     let mut page = Page::default();
     page.line("run", &format!("{}  of pipeline {} ({})", run.run, run.pipeline, run.file));
     let took = runs::took(run).map_or_else(String::new, |took| format!(", took {}", seconds(took)));
@@ -44,54 +49,61 @@ fn show_run(context: &Context, run: &RunRecord) -> CommandResult {
     page.flow("params", &params, " · ");
     if run.nodes.is_empty() {
         page.line("nodes", "told when a run ends; this one goes on still, or it was killed");
-        context::print(&page.into_text())?;
-        return Ok(DONE);
+        return page.into_text();
     }
-    let counts = runs::counts(run).map(|count| plural(count as u64, "node"));
-    let parts = counts.into_iter().zip(runs::STATES).filter(|(count, _)| !count.starts_with("0 "));
-    page.line("nodes", &parts.map(|(count, state)| format!("{count} {state}")).collect::<Vec<_>>().join(", "));
+    let counts = runs::counts(run).into_iter().zip(runs::STATES).filter(|(count, _)| *count > 0);
+    page.line("nodes", &counts.map(|(count, state)| format!("{count} {state}")).collect::<Vec<_>>().join(", "));
     page.append("\n");
     let mut table = Table::new(["node", "kind", "state", "seconds", "artifact", "metrics"], &[3]);
     for node in &run.nodes {
         let metrics: Vec<_> = node.metrics.iter().map(|(name, value)| format!("{name} {}", figure(value))).collect();
-        // What was not run took no time in this run.
-        let took =
-            if node.state == "ran" || node.state == "failed" { format!("{:.2}", node.seconds) } else { String::new() };
+        // What did not run took no time in this run.
+        let ran = node.state == "ran" || node.state == "failed";
+        let took = if ran { format!("{:.2}", node.seconds) } else { String::new() };
         let artifact = node.artifact.map_or_else(String::new, |id| id.short());
-        let metrics = super::figures::some(&metrics, " · ", METRICS);
-        table.row([node.name.clone(), node.kind.clone(), node.state.clone(), took, artifact, metrics]);
+        table.row([
+            node.name.clone(),
+            node.kind.clone(),
+            node.state.clone(),
+            took,
+            artifact,
+            some(&metrics, " · ", METRICS),
+        ]);
     }
     page.append(&table.text());
-    context::print(&page.into_text())?;
-    Ok(DONE)
+    page.into_text()
 }
 
 fn show_node(context: &Context, store: &Store, index: &Index, record: &NodeRecord) -> CommandResult {
     let earlier = earlier(store, record)?;
     if context.json() {
         context::print_json(&json!({"record": record, "earlier": earlier}))?;
-        return Ok(DONE);
+    } else {
+        context::print(&node_page(store, index, record, &earlier)?)?;
     }
+    Ok(DONE)
+}
+
+fn node_page(store: &Store, index: &Index, record: &NodeRecord, earlier: &[NodeRecord]) -> Result<String, StoreError> {
     let mut page = Page::default();
     page.record(store, index, record);
     match store.manifest(&record.artifact) {
         Ok(manifest) => {
-            let size = super::figures::bytes(manifest.size());
             let rows = preview(store, &record.artifact, 0)?.rows;
             let rows = rows.map_or_else(String::new, |rows| format!(", {}", plural(rows, "row")));
+            let size = bytes(manifest.size());
             page.line("artifact", &format!("{}  {}, {size}{rows}", record.artifact, manifest.kind));
         }
         Err(_) => page.line("artifact", &format!("{}  is not in the cache any more", record.artifact)),
     }
     page.line("more", &format!("sami cache show {} · sami logs {}", record.artifact.short(), record.node));
     if earlier.is_empty() {
-        page.line("earlier", "none");
+        page.line("earlier", "no other results");
     } else {
         page.append("\n");
-        page.append(&side_by_side(record, &earlier));
+        page.append(&side_by_side(record, earlier));
     }
-    context::print(&page.into_text())?;
-    Ok(DONE)
+    Ok(page.into_text())
 }
 
 /// Records that the node had under other keys, those of later runs first.
@@ -161,4 +173,60 @@ fn flatten(path: String, value: &Value) -> Vec<(String, &Value)> {
     }
     all.push((path, value));
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn a_run_is_a_table_of_its_nodes() {
+        let (_folder, store, _) = sample::store();
+        let run = store.run("20260102-000000-bbbb").unwrap().unwrap();
+        let shown = "\
+run       20260102-000000-bbbb  of pipeline toy (pipelines/toy.toml)
+started   2026-01-02 00:00:00, took 2 m 05 s, ok
+params    lr = 1e-6 · name = \"x\"
+nodes     3 ran, 1 hit
+
+node        kind      state  seconds  artifact      metrics
+generate@1  generate  hit             f113093658be  rows 7 · tokens 12,345
+train@1     finetune  ran       1.25  b55d84d05365  bound 0.1000 · kl 0.01000
+generate@2  generate  ran       1.25  912c4df25f5a  rows 7 · tokens 24,690
+train@2     finetune  ran       1.25  e381ca5c1018  bound 0.2000 · kl 0.01000
+";
+        assert_eq!(run_page(&run), shown);
+        let killed = RunRecord { finished: None, ok: None, nodes: Vec::new(), ..run };
+        assert!(run_page(&killed).contains("started   2026-01-02 00:00:00, unfinished\n"));
+    }
+
+    #[test]
+    fn a_node_stands_beside_its_earlier_results() {
+        let (_folder, store, index) = sample::store();
+        let Found::Node(record) = find::run_or_node(&store, &index, "train").unwrap() else { panic!("no node") };
+        let page = node_page(&store, &index, &record, &earlier(&store, &record).unwrap()).unwrap();
+        let shown = "\
+node      train@2  of pipeline toy, kind finetune
+key       47ba4569a19642e438b0f7f4fa2a3523204d662c873ad51b23ab968860077b86
+made      2026-01-02 00:00:01 in 1.25 s on here (cpu), sami 0.1.0
+run       20260102-000000-bbbb attempt 1
+inputs    examples = 912c4df25f5a  responses of generate@2
+recipe    optimizer = {\"lr\":1e-6,\"name\":\"adamw\"}
+          steps = 4
+metrics   bound 0.2000 · kl 0.01000
+artifact  e381ca5c1018bb7df4b259119791df06bdc4da7f8468ba39a0b8b315e23b3b58  model, 26 B
+more      sami cache show e381ca5c1018 · sami logs train@2
+
+result                  47ba4569a196          811748f4b418
+run             20260102-000000-bbbb  20260101-000000-aaaa
+seconds                         1.25                  1.25
+artifact                e381ca5c1018          ecd6b8d59004
+input examples          912c4df25f5a          ee28cb7155c3
+optimizer.lr                    1e-6                  5e-7
+bound                         0.2000                0.2000
+kl                           0.01000               0.01000
+";
+        assert_eq!(page, shown);
+    }
 }

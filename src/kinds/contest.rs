@@ -119,11 +119,11 @@ impl Contest {
     }
 
     /// Every figure of every candidate.
-    pub(super) fn metrics(&self) -> Map<String, Value> {
+    pub(super) fn metrics(&self) -> Result<Map<String, Value>, NodeError> {
         let against = &self.candidates[&self.against];
         let mut metrics = Map::new();
         for (name, candidate) in &self.candidates {
-            metrics.extend(candidate.metrics(&format!(".{name}"), self.compared));
+            metrics.extend(candidate.metrics(&format!(".{name}"), self.compared)?);
             if *name != self.against {
                 let wins: f64 = (0..self.queries.len()).map(|at| candidate.win(against, at, self.compared)).sum();
                 let (low, high) = wilson(wins, self.queries.len());
@@ -146,7 +146,7 @@ impl Contest {
         metrics.insert("rows".to_owned(), json!(self.queries.len()));
         metrics.insert("rows_reused".to_owned(), json!(reused));
         metrics.insert("tokens".to_owned(), json!(tokens));
-        metrics
+        Ok(metrics)
     }
 }
 
@@ -158,11 +158,11 @@ impl Candidate {
         own.iter().zip(others).map(|(own, other)| own.against(*other)).sum::<f64>() / compared as f64
     }
 
-    fn metrics(&self, suffix: &str, compared: usize) -> Map<String, Value> {
+    fn metrics(&self, suffix: &str, compared: usize) -> Result<Map<String, Value>, NodeError> {
         let queries = self.marks.len() / compared;
         let size = self.answers.len() / queries;
         let mut figures = ContrastFigures::default();
-        self.cells.chunks(size * size).for_each(|cells| figures.add(cells));
+        self.cells.chunks(size * size).try_for_each(|cells| figures.add(cells))?;
         let mut metrics = figures.metrics(suffix);
         let followed: usize = self.marks.iter().map(|mark| mark.followed).sum();
         let principles: usize = self.marks.iter().map(|mark| mark.principles).sum();
@@ -178,7 +178,7 @@ impl Candidate {
             let tokens: usize = self.kl.iter().map(|sum| sum.tokens).sum();
             metrics.insert(format!("kl{suffix}"), json!(nats / tokens.max(1) as f64));
         }
-        metrics
+        Ok(metrics)
     }
 }
 

@@ -169,6 +169,6 @@ rules.principles.brief = { definition = { max_sentences = 2 }, antithesis = { mi
         let path = cx.staging.join("rows.jsonl");
         let contest = Contest::hold(self, cx)?;
         rows::write(&path, &contest.rows())?;
-        Ok(Outputs { files: [("rows.jsonl".to_owned(), path)].into(), metrics: contest.metrics() })
+        Ok(Outputs { files: [("rows.jsonl".to_owned(), path)].into(), metrics: contest.metrics()? })
     }
 }

@@ -2,49 +2,43 @@
 
 use serde_json::{Map, Value, json};
 
+use super::NodeError;
 use super::policy::Sum;
 use crate::lm::loss::Contrast;
 
 /// The 97.5th percentile of the normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// Means of the contrast figures of C×C matrices of summed log-probabilities.
+/// The contrast figures of C×C matrices of summed log-probabilities.
 #[derive(Debug, Default)]
 pub(super) struct ContrastFigures {
-    matrices: usize,
+    matrices: Vec<Contrast>,
     constitutions: usize,
-    bound: f64,
-    gap: f64,
-    accuracy_row: f64,
-    accuracy_column: f64,
-    /// Tokens of the responses on the diagonal.
+    /// Tokens of the responses on the diagonals.
     tokens: usize,
 }
 
 impl ContrastFigures {
     /// Adds the matrix of a query, row by row (constitutions), each cell the sum over a response's tokens.
-    pub(super) fn add(&mut self, cells: &[Sum]) {
+    pub(super) fn add(&mut self, cells: &[Sum]) -> Result<(), NodeError> {
         let nats: Vec<f64> = cells.iter().map(|cell| cell.nats).collect();
-        let contrast = Contrast::of(&nats);
+        self.matrices.push(Contrast::of_sums(&nats)?);
         self.constitutions = cells.len().isqrt();
-        self.matrices += 1;
-        self.bound += contrast.bound;
-        self.gap += contrast.gap;
-        self.accuracy_row += contrast.accuracy_row;
-        self.accuracy_column += contrast.accuracy_column;
         self.tokens += cells.iter().step_by(self.constitutions + 1).map(|cell| cell.tokens).sum::<usize>();
+        Ok(())
     }
 
-    /// The means, with `suffix` after each name.
+    /// Means over the matrices, with `suffix` after each name; nothing of none.
     pub(super) fn metrics(&self, suffix: &str) -> Map<String, Value> {
-        let mean = |sum: f64| json!(sum / self.matrices.max(1) as f64);
+        let Some(mean) = Contrast::mean(&self.matrices) else { return Map::new() };
+        let responses = self.matrices.len() * self.constitutions;
         Map::from_iter([
-            (format!("bound{suffix}"), mean(self.bound)),
-            ("bound_ceiling".to_owned(), json!((self.constitutions.max(1) as f64).ln())),
-            (format!("gap{suffix}"), mean(self.gap)),
-            (format!("accuracy_row{suffix}"), mean(self.accuracy_row)),
-            (format!("accuracy_column{suffix}"), mean(self.accuracy_column)),
-            (format!("mean_length{suffix}"), mean(self.tokens as f64 / self.constitutions.max(1) as f64)),
+            (format!("bound{suffix}"), json!(mean.bound)),
+            ("bound_ceiling".to_owned(), json!((self.constitutions as f64).ln())),
+            (format!("gap{suffix}"), json!(mean.gap)),
+            (format!("accuracy_row{suffix}"), json!(mean.accuracy_row)),
+            (format!("accuracy_column{suffix}"), json!(mean.accuracy_column)),
+            (format!("mean_length{suffix}"), json!(self.tokens as f64 / responses as f64)),
         ])
     }
 }
@@ -85,7 +79,7 @@ mod tests {
     fn figures_are_means_over_matrices() {
         let cells = |nats: [f64; 4]| nats.map(|nats| Sum { nats, tokens: 10 });
         let mut figures = ContrastFigures::default();
-        figures.add(&cells([-40.0, -75.0, -46.0, -70.0]));
+        figures.add(&cells([-40.0, -75.0, -46.0, -70.0])).expect("a square");
         let metrics = figures.metrics(".base");
         assert!((metrics["gap.base"].as_f64().expect("a number") - 2.75).abs() < 1e-9);
         assert!((metrics["bound.base"].as_f64().expect("a number") - 0.688_552).abs() < 1e-6);

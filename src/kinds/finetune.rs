@@ -265,6 +265,8 @@ optimizer = { name = "adamw", lr = 5e-7 }
         let reference = self.reference.is_some().then(|| cx.input("reference")).transpose()?;
         let reference = reference.map(|input| input.files.clone());
         let settings = self.settings(cx, examples.len());
+        let steps = settings.steps;
+        let constitutions = examples.first().map_or(0, |example| example.sequences.len().isqrt());
         let device = crate::lm::device(&cx.device)?;
         let mut trainer = Trainer::new(&model.files, reference.as_ref(), examples, settings, &device)?;
         let checkpoints = cx.scratch.join("checkpoint");
@@ -279,7 +281,7 @@ optimizer = { name = "adamw", lr = 5e-7 }
             let record = trainer.step()?;
             (cx.progress)(Progress {
                 done: record.step,
-                total: trainer.steps(),
+                total: steps,
                 unit: "steps".to_owned(),
                 metrics: watched(&record),
             });
@@ -288,7 +290,11 @@ optimizer = { name = "adamw", lr = 5e-7 }
                 crate::fs::kill_point("checkpoint");
             }
         }
-        self.finish(cx, &model, &trainer)
+        let mut outputs = finish(cx, &model, &trainer)?;
+        if self.objective == Objective::Sami {
+            outputs.metrics.insert("bound_ceiling".to_owned(), json!((constitutions as f64).ln()));
+        }
+        Ok(outputs)
     }
 }
 
@@ -330,20 +336,6 @@ impl Finetune {
             micro_batch: cx.micro_batch,
         }
     }
-
-    /// Writes the model, its tokenizer and the record of its steps.
-    fn finish(&self, cx: &Cx<'_>, model: &InputArtifact, trainer: &Trainer) -> Result<Outputs, NodeError> {
-        trainer.save(&cx.staging)?;
-        let lines: Vec<String> = trainer.records().iter().map(|record| json!(record).to_string()).collect();
-        fs_err::write(cx.staging.join("train.jsonl"), lines.join("\n") + "\n")?;
-        for name in TOKENIZER_FILES {
-            if let Some(path) = model.files.get(*name) {
-                fs_err::copy(path, cx.staging.join(name))?;
-            }
-        }
-        let files = super::command::collect(&cx.staging)?;
-        Ok(Outputs { files, metrics: metrics(trainer.records()) })
-    }
 }
 
 /// What a tokenizer may consist of, besides what the model's own files say.
@@ -355,6 +347,20 @@ const TOKENIZER_FILES: &[&str] = &[
     "chat_template.jinja",
     "tokenizer.model",
 ];
+
+/// Writes the model, its tokenizer and the record of its steps.
+fn finish(cx: &Cx<'_>, model: &InputArtifact, trainer: &Trainer) -> Result<Outputs, NodeError> {
+    trainer.save(&cx.staging)?;
+    let lines: Vec<String> = trainer.records().iter().map(|record| json!(record).to_string()).collect();
+    fs_err::write(cx.staging.join("train.jsonl"), lines.join("\n") + "\n")?;
+    for name in TOKENIZER_FILES {
+        if let Some(path) = model.files.get(*name) {
+            fs_err::copy(path, cx.staging.join(name))?;
+        }
+    }
+    let files = super::command::collect(&cx.staging)?;
+    Ok(Outputs { files, metrics: metrics(trainer.records()) })
+}
 
 /// What is worth a look while it trains.
 fn watched(record: &StepRecord) -> Map<String, Value> {
@@ -382,9 +388,6 @@ fn metrics(records: &[StepRecord]) -> Map<String, Value> {
     let mut metrics: Map<String, Value> =
         figures.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value?)))).collect();
     metrics.insert("steps".to_owned(), json!(records.len()));
-    if let Some(ceiling) = records.last().and_then(|record| record.bound_ceiling) {
-        metrics.insert("bound_ceiling".to_owned(), json!(ceiling));
-    }
     metrics
 }
 

@@ -109,7 +109,7 @@ prompt = "rules : {{ constitution }} q : {{ query }} a :"
         let mut figures = ContrastFigures::default();
         let mut scored = Vec::with_capacity(all.len());
         for ((row, prompts), cells) in all.iter().zip(prompts).zip(sums.values.chunks(size * size)) {
-            figures.add(cells);
+            figures.add(cells)?;
             scored.push(scored_row(row, prompts, cells));
         }
         rows::write(&path, &scored)?;

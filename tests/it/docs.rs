@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::CommandFactory;
 use sami::{cli, env, kinds};
 
-fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
@@ -15,7 +15,7 @@ fn read(path: impl AsRef<Path>) -> String {
 }
 
 /// Compares a document with what the code says, or writes it under `SAMI_BLESS=1`.
-fn check_made(path: &str, made: &str) {
+pub(crate) fn check_made(path: &str, made: &str) {
     if env::BLESS.get().is_some() {
         fs_err::write(root().join(path), made).expect("the document is writable");
         return;
@@ -26,7 +26,7 @@ fn check_made(path: &str, made: &str) {
     );
 }
 
-fn files_under(directory: &str, extension: &str) -> Vec<PathBuf> {
+pub(crate) fn files_under(directory: &str, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![root().join(directory)];
     while let Some(directory) = open.pop() {

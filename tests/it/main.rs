@@ -4,5 +4,6 @@ mod docs;
 mod keys;
 mod layers;
 mod lm_golden;
+mod pictures;
 mod real;
 mod sandbox;

@@ -1,0 +1,153 @@
+//! `sami cache show`: an artifact in one screen.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::figures::{bytes, count, plural, some};
+use super::page::{LISTED, Page};
+use super::{CommandResult, Context, DONE, context, find};
+use crate::digest::Digest;
+use crate::store::{Index, Manifest, NodeRecord, Preview, Store, StoreError, Use, preview};
+
+/// Rows that are shown.
+const ROWS: usize = 5;
+
+/// What there is to tell of an artifact.
+struct Known {
+    id: Digest,
+    manifest: Manifest,
+    /// The record of the latest node that made it; none of what was read from outside.
+    record: Option<NodeRecord>,
+    makers: Vec<Use>,
+    users: Vec<Use>,
+    glance: Preview,
+}
+
+/// Shows what an artifact is, what made it, from what, what uses it, its metrics and its first rows.
+pub(super) fn show(context: &Context, store: &Store, index: &Index, what: &str) -> CommandResult {
+    let known = know(store, index, find::artifact(store, index, what)?)?;
+    if context.json() {
+        context::print_json(&json!({
+            "artifact": known.id,
+            "type": known.manifest.kind,
+            "size": known.manifest.size(),
+            "files": known.manifest.files,
+            "paths": store.files(&known.id)?,
+            "external": store.external_directory(&known.id)?,
+            "record": known.record,
+            "made_by": known.makers,
+            "used_by": known.users,
+            "preview": known.glance,
+        }))?;
+    } else {
+        context::print(&page(store, index, &known)?)?;
+    }
+    Ok(DONE)
+}
+
+fn know(store: &Store, index: &Index, id: Digest) -> Result<Known, StoreError> {
+    let makers = index.makers(&id);
+    let record = makers.first().map(|maker| store.node(&maker.key)).transpose()?.flatten();
+    let glance = preview(store, &id, ROWS)?;
+    Ok(Known { id, manifest: store.manifest(&id)?, record, makers, users: index.users(&id), glance })
+}
+
+fn page(store: &Store, index: &Index, known: &Known) -> Result<String, StoreError> {
+    let mut page = Page::default();
+    let size = bytes(known.manifest.size());
+    page.line("artifact", &format!("{}  {}, {size}", known.id, known.manifest.kind));
+    match &known.record {
+        Some(record) => page.record(store, index, record),
+        None => page.line("source", "read from outside the pipeline; no node made it"),
+    }
+    if let Some(directory) = store.external_directory(&known.id)? {
+        page.line("left in", &directory.display().to_string());
+    }
+    uses("also by", known.makers.get(1..).unwrap_or_default(), &mut page);
+    uses("used by", &known.users, &mut page);
+    if known.users.is_empty() {
+        page.line("used by", "nothing yet");
+    }
+    let files = known.manifest.files.iter();
+    let files: Vec<_> = files.map(|(name, blob)| format!("{name} ({})", bytes(blob.size))).collect();
+    page.line("files", &some(&files, ", ", LISTED));
+    look(&known.glance, &mut page);
+    Ok(page.into_text())
+}
+
+fn uses(label: &str, uses: &[Use], page: &mut Page) {
+    // A node that took it in several runs or under several keys is one user.
+    let mut seen: BTreeMap<(&str, &str), &Use> = BTreeMap::new();
+    for one in uses {
+        seen.entry((&one.pipeline, &one.node)).or_insert(one);
+    }
+    let parts = seen.values().map(|one| match one.field.as_str() {
+        "" => format!("{}/{}", one.pipeline, one.node),
+        field => format!("{}/{} as {field}", one.pipeline, one.node),
+    });
+    let parts: Vec<String> = parts.collect();
+    if !parts.is_empty() {
+        page.line(label, &some(&parts, ", ", LISTED));
+    }
+}
+
+fn look(glance: &Preview, page: &mut Page) {
+    if !glance.config.is_empty() {
+        let types = glance.dtypes.join(", ");
+        let weights = format!("{} parameters in {} tensors, {types}", count(glance.parameters), glance.tensors);
+        page.line("weights", &weights);
+        let plain =
+            glance.config.iter().filter(|(_, value)| !value.is_object() && !value.is_array() && !value.is_null());
+        let parts: Vec<_> = plain.map(|(name, value)| format!("{name} {value}")).collect();
+        page.flow("config", &parts, " · ");
+        return;
+    }
+    page.lines(if glance.rows.is_some() { "rows" } else { "text" }, &glance.lines);
+    if let Some(rows) = glance.rows.filter(|rows| *rows > glance.lines.len() as u64) {
+        page.line("", &format!("… {} in all", plural(rows, "row")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn an_artifact_fits_a_screen() {
+        let (_folder, store, index) = sample::store();
+        let page = |what: &str| {
+            let id = find::artifact(&store, &index, what).unwrap();
+            page(&store, &index, &know(&store, &index, id).unwrap()).unwrap()
+        };
+        let shown = "\
+artifact  912c4df25f5a8e1e9849384785b7c59754d3671f01e1e34fba91c247728af3ad  responses, 231 B
+node      generate@2  of pipeline toy, kind generate
+key       985d2520a40517413e70637a048cfd29a54a272a95a87986396b4e7c8924d0b8
+made      2026-01-02 00:00:01 in 1.25 s on here (cpu), sami 0.1.0
+run       20260102-000000-bbbb attempt 1
+inputs    model = b55d84d05365  model of train@1
+recipe    temperature = 0.7
+metrics   rows 7 · tokens 24,690
+used by   toy/train@2 as examples
+files     rows.jsonl (231 B)
+rows      {\"id\":0,\"iteration\":2,\"lr\":1e-6}
+          {\"id\":1,\"iteration\":2,\"lr\":1e-6}
+          {\"id\":2,\"iteration\":2,\"lr\":1e-6}
+          {\"id\":3,\"iteration\":2,\"lr\":1e-6}
+          {\"id\":4,\"iteration\":2,\"lr\":1e-6}
+          … 7 rows in all
+";
+        assert_eq!(page("generate"), shown);
+        assert_eq!(page("912c"), shown);
+        assert_eq!(page("985d25"), shown);
+        assert_eq!(page("toy/generate@2"), shown);
+        let base = store.node(&index.latest_of("generate@1").unwrap()).unwrap().unwrap().inputs["model"];
+        let page = page(&base.to_string());
+        assert!(
+            page.contains("\nsource    read from outside") && page.contains("\nconfig    hidden_size 2\n"),
+            "{page}"
+        );
+    }
+}
