@@ -166,8 +166,10 @@ impl Done {
 
     /// Name, key and artifact of every node.
     pub(crate) fn results(&self) -> Vec<(&str, Option<&str>, Option<&str>)> {
-        let result =
-            |node: &'_ DoneNode| -> (_, _, _) { (node.name.as_str(), node.key.as_deref(), node.artifact.as_deref()) };
-        self.nodes.iter().map(result).collect()
+        let mut results = Vec::new();
+        for node in &self.nodes {
+            results.push((node.name.as_str(), node.key.as_deref(), node.artifact.as_deref()));
+        }
+        results
     }
 }
