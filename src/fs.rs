@@ -93,6 +93,34 @@ pub fn unfinished(directory: &Path) -> PathBuf {
     directory.join(format!(".{}-{}", std::process::id(), SERIAL.fetch_add(1, Ordering::Relaxed)))
 }
 
+/// Adds to the end of a file, which is made if it is absent, in one write, and waits until the disk has it.
+pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    operation(path)?;
+    let mut file = fs_err::OpenOptions::new().create(true).append(true).open(path)?;
+    file.write_all(bytes)?;
+    operation(path)?;
+    file.sync_data()
+}
+
+/// A place where a test may have the process killed: `SAMI_FAULT=kill:PLACE:N` kills it at the Nth call with this
+/// place's name.
+pub fn kill_point(place: &str) {
+    static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+    let wanted = WANTED.get_or_init(|| {
+        let text = env::FAULT.get()?;
+        let (place, count) = text.strip_prefix("kill:")?.split_once(':')?;
+        Some((place.to_owned(), count.parse().ok()?))
+    });
+    if let Some((wanted, count)) = wanted
+        && wanted == place
+        && PASSED.fetch_add(1, Ordering::Relaxed) + 1 == *count
+    {
+        // Nothing is flushed or unwound: this stands for `kill -9`.
+        std::process::abort();
+    }
+}
+
 /// Creates a file, or empties it.
 pub fn create(path: &Path) -> io::Result<File> {
     operation(path)?;

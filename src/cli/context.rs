@@ -45,6 +45,8 @@ impl From<StoreError> for Failure {
             | StoreError::NotAStore { .. }
             | StoreError::Unknown(_)
             | StoreError::Ambiguous { .. } => USAGE,
+            // A full or read-only disk is no damage.
+            StoreError::Io(_) => FAILED,
             _ => DAMAGED,
         };
         Self { code, diagnostics: vec![error.diagnostic()] }

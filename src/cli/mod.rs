@@ -17,6 +17,7 @@ mod logs;
 mod page;
 mod plan;
 mod render;
+mod report;
 mod run;
 mod runs;
 #[cfg(test)]

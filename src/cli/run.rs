@@ -1,10 +1,42 @@
-//! `sami run`.
+//! `sami run`: the main path. Load, build, open, plan, run.
 
-use super::{CommandResult, Context, RunArgs};
-use crate::diag::Diagnostic;
+use std::path::PathBuf;
+
+use super::context::Failure;
+use super::report::Report;
+use super::{CommandResult, Context, DONE, FAILED, INTERRUPTED, RunArgs};
+use crate::exec::{self, PlanOptions, RunOptions};
+use crate::store::{Index, Store};
 
 /// Brings nodes up to date.
 pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
-    context.load(&args.pipeline)?;
-    Err(Diagnostic::error("cli::not-built", "this build cannot run nodes").into())
+    let (pipeline, graph) = context.load(&args.pipeline)?;
+    let store = Store::open(&context.cache_directory(Some(&args.pipeline.pipeline))?)?;
+    let mut index = Index::open(&store)?;
+    let wanted = PlanOptions { targets: args.targets.clone(), force: args.force.clone(), put_sources: true };
+    let plan = exec::plan(&pipeline, &graph, &store, &mut index, &wanted)?;
+    let options = RunOptions {
+        file: args.pipeline.pipeline.display().to_string(),
+        program: program()?,
+        jobs: args.jobs,
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        device: args.device.clone(),
+        keep_going: args.keep_going,
+    };
+    let mut report = Report::new(context.json());
+    let summary = exec::run(&pipeline, &graph, &store, &mut index, plan, &options, &mut |event| report.tell(event))?;
+    report.end(&summary);
+    Ok(if summary.interrupted {
+        INTERRUPTED
+    } else if summary.ok() {
+        DONE
+    } else {
+        FAILED
+    })
+}
+
+/// This program, even if its file was replaced since it was started: workers are to be of the same version.
+fn program() -> Result<PathBuf, Failure> {
+    let running = PathBuf::from("/proc/self/exe");
+    Ok(if running.exists() { running } else { std::env::current_exe()? })
 }

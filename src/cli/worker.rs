@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::CommandResult;
-use crate::diag::Diagnostic;
+use crate::exec;
 
 /// Executes the attempt of a job file.
-pub(crate) fn run(_job: &Path) -> CommandResult {
-    Err(Diagnostic::error("cli::not-built", "this build cannot run nodes").into())
+pub(crate) fn run(job: &Path) -> CommandResult {
+    Ok(exec::work(job)?)
 }

@@ -81,6 +81,8 @@ pub enum Event {
         key: Digest,
         /// Its artifact.
         artifact: Digest,
+        /// What the attempt made, if that is another artifact than the one recorded first, which stays.
+        other: Option<Digest>,
         /// Wall seconds.
         seconds: f64,
         /// Its metrics.
@@ -90,7 +92,7 @@ pub enum Event {
     NodeFail {
         /// Node name.
         node: String,
-        /// Number of the attempt.
+        /// Number of the attempt; 0 if it could not be started.
         attempt: u32,
         /// Whether it is made again.
         retry: bool,
@@ -99,7 +101,7 @@ pub enum Event {
         /// What to do about it, if that is known.
         help: Option<String>,
         /// The attempt's log.
-        log: PathBuf,
+        log: Option<PathBuf>,
         /// The log's last lines.
         tail: Vec<String>,
     },

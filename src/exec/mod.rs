@@ -2,16 +2,80 @@
 //!
 //! Reading order: [`plan()`] (graph × store → hit, run or unknown), `source` (datasets and models from outside),
 //! `scheduler` (the states of a node and the loop over them), `job` (what scheduler and worker tell each other),
-//! `local` (starting a worker), [`work`] (what every attempt is), [`Event`] (what a run tells while it goes on).
+//! `attempt` and `local` (a worker from start to end), [`work`] (what every attempt is), [`Event`] (what a run tells
+//! while it goes on), `why` (from a stale node to what made it so).
 
+use std::path::PathBuf;
+
+use crate::store::RunNode;
+
+mod attempt;
+mod device;
 mod error;
 mod event;
+mod interrupt;
+mod job;
+mod journal;
+mod local;
 mod plan;
+mod reason;
+mod record;
+mod records;
+mod room;
 mod scheduler;
+mod select;
+mod source;
 mod worker;
 
 pub use error::ExecError;
 pub use event::Event;
-pub use plan::{Plan, PlanOptions, Reason, State, plan};
-pub use scheduler::{RunOptions, Summary, run};
+pub use journal::attempt_directory;
+pub use plan::{Plan, PlanOptions, State, plan};
+pub use reason::Reason;
+pub use scheduler::run;
 pub use worker::work;
+
+/// How to run.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// The pipeline file as typed, for the record.
+    pub file: String,
+    /// The program that is a worker when called with `worker JOB`.
+    pub program: PathBuf,
+    /// Attempts at once; as many as `threads` allow without it.
+    pub jobs: Option<usize>,
+    /// Threads of the machine.
+    pub threads: usize,
+    /// Device of nodes that name none: `auto`, `cpu` or `cuda:N`.
+    pub device: String,
+    /// Whether to go on with what does not depend on a failed node.
+    pub keep_going: bool,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    /// The run's id.
+    pub run: String,
+    /// Whether it was interrupted.
+    pub interrupted: bool,
+    /// Wall seconds.
+    pub seconds: f64,
+    /// All nodes asked for, in the order of the pipeline.
+    pub nodes: Vec<RunNode>,
+}
+
+impl Summary {
+    /// Nodes in a state: `ran`, `hit`, `failed` or `skipped`.
+    pub fn count(&self, state: &str) -> usize {
+        self.nodes.iter().filter(|node| node.state == state).count()
+    }
+
+    /// Whether all nodes have their artifacts.
+    pub fn ok(&self) -> bool {
+        self.nodes.iter().all(|node| node.artifact.is_some())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod toy;

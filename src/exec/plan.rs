@@ -1,37 +1,31 @@
 //! What would run and why.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::records::{Found, Records};
+use super::select::{Bare, select};
+use super::source::Sources;
+use super::{ExecError, Reason};
 use crate::digest::Digest;
-use crate::graph::Graph;
-use crate::graph::key::Change;
-use crate::pipeline::Pipeline;
+use crate::graph::{Graph, key};
+use crate::pipeline::{Pipeline, Target};
 use crate::store::{Index, Store};
 
-use super::ExecError;
+/// Nodes that an unknown one is said to wait for, at most: so that a plan is linear in the pipeline.
+const MOST_UNTIL: usize = 8;
 
 /// What to plan.
 #[derive(Debug, Clone, Default)]
 pub struct PlanOptions {
-    /// Names of nodes to bring up to date, with all that they need; all nodes if empty.
+    /// Names of nodes to bring up to date, with all that they need; all nodes if empty. A name without an iteration
+    /// means the last one, a name without variables all cells of the matrix.
     pub targets: Vec<String>,
-    /// Names of nodes to run even if they are fresh.
+    /// Names of nodes to run even if they are fresh. A name without an iteration means all of them.
     pub force: Vec<String>,
-}
-
-/// Why a node has to run.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Reason {
-    /// It never had an artifact.
-    New,
-    /// It had one, but the record of that is gone.
-    Forgotten,
-    /// Its key differs from the one that it had when it last had an artifact; how.
-    Changed(Vec<Change>),
-    /// A file of the artifact is not there; which.
-    Missing(String),
-    /// A file of the artifact is not what it was; which.
-    Damaged(String),
-    /// The user wants it.
-    Forced,
+    /// Whether datasets that are read are put into the store: a run is to follow.
+    pub put_sources: bool,
 }
 
 /// What is known of a node.
@@ -55,7 +49,7 @@ pub enum State {
     },
     /// Whether it has to run shows when others have run.
     Unknown {
-        /// The nodes that have to run before, by index, in the order of the pipeline; the first few if they are many.
+        /// The nodes that have to run before, by index, ascending; the first few if they are many.
         until: Vec<usize>,
     },
 }
@@ -67,17 +61,109 @@ pub struct Plan {
     pub nodes: Vec<State>,
     /// The nodes asked for and all that they need, each after what it needs.
     pub order: Vec<usize>,
+    /// Nodes that run even if they are fresh.
+    force: BTreeSet<usize>,
+    pub(super) sources: Sources,
+    pub(super) records: Records,
 }
 
-/// Plans. Reads no more than stamps if nothing has changed; writes nothing but the index.
+/// A node's key, and what it is made of.
+pub(super) struct Recipe {
+    pub(super) key: Digest,
+    pub(super) preimage: Value,
+    pub(super) inputs: BTreeMap<String, Digest>,
+}
+
+/// Plans. Of what has not changed it reads no more than stamps; it writes nothing but the index (and, if a run is to
+/// follow, datasets). Linear in nodes and inputs.
 ///
 /// Errs with sources that cannot be read and names that no node has.
 pub fn plan(
     pipeline: &Pipeline,
     graph: &Graph,
-    _store: &Store,
-    _index: &mut Index,
-    _options: &PlanOptions,
+    store: &Store,
+    index: &mut Index,
+    options: &PlanOptions,
 ) -> Result<Plan, ExecError> {
-    Ok(Plan { nodes: vec![State::Outside; pipeline.nodes.len()], order: graph.order().to_vec() })
+    let targets = match &options.targets[..] {
+        [] => (0..pipeline.nodes.len()).collect(),
+        names => select(pipeline, names, Bare::Last)?,
+    };
+    let force: BTreeSet<usize> = select(pipeline, &options.force, Bare::All)?.into_iter().collect();
+    let asked: BTreeSet<usize> = graph.closure(&targets).into_iter().collect();
+    let order: Vec<usize> = graph.order().iter().copied().filter(|node| asked.contains(node)).collect();
+    let sources = Sources::resolve(pipeline, &order, store, index, options.put_sources)?;
+    let records = Records::load(&pipeline.name, index);
+    let mut plan = Plan { nodes: vec![State::Outside; pipeline.nodes.len()], order, force, sources, records };
+    for at in 0..plan.order.len() {
+        let node = plan.order[at];
+        let until = plan.waits_for(pipeline, node);
+        plan.nodes[node] =
+            if until.is_empty() { plan.decide(pipeline, store, index, node)? } else { State::Unknown { until } };
+    }
+    index.save_stamps(&plan.records.stamps);
+    Ok(plan)
+}
+
+impl Plan {
+    /// The nodes that have to run before anything is known of a node.
+    fn waits_for(&self, pipeline: &Pipeline, node: usize) -> Vec<usize> {
+        let mut until = Vec::new();
+        for link in &pipeline.nodes[node].links {
+            let Target::Node(input) = link.target else { continue };
+            match &self.nodes[input] {
+                State::Run { .. } => until.push(input),
+                State::Unknown { until: further } => until.extend(further),
+                State::Hit { .. } | State::Outside => {}
+            }
+        }
+        until.sort_unstable();
+        until.dedup();
+        until.truncate(MOST_UNTIL);
+        until
+    }
+
+    /// The recipe of a node whose inputs are all known.
+    pub(super) fn recipe(&self, pipeline: &Pipeline, node: usize) -> Recipe {
+        let node = &pipeline.nodes[node];
+        let mut inputs = BTreeMap::new();
+        for link in &node.links {
+            let id = match link.target {
+                Target::Node(input) => self.artifact(input),
+                _ => self.sources.id(link),
+            };
+            inputs.extend(id.map(|id| (link.field.path.clone(), id)));
+        }
+        let preimage = key::preimage(node, &inputs);
+        Recipe { key: key::key(&preimage), preimage, inputs }
+    }
+
+    /// The artifact of a node that is fresh.
+    pub(super) fn artifact(&self, node: usize) -> Option<Digest> {
+        match &self.nodes[node] {
+            State::Hit { artifact, .. } => Some(*artifact),
+            _ => None,
+        }
+    }
+
+    /// Whether a node whose inputs are all known is fresh or has to run.
+    pub(super) fn decide(
+        &mut self,
+        pipeline: &Pipeline,
+        store: &Store,
+        index: &mut Index,
+        node: usize,
+    ) -> Result<State, ExecError> {
+        let Recipe { key, preimage, .. } = self.recipe(pipeline, node);
+        if self.force.contains(&node) {
+            return Ok(State::Run { key, reason: Reason::Forced });
+        }
+        Ok(match self.records.find(store, index, &key)? {
+            Found::Whole(artifact) => State::Hit { key, artifact },
+            found => {
+                let reason = self.records.reason(store, &pipeline.nodes[node].name, &key, &preimage, found)?;
+                State::Run { key, reason }
+            }
+        })
+    }
 }

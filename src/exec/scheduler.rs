@@ -1,52 +1,574 @@
 //! Runs what is stale.
+//!
+//! Approach: one phase per node and one loop. Whatever happens (a worker's word or end, an interrupt, a tick) arrives
+//! in one inbox; a turn of the loop takes one message, moves nodes on, and starts what there is room for. Only this
+//! thread changes phases, records results and writes the index, so there is nothing to lock in here. When a node has
+//! its artifact, the keys of those that wait for it are made with its content id: one whose key is known is a hit and
+//! moves its own dependants on in turn, which is early cutoff.
+//!
+//! ```text
+//!             ┌───────────────────────────────────┬─ Hit
+//!  Waiting ───┤            ┌─────── Held ────────┤        (the key is worked on elsewhere; then it is a hit, mostly)
+//!     │       └── Ready ───┴────── Running ───────┼─ Ran
+//!     │             ▲                │            ├─ Failed
+//!     │             └──── retry ─────┘            └─ Stopped
+//!     └── Skipped (one that it needs failed)
+//! ```
 
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 
+use serde_json::{Map, Value};
+
+use super::attempt::{Attempt, Given, Start, check_inputs};
+use super::device::devices;
+use super::interrupt::Interrupts;
+use super::job::{JobResult, Word};
+use super::journal::{Journal, sweep, tail};
+use super::local::Message;
+use super::record::{host, run_nodes};
+use super::records::Found;
+use super::room::{Full, Place, Room, Wish};
+use super::{Event, ExecError, Plan, Reason, RunOptions, State, Summary};
+use crate::digest::Digest;
 use crate::graph::Graph;
-use crate::pipeline::Pipeline;
-use crate::store::{Index, RunNode, Store};
+use crate::pipeline::{Pipeline, Target};
+use crate::store::{AttemptRecord, Index, NodeRecord, RunNode, Store};
 
-use super::{Event, ExecError, Plan};
+/// How often a key is tried that another process works at.
+const TICK: Duration = Duration::from_millis(50);
+/// Lines of a log that are shown when its attempt failed.
+const TAIL: usize = 12;
 
-/// How to run.
-#[derive(Debug, Clone)]
-pub struct RunOptions {
-    /// The pipeline file as typed, for the record.
-    pub file: String,
-    /// The program that is a worker when called with `worker JOB`.
-    pub program: PathBuf,
-    /// Attempts at once; as many as `threads` allow without it.
-    pub jobs: Option<usize>,
-    /// Threads of the machine.
-    pub threads: usize,
-    /// Device of nodes that name none: `auto`, `cpu` or `cuda:N`.
-    pub device: String,
-    /// Whether to go on with what does not depend on a failed node.
-    pub keep_going: bool,
-}
-
-/// How a run ended.
+/// Where a node is in a run.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Summary {
-    /// The run's id.
-    pub run: String,
-    /// Whether it was interrupted.
-    pub interrupted: bool,
-    /// Wall seconds.
-    pub seconds: f64,
-    /// All nodes asked for, in the order of the pipeline.
-    pub nodes: Vec<RunNode>,
+pub(super) enum Phase {
+    /// Not asked for.
+    Outside,
+    /// So many of its inputs have no artifact yet.
+    Waiting { inputs: usize },
+    /// It starts when there is room.
+    Ready { key: Digest, reason: Reason },
+    /// Its key is worked on, by another process or for another node of this run.
+    Held { key: Digest, reason: Reason },
+    /// An attempt goes on.
+    Running { key: Digest },
+    /// It was fresh.
+    Hit { key: Digest, artifact: Digest },
+    /// An attempt succeeded.
+    Ran { key: Digest, artifact: Digest, seconds: f64, metrics: Map<String, Value> },
+    /// Its last attempt failed.
+    Failed { key: Digest, seconds: f64 },
+    /// Its attempt was stopped.
+    Stopped { key: Digest, seconds: f64 },
+    /// One that it needs failed.
+    Skipped,
 }
 
-/// Runs a plan; `report` is told what happens.
+/// How far the run is from going on as it should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stop {
+    No,
+    /// Nothing new starts.
+    Failed,
+    /// Workers were told to stop.
+    Interrupted,
+    /// Workers were killed.
+    Killed,
+}
+
+/// Runs a plan; `report` is told what happens. A node that fails is no error.
+///
+/// Errs if the run could not go on: nothing that was done until then is lost.
+#[expect(clippy::too_many_arguments, reason = "each is a different thing that a run needs")]
 pub fn run(
-    _pipeline: &Pipeline,
-    _graph: &Graph,
-    _store: &Store,
-    _index: &mut Index,
-    _plan: Plan,
-    _options: &RunOptions,
-    _report: &mut dyn FnMut(&Event),
+    pipeline: &Pipeline,
+    graph: &Graph,
+    store: &Store,
+    index: &mut Index,
+    plan: Plan,
+    options: &RunOptions,
+    report: &mut dyn FnMut(&Event),
 ) -> Result<Summary, ExecError> {
-    Ok(Summary { run: String::new(), interrupted: false, seconds: 0.0, nodes: Vec::new() })
+    let devices = devices(pipeline, &options.device)?;
+    let journal = Journal::begin(pipeline, store, &options.file)?;
+    let (outbox, inbox) = channel();
+    let scheduler = Scheduler {
+        phases: phases(pipeline, &plan),
+        place: vec![0; pipeline.nodes.len()],
+        room: Room::new(options.threads, options.jobs),
+        running: BTreeMap::new(),
+        ready: BTreeMap::new(),
+        held: BTreeSet::new(),
+        waited: BTreeSet::new(),
+        keys: HashMap::new(),
+        numbers: HashMap::new(),
+        serial: 0,
+        stop: Stop::No,
+        fault: None,
+        inbox,
+        outbox,
+        pipeline,
+        graph,
+        store,
+        index,
+        plan,
+        options,
+        devices,
+        journal,
+        host: host(),
+        report,
+    };
+    scheduler.drive()
+}
+
+/// The phases that a plan leaves nodes in.
+fn phases(pipeline: &Pipeline, plan: &Plan) -> Vec<Phase> {
+    let phase = |(node, state): (usize, &State)| match state {
+        State::Outside => Phase::Outside,
+        State::Hit { key, artifact } => Phase::Hit { key: *key, artifact: *artifact },
+        State::Run { key, reason } => Phase::Ready { key: *key, reason: reason.clone() },
+        State::Unknown { .. } => {
+            let open = |target: &Target| matches!(target, Target::Node(input) if plan.artifact(*input).is_none());
+            Phase::Waiting { inputs: pipeline.nodes[node].links.iter().filter(|link| open(&link.target)).count() }
+        }
+    };
+    plan.nodes.iter().enumerate().map(phase).collect()
+}
+
+struct Scheduler<'a> {
+    pipeline: &'a Pipeline,
+    graph: &'a Graph,
+    store: &'a Store,
+    index: &'a mut Index,
+    options: &'a RunOptions,
+    report: &'a mut dyn FnMut(&Event),
+    /// States of nodes that are done, hence recipes of those that need them.
+    plan: Plan,
+    phases: Vec<Phase>,
+    /// Where nodes are in the order of the plan; those that are ready start in this order.
+    place: Vec<usize>,
+    devices: Vec<String>,
+    room: Room,
+    /// Ready nodes by device, as (place, node).
+    ready: BTreeMap<String, BTreeSet<(usize, usize)>>,
+    /// Nodes whose key another process works at.
+    held: BTreeSet<usize>,
+    /// Those of which that was told.
+    waited: BTreeSet<usize>,
+    /// Keys that attempts of this run are at, and nodes that wait for them because they have the same key.
+    keys: HashMap<Digest, Vec<usize>>,
+    running: BTreeMap<u64, Attempt>,
+    /// Attempts made, by node.
+    numbers: HashMap<usize, u32>,
+    serial: u64,
+    journal: Journal,
+    host: String,
+    stop: Stop,
+    fault: Option<ExecError>,
+    inbox: Receiver<Message>,
+    outbox: Sender<Message>,
+}
+
+impl Scheduler<'_> {
+    fn drive(mut self) -> Result<Summary, ExecError> {
+        for (place, node) in self.plan.order.iter().enumerate() {
+            self.place[*node] = place;
+        }
+        let mut ready = Vec::new();
+        for (node, phase) in self.phases.iter().enumerate() {
+            if matches!(phase, Phase::Ready { .. }) {
+                ready.push(node);
+            }
+        }
+        let asked = self.plan.order.len();
+        let hits = self.plan.nodes.iter().filter(|state| matches!(state, State::Hit { .. })).count();
+        let start = Event::Start {
+            run: self.journal.run().to_owned(),
+            pipeline: self.pipeline.name.clone(),
+            nodes: asked,
+            hits,
+            threads: self.options.threads,
+        };
+        self.tell(&start)?;
+        let mut interrupts = None;
+        if !ready.is_empty() {
+            interrupts = Some(Interrupts::forward(self.outbox.clone())?);
+            self.journal.save(self.store)?;
+            self.index.add_run(self.journal.record());
+            sweep(self.store)?;
+        }
+        ready.into_iter().for_each(|node| self.enqueue(node));
+        loop {
+            let turn = self.turn();
+            match turn {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::debug!("the run stops: {error}");
+                    self.fault.get_or_insert(error);
+                    self.slow_down(Stop::Interrupted);
+                }
+            }
+        }
+        drop(interrupts);
+        self.finish()
+    }
+
+    /// Starts what there is room for, then waits for one message. Returns whether there is more to wait for.
+    fn turn(&mut self) -> Result<bool, ExecError> {
+        self.fill()?;
+        self.journal.flush()?;
+        if self.running.is_empty() && (self.held.is_empty() || self.stop > Stop::No) {
+            return Ok(false);
+        }
+        let message = if self.held.is_empty() {
+            self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            self.inbox.recv_timeout(TICK)
+        };
+        match message {
+            Ok(Message::Word { attempt, word }) => self.hear(attempt, word)?,
+            Ok(Message::Gone { attempt }) => self.end(attempt)?,
+            Ok(Message::Interrupt) => {
+                let again = self.stop >= Stop::Interrupted;
+                self.slow_down(if again { Stop::Killed } else { Stop::Interrupted });
+                self.tell(&Event::Interrupt { again })?;
+            }
+            // This struct holds a sender itself, so the channel cannot be closed.
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                for node in std::mem::take(&mut self.held) {
+                    self.enqueue(node);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Puts a node whose turn has come (again) among those that are ready.
+    fn enqueue(&mut self, node: usize) {
+        if let Phase::Held { key, reason } = &self.phases[node] {
+            self.phases[node] = Phase::Ready { key: *key, reason: reason.clone() };
+        }
+        self.ready.entry(self.devices[node].clone()).or_default().insert((self.place[node], node));
+    }
+
+    fn fill(&mut self) -> Result<(), ExecError> {
+        let mut busy: BTreeSet<String> = BTreeSet::new();
+        while self.stop == Stop::No {
+            let firsts = self.ready.iter().filter(|(device, _)| !busy.contains(*device));
+            let Some((_, node)) = firsts.filter_map(|(_, nodes)| nodes.first()).min().copied() else { break };
+            let (device, declared) = (self.devices[node].clone(), &self.pipeline.nodes[node]);
+            let wish = Wish::of(declared.kind.name, declared.run.threads);
+            let count = self.ready.values().map(BTreeSet::len).sum();
+            match self.room.enter(wish, &device, count) {
+                Err(Full::Machine) => break,
+                Err(Full::Device) => _ = busy.insert(device),
+                Ok(place) => {
+                    self.ready.entry(device).or_default().remove(&(self.place[node], node));
+                    self.begin(node, place)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts an attempt at a ready node, unless its key turns out to be worked on or done.
+    fn begin(&mut self, node: usize, place: Place) -> Result<(), ExecError> {
+        let Phase::Ready { key, reason } = self.phases[node].clone() else { return Ok(self.room.leave(place)) };
+        if let Some(twins) = self.keys.get_mut(&key) {
+            twins.push(node);
+            self.phases[node] = Phase::Held { key, reason };
+            return Ok(self.room.leave(place));
+        }
+        let Some(lock) = self.store.try_lock_key(&key)? else {
+            self.held.insert(node);
+            self.phases[node] = Phase::Held { key, reason };
+            self.room.leave(place);
+            let event = Event::NodeWait { node: self.pipeline.nodes[node].name.clone(), key };
+            return if self.waited.insert(node) { self.tell(&event) } else { Ok(()) };
+        };
+        // It may have been done elsewhere since the plan was made.
+        if reason != Reason::Forced
+            && let (Found::Whole(artifact), _) = self.plan.records.find_afresh(self.store, self.index, &key)?
+        {
+            self.room.leave(place);
+            self.hit(node, key, artifact)?;
+            return self.settle(node);
+        }
+        let recipe = self.plan.recipe(self.pipeline, node);
+        if let Some(wrong) = check_inputs(self.pipeline, self.store, &mut self.plan, node, &recipe)? {
+            self.room.leave(place);
+            self.phases[node] = Phase::Failed { key, seconds: 0.0 };
+            let help = Some("run it again: what is damaged is made again first".to_owned());
+            return self.fail(node, Fault { attempt: 0, what: wrong, help, log: None, tail: Vec::new() });
+        }
+        let number = self.numbers.entry(node).or_default();
+        *number += 1;
+        let (number, device) = (*number, self.devices[node].clone());
+        self.serial += 1;
+        let start = Start {
+            pipeline: self.pipeline,
+            store: self.store,
+            journal: &self.journal,
+            program: &self.options.program,
+            inbox: &self.outbox,
+            serial: self.serial,
+        };
+        let attempt = Attempt::start(&start, Given { node, number, reason, recipe, device, place, lock })?;
+        let event = Event::NodeStart {
+            node: self.pipeline.nodes[node].name.clone(),
+            kind: self.pipeline.nodes[node].kind.name.to_owned(),
+            key,
+            attempt: number,
+            why: attempt.reason.to_string(),
+            device: attempt.device.clone(),
+            threads: attempt.place.threads,
+            log: attempt.log.clone(),
+        };
+        self.running.insert(self.serial, attempt);
+        self.keys.insert(key, Vec::new());
+        self.phases[node] = Phase::Running { key };
+        self.tell(&event)
+    }
+
+    /// Takes a worker's word.
+    fn hear(&mut self, attempt: u64, word: Word) -> Result<(), ExecError> {
+        let Some(attempt) = self.running.get_mut(&attempt) else { return Ok(()) };
+        match word {
+            Word::Result(result) => {
+                attempt.result = Some(result);
+                Ok(())
+            }
+            Word::Progress(progress) => {
+                let node = self.pipeline.nodes[attempt.node].name.clone();
+                let seconds = attempt.began.elapsed().as_secs_f64();
+                self.tell(&Event::NodeProgress { node, progress, seconds })
+            }
+        }
+    }
+
+    /// An attempt is over: records what it made, or what went wrong.
+    fn end(&mut self, attempt: u64) -> Result<(), ExecError> {
+        let Some(mut attempt) = self.running.remove(&attempt) else { return Ok(()) };
+        let (node, key) = (attempt.node, attempt.recipe.key);
+        let twins = self.keys.remove(&key).unwrap_or_default();
+        let ended = attempt.end()?;
+        self.room.leave(attempt.place);
+        let seconds = ended.seconds;
+        let name = self.pipeline.nodes[node].name.clone();
+        let told = self.stop >= Stop::Interrupted;
+        let (state, error) = match &ended.result {
+            JobResult::Done { .. } => ("done", None),
+            JobResult::Failed { what, .. } if !told => ("failed", Some(what.clone())),
+            JobResult::Failed { .. } | JobResult::Interrupted => ("interrupted", None),
+        };
+        self.index.add_attempt(&AttemptRecord {
+            run: self.journal.run().to_owned(),
+            node: name.clone(),
+            attempt: attempt.number,
+            key,
+            state: state.to_owned(),
+            error,
+            seconds,
+            directory: ended.directory,
+        });
+        match ended.result {
+            JobResult::Done { artifact, metrics } => {
+                let record = NodeRecord {
+                    format: 1,
+                    key,
+                    node: name,
+                    pipeline: self.pipeline.name.clone(),
+                    kind: self.pipeline.nodes[node].kind.name.to_owned(),
+                    artifact,
+                    preimage: attempt.recipe.preimage,
+                    inputs: attempt.recipe.inputs,
+                    metrics,
+                    run: self.journal.run().to_owned(),
+                    attempt: attempt.number,
+                    started: attempt.started,
+                    seconds,
+                    host: self.host.clone(),
+                    device: attempt.device,
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                };
+                self.commit(node, record)?;
+            }
+            JobResult::Failed { .. } | JobResult::Interrupted if told => {
+                self.phases[node] = Phase::Stopped { key, seconds };
+                self.tell(&Event::NodeStop { node: name, seconds })?;
+            }
+            JobResult::Interrupted => {
+                let what = "the worker was told to stop by someone else";
+                let help = "run it again: it goes on from where it stopped";
+                self.phases[node] = Phase::Failed { key, seconds };
+                self.fail(node, Fault::of(&attempt.log, attempt.number, what.to_owned(), Some(help.to_owned())))?;
+            }
+            JobResult::Failed { what, help } => {
+                let retries = self.pipeline.nodes[node].run.retries.unwrap_or(0);
+                let fault = Fault::of(&attempt.log, attempt.number, what, help);
+                if attempt.number <= retries && self.stop == Stop::No {
+                    self.phases[node] = Phase::Ready { key, reason: attempt.reason };
+                    self.tell(&fault.event(name, true))?;
+                    self.enqueue(node);
+                } else {
+                    self.phases[node] = Phase::Failed { key, seconds };
+                    self.fail(node, fault)?;
+                }
+            }
+        }
+        // Not before, so that no one else begins at the key while its record is not there.
+        drop(attempt.lock);
+        twins.into_iter().for_each(|twin| self.enqueue(twin));
+        Ok(())
+    }
+
+    /// Makes it true that an attempt succeeded: its node's record goes into the store, then into the index.
+    fn commit(&mut self, node: usize, record: NodeRecord) -> Result<(), ExecError> {
+        let (key, made) = (record.key, record.artifact);
+        let known = self.plan.records.artifact(&key).is_some();
+        self.store.put_node(&record)?;
+        self.store.clear_partial(&key)?;
+        // The first artifact under a key stays as long as it is whole, and so do its figures.
+        let record = if known { self.store.node(&key)?.unwrap_or(record) } else { record };
+        self.plan.records.add(&record);
+        self.index.add_node(&record);
+        self.index.set_latest(&self.pipeline.name, &BTreeMap::from([(record.node.clone(), key)]));
+        let NodeRecord { artifact, seconds, metrics, .. } = record;
+        self.plan.nodes[node] = State::Hit { key, artifact };
+        self.phases[node] = Phase::Ran { key, artifact, seconds, metrics: metrics.clone() };
+        let (name, kind) = (self.pipeline.nodes[node].name.clone(), self.pipeline.nodes[node].kind.name.to_owned());
+        let other = (made != artifact).then_some(made);
+        self.tell(&Event::NodeFinish { node: name, kind, key, artifact, other, seconds, metrics })?;
+        self.settle(node)
+    }
+
+    /// A node turns out to be fresh.
+    fn hit(&mut self, node: usize, key: Digest, artifact: Digest) -> Result<(), ExecError> {
+        self.phases[node] = Phase::Hit { key, artifact };
+        self.plan.nodes[node] = State::Hit { key, artifact };
+        self.tell(&Event::NodeHit { node: self.pipeline.nodes[node].name.clone(), key, artifact })
+    }
+
+    /// Moves on the nodes that waited for one that now has its artifact, and those that waited for these if they are
+    /// hits.
+    fn settle(&mut self, node: usize) -> Result<(), ExecError> {
+        let mut open = vec![node];
+        while let Some(node) = open.pop() {
+            for dependant in self.graph.dependants(node) {
+                let Phase::Waiting { inputs } = &mut self.phases[dependant] else { continue };
+                *inputs -= 1;
+                if *inputs > 0 {
+                    continue;
+                }
+                match self.plan.decide(self.pipeline, self.store, self.index, dependant)? {
+                    State::Hit { key, artifact } => {
+                        self.hit(dependant, key, artifact)?;
+                        open.push(dependant);
+                    }
+                    State::Run { key, reason } => {
+                        self.phases[dependant] = Phase::Ready { key, reason };
+                        self.enqueue(dependant);
+                    }
+                    State::Outside | State::Unknown { .. } => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A node has failed for good: what needs it is skipped.
+    fn fail(&mut self, node: usize, fault: Fault) -> Result<(), ExecError> {
+        let name = &self.pipeline.nodes[node].name;
+        self.tell(&fault.event(name.clone(), false))?;
+        if !self.options.keep_going {
+            self.stop = self.stop.max(Stop::Failed);
+        }
+        let mut open = vec![node];
+        while let Some(node) = open.pop() {
+            for dependant in self.graph.dependants(node) {
+                if matches!(self.phases[dependant], Phase::Waiting { .. }) {
+                    self.phases[dependant] = Phase::Skipped;
+                    open.push(dependant);
+                    let node = self.pipeline.nodes[dependant].name.clone();
+                    self.tell(&Event::NodeSkip { node, because: name.clone() })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets workers stop, or kills them.
+    fn slow_down(&mut self, stop: Stop) {
+        self.stop = self.stop.max(stop);
+        for attempt in self.running.values_mut() {
+            if stop == Stop::Killed { attempt.kill() } else { attempt.stop() }
+        }
+    }
+
+    fn tell(&mut self, event: &Event) -> Result<(), ExecError> {
+        (self.report)(event);
+        self.journal.write(event)
+    }
+
+    /// Records the run and tells that it is over.
+    fn finish(mut self) -> Result<Summary, ExecError> {
+        let interrupted = self.stop >= Stop::Interrupted && self.fault.is_none();
+        let nodes = run_nodes(self.pipeline, &self.phases, &self.index.figures());
+        let mut summary = Summary { run: self.journal.run().to_owned(), interrupted, seconds: 0.0, nodes };
+        let latest = summary
+            .nodes
+            .iter()
+            .filter_map(|node| Some((node.name.clone(), node.key.filter(|_| node.artifact.is_some())?)));
+        let latest = latest.filter(|(name, key)| self.plan.records.latest(name) != Some(key));
+        self.index.set_latest(&self.pipeline.name, &latest.collect());
+        for phase in &self.phases {
+            // Seals what was made, so that the next plan need not read it; what cannot be read now, it will.
+            if let Phase::Ran { artifact, .. } = phase
+                && !interrupted
+            {
+                let _ = self.store.health(artifact, &mut self.plan.records.stamps);
+            }
+        }
+        self.index.save_stamps(&self.plan.records.stamps);
+        let ended = self.journal.end(self.store, summary.ok(), &mut summary.nodes);
+        self.index.add_run(self.journal.record());
+        if let Some(error) = self.fault {
+            return Err(error);
+        }
+        ended?;
+        let (ok, nodes) = (summary.ok(), std::mem::take(&mut summary.nodes));
+        let count = |state| nodes.iter().filter(|node: &&RunNode| node.state == state).count();
+        let done = Event::Done { ok, ran: count("ran"), hits: count("hit"), failed: count("failed"), nodes };
+        self.journal.write(&done)?;
+        (self.report)(&done);
+        if let Event::Done { nodes, .. } = done {
+            summary.nodes = nodes;
+        }
+        summary.seconds = self.journal.seconds();
+        Ok(summary)
+    }
+}
+
+/// What is told of a failure.
+struct Fault {
+    attempt: u32,
+    what: String,
+    help: Option<String>,
+    log: Option<PathBuf>,
+    tail: Vec<String>,
+}
+
+impl Fault {
+    fn of(log: &Path, attempt: u32, what: String, help: Option<String>) -> Self {
+        Self { attempt, what, help, log: Some(log.to_owned()), tail: tail(log, TAIL) }
+    }
+
+    fn event(&self, node: String, retry: bool) -> Event {
+        let (attempt, error, help) = (self.attempt, self.what.clone(), self.help.clone());
+        Event::NodeFail { node, attempt, retry, error, help, log: self.log.clone(), tail: self.tail.clone() }
+    }
 }

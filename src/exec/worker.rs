@@ -1,10 +1,148 @@
 //! `sami worker JOB`: one attempt at a node, in a process of its own.
+//!
+//! A worker writes files only: artifacts, row memos, scratch, its result. That an attempt succeeded becomes true when
+//! the scheduler records it.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::ExecError;
+use super::job::{Job, JobResult, Word};
+use super::local::kill_group;
+use crate::kinds::{self, Cx, InputArtifact, NodeError, Progress};
+use crate::store::Store;
+use crate::{env, fs};
+
+/// The least time between two words of progress.
+const BEAT: Duration = Duration::from_millis(100);
 
 /// Executes the attempt of a job file. Returns the process's exit code: 0 done, 1 failed, 130 interrupted.
-pub fn work(job: &Path) -> Result<u8, ExecError> {
-    Err(ExecError::BadJob { path: job.to_owned(), what: "not built".into() })
+///
+/// Errs if the file is no job; whatever goes wrong after that is the attempt's result.
+pub fn work(path: &Path) -> Result<u8, ExecError> {
+    let bad = |what: String| ExecError::BadJob { path: path.to_owned(), what };
+    let bytes = fs_err::read(path).map_err(|error| bad(error.to_string()))?;
+    let job: Job = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
+    let cancel = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&cancel))?;
+    }
+    let mut mouth = Mouth { socket: lifeline(&cancel)?, last: None, batches: 0 };
+    let result = attempt(&job, &mut mouth, &cancel).unwrap_or_else(|error| match error {
+        NodeError::Interrupted => JobResult::Interrupted,
+        NodeError::Failed { what, help } => JobResult::Failed { what, help },
+        NodeError::Store(error) => {
+            let diagnostic = error.diagnostic();
+            JobResult::Failed { what: diagnostic.title, help: diagnostic.help.first().cloned() }
+        }
+        error @ (NodeError::Lm(_) | NodeError::Io(_)) => JobResult::Failed { what: error.to_string(), help: None },
+    });
+    match &result {
+        JobResult::Done { artifact, .. } => tracing::info!("done: artifact {artifact}"),
+        JobResult::Failed { what, .. } => tracing::error!("failed: {what}"),
+        JobResult::Interrupted => tracing::info!("interrupted"),
+    }
+    // A disk that is full does not keep the scheduler from hearing of it.
+    if let Err(error) = record(&job, &result) {
+        tracing::warn!("the result cannot be written: {error}");
+    }
+    mouth.say(&Word::Result(result.clone()));
+    Ok(match result {
+        JobResult::Done { .. } => 0,
+        JobResult::Failed { .. } => 1,
+        JobResult::Interrupted => 130,
+    })
+}
+
+fn attempt(job: &Job, mouth: &mut Mouth, cancel: &AtomicBool) -> Result<JobResult, NodeError> {
+    let entry = kinds::find(&job.kind).ok_or_else(|| NodeError::failed(format!("there is no kind `{}`", job.kind)))?;
+    let store = Store::open_existing(&job.store)?;
+    // The worker of a scheduler that was killed may need a moment to die; until then the scratch is its.
+    let scratch = fs_err::File::open(&job.scratch)?;
+    scratch.file().lock()?;
+    let inputs = job.inputs.iter().map(|(path, input)| {
+        let (kind, files, skip, take) = (input.kind, input.files.clone(), input.skip, input.take);
+        (path.clone(), InputArtifact { id: input.id, kind, files, skip, take })
+    });
+    let mut progress = |progress: Progress| mouth.progress(progress);
+    let mut cx = Cx {
+        store: &store,
+        inputs: inputs.collect(),
+        node: job.node.clone(),
+        key: job.key,
+        scratch: job.scratch.clone(),
+        staging: job.staging.clone(),
+        device: job.device.clone(),
+        threads: job.threads,
+        micro_batch: job.micro_batch,
+        progress: &mut progress,
+        cancel,
+    };
+    let outputs = entry.run(&job.fields, &mut cx)?;
+    let artifact = store.put_artifact(job.output.name(), &outputs.files)?;
+    Ok(JobResult::Done { artifact, metrics: outputs.metrics })
+}
+
+fn record(job: &Job, result: &JobResult) -> std::io::Result<()> {
+    let unfinished = job.result.with_extension("tmp");
+    fs::create(&unfinished)?.write_all(&serde_json::to_vec(result)?)?;
+    // Nothing rests on it once the machine has been off: it need not be on the disk, only whole.
+    fs_err::rename(unfinished, &job.result)
+}
+
+/// The socket to the scheduler, if there is one. Sets `cancel` when told to stop, and ends this process's group when
+/// the scheduler is gone.
+fn lifeline(cancel: &Arc<AtomicBool>) -> Result<Option<UnixStream>, ExecError> {
+    let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    // By hand, standard input is a terminal or a file.
+    if socket.peer_addr().is_err() {
+        return Ok(None);
+    }
+    let (ears, cancel) = (socket.try_clone()?, Arc::clone(cancel));
+    std::thread::spawn(move || {
+        for line in BufReader::new(ears).lines() {
+            if line.is_err() {
+                break;
+            }
+            cancel.store(true, Ordering::Relaxed);
+        }
+        kill_group(0);
+    });
+    Ok(Some(socket))
+}
+
+/// What the worker says.
+struct Mouth {
+    socket: Option<UnixStream>,
+    last: Option<Instant>,
+    batches: u64,
+}
+
+impl Mouth {
+    fn progress(&mut self, progress: Progress) {
+        self.batches += 1;
+        if env::FAULT.get().is_some_and(|fault| fault == format!("kill:batch:{}", self.batches)) {
+            kill_group(0);
+        }
+        let due = self.last.is_none_or(|last| last.elapsed() >= BEAT);
+        if due || progress.done >= progress.total {
+            self.last = Some(Instant::now());
+            self.say(&Word::Progress(progress));
+        }
+    }
+
+    /// Says a word. If the scheduler is gone no one listens, and the lifeline ends this process.
+    fn say(&mut self, word: &Word) {
+        if let (Some(socket), Ok(mut line)) = (&mut self.socket, serde_json::to_vec(word)) {
+            line.push(b'\n');
+            let _ = socket.write_all(&line);
+        }
+    }
 }

@@ -230,7 +230,7 @@ fn lay_out(input: &InputArtifact, directory: &Path) -> Result<PathBuf, NodeError
 }
 
 /// All files under a directory by their relative names.
-fn collect(root: &Path) -> Result<BTreeMap<String, PathBuf>, NodeError> {
+pub(super) fn collect(root: &Path) -> Result<BTreeMap<String, PathBuf>, NodeError> {
     let mut files = BTreeMap::new();
     let mut open = vec![root.to_owned()];
     while let Some(directory) = open.pop() {

@@ -5,10 +5,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::check::{input, problem, require, sampling};
+use super::contest::Contest;
 use super::contrast::Part;
 use super::generate::{max_new_tokens, one};
 use super::judge::rules::Rules;
-use super::{Cx, NodeError, NodeKind, Outputs, template};
+use super::{Cx, NodeError, NodeKind, Outputs, rows, template};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// Under which of a query's constitutions responses are compared.
@@ -165,7 +166,9 @@ rules.principles.brief = { definition = { max_sentences = 2 }, antithesis = { mi
 "#;
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
-        let _ = cx;
-        Err(NodeError::failed("kind `evaluate` is not built yet"))
+        let path = cx.staging.join("rows.jsonl");
+        let contest = Contest::hold(self, cx)?;
+        rows::write(&path, &contest.rows())?;
+        Ok(Outputs { files: [("rows.jsonl".to_owned(), path)].into(), metrics: contest.metrics()? })
     }
 }

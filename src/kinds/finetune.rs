@@ -1,10 +1,15 @@
 //! Kind `finetune`: trains a model on scored responses (SAMI) or on texts.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::check::{input, problem, require};
-use super::{Cx, NodeError, NodeKind, Outputs, template};
+use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, Progress, examples, template};
+use crate::lm::loss::{LengthNorm, Sides};
+use crate::lm::optimizer::OptimizerSettings;
+use crate::lm::schedule::Schedule;
+use crate::lm::Tokenizer;
+use crate::lm::train::{self, Example, KlOver, StepRecord, TrainSettings, Trainer};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// What is minimised.
@@ -17,108 +22,6 @@ pub enum Objective {
     Sft,
     /// Negative log-likelihood of whole texts.
     Lm,
-}
-
-/// Which contrasts of the matrix count.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Sides {
-    /// Both.
-    #[default]
-    Both,
-    /// Over responses.
-    Row,
-    /// Over constitutions.
-    Column,
-}
-
-/// How a response's token log-probabilities become one number.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LengthNorm {
-    /// Their mean.
-    #[default]
-    Mean,
-    /// Their sum.
-    Sum,
-}
-
-/// `optimizer = { … }`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct OptimizerFields {
-    /// `adamw` or `rmsprop`.
-    #[serde(default)]
-    pub name: OptimizerName,
-    /// Learning rate.
-    pub lr: f64,
-    /// First moment's decay (AdamW).
-    #[serde(default = "beta1")]
-    pub beta1: f64,
-    /// Second moment's decay (AdamW).
-    #[serde(default = "beta2")]
-    pub beta2: f64,
-    /// Squared gradient's decay (`RMSprop`).
-    #[serde(default = "alpha")]
-    pub alpha: f64,
-    /// Keeps the denominator from zero.
-    #[serde(default = "eps")]
-    pub eps: f64,
-    /// Decoupled weight decay (AdamW).
-    #[serde(default)]
-    pub weight_decay: f64,
-}
-
-/// Optimisers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerName {
-    /// Loshchilov and Hutter 2019.
-    #[default]
-    AdamW,
-    /// Hinton 2012; what the authors of SAMI used.
-    RmsProp,
-}
-
-fn beta1() -> f64 {
-    0.9
-}
-
-fn beta2() -> f64 {
-    0.999
-}
-
-fn alpha() -> f64 {
-    0.99
-}
-
-fn eps() -> f64 {
-    1e-8
-}
-
-/// `schedule = { … }`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ScheduleFields {
-    /// Shape after the warm-up.
-    pub name: ScheduleName,
-    /// Steps over which the rate rises to its value; the first step already moves.
-    pub warmup: u64,
-    /// Share of the rate left at the end (linear, cosine).
-    pub floor: f64,
-}
-
-/// Shapes of the learning rate over the steps.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScheduleName {
-    /// Stays.
-    #[default]
-    Constant,
-    /// Falls in a line.
-    Linear,
-    /// Falls in half a cosine.
-    Cosine,
 }
 
 /// The fields of kind `finetune`.
@@ -136,9 +39,9 @@ pub struct Finetune {
     pub(super) steps: Option<u64>,
     #[serde(default)]
     pub(super) epochs: Option<f64>,
-    pub(super) optimizer: OptimizerFields,
+    pub(super) optimizer: OptimizerSettings,
     #[serde(default)]
-    pub(super) schedule: ScheduleFields,
+    pub(super) schedule: Schedule,
     #[serde(default = "clip")]
     pub(super) clip: f64,
     #[serde(default)]
@@ -356,9 +259,136 @@ optimizer = { name = "adamw", lr = 5e-7 }
 "#;
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
-        let _ = cx;
-        Err(NodeError::failed("kind `finetune` is not built yet"))
+        let model = cx.input("model")?.clone();
+        let tokenizer = Tokenizer::load(&model.files)?;
+        let examples = self.examples(cx.input("examples")?, &tokenizer)?;
+        let reference = self.reference.is_some().then(|| cx.input("reference")).transpose()?;
+        let reference = reference.map(|input| input.files.clone());
+        let settings = self.settings(cx, examples.len());
+        let steps = settings.steps;
+        let constitutions = examples.first().map_or(0, |example| example.sequences.len().isqrt());
+        let device = crate::lm::device(&cx.device)?;
+        let mut trainer = Trainer::new(&model.files, reference.as_ref(), examples, settings, &device)?;
+        let checkpoints = cx.scratch.join("checkpoint");
+        if trainer.resume(&checkpoints)? {
+            tracing::info!("goes on after step {}", trainer.step_count());
+        }
+        while !trainer.done() {
+            if cx.check_interrupt().is_err() {
+                trainer.checkpoint(&checkpoints)?;
+                return Err(NodeError::Interrupted);
+            }
+            let record = trainer.step()?;
+            (cx.progress)(Progress {
+                done: record.step,
+                total: steps,
+                unit: "steps".to_owned(),
+                metrics: watched(&record),
+            });
+            if record.step % self.checkpoint_every == 0 && !trainer.done() {
+                trainer.checkpoint(&checkpoints)?;
+                crate::fs::kill_point("checkpoint");
+            }
+        }
+        let mut outputs = finish(cx, &model, &trainer)?;
+        if self.objective == Objective::Sami {
+            outputs.metrics.insert("bound_ceiling".to_owned(), json!((constitutions as f64).ln()));
+        }
+        Ok(outputs)
     }
+}
+
+impl Finetune {
+    fn examples(&self, input: &InputArtifact, tokenizer: &Tokenizer) -> Result<Vec<Example>, NodeError> {
+        match (self.objective, input.kind) {
+            (Objective::Sami, _) => examples::contrasts(input, tokenizer, self.score_eos),
+            (Objective::Sft, ArtifactType::Scores) => examples::own_responses(input, tokenizer, self.score_eos),
+            (Objective::Sft, _) => {
+                let (Some(prompt), Some(response)) = (&self.prompt, &self.response) else {
+                    return Err(NodeError::with_help(
+                        "a dataset has no prompts and responses of its own",
+                        "give the templates `prompt` and `response`",
+                    ));
+                };
+                examples::pairs(input, tokenizer, prompt, response, self.score_eos)
+            }
+            (Objective::Lm, _) => examples::texts(input, tokenizer, self.text.as_deref().unwrap_or("{{ text }}")),
+        }
+    }
+
+    fn settings(&self, cx: &Cx<'_>, examples: usize) -> TrainSettings {
+        let epochs = |epochs: f64| (epochs * examples as f64 / self.batch_queries as f64).ceil().max(1.0) as u64;
+        let objective = match self.objective {
+            Objective::Sami => train::Objective::Sami { sides: self.sides, length_norm: self.length_norm },
+            Objective::Sft | Objective::Lm => train::Objective::Likelihood,
+        };
+        TrainSettings {
+            objective,
+            batch: self.batch_queries,
+            steps: self.steps.unwrap_or_else(|| epochs(self.epochs.unwrap_or(1.0))),
+            optimizer: self.optimizer.clone(),
+            schedule: self.schedule.clone(),
+            clip: self.clip,
+            kl_weight: self.kl_weight,
+            kl_budget: self.kl_budget,
+            kl_over: KlOver::Cells,
+            seed: self.seed,
+            micro_batch: cx.micro_batch,
+        }
+    }
+}
+
+/// What a tokenizer may consist of, besides what the model's own files say.
+const TOKENIZER_FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+];
+
+/// Writes the model, its tokenizer and the record of its steps.
+fn finish(cx: &Cx<'_>, model: &InputArtifact, trainer: &Trainer) -> Result<Outputs, NodeError> {
+    trainer.save(&cx.staging)?;
+    let lines: Vec<String> = trainer.records().iter().map(|record| json!(record).to_string()).collect();
+    fs_err::write(cx.staging.join("train.jsonl"), lines.join("\n") + "\n")?;
+    for name in TOKENIZER_FILES {
+        if let Some(path) = model.files.get(*name) {
+            fs_err::copy(path, cx.staging.join(name))?;
+        }
+    }
+    let files = super::command::collect(&cx.staging)?;
+    Ok(Outputs { files, metrics: metrics(trainer.records()) })
+}
+
+/// What is worth a look while it trains.
+fn watched(record: &StepRecord) -> Map<String, Value> {
+    let all = [("loss", Some(record.loss)), ("bound", record.bound), ("kl", record.kl)];
+    all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value?)))).collect()
+}
+
+/// Means over the last steps, at most ten.
+fn metrics(records: &[StepRecord]) -> Map<String, Value> {
+    let last = &records[records.len().saturating_sub(10)..];
+    let mean = |figure: fn(&StepRecord) -> Option<f64>| {
+        let values: Option<Vec<f64>> = last.iter().map(figure).collect();
+        values.filter(|values| !values.is_empty()).map(|values| values.iter().sum::<f64>() / values.len() as f64)
+    };
+    let figures: [(&str, Option<f64>); 8] = [
+        ("loss", mean(|record| Some(record.loss))),
+        ("mean_length", mean(|record| Some(record.mean_length))),
+        ("bound", mean(|record| record.bound)),
+        ("gap", mean(|record| record.gap)),
+        ("accuracy_row", mean(|record| record.accuracy_row)),
+        ("accuracy_column", mean(|record| record.accuracy_column)),
+        ("logprob_diagonal", mean(|record| record.logprob_diagonal)),
+        ("kl", mean(|record| record.kl)),
+    ];
+    let mut metrics: Map<String, Value> =
+        figures.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value?)))).collect();
+    metrics.insert("steps".to_owned(), json!(records.len()));
+    metrics
 }
 
 #[cfg(test)]

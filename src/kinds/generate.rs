@@ -1,12 +1,15 @@
 //! Kind `generate`: responses of a model to queries, one under each of the constitutions drawn for a query.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::check::{input, require, sampling};
 use super::contrast::Part;
-use super::keep::Keep;
-use super::{Cx, NodeError, NodeKind, Outputs, template};
+use super::keep::{Candidate, Keep};
+use super::policy::{Answer, Ask, Policy, Rows, Work, response_seed};
+use super::query::Query;
+use super::{Cx, NodeError, NodeKind, Outputs, query, rows, template};
+use crate::lm::{Finish, SamplingSettings};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// The fields of kind `generate`.
@@ -109,7 +112,7 @@ the other rows do not matter. Rows are memoised: a dataset that grew by 100 rows
 | `keep` | what a query's responses must be like for its row to stay, see below | identical ones drop |
 
 `keep`: `forbid` (texts that no response may contain), `ends_with` (a text, or a list of which one must end each response),
-`distinct` (no two responses of a query alike, default true), `min_tokens`, `finished` (the model
+`distinct` (no two responses of a query alike, default true), `min_tokens` (1), `finished` (the model
 ended each response by itself). What each dropped is counted in metrics `dropped.NAME`.
 
 Makes `rows.jsonl`: `{id, …query fields, constitutions: [{text, format, principles}], responses: [{text, tokens, finish}]}`.
@@ -128,7 +131,101 @@ temperature = 1.0
 "#;
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
-        let _ = cx;
-        Err(NodeError::failed("kind `generate` is not built yet"))
+        let constitutions = query::read_constitutions(cx.input("constitutions")?)?;
+        let queries = rows::read_input(cx.input("queries")?)?;
+        let queries = query::pose(&queries, &constitutions, self.seed, self.combinations, self.samples)?;
+        let prompt = template::parse("prompt", &self.prompt)?;
+        let mut asks = Vec::with_capacity(queries.len() * constitutions.per_query);
+        for query in &queries {
+            for (place, constitution) in query.constitutions.iter().enumerate() {
+                let prompt = query::prompt(&prompt, "prompt", &query.id, &query.row, constitution)?;
+                asks.push(Ask { prompt, seed: response_seed(self.seed, &query.id, place) });
+            }
+        }
+        let mut policy = Policy::new(cx, cx.input("model")?);
+        let path = cx.staging.join("rows.jsonl");
+        let answers = Work::new(cx, "responses", asks.len()).sample(&mut policy, &self.settings(), &asks)?;
+        let (kept, metrics) = self.keep(&queries, &answers, constitutions.per_query)?;
+        rows::write(&path, &kept)?;
+        Ok(Outputs { files: [("rows.jsonl".to_owned(), path)].into(), metrics })
+    }
+}
+
+impl Generate {
+    fn settings(&self) -> SamplingSettings {
+        SamplingSettings {
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            stop: self.stop.clone(),
+        }
+    }
+
+    /// Puts queries and answers together to rows, drops what the filters drop, and counts.
+    fn keep(
+        &self,
+        queries: &[Query],
+        answers: &Rows<Answer>,
+        size: usize,
+    ) -> Result<(Vec<rows::Row>, Map<String, Value>), NodeError> {
+        let mut counts = self.keep.counts();
+        let (mut kept, mut sampled, mut length) = (Vec::new(), 0, 0);
+        for (query, answers) in queries.iter().zip(answers.values.chunks(size)) {
+            sampled += answers.iter().map(|answer| answer.tokens).sum::<usize>();
+            let texts: Vec<String> = answers.iter().map(|answer| self.cut(&answer.text)).collect();
+            let candidates: Vec<Candidate<'_>> = texts
+                .iter()
+                .zip(answers)
+                .map(|(text, answer)| Candidate {
+                    text,
+                    tokens: answer.tokens,
+                    finished: answer.finish != Finish::Length,
+                })
+                .collect();
+            if let Some(filter) = self.keep.drops(&candidates) {
+                *counts.entry(filter).or_default() += 1;
+                continue;
+            }
+            length += answers.iter().map(|answer| answer.tokens).sum::<usize>();
+            let responses: Vec<Value> = texts
+                .iter()
+                .zip(answers)
+                .map(|(text, answer)| json!({"text": text, "tokens": answer.tokens, "finish": answer.finish}))
+                .collect();
+            let mut row = query.row.clone();
+            row.insert("id".to_owned(), json!(query.id));
+            row.insert("constitutions".to_owned(), json!(query.constitutions));
+            row.insert("responses".to_owned(), json!(responses));
+            kept.push(row);
+        }
+        if kept.is_empty() {
+            let dropped: Vec<String> = counts
+                .iter()
+                .filter(|(_, count)| **count > 0)
+                .map(|(filter, count)| format!("`{filter}` dropped {count}"))
+                .collect();
+            return Err(NodeError::with_help(
+                format!("no row is left of {}: {}", queries.len(), dropped.join(", ")),
+                "loosen `keep`; with `distinct`, greedy responses that do not depend on the constitution all drop: \
+                 sample with `temperature` above 0 or give a model that follows constitutions at least a little",
+            ));
+        }
+        let dropped = queries.len() - kept.len();
+        let mut metrics = Map::from_iter([
+            ("rows".to_owned(), json!(kept.len())),
+            ("rows_reused".to_owned(), json!(answers.groups_reused(size))),
+            ("tokens".to_owned(), json!(sampled)),
+            ("mean_length".to_owned(), json!(length as f64 / (kept.len() * size) as f64)),
+            ("dropped".to_owned(), json!(dropped)),
+        ]);
+        metrics.extend(counts.into_iter().map(|(filter, count)| (format!("dropped.{filter}"), json!(count))));
+        Ok((kept, metrics))
+    }
+
+    /// A response as it is kept: up to the first text of `cut`, without white space around it.
+    fn cut(&self, text: &str) -> String {
+        let end = self.cut.iter().filter(|cut| !cut.is_empty()).filter_map(|cut| text.find(cut.as_str())).min();
+        text[..end.unwrap_or(text.len())].trim().to_owned()
     }
 }

@@ -4,19 +4,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::check::{input, require};
-use super::{Cx, NodeError, NodeKind, Outputs};
+use super::{Cx, NodeError, NodeKind, Outputs, command, rows};
+use crate::lm::{Config, Model, Tensor, Tokenizer, TokenizerKind};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
-
-/// How text is cut into tokens.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TokenizerKind {
-    /// Whole words between white space.
-    #[default]
-    Word,
-    /// Byte-level byte-pair encoding.
-    Bpe,
-}
 
 /// `tokenizer = { … }`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -156,7 +146,52 @@ init = { hidden_size = 128, layers = 3, heads = 4, tokenizer = { from = "documen
 "#;
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
-        let _ = cx;
-        Err(NodeError::failed("kind `init` is not built yet"))
+        let rows = rows::read_input(cx.input("tokenizer.from")?)?;
+        let field = &self.tokenizer.field;
+        let texts = rows
+            .iter()
+            .map(|row| {
+                row.get(field).and_then(Value::as_str).ok_or_else(|| {
+                    NodeError::with_help(
+                        format!("row `{}` has no text under `{field}`", rows::id(row).unwrap_or_default()),
+                        "name the field that holds the text: `tokenizer = { from = \"…\", field = \"…\" }`",
+                    )
+                })
+            })
+            .collect::<Result<Vec<&str>, _>>()?;
+        let tokenizer = Tokenizer::train(self.tokenizer.kind, texts, self.tokenizer.vocab_size)?;
+        tokenizer.save(&cx.staging)?;
+        let config = self.config(&tokenizer);
+        let model = Model::random(config, self.seed, &crate::lm::device("cpu")?)?;
+        model.save(&cx.staging)?;
+        let metrics = [
+            ("parameters".to_owned(), json!(model.weights().values().map(Tensor::elem_count).sum::<usize>())),
+            ("vocabulary".to_owned(), json!(tokenizer.vocab_size())),
+        ];
+        Ok(Outputs { files: command::collect(&cx.staging)?, metrics: metrics.into_iter().collect() })
+    }
+}
+
+impl Init {
+    fn config(&self, tokenizer: &Tokenizer) -> Config {
+        let eight_thirds = (self.hidden_size * 8 / 3).next_multiple_of(16);
+        Config {
+            vocab_size: tokenizer.vocab_size(),
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size.unwrap_or(eight_thirds),
+            num_hidden_layers: self.layers,
+            num_attention_heads: self.heads,
+            num_key_value_heads: self.kv_heads.unwrap_or(self.heads),
+            head_dim: self.hidden_size / self.heads,
+            max_position_embeddings: self.max_positions,
+            rope_theta: self.rope_theta,
+            tie_word_embeddings: self.tie_embeddings,
+            bos_token_id: tokenizer.bos(),
+            eos_token_ids: tokenizer.eos().to_vec(),
+            pad_token_id: tokenizer.pad(),
+            rms_norm_eps: 1e-5,
+            sliding_window: None,
+            model_type: "llama".to_owned(),
+        }
     }
 }

@@ -15,15 +15,22 @@ use crate::store::Store;
 mod check;
 pub mod command;
 pub mod constitutions;
+mod contest;
 pub mod contrast;
 pub mod draw;
 pub mod evaluate;
+mod figures;
+mod examples;
 pub mod finetune;
 pub mod generate;
 pub mod init;
 pub mod judge;
 pub mod keep;
+mod memo;
+mod policy;
 pub mod principles;
+mod query;
+mod responses;
 pub mod rows;
 pub mod score;
 pub mod template;
@@ -218,3 +225,6 @@ impl NodeError {
         Self::Failed { what: what.into(), help: Some(help.into()) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,14 @@
 //! Kind `score`: the log-probability of every response of a query under every constitution of it.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::check::input;
-use super::{Cx, NodeError, NodeKind, Outputs, template};
+use super::figures::ContrastFigures;
+use super::policy::{Pair, Policy, Sum, Work};
+use super::responses::{self, Responses};
+use super::{Cx, NodeError, NodeKind, Outputs, query, rows, template};
+use crate::digest::Hasher;
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// The fields of kind `score`.
@@ -83,7 +87,71 @@ prompt = "rules : {{ constitution }} q : {{ query }} a :"
 "#;
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
-        let _ = cx;
-        Err(NodeError::failed("kind `score` is not built yet"))
+        let all = responses::read(cx.input("responses")?)?;
+        let size = all.first().map_or(0, |row| row.responses.len());
+        let mut pairs = Vec::with_capacity(all.len() * size * size);
+        let mut prompts = Vec::with_capacity(all.len());
+        for row in &all {
+            let own = self.prompts(row)?;
+            pairs.extend(row.cells(&own, self.score_eos));
+            prompts.push(own);
+        }
+        let diagonal: Vec<Pair> =
+            pairs.chunks(size * size).flat_map(|cells| cells.iter().step_by(size + 1).cloned()).collect();
+        let mut policy = Policy::new(cx, cx.input("model")?);
+        let mut reference = self.reference.is_some().then(|| cx.input("reference")).transpose()?.map(|input| Policy::new(cx, input));
+        let path = cx.staging.join("rows.jsonl");
+        let total = pairs.len() + if reference.is_some() { diagonal.len() } else { 0 };
+        let mut work = Work::new(cx, "log-probs", total);
+        let sums = work.logprobs(&mut policy, &pairs)?;
+        let kl = reference.as_mut().map(|reference| work.kl(&mut policy, reference, &diagonal)).transpose()?;
+
+        let mut figures = ContrastFigures::default();
+        let mut scored = Vec::with_capacity(all.len());
+        for ((row, prompts), cells) in all.iter().zip(prompts).zip(sums.values.chunks(size * size)) {
+            figures.add(cells)?;
+            scored.push(scored_row(row, prompts, cells));
+        }
+        rows::write(&path, &scored)?;
+        let mut metrics = figures.metrics("");
+        metrics.extend([
+            ("rows".to_owned(), json!(scored.len())),
+            ("rows_reused".to_owned(), json!(sums.groups_reused(size * size))),
+            ("tokens".to_owned(), json!(sums.values.iter().map(|sum| sum.tokens).sum::<usize>())),
+        ]);
+        if let Some(kl) = kl {
+            let nats: f64 = kl.values.iter().map(|sum| sum.nats).sum();
+            let tokens: usize = kl.values.iter().map(|sum| sum.tokens).sum();
+            metrics.insert("kl".to_owned(), json!(nats / tokens.max(1) as f64));
+        }
+        Ok(Outputs { files: [("rows.jsonl".to_owned(), path)].into(), metrics })
     }
+}
+
+impl Score {
+    /// The training prompt under each constitution of a row.
+    fn prompts(&self, row: &Responses) -> Result<Vec<String>, NodeError> {
+        let template = template::parse("prompt", &self.prompt)?;
+        let shuffled = row.constitutions.iter().enumerate().map(|(place, constitution)| {
+            if !self.shuffle_principles {
+                return constitution.clone();
+            }
+            let mut hasher = Hasher::new();
+            hasher.text("score").number(self.seed).text(&row.id).number(place as u64);
+            constitution.shuffled(hasher.seed())
+        });
+        shuffled.map(|one| query::prompt(&template, "prompt", &row.id, &row.row, &one)).collect()
+    }
+}
+
+fn scored_row(row: &Responses, prompts: Vec<String>, cells: &[Sum]) -> Map<String, Value> {
+    let size = prompts.len();
+    let logprobs: Vec<Vec<f64>> =
+        cells.chunks(size).map(|cells| cells.iter().map(|cell| cell.nats).collect()).collect();
+    let lengths: Vec<usize> = cells.iter().step_by(size + 1).map(|cell| cell.tokens).collect();
+    let mut scored = row.row.clone();
+    scored.insert("prompts".to_owned(), json!(prompts));
+    scored.insert("logprobs".to_owned(), json!(logprobs));
+    scored.insert("lengths".to_owned(), json!(lengths));
+    scored
 }

@@ -1,9 +1,71 @@
-//! The language model: decoder, tokenizer, sampling, log-probabilities, losses and training on candle.
+//! The language model: decoder, tokenizer, sampling, log-probabilities, losses and training.
+//!
+//! # Layout
+//! - [`config`], [`weights`], [`tokenizer`]: files in the form of Hugging Face's `transformers`, in and out.
+//! - [`decoder`]: the model, differentiable.
+//! - [`logprobs`], [`sampling`]: what one does with a model. [`loss`], [`optimizer`], [`schedule`], [`train`]: making one better.
+//!
+//! # Letters
+//! Shapes in this module are written with: N tokens of a batch without padding, B rows, T tokens of a row, V vocabulary,
+//! D width, F width of the feed-forward layer, H query heads, K key/value heads, E head width.
 
-/// What can go wrong in the language model.
-#[derive(Debug, thiserror::Error)]
-pub enum LmError {
-    /// candle said no.
-    #[error(transparent)]
-    Candle(#[from] candle_core::Error),
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+pub use candle_core::{Device, Tensor, Var};
+
+pub mod config;
+mod cpu;
+mod decode;
+pub mod decoder;
+pub mod error;
+pub mod logprobs;
+pub mod loss;
+pub mod optimizer;
+mod plain;
+pub(crate) mod random;
+pub mod sampling;
+pub mod schedule;
+pub mod tokenizer;
+pub mod train;
+pub mod weights;
+
+pub use config::Config;
+pub use decoder::Model;
+pub use error::LmError;
+pub use logprobs::{Sequence, Tokens};
+pub use sampling::{Finish, Prompt, Response, SamplingSettings};
+pub use tokenizer::{Tokenizer, TokenizerKind};
+
+/// The files of a model: the names that Hugging Face gives them, to where they lie.
+///
+/// The paths may be blobs named by their digest, so nothing is ever looked for beside one of them.
+pub type Files = BTreeMap<String, PathBuf>;
+
+/// Opens a device by its name: `cpu`, `cuda`, or `cuda:N`.
+///
+/// Errs if there is no such device, or if this build has no CUDA in it.
+pub fn device(name: &str) -> Result<Device, LmError> {
+    let fail = |what: &str| LmError::Device { name: name.to_owned(), what: what.to_owned() };
+    if name == "cpu" {
+        return Ok(Device::Cpu);
+    }
+    let ordinal = match name.strip_prefix("cuda") {
+        Some("") => 0,
+        Some(rest) => rest
+            .strip_prefix(':')
+            .and_then(|ordinal| ordinal.parse().ok())
+            .ok_or_else(|| fail("no such name; names are `cpu`, `cuda` and `cuda:N`"))?,
+        None => return Err(fail("no such name; names are `cpu`, `cuda` and `cuda:N`")),
+    };
+    if !candle_core::utils::cuda_is_available() {
+        return Err(fail("this program was built without CUDA"));
+    }
+    Device::new_cuda(ordinal).map_err(|error| fail(&error.to_string()))
+}
+
+/// Sets how many threads the process computes with. Only the first call counts; results never depend on it.
+pub fn set_threads(threads: usize) {
+    // The global pool can be built once. A second call, or one after the first computation, leaves it as it is.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
 }

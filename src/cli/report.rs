@@ -1,0 +1,287 @@
+//! Draws the events of a run: bars on a terminal, lines elsewhere, JSON for scripts.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde_json::{Map, Value};
+
+use super::figures::{count, cut, figure, plural, seconds};
+use super::table::Table;
+use super::{context, render};
+use crate::diag::Diagnostic;
+use crate::exec::{Event, Summary};
+use crate::kinds::Progress;
+use crate::store::RunNode;
+
+/// Time between two lines that tell how far a node is.
+const BEAT: Duration = Duration::from_secs(10);
+/// Widest explanation on a line.
+const WIDTH: usize = 100;
+/// Metrics on a node's last line.
+const LISTED: usize = 7;
+/// Rows of the table at the end; beyond that it is no overview.
+const ROWS: usize = 40;
+
+/// Metrics that people look for, in the order in which they are shown.
+const METRICS: &[&str] = &[
+    "loss",
+    "bound",
+    "gap",
+    "accuracy_row",
+    "accuracy_column",
+    "kl",
+    "win_rate",
+    "adherence",
+    "mean_length",
+    "rows",
+    "rows_reused",
+    "dropped",
+    "tokens",
+];
+/// Those of them that say how well it went: the columns of the table at the end.
+const OUTCOMES: &[&str] =
+    &["bound", "gap", "accuracy_row", "accuracy_column", "kl", "win_rate", "adherence", "mean_length"];
+
+/// Draws events.
+pub(crate) struct Report {
+    form: Form,
+    names: usize,
+}
+
+enum Form {
+    /// A line of JSON per event on standard output.
+    Json,
+    /// Lines on standard error; when each node last told how far it is.
+    Lines(HashMap<String, Instant>),
+    /// Bars on standard error, one per attempt that goes on, and lines above them.
+    Bars(MultiProgress, HashMap<String, ProgressBar>),
+}
+
+impl Report {
+    /// Draws for whoever is there.
+    pub(crate) fn new(json: bool) -> Self {
+        let form = if json {
+            Form::Json
+        } else if io::stderr().is_terminal() {
+            Form::Bars(MultiProgress::new(), HashMap::new())
+        } else {
+            Form::Lines(HashMap::new())
+        };
+        Self { form, names: 0 }
+    }
+
+    /// Draws an event.
+    pub(crate) fn tell(&mut self, event: &Event) {
+        if let Event::NodeFail { .. } = event {
+            self.draw_failure(event);
+        }
+        match &mut self.form {
+            Form::Json => {
+                let line = serde_json::to_vec(event).expect("an event is always JSON");
+                // A reader that went away does not stop the run.
+                let _ = context::write_out(|stdout| stdout.write_all(&line).and_then(|()| stdout.write_all(b"\n")));
+            }
+            Form::Lines(told) => {
+                if let Event::NodeProgress { node, progress, seconds: passed } = event {
+                    let last = told.entry(node.clone()).or_insert_with(Instant::now);
+                    if last.elapsed() >= BEAT {
+                        *last = Instant::now();
+                        let line = format!("      {node:<width$}  {}", how_far(progress, *passed), width = self.names);
+                        self.line(line.trim_end());
+                    }
+                }
+                self.tell_in_words(event);
+            }
+            Form::Bars(all, bars) => {
+                match event {
+                    Event::NodeStart { node, .. } => {
+                        let bar = all.add(ProgressBar::new_spinner().with_prefix(node.clone()));
+                        bar.set_style(style("{spinner} {prefix}  {elapsed} {wide_msg}"));
+                        bar.enable_steady_tick(Duration::from_millis(120));
+                        bars.insert(node.clone(), bar);
+                    }
+                    Event::NodeProgress { node, progress, .. } => {
+                        if let Some(bar) = bars.get(node) {
+                            move_bar(bar, progress);
+                        }
+                    }
+                    Event::NodeFinish { node, .. } | Event::NodeFail { node, .. } | Event::NodeStop { node, .. } => {
+                        if let Some(bar) = bars.remove(node) {
+                            bar.finish_and_clear();
+                        }
+                    }
+                    _ => {}
+                }
+                self.tell_in_words(event);
+            }
+        }
+    }
+
+    fn tell_in_words(&mut self, event: &Event) {
+        let mut say = |word: &str, node: &str, rest: &str| {
+            self.names = self.names.max(node.chars().count().min(32));
+            let line = format!("{word:<5} {node:<width$}  {rest}", width = self.names);
+            self.line(line.trim_end());
+        };
+        match event {
+            Event::Start { run, nodes, hits, .. } => {
+                let hits = if *hits > 0 { format!(", {} fresh", count(*hits as u64)) } else { String::new() };
+                self.line(&format!("run {run}: {}{hits}", plural(*nodes as u64, "node")));
+            }
+            Event::NodeStart { node, why, attempt, .. } => {
+                let again = if *attempt > 1 { format!("attempt {attempt}; ") } else { String::new() };
+                say("start", node, &cut(&format!("{again}{why}"), WIDTH));
+            }
+            Event::NodeHit { node, .. } => say("hit", node, "its inputs are as they were"),
+            Event::NodeWait { node, .. } => say("wait", node, "another process is at it"),
+            Event::NodeFinish { node, seconds: took, metrics, other, .. } => {
+                let mut parts = vec![seconds(*took)];
+                parts.extend(headline(metrics));
+                if let Some(other) = other {
+                    parts.push(format!("made {}, but what it made first stays", other.short()));
+                }
+                say("ran", node, &parts.join(" · "));
+            }
+            Event::NodeFail { node, retry: true, .. } => say("again", node, "it is tried once more"),
+            Event::NodeStop { node, seconds: took } => say("stop", node, &format!("after {}", seconds(*took))),
+            Event::NodeSkip { node, because } => say("skip", node, &format!("{because} failed")),
+            Event::Interrupt { again: false } => {
+                self.line("interrupted: finishing the batches in hand; once more to stop at once");
+            }
+            Event::Interrupt { again: true } => self.line("interrupted again: stopping at once"),
+            Event::NodeProgress { .. } | Event::NodeFail { .. } | Event::Done { .. } => {}
+        }
+    }
+
+    fn draw_failure(&self, event: &Event) {
+        let Event::NodeFail { node, error, help, tail, log, .. } = event else { return };
+        let mut finding = Diagnostic::error("exec::node-failed", format!("node `{node}` failed: {error}"));
+        if !tail.is_empty() {
+            finding = finding.note(format!("the last lines of its log:\n{}", tail.join("\n")));
+        }
+        finding.help.extend(help.clone());
+        if log.is_some() {
+            finding = finding.help(format!("the whole log: `sami logs '{node}'`"));
+        }
+        self.line(render::render(&[finding]).trim_end());
+    }
+
+    /// What there is to say when the run is over.
+    pub(crate) fn end(&self, summary: &Summary) {
+        if matches!(self.form, Form::Json) {
+            return;
+        }
+        if let Some(table) = outcomes(&summary.nodes) {
+            self.line(&format!("\n{}", table.trim_end()));
+        }
+        let states = [("ran", "ran"), ("hit", "fresh"), ("failed", "failed"), ("skipped", "skipped")];
+        let parts = states.iter().filter_map(|(state, word)| match summary.count(state) {
+            0 => None,
+            number => Some(format!("{} {word}", count(number as u64))),
+        });
+        let parts: Vec<String> = parts.collect();
+        let word = match (summary.interrupted, summary.ok()) {
+            (true, _) => "interrupted",
+            (_, true) => "done",
+            (_, false) => "failed",
+        };
+        self.line(&format!("{word} in {}: {}", seconds(summary.seconds), parts.join(", ")));
+        if summary.interrupted {
+            self.line("the same command goes on from here");
+        }
+        let made = summary.nodes.iter().rev().find(|node| node.state == "ran" && node.artifact.is_some());
+        if let Some(node) = made {
+            self.line(&format!("look further: sami show {}, sami cache show '{}'", summary.run, node.name));
+        }
+    }
+
+    /// Writes lines to standard error, above the bars if there are any. Where that cannot be written no one reads.
+    fn line(&self, text: &str) {
+        match &self.form {
+            Form::Bars(all, _) => all.suspend(|| _ = writeln!(io::stderr(), "{text}")),
+            _ => _ = writeln!(io::stderr(), "{text}"),
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the template is a constant that was tried")
+}
+
+fn move_bar(bar: &ProgressBar, progress: &Progress) {
+    if bar.length() != Some(progress.total) {
+        bar.set_length(progress.total);
+        bar.set_style(
+            style("{spinner} {prefix}  [{bar:24}] {pos}/{len} {msg}  {per_sec}, {eta} left").progress_chars("=> "),
+        );
+    }
+    bar.set_position(progress.done);
+    let metrics: Vec<String> = headline(&progress.metrics);
+    bar.set_message([vec![progress.unit.clone()], metrics].concat().join(" · "));
+}
+
+/// `120/500 rows, 4.1/s, 1 m 33 s left · loss 0.5`
+fn how_far(progress: &Progress, passed: f64) -> String {
+    let Progress { done, total, unit, metrics } = progress;
+    let mut text = format!("{}/{} {unit}", count(*done), count(*total));
+    if *done > 0 && passed > 0.0 {
+        let rate = *done as f64 / passed;
+        let left = total.saturating_sub(*done) as f64 / rate;
+        text.push_str(&format!(", {}/s, {} left", figure(&Value::from(rate)), seconds(left)));
+    }
+    [vec![text], headline(metrics)].concat().join(" · ")
+}
+
+/// The metrics that matter, each with its name; win rates with their intervals.
+fn headline(metrics: &Map<String, Value>) -> Vec<String> {
+    let mut shown = Vec::new();
+    for wanted in METRICS {
+        for (name, value) in metrics {
+            let (stem, candidate) = name.split_once('.').map_or((name.as_str(), ""), |(stem, rest)| (stem, rest));
+            if stem == *wanted && (candidate.is_empty() || *wanted != "dropped") {
+                shown.push(format!("{name} {}", with_interval(metrics, stem, candidate, value)));
+            }
+        }
+    }
+    if shown.is_empty() {
+        shown.extend(metrics.iter().map(|(name, value)| format!("{name} {}", figure(value))));
+    }
+    shown.truncate(LISTED);
+    shown
+}
+
+fn with_interval(metrics: &Map<String, Value>, stem: &str, candidate: &str, value: &Value) -> String {
+    let name =
+        |end: &str| if candidate.is_empty() { format!("{stem}_{end}") } else { format!("{stem}_{end}.{candidate}") };
+    match (metrics.get(&name("low")), metrics.get(&name("high"))) {
+        (Some(low), Some(high)) => format!("{} ({} to {})", figure(value), figure(low), figure(high)),
+        _ => figure(value),
+    }
+}
+
+/// A table of the metrics that say how well it went: a row per node that has any, and per candidate.
+fn outcomes(nodes: &[RunNode]) -> Option<String> {
+    let mut table = Table::new(["node"].iter().chain(OUTCOMES).copied(), &(1..=OUTCOMES.len()).collect::<Vec<_>>());
+    let mut rows = 0;
+    for node in nodes.iter().filter(|node| node.artifact.is_some()) {
+        let mut groups: BTreeMap<&str, BTreeMap<&str, String>> = BTreeMap::new();
+        for (name, value) in &node.metrics {
+            let (stem, candidate) = name.split_once('.').map_or((name.as_str(), ""), |(stem, rest)| (stem, rest));
+            if OUTCOMES.contains(&stem) {
+                groups.entry(candidate).or_default().insert(stem, with_interval(&node.metrics, stem, candidate, value));
+            }
+        }
+        for (candidate, figures) in groups {
+            if figures.keys().all(|name| *name == "mean_length") {
+                continue;
+            }
+            let name = if candidate.is_empty() { node.name.clone() } else { format!("{}: {candidate}", node.name) };
+            let cells = OUTCOMES.iter().map(|name| figures.get(name).cloned().unwrap_or_default());
+            table.row([name].into_iter().chain(cells));
+            rows += 1;
+        }
+    }
+    (1..=ROWS).contains(&rows).then(|| table.text())
+}

@@ -1,0 +1,224 @@
+//! One execution of a node, as the scheduler sees it: from its job file to its result.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use super::job::{Job, JobInput, JobResult};
+use super::journal::Journal;
+use super::local::{Message, Worker};
+use super::plan::{Plan, Recipe};
+use super::room::Place;
+use super::source::{Source, provide};
+use super::{ExecError, Reason};
+use crate::fs;
+use crate::graph::made_by;
+use crate::pipeline::{Pipeline, Target};
+use crate::store::{Health, KeyLock, Store};
+
+/// An attempt that goes on.
+pub(super) struct Attempt {
+    /// The node, by index.
+    pub(super) node: usize,
+    /// Number of the attempt at this node in this run, from 1.
+    pub(super) number: u32,
+    /// Why.
+    pub(super) reason: Reason,
+    /// What it executes.
+    pub(super) recipe: Recipe,
+    /// Its room on the machine.
+    pub(super) place: Place,
+    /// `cpu` or `cuda:N`.
+    pub(super) device: String,
+    /// When it began, for people.
+    pub(super) started: String,
+    /// What it printed.
+    pub(super) log: PathBuf,
+    /// How it ended, once it has said so.
+    pub(super) result: Option<JobResult>,
+    /// When it began.
+    pub(super) began: Instant,
+    worker: Worker,
+    directory: PathBuf,
+    tmp: PathBuf,
+    /// Nobody else works at the key until it is dropped.
+    pub(super) lock: KeyLock,
+}
+
+/// What is needed to start one.
+pub(super) struct Start<'a> {
+    pub(super) pipeline: &'a Pipeline,
+    pub(super) store: &'a Store,
+    pub(super) journal: &'a Journal,
+    pub(super) program: &'a Path,
+    pub(super) inbox: &'a Sender<Message>,
+    /// Tells workers of this run apart.
+    pub(super) serial: u64,
+}
+
+/// The node and what it was given.
+pub(super) struct Given {
+    pub(super) node: usize,
+    pub(super) number: u32,
+    pub(super) reason: Reason,
+    pub(super) recipe: Recipe,
+    pub(super) device: String,
+    pub(super) place: Place,
+    pub(super) lock: KeyLock,
+}
+
+/// What is wrong with the inputs of a node that was about to start, if anything: they are looked at once more, for
+/// they may have been found whole long ago.
+pub(super) fn check_inputs(
+    pipeline: &Pipeline,
+    store: &Store,
+    plan: &mut Plan,
+    node: usize,
+    recipe: &Recipe,
+) -> Result<Option<String>, ExecError> {
+    for link in &pipeline.nodes[node].links {
+        let Some(id) = recipe.inputs.get(&link.field.path) else { continue };
+        let wrong = match Source::of(link) {
+            Some(source) => provide(pipeline, store, &source, id, &mut plan.records.stamps)?,
+            None => match store.health(id, &mut plan.records.stamps)? {
+                Health::Whole => None,
+                Health::Missing(file) => Some(format!("`{file}` of artifact {} went missing", id.short())),
+                Health::Damaged(file) => Some(format!("`{file}` of artifact {} was damaged", id.short())),
+            },
+        };
+        if let Some(wrong) = wrong {
+            return Ok(Some(format!("input `{}`: {wrong}", link.field.path)));
+        }
+    }
+    Ok(None)
+}
+
+impl Attempt {
+    /// Writes the job file and starts the worker.
+    pub(super) fn start(start: &Start<'_>, given: Given) -> Result<Self, ExecError> {
+        let Given { node, number, reason, recipe, device, place, lock } = given;
+        let Start { pipeline, store, journal, .. } = *start;
+        let name = &pipeline.nodes[node].name;
+        let directory = journal.attempt(name, number)?;
+        let scratch = store.partial_dir(&recipe.key)?;
+        let tmp = store.staging_dir(&recipe.key)?;
+        let staging = tmp.join(format!("{}.{number}", journal.run()));
+        fs::create_directory(&staging)?;
+        let job = Job {
+            node: name.clone(),
+            kind: pipeline.nodes[node].kind.name.to_owned(),
+            fields: pipeline.nodes[node].spec.fields(),
+            inputs: inputs(pipeline, store, node, &recipe)?,
+            key: recipe.key,
+            output: pipeline.nodes[node].spec.output(),
+            device: device.clone(),
+            threads: place.threads,
+            micro_batch: pipeline.nodes[node].run.micro_batch,
+            store: store.root().to_owned(),
+            scratch,
+            staging,
+            result: directory.join("result.json"),
+        };
+        let path = directory.join("job.json");
+        let bytes = serde_json::to_vec_pretty(&job).map_err(crate::store::StoreError::from)?;
+        fs::create(&path)?.write_all(&bytes)?;
+        let log = directory.join("log.txt");
+        let output = fs::create(&log)?;
+        let (began, started) = (Instant::now(), fs::now().to_string());
+        let worker = Worker::start(start.program, &path, output, place.threads, start.serial, start.inbox)
+            .map_err(ExecError::Spawn)?;
+        let result = None;
+        Ok(Self {
+            node,
+            number,
+            reason,
+            recipe,
+            place,
+            device,
+            started,
+            log,
+            result,
+            began,
+            worker,
+            directory,
+            tmp,
+            lock,
+        })
+    }
+
+    /// Tells it to finish the batch, save and end.
+    pub(super) fn stop(&mut self) {
+        self.worker.stop();
+    }
+
+    /// Ends it at once.
+    pub(super) fn kill(&mut self) {
+        self.worker.kill();
+    }
+
+    /// Waits for one whose worker is ending.
+    pub(super) fn end(&mut self) -> Result<Ended, ExecError> {
+        let seconds = self.began.elapsed().as_secs_f64();
+        let status = self.worker.wait()?;
+        let written = || serde_json::from_slice(&fs_err::read(self.directory.join("result.json")).ok()?).ok();
+        let result = self.result.take().or_else(written).unwrap_or_else(|| no_result(status));
+        fs::remove_directory(&self.tmp)?;
+        let directory = self.directory.file_name().map(|name| name.to_string_lossy().into_owned());
+        Ok(Ended { result, seconds, directory: directory.unwrap_or_default() })
+    }
+}
+
+/// How an attempt ended.
+pub(super) struct Ended {
+    /// What came of it.
+    pub(super) result: JobResult,
+    /// Wall seconds.
+    pub(super) seconds: f64,
+    /// Its directory within the run's.
+    pub(super) directory: String,
+}
+
+fn inputs(
+    pipeline: &Pipeline,
+    store: &Store,
+    node: usize,
+    recipe: &Recipe,
+) -> Result<BTreeMap<String, JobInput>, ExecError> {
+    let mut inputs = BTreeMap::new();
+    for link in &pipeline.nodes[node].links {
+        let Some(id) = recipe.inputs.get(&link.field.path) else { continue };
+        // Rows of datasets are cut before they are hashed.
+        let slice = matches!(link.target, Target::Node(_)).then_some(&link.field.input);
+        let input = JobInput {
+            id: *id,
+            kind: made_by(link, pipeline),
+            files: store.files(id)?,
+            skip: slice.and_then(|input| input.skip).unwrap_or(0),
+            take: slice.and_then(|input| input.take),
+        };
+        inputs.insert(link.field.path.clone(), input);
+    }
+    Ok(inputs)
+}
+
+/// What a worker's end says when it has said nothing.
+fn no_result(status: std::process::ExitStatus) -> JobResult {
+    use std::os::unix::process::ExitStatusExt;
+    let (what, help) = match (status.code(), status.signal()) {
+        (_, Some(9)) => (
+            "the worker was killed (signal 9)".to_owned(),
+            "if no one did that, the machine ran out of memory: lower `run.micro_batch`, or `-j`",
+        ),
+        (_, Some(signal)) => {
+            (format!("the worker crashed (signal {signal})"), "run it again; if it stays so, report it")
+        }
+        (Some(101), _) => ("the worker panicked, which is a bug".to_owned(), "report it with the lines of the log"),
+        (code, _) => (
+            format!("the worker ended without a result (exit code {})", code.unwrap_or(-1)),
+            "its log says what went wrong",
+        ),
+    };
+    JobResult::Failed { what, help: Some(help.to_owned()) }
+}

@@ -1,0 +1,94 @@
+//! What scheduler and worker tell each other: a job file, then words over a socket, a line of JSON each.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::digest::Digest;
+use crate::kinds::Progress;
+use crate::pipeline::ArtifactType;
+
+/// All that an attempt needs to know: `job.json` in its directory.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Job {
+    /// Node name, for messages.
+    pub(super) node: String,
+    /// Kind name.
+    pub(super) kind: String,
+    /// The kind's fields after defaults.
+    pub(super) fields: Value,
+    /// Inputs by field path.
+    pub(super) inputs: BTreeMap<String, JobInput>,
+    /// The node key.
+    pub(super) key: Digest,
+    /// What the node makes.
+    pub(super) output: ArtifactType,
+    /// `cpu` or `cuda:N`.
+    pub(super) device: String,
+    /// Threads to compute with.
+    pub(super) threads: usize,
+    /// Rows to compute together, if the user said.
+    pub(super) micro_batch: Option<usize>,
+    /// Root of the store.
+    pub(super) store: PathBuf,
+    /// Survives kills; given again to the next attempt at the key.
+    pub(super) scratch: PathBuf,
+    /// Empty at the start; this attempt's alone, so that what a dead one left running cannot write into it.
+    pub(super) staging: PathBuf,
+    /// Where the result goes.
+    pub(super) result: PathBuf,
+}
+
+/// An input of a job.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct JobInput {
+    /// Content id.
+    pub(super) id: Digest,
+    /// What it is.
+    #[serde(rename = "type")]
+    pub(super) kind: ArtifactType,
+    /// Paths by file name.
+    pub(super) files: BTreeMap<String, PathBuf>,
+    /// Rows to leave out at the start.
+    pub(super) skip: u64,
+    /// Rows to take after those.
+    pub(super) take: Option<u64>,
+}
+
+/// What a worker says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Word {
+    /// How far it is.
+    Progress(Progress),
+    /// How it ended; the last word. The same is in `result.json`.
+    Result(JobResult),
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub(super) enum JobResult {
+    /// The artifact is in the store.
+    Done {
+        /// Its id.
+        artifact: Digest,
+        /// The node's metrics.
+        metrics: Map<String, Value>,
+    },
+    /// The node cannot be done.
+    Failed {
+        /// What is wrong.
+        what: String,
+        /// What to do about it, if that is known.
+        help: Option<String>,
+    },
+    /// It was told to stop; scratch holds what was done.
+    Interrupted,
+}
+
+/// What the scheduler says to make a worker stop at the next good moment. To make it stop now, it closes the socket,
+/// which is also what happens when the scheduler dies.
+pub(super) const STOP: &[u8] = b"stop\n";

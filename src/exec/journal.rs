@@ -1,0 +1,193 @@
+//! What a run leaves behind: `runs/RUN/` with `run.json`, `events.jsonl` and a directory per attempt.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::{Event, ExecError};
+use crate::digest::{Digest, Hasher};
+use crate::fs;
+use crate::pipeline::Pipeline;
+use crate::store::{RunNode, RunRecord, Store};
+
+/// Longest name of an attempt's directory before it is cut.
+const LONGEST: usize = 100;
+
+/// The journal of a run that goes on.
+pub(super) struct Journal {
+    record: RunRecord,
+    directory: PathBuf,
+    events: io::BufWriter<fs_err::File>,
+    began: Instant,
+}
+
+impl Journal {
+    /// Makes the run's directory and records that it began.
+    pub(super) fn begin(pipeline: &Pipeline, store: &Store, file: &str) -> Result<Self, ExecError> {
+        let run = new_id(store)?;
+        let directory = store.run_dir(&run);
+        let events = io::BufWriter::new(fs::create(&directory.join("events.jsonl"))?);
+        let record = RunRecord {
+            run,
+            pipeline: pipeline.name.clone(),
+            file: file.to_owned(),
+            params: pipeline.params.clone(),
+            started: fs::now().to_string(),
+            finished: None,
+            ok: None,
+            nodes: Vec::new(),
+        };
+        Ok(Self { record, directory, events, began: Instant::now() })
+    }
+
+    /// The run's id.
+    pub(super) fn run(&self) -> &str {
+        &self.record.run
+    }
+
+    /// The run's record, as far as it is.
+    pub(super) fn record(&self) -> &RunRecord {
+        &self.record
+    }
+
+    /// Seconds since the run began.
+    pub(super) fn seconds(&self) -> f64 {
+        self.began.elapsed().as_secs_f64()
+    }
+
+    /// Writes the record, as far as it is.
+    pub(super) fn save(&self, store: &Store) -> Result<(), ExecError> {
+        Ok(store.put_run(&self.record)?)
+    }
+
+    /// Writes an event down.
+    pub(super) fn write(&mut self, event: &Event) -> Result<(), ExecError> {
+        let mut line = serde_json::to_vec(event).map_err(crate::store::StoreError::from)?;
+        line.push(b'\n');
+        Ok(self.events.write_all(&line)?)
+    }
+
+    /// Lets followers of `events.jsonl` see what was written down.
+    pub(super) fn flush(&mut self) -> Result<(), ExecError> {
+        Ok(self.events.flush()?)
+    }
+
+    /// Makes the directory of an attempt.
+    pub(super) fn attempt(&self, node: &str, attempt: u32) -> Result<PathBuf, ExecError> {
+        let directory = self.directory.join(attempt_directory(node, attempt));
+        fs::create_directory(&directory)?;
+        Ok(directory)
+    }
+
+    /// Records that the run is over.
+    pub(super) fn end(&mut self, store: &Store, ok: bool, nodes: &mut Vec<RunNode>) -> Result<(), ExecError> {
+        self.record.finished = Some(fs::now().to_string());
+        self.record.ok = Some(ok);
+        // Lent: there may be many.
+        std::mem::swap(&mut self.record.nodes, nodes);
+        let saved = self.save(store);
+        std::mem::swap(&mut self.record.nodes, nodes);
+        saved
+    }
+}
+
+/// A fresh id, which sorts after those of earlier runs; its directory is made.
+fn new_id(store: &Store) -> Result<String, ExecError> {
+    fs::create_directory(&store.root().join("runs"))?;
+    let mut number = 0;
+    loop {
+        let mut time = store.run_time()?;
+        let name = |time: jiff::Timestamp| time.strftime("%Y%m%d-%H%M%S").to_string();
+        let latest = store.run_ids()?.pop().unwrap_or_default();
+        if latest.starts_with(&name(time)) {
+            time = time.checked_add(jiff::SignedDuration::from_secs(1)).unwrap_or(time);
+        }
+        let mut hasher = Hasher::new();
+        hasher.number(u64::from(std::process::id())).text(&fs::now().to_string()).number(number);
+        let run = format!("{}-{}", name(time), &hasher.finish().short()[..4]);
+        number += 1;
+        match fs_err::create_dir(store.run_dir(&run)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => {
+                other?;
+                return Ok(run);
+            }
+        }
+    }
+}
+
+/// The name of an attempt's directory within its run's: the node's name where it is a plain file name, `.` and the
+/// attempt's number.
+pub fn attempt_directory(node: &str, attempt: u32) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.+@[]=,#".contains(letter);
+    let mut name: String = node.chars().map(|letter| if plain(letter) { letter } else { '_' }).take(LONGEST).collect();
+    if name.starts_with('.') {
+        name.replace_range(..1, "_");
+    }
+    if name != node {
+        // Two names must not become one.
+        name = format!("{name}-{}", &Digest::of(node.as_bytes()).short()[..8]);
+    }
+    format!("{name}.{attempt}")
+}
+
+/// Removes what attempts that were killed left in `tmp/`. Whoever is at a key holds its lock.
+pub(super) fn sweep(store: &Store) -> Result<(), ExecError> {
+    for path in fs::list(&store.root().join("tmp"))? {
+        let key = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<Digest>().ok());
+        if let Some(key) = key
+            && let Some(_lock) = store.try_lock_key(&key)?
+        {
+            fs::remove_directory(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The last lines of a log, for a message.
+pub(super) fn tail(log: &Path, lines: usize) -> Vec<String> {
+    use std::io::{Read, Seek, SeekFrom};
+    const BYTES: i64 = 16 << 10;
+    let read = || -> io::Result<String> {
+        let mut file = fs_err::File::open(log)?;
+        let length = file.metadata()?.len() as i64;
+        file.seek(SeekFrom::End(-length.min(BYTES)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = read().unwrap_or_default();
+    let all: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    all[all.len().saturating_sub(lines)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_of_attempts_are_plain_and_distinct() {
+        assert_eq!(attempt_directory("finetune@2[lr=1e-7,seed=0]", 3), "finetune@2[lr=1e-7,seed=0].3");
+        assert!(attempt_directory("../x", 1).starts_with("_._x-"));
+        assert_ne!(attempt_directory("a/b", 1), attempt_directory("a b", 1));
+        assert!(attempt_directory(&"x".repeat(1000), 1).len() < 120);
+    }
+
+    #[test]
+    fn ids_of_runs_are_fresh_and_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let ids: Vec<String> = (0..3).map(|_| new_id(&store).unwrap()).collect();
+        assert!(ids.is_sorted() && ids[0] != ids[1], "{ids:?}");
+        assert_eq!(store.run_ids().unwrap(), ids);
+    }
+
+    #[test]
+    fn the_tail_of_a_log_is_its_last_lines_with_text() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log.txt");
+        assert!(tail(&log, 3).is_empty());
+        fs_err::write(&log, format!("{}\na\n\nb\nc\n", "x".repeat(100_000))).unwrap();
+        assert_eq!(tail(&log, 2), ["b", "c"]);
+    }
+}

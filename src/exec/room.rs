@@ -1,0 +1,152 @@
+//! How many attempts go on at once: threads and devices of the machine, shared out.
+
+use std::collections::BTreeSet;
+
+/// Kinds that do next to no computing themselves: one thread is theirs.
+const LIGHT: &[&str] = &["command", "constitutions"];
+
+/// Threads that a node wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// So many.
+    Threads(usize),
+    /// Its share: all of them if it is alone.
+    Share,
+}
+
+impl Wish {
+    /// The wish of a node of a kind; `threads` is what the user said.
+    pub(super) fn of(kind: &str, threads: Option<usize>) -> Self {
+        match threads {
+            Some(threads) => Self::Threads(threads.max(1)),
+            None if LIGHT.contains(&kind) => Self::Threads(1),
+            None => Self::Share,
+        }
+    }
+}
+
+/// Why a node cannot start now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Full {
+    /// No threads are left, or enough attempts go on. Nodes behind it wait too, lest small ones keep a large one from
+    /// ever starting.
+    Machine,
+    /// Another node is on its device.
+    Device,
+}
+
+/// What is taken of the machine.
+#[derive(Debug)]
+pub(super) struct Room {
+    threads: usize,
+    capacity: usize,
+    jobs: usize,
+    used: usize,
+    attempts: usize,
+    devices: BTreeSet<String>,
+}
+
+/// What an attempt has taken; given back by [`Room::leave`].
+#[derive(Debug)]
+pub(super) struct Place {
+    /// Threads to compute with.
+    pub(super) threads: usize,
+    counted: usize,
+    device: Option<String>,
+}
+
+impl Room {
+    /// An empty machine. `jobs` is how many attempts the user wants at once: more than there are threads if so wished.
+    pub(super) fn new(threads: usize, jobs: Option<usize>) -> Self {
+        let threads = threads.max(1);
+        let jobs = jobs.unwrap_or(threads).max(1);
+        Self { threads, capacity: threads.max(jobs), jobs, used: 0, attempts: 0, devices: BTreeSet::new() }
+    }
+
+    /// Takes room for an attempt. `ready` nodes, this one among them, could start now.
+    pub(super) fn enter(&mut self, wish: Wish, device: &str, ready: usize) -> Result<Place, Full> {
+        let left = self.capacity - self.used;
+        let slots = self.jobs.saturating_sub(self.attempts);
+        if slots == 0 || left == 0 {
+            return Err(Full::Machine);
+        }
+        let threads = match wish {
+            Wish::Threads(threads) => threads,
+            Wish::Share => (self.threads.saturating_sub(self.used) / ready.clamp(1, slots)).max(1),
+        };
+        // One that wants more than there is runs alone.
+        let counted = threads.min(self.capacity);
+        if counted > left {
+            return Err(Full::Machine);
+        }
+        let device = (device != "cpu").then(|| device.to_owned());
+        if device.as_ref().is_some_and(|device| !self.devices.insert(device.clone())) {
+            return Err(Full::Device);
+        }
+        self.used += counted;
+        self.attempts += 1;
+        Ok(Place { threads, counted, device })
+    }
+
+    /// Gives room back.
+    pub(super) fn leave(&mut self, place: Place) {
+        self.used -= place.counted;
+        self.attempts -= 1;
+        if let Some(device) = place.device {
+            self.devices.remove(&device);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn threads(room: &mut Room, wish: Wish, ready: usize) -> Result<usize, Full> {
+        room.enter(wish, "cpu", ready).map(|place| place.threads)
+    }
+
+    #[test]
+    fn one_node_has_all_threads_and_several_share_them() {
+        assert_eq!(threads(&mut Room::new(16, None), Wish::Share, 1), Ok(16));
+        let mut room = Room::new(16, None);
+        let shares: Vec<_> = (1..=3).rev().map(|ready| threads(&mut room, Wish::Share, ready)).collect();
+        assert_eq!(shares, [Ok(5), Ok(5), Ok(6)]);
+        assert_eq!(threads(&mut room, Wish::Threads(1), 1), Err(Full::Machine));
+        let mut room = Room::new(16, Some(2));
+        assert_eq!(threads(&mut room, Wish::Share, 9), Ok(8));
+        assert_eq!(threads(&mut room, Wish::Share, 8), Ok(8));
+    }
+
+    #[test]
+    fn jobs_may_be_fewer_or_more_than_threads() {
+        let mut room = Room::new(4, Some(1));
+        room.enter(Wish::Threads(1), "cpu", 2).unwrap();
+        assert_eq!(threads(&mut room, Wish::Threads(1), 1), Err(Full::Machine));
+        let mut room = Room::new(2, Some(4));
+        for _ in 0..4 {
+            assert_eq!(threads(&mut room, Wish::Threads(1), 4), Ok(1));
+        }
+        assert_eq!(threads(&mut room, Wish::Share, 1), Err(Full::Machine));
+    }
+
+    #[test]
+    fn a_wish_beyond_the_machine_is_granted_alone() {
+        let mut room = Room::new(2, None);
+        let place = room.enter(Wish::Threads(8), "cpu", 1).unwrap();
+        assert_eq!(place.threads, 8);
+        assert_eq!(threads(&mut room, Wish::Threads(1), 1), Err(Full::Machine));
+        room.leave(place);
+        assert_eq!(threads(&mut room, Wish::Threads(2), 1), Ok(2));
+    }
+
+    #[test]
+    fn a_gpu_has_one_node_at_a_time() {
+        let mut room = Room::new(8, None);
+        let place = room.enter(Wish::Threads(1), "cuda:0", 1).unwrap();
+        assert_eq!(room.enter(Wish::Threads(1), "cuda:0", 1).unwrap_err(), Full::Device);
+        room.enter(Wish::Threads(1), "cuda:1", 1).unwrap();
+        room.leave(place);
+        room.enter(Wish::Threads(1), "cuda:0", 1).unwrap();
+    }
+}

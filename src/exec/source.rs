@@ -1,0 +1,378 @@
+//! What enters from outside: slices of datasets, and model directories.
+//!
+//! Both are inputs by content. A slice becomes an artifact of its own, so that a row that no node takes makes nothing
+//! stale; a model's files are hashed where they are. What a source was is remembered by its declaration and the
+//! stamps of its files, so that one that no one touched is not read again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::ExecError;
+use crate::diag::Diagnostic;
+use crate::digest::{Digest, Hasher};
+use crate::fs::{self, Stamp};
+use crate::pipeline::dataset::{self, DatasetSpec, Row, RowSource};
+use crate::pipeline::{ArtifactType, Link, ModelSource, Pipeline, Target};
+use crate::store::{Blob, Health, Index, Manifest, Stamps, Store, StoreError};
+
+/// The file of a model artifact that says how its weights are to be read, where the pipeline says so.
+const DTYPE_FILE: &str = "sami.json";
+
+/// A source as nodes take it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Source {
+    /// Rows of a dataset.
+    Rows { dataset: String, skip: u64, take: Option<u64> },
+    /// A model from outside.
+    Model(String),
+}
+
+impl Source {
+    /// The source that a link leads to, if it is one.
+    pub(super) fn of(link: &Link) -> Option<Self> {
+        match &link.target {
+            Target::Node(_) => None,
+            Target::Model(name) => Some(Self::Model(name.clone())),
+            Target::Dataset(name) => {
+                let input = &link.field.input;
+                Some(Self::Rows { dataset: name.clone(), skip: input.skip.unwrap_or(0), take: input.take })
+            }
+        }
+    }
+}
+
+/// Content ids of sources.
+#[derive(Debug, Default)]
+pub(super) struct Sources {
+    ids: HashMap<Source, Digest>,
+}
+
+/// What sources are read for.
+struct Reader<'a> {
+    pipeline: &'a Pipeline,
+    store: &'a Store,
+    /// Whether what is read is put into the store, too.
+    put: bool,
+}
+
+impl Sources {
+    /// Finds the content ids of all sources that the nodes take; with `put`, what has to be read is put into the store.
+    ///
+    /// Errs with every source that cannot be read.
+    pub(super) fn resolve(
+        pipeline: &Pipeline,
+        nodes: &[usize],
+        store: &Store,
+        index: &mut Index,
+        put: bool,
+    ) -> Result<Self, ExecError> {
+        let mut models: BTreeSet<&str> = BTreeSet::new();
+        let mut datasets: BTreeMap<&str, BTreeMap<(u64, Option<u64>), Range<usize>>> = BTreeMap::new();
+        for link in nodes.iter().flat_map(|node| &pipeline.nodes[*node].links) {
+            match &link.target {
+                Target::Node(_) => {}
+                Target::Model(name) => _ = models.insert(name),
+                Target::Dataset(name) => {
+                    let slice = (link.field.input.skip.unwrap_or(0), link.field.input.take);
+                    datasets.entry(name).or_default().entry(slice).or_insert_with(|| link.span.clone());
+                }
+            }
+        }
+        let reader = Reader { pipeline, store, put };
+        let (mut sources, mut findings) = (Self::default(), Vec::new());
+        for (name, slices) in datasets {
+            reader.dataset(name, &slices, index, &mut sources, &mut findings)?;
+        }
+        for name in models {
+            reader.model(name, index, &mut sources, &mut findings)?;
+        }
+        if findings.is_empty() { Ok(sources) } else { Err(ExecError::Sources(findings)) }
+    }
+
+    /// The content id of what a link leads to, if that is a source.
+    pub(super) fn id(&self, link: &Link) -> Option<Digest> {
+        Source::of(link).and_then(|source| self.ids.get(&source).copied())
+    }
+}
+
+/// Sees to it that a source is in the store and whole before a node takes it. Returns what is wrong if it is no longer
+/// what it was when its id was found.
+pub(super) fn provide(
+    pipeline: &Pipeline,
+    store: &Store,
+    source: &Source,
+    id: &Digest,
+    stamps: &mut Stamps,
+) -> Result<Option<String>, StoreError> {
+    let changed = |name: &str| Some(format!("`{name}` changed while the run went on"));
+    match source {
+        Source::Rows { dataset, skip, take } => {
+            if store.health(id, stamps)? == Health::Whole {
+                return Ok(None);
+            }
+            let Some(spec) = pipeline.datasets.get(dataset) else { return Ok(changed(dataset)) };
+            let Ok(rows) = dataset::read(spec, &pipeline.directory) else { return Ok(changed(dataset)) };
+            let put = rows_artifact(dataset::slice(&rows, Some(*skip), *take), Some(store))?;
+            Ok(if put == *id { None } else { changed(dataset) })
+        }
+        Source::Model(name) => {
+            let Some(model) = pipeline.models.get(name) else { return Ok(changed(name)) };
+            let directory = pipeline.directory.join(&model.path);
+            let here = std::path::absolute(&directory)?;
+            if store.manifest(id).is_err() || store.external_directory(id)?.as_deref() != Some(here.as_path()) {
+                let put = model_artifact(model, &directory, Some(store))?;
+                if put != *id {
+                    return Ok(changed(name));
+                }
+            }
+            let lost = store.files(id)?.into_values().find(|path| !path.is_file());
+            Ok(lost.map(|path| format!("`{}` of model `{name}` is gone", path.display())))
+        }
+    }
+}
+
+impl Reader<'_> {
+    fn dataset(
+        &self,
+        name: &str,
+        slices: &BTreeMap<(u64, Option<u64>), Range<usize>>,
+        index: &mut Index,
+        sources: &mut Sources,
+        findings: &mut Vec<Diagnostic>,
+    ) -> Result<(), ExecError> {
+        let Some(spec) = self.pipeline.datasets.get(name) else { return Ok(()) };
+        let stamp = match &spec.source {
+            RowSource::File(path) => Stamp::of(&self.pipeline.directory.join(path))?,
+            RowSource::Template { .. } => None,
+        };
+        // As of now: a file that changed just now could change once more before it is read, its stamp being the same.
+        let steady = match (&spec.source, &stamp) {
+            (RowSource::Template { .. }, _) => true,
+            (RowSource::File(_), stamp) => stamp.is_some_and(|stamp| stamp.is_settled()),
+        };
+        let declared = declaration(spec, &self.pipeline.directory, stamp.as_ref())?;
+        let mut rows: Option<Vec<Row>> = None;
+        for ((skip, take), span) in slices {
+            let declared = declaration_of_slice(&declared, *skip, *take);
+            let source = Source::Rows { dataset: name.to_owned(), skip: *skip, take: *take };
+            if let Some(id) = index.source(&declared) {
+                sources.ids.insert(source, id);
+                continue;
+            }
+            let rows = match &mut rows {
+                Some(rows) => rows,
+                None => match dataset::read(spec, &self.pipeline.directory) {
+                    Ok(read) => rows.insert(read),
+                    Err(faults) => {
+                        let place = |fault: Diagnostic| {
+                            fault.label(&self.pipeline.source, spec.span.clone(), "of this dataset")
+                        };
+                        findings.extend(faults.into_iter().map(place));
+                        return Ok(());
+                    }
+                },
+            };
+            let slice = dataset::slice(rows, Some(*skip), *take);
+            if slice.is_empty() {
+                let what = format!("nothing is left of the {} rows of dataset `{name}`", rows.len());
+                findings.push(
+                    Diagnostic::error("exec::empty-slice", what)
+                        .label(&self.pipeline.source, span.clone(), "takes no rows")
+                        .help("lower `skip`, or raise `take`"),
+                );
+                continue;
+            }
+            let id = rows_artifact(slice, self.put.then_some(self.store))?;
+            if steady {
+                index.remember_source(&declared, &id);
+            }
+            sources.ids.insert(source, id);
+        }
+        Ok(())
+    }
+
+    fn model(
+        &self,
+        name: &str,
+        index: &mut Index,
+        sources: &mut Sources,
+        findings: &mut Vec<Diagnostic>,
+    ) -> Result<(), ExecError> {
+        let Some(model) = self.pipeline.models.get(name) else { return Ok(()) };
+        let directory = self.pipeline.directory.join(&model.path);
+        let mut fault = |what: String| {
+            findings.push(
+                Diagnostic::error("exec::model-source", format!("model `{name}` cannot be read"))
+                    .label(&self.pipeline.source, model.span.clone(), what)
+                    .help("give a directory with config.json, tokenizer.json and *.safetensors; `sami check` looks into it"),
+            );
+        };
+        let files = match model_files(&directory) {
+            Ok(files) => files,
+            Err(error) => {
+                fault(error.to_string());
+                return Ok(());
+            }
+        };
+        let weights = files.keys().any(|name| name.ends_with(".safetensors"));
+        if !weights || !files.contains_key("config.json") {
+            fault(format!("it has no {}", if weights { "config.json" } else { "*.safetensors" }));
+            return Ok(());
+        }
+        let mut hasher = hasher("model");
+        hasher.text(&std::path::absolute(&directory)?.to_string_lossy()).text(model.dtype.as_deref().unwrap_or(""));
+        let mut settled = true;
+        for (name, path) in &files {
+            let Some(stamp) = Stamp::of(path)? else {
+                fault(format!("its `{name}` is gone"));
+                return Ok(());
+            };
+            settled &= stamp.is_settled();
+            add_stamp(hasher.text(name), &stamp);
+        }
+        let declared = hasher.finish();
+        let id = match index.source(&declared) {
+            Some(id) => id,
+            None => match model_artifact(model, &directory, self.put.then_some(self.store)) {
+                Ok(id) => id,
+                Err(StoreError::Io(error)) if error.kind() != std::io::ErrorKind::StorageFull => {
+                    fault(error.to_string());
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            },
+        };
+        if settled {
+            index.remember_source(&declared, &id);
+        }
+        sources.ids.insert(Source::Model(name.to_owned()), id);
+        Ok(())
+    }
+}
+
+/// A hasher of declarations. What this version makes of a source, another one may not.
+fn hasher(what: &str) -> Hasher {
+    let mut hasher = Hasher::new();
+    hasher.text(env!("CARGO_PKG_VERSION")).text(what);
+    hasher
+}
+
+fn add_stamp(hasher: &mut Hasher, stamp: &Stamp) {
+    hasher.number(stamp.size).number(stamp.modified as u64).number(stamp.changed as u64).number(stamp.inode);
+}
+
+/// All that decides what rows a dataset has.
+fn declaration(spec: &DatasetSpec, base: &Path, stamp: Option<&Stamp>) -> Result<Digest, StoreError> {
+    let mut hasher = hasher("dataset");
+    match &spec.source {
+        RowSource::File(path) => {
+            hasher.text("file").text(&std::path::absolute(base.join(path))?.to_string_lossy());
+        }
+        RowSource::Template { rows, seed, template } => {
+            hasher.text("make").number(*rows).number(*seed).text(template);
+        }
+    }
+    // A file that is not there has no rows to remember.
+    if let Some(stamp) = stamp {
+        add_stamp(&mut hasher, stamp);
+    }
+    let rest = json!({"id": spec.id, "fields": spec.fields, "unique": spec.unique, "shuffle": spec.shuffle,
+        "skip": spec.skip, "take": spec.take});
+    Ok(hasher.digest(&Digest::of_value(&rest)).finish())
+}
+
+fn declaration_of_slice(declared: &Digest, skip: u64, take: Option<u64>) -> Digest {
+    let mut hasher = hasher("slice");
+    hasher.digest(declared).number(skip).number(u64::from(take.is_some())).number(take.unwrap_or(0)).finish()
+}
+
+/// The id of the artifact of rows; it is put into the store, if one is given.
+fn rows_artifact(rows: &[Row], store: Option<&Store>) -> Result<Digest, StoreError> {
+    let mut bytes = Vec::new();
+    for row in rows {
+        serde_json::to_writer(&mut bytes, row)?;
+        bytes.push(b'\n');
+    }
+    let blob = match store {
+        Some(store) => store.put_bytes(&bytes)?,
+        None => blob_of(&bytes),
+    };
+    let files = BTreeMap::from([("rows.jsonl".to_owned(), blob)]);
+    let manifest = Manifest { kind: ArtifactType::Dataset.name().to_owned(), files };
+    match store {
+        Some(store) => store.put_manifest(&manifest),
+        None => Ok(manifest.id()),
+    }
+}
+
+/// The id of the artifact of a model directory; it is recorded in the store, if one is given. Reads all files.
+fn model_artifact(model: &ModelSource, directory: &Path, store: Option<&Store>) -> Result<Digest, StoreError> {
+    let mut files = BTreeMap::new();
+    for (name, path) in model_files(directory)? {
+        let (mut hasher, mut size) = (blake3::Hasher::new(), 0);
+        fs::each_block(&mut fs_err::File::open(&path)?, |block| {
+            hasher.update(block);
+            size += block.len() as u64;
+            Ok(())
+        })?;
+        files.insert(name, Blob { digest: hasher.finalize().into(), size });
+    }
+    if let Some(dtype) = &model.dtype {
+        let bytes = json!({"dtype": dtype}).to_string().into_bytes();
+        let blob = match store {
+            Some(store) => store.put_bytes(&bytes)?,
+            None => blob_of(&bytes),
+        };
+        files.insert(DTYPE_FILE.to_owned(), blob);
+    }
+    let kind = ArtifactType::Model.name();
+    match store {
+        Some(store) => store.put_external(kind, directory, &files),
+        None => Ok(Manifest { kind: kind.to_owned(), files }.id()),
+    }
+}
+
+fn blob_of(bytes: &[u8]) -> Blob {
+    Blob { digest: Digest::of(bytes), size: bytes.len() as u64 }
+}
+
+/// The files of a directory that make it a model: configuration, tokenizer and weights. Of weights in several forms
+/// those count that `transformers` would load.
+fn model_files(directory: &Path) -> std::io::Result<BTreeMap<String, PathBuf>> {
+    const INDEX: &str = "model.safetensors.index.json";
+    let mut files = BTreeMap::new();
+    for entry in fs_err::read_dir(directory)? {
+        let path = entry?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.')) else {
+            continue;
+        };
+        let counts = ["json", "jinja", "model", "safetensors", "txt"];
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        if counts.contains(&extension) && name != DTYPE_FILE && path.is_file() {
+            files.insert(name.to_owned(), path);
+        }
+    }
+    let one = files.contains_key("model.safetensors");
+    let shards: Option<BTreeSet<String>> = match files.get(INDEX) {
+        _ if one => Some(BTreeSet::from(["model.safetensors".to_owned()])),
+        Some(path) => shard_names(path)?,
+        None => None,
+    };
+    if one {
+        files.remove(INDEX);
+    }
+    if let Some(shards) = shards {
+        files.retain(|name, _| !name.ends_with(".safetensors") || shards.contains(name));
+    }
+    Ok(files)
+}
+
+/// The weight files that an index names; `None` if it cannot be read, which the worker will say better.
+fn shard_names(index: &Path) -> std::io::Result<Option<BTreeSet<String>>> {
+    let index: serde_json::Value = serde_json::from_slice(&fs_err::read(index)?).unwrap_or_default();
+    let map = index.get("weight_map").and_then(|map| map.as_object());
+    Ok(map.map(|map| map.values().filter_map(|name| name.as_str().map(str::to_owned)).collect()))
+}

@@ -1,0 +1,3 @@
+//! The decoder on a CPU.
+
+pub(super) mod simd;

@@ -1,0 +1,209 @@
+//! The decoder and its weights: Llama's, and Mistral's with its sliding window.
+//!
+//! What it computes stands in `plain.rs`, on one screen; `cpu/` computes the same fast.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor, Var};
+
+use super::decode::Decoding;
+use super::random::Stream;
+use super::{Config, Files, LmError, weights};
+
+/// The weights of one layer; (out, in) where they are matrices.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub(super) attention_norm: Tensor, // (D)
+    pub(super) query: Tensor,          // (H·E, D)
+    pub(super) key: Tensor,            // (K·E, D)
+    pub(super) value: Tensor,          // (K·E, D)
+    pub(super) output: Tensor,         // (D, H·E)
+    pub(super) mlp_norm: Tensor,       // (D)
+    pub(super) gate: Tensor,           // (F, D)
+    pub(super) up: Tensor,             // (F, D)
+    pub(super) down: Tensor,           // (D, F)
+}
+
+/// A decoder with its weights, frozen or trainable.
+///
+/// Frozen weights build no graph. Trainable ones are [`Var`]s: what is computed from them has gradients, and changing
+/// one in place changes the model.
+#[derive(Debug)]
+pub struct Model {
+    config: Config,
+    device: Device,
+    weights: BTreeMap<String, Tensor>,
+    pub(super) embedding: Tensor, // (V, D)
+    pub(super) layers: Vec<Layer>,
+    pub(super) norm: Tensor, // (D)
+    pub(super) head: Tensor, // (V, D)
+}
+
+impl Model {
+    /// Loads a frozen model.
+    pub fn load(files: &Files, device: &Device) -> Result<Self, LmError> {
+        let config = Config::load(files)?;
+        let weights = weights::load(files, &config, device)?;
+        Self::frozen(config, weights)
+    }
+
+    /// A frozen model with random weights; the same seed gives the same weights everywhere.
+    ///
+    /// The embedding has a standard deviation of 0.05, other matrices of one over the square root of their inputs, and
+    /// those that write into the residual stream less by the square root of their number, so that its variance does not
+    /// grow with the depth (Radford et al. 2019).
+    pub fn random(config: Config, seed: u64, device: &Device) -> Result<Self, LmError> {
+        config.check()?;
+        let residual = 1.0 / (2.0 * config.num_hidden_layers as f32).sqrt();
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in config.tensors() {
+            let count: usize = shape.iter().product();
+            let scale = match shape.as_slice() {
+                _ if name.ends_with("embed_tokens.weight") => 0.05,
+                [_, inputs] => {
+                    let writes = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+                    (1.0 / *inputs as f32).sqrt() * if writes { residual } else { 1.0 }
+                }
+                _ => 0.0,
+            };
+            let mut values = Vec::new();
+            values.try_reserve_exact(count).map_err(|_| LmError::Config {
+                field: "hidden_size",
+                what: format!("makes a model of {} parameters, which do not fit the memory", config.parameters()),
+            })?;
+            let mut stream = Stream::new(seed, &name);
+            if shape.len() == 1 {
+                values.resize(count, 1.0);
+            } else {
+                values.extend((0..count).map(|_| stream.normal() * scale));
+            }
+            tensors.insert(name, Tensor::from_vec(values, shape, device)?);
+        }
+        Self::frozen(config, tensors)
+    }
+
+    /// A frozen model of weights; those that are variables are copied, so that later steps do not change it.
+    ///
+    /// Names and shapes are those of `transformers`. Errs if one is missing or of another shape.
+    pub fn frozen(config: Config, weights: BTreeMap<String, Tensor>) -> Result<Self, LmError> {
+        let freeze = |tensor: Tensor| if tensor.is_variable() { tensor.copy() } else { Ok(tensor) };
+        let frozen = |(name, tensor)| Ok((name, freeze(tensor)?.detach()));
+        Self::new(config, weights.into_iter().map(frozen).collect::<Result<_, candle_core::Error>>()?)
+    }
+
+    /// A model whose weights are all variables, copied from `weights`, and the variables by name.
+    pub fn trainable(
+        config: Config,
+        weights: BTreeMap<String, Tensor>,
+    ) -> Result<(Self, BTreeMap<String, Var>), LmError> {
+        let mut variables = BTreeMap::new();
+        for (name, _) in config.tensors() {
+            if let Some(tensor) = weights.get(&name) {
+                variables.insert(name, Var::from_tensor(&tensor.detach())?);
+            }
+        }
+        let tensors = variables.iter().map(|(name, variable)| (name.clone(), variable.as_tensor().clone())).collect();
+        Ok((Self::new(config, tensors)?, variables))
+    }
+
+    /// A model of weights as they are: they may be variables, constants, or computed from either.
+    pub fn new(config: Config, mut weights: BTreeMap<String, Tensor>) -> Result<Self, LmError> {
+        config.check()?;
+        let shapes: BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
+        weights.retain(|name, _| shapes.contains_key(name));
+        let mut device = None;
+        for (name, shape) in &shapes {
+            let tensor = weights.get_mut(name).ok_or_else(|| LmError::MissingTensor { name: name.clone() })?;
+            if tensor.dims() != shape.as_slice() || tensor.dtype() != DType::F32 {
+                return Err(LmError::TensorForm {
+                    name: name.clone(),
+                    found: format!("{:?} of {:?}", tensor.dims(), tensor.dtype()),
+                    expected: format!("{shape:?} of F32"),
+                });
+            }
+            if !tensor.is_contiguous() {
+                *tensor = tensor.contiguous()?;
+            }
+            device.get_or_insert_with(|| tensor.device().clone());
+        }
+        let take = |name: &str| weights[name].clone();
+        let layer = |index| {
+            let take = |name: &str| take(&format!("model.layers.{index}.{name}.weight"));
+            Layer {
+                attention_norm: take("input_layernorm"),
+                query: take("self_attn.q_proj"),
+                key: take("self_attn.k_proj"),
+                value: take("self_attn.v_proj"),
+                output: take("self_attn.o_proj"),
+                mlp_norm: take("post_attention_layernorm"),
+                gate: take("mlp.gate_proj"),
+                up: take("mlp.up_proj"),
+                down: take("mlp.down_proj"),
+            }
+        };
+        let embedding = take("model.embed_tokens.weight");
+        let head = if config.tie_word_embeddings { embedding.clone() } else { take("lm_head.weight") };
+        Ok(Self {
+            layers: (0..config.num_hidden_layers).map(layer).collect(),
+            norm: take("model.norm.weight"),
+            device: device.unwrap_or(Device::Cpu),
+            embedding,
+            head,
+            config,
+            weights,
+        })
+    }
+
+    /// The form.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The weights by name, variables or not.
+    pub fn weights(&self) -> &BTreeMap<String, Tensor> {
+        &self.weights
+    }
+
+    /// The logits of the token after each prompt: V numbers each. Builds no graph. Errs as [`super::sample`] does.
+    pub fn next_logits(&self, prompts: &[&[u32]]) -> Result<Vec<Vec<f32>>, LmError> {
+        self.check_prompts(prompts)?;
+        if prompts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let prompts: Vec<(&[u32], usize)> = prompts.iter().map(|prompt| (*prompt, 0)).collect();
+        let (_, logits) = Decoding::start(self, &prompts)?;
+        Ok(logits.chunks(self.config.vocab_size).map(<[f32]>::to_vec).collect())
+    }
+
+    /// Errs on a prompt without tokens, with a token that the model does not have, or without room for one more.
+    pub(super) fn check_prompts(&self, prompts: &[&[u32]]) -> Result<(), LmError> {
+        let positions = self.config.max_position_embeddings;
+        for (row, prompt) in prompts.iter().enumerate() {
+            if prompt.is_empty() {
+                return Err(LmError::Sequence { row, what: "is an empty prompt".to_owned() });
+            }
+            if prompt.len() >= positions {
+                return Err(LmError::TooLong { row, tokens: prompt.len() + 1, positions });
+            }
+            if let Some(token) = prompt.iter().find(|token| **token as usize >= self.config.vocab_size) {
+                let what = format!("has the token {token}, the model has {}", self.config.vocab_size);
+                return Err(LmError::Sequence { row, what });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `config.json`, `generation_config.json` and `model.safetensors` into a directory that exists.
+    pub fn save(&self, directory: &Path) -> Result<(), LmError> {
+        let write = |name: &str, json: serde_json::Value| fs_err::write(directory.join(name), format!("{json:#}\n"));
+        write("config.json", self.config.to_json())?;
+        write("generation_config.json", self.config.generation_json())?;
+        weights::save(&directory.join("model.safetensors"), &self.weights)
+    }
+}

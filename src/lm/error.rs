@@ -1,0 +1,200 @@
+//! What can go wrong in the language model, and how to mend it.
+
+use std::io;
+
+use crate::diag::Diagnostic;
+
+/// What can go wrong in the language model.
+#[derive(Debug, thiserror::Error)]
+pub enum LmError {
+    /// The disk said no; the message names the path.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// candle said no: a bug, or a device that is out of memory.
+    #[error("{0}")]
+    Candle(#[from] candle_core::Error),
+    /// A device that does not exist or that this build cannot use.
+    #[error("the device `{name}` cannot be used: {what}")]
+    Device {
+        /// As given.
+        name: String,
+        /// Why not.
+        what: String,
+    },
+    /// A model directory lacks a file.
+    #[error("the model has no `{name}`")]
+    MissingFile {
+        /// The file.
+        name: String,
+    },
+    /// Weights that only Python may read: they can hold programs.
+    #[error("the weights `{name}` are in PyTorch's own format, which can hold programs")]
+    PickledWeights {
+        /// The file.
+        name: String,
+    },
+    /// A file of JSON that is none, or not of the right form.
+    #[error("`{file}` cannot be read: {what}")]
+    Malformed {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A value in `config.json` that cannot be.
+    #[error("`config.json`: `{field}` {what}")]
+    Config {
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it, as the end of a sentence.
+        what: String,
+    },
+    /// A model that the decoder is not made for.
+    #[error("`config.json`: {what} is not supported; supported are {supported}")]
+    Unsupported {
+        /// What the model wants.
+        what: String,
+        /// What there is.
+        supported: &'static str,
+    },
+    /// A file of weights that is damaged.
+    #[error("the weights `{file}` are damaged: {what}")]
+    Weights {
+        /// The file.
+        file: String,
+        /// How one can tell.
+        what: String,
+    },
+    /// A tensor that the configuration asks for.
+    #[error("the weights have no tensor `{name}`")]
+    MissingTensor {
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor of another form than the configuration says.
+    #[error("the tensor `{name}` is {found}, `config.json` asks for {expected}")]
+    TensorForm {
+        /// The tensor.
+        name: String,
+        /// What is there: shape or type.
+        found: String,
+        /// What should be.
+        expected: String,
+    },
+    /// A model without a tokenizer.
+    #[error("the model has no `tokenizer.json`{}", if *.sentencepiece { ", only `tokenizer.model` (SentencePiece)" } else { "" })]
+    NoTokenizer {
+        /// Whether `tokenizer.model` is there.
+        sentencepiece: bool,
+    },
+    /// A tokenizer that cannot be loaded, trained or used.
+    #[error("the tokenizer {what}")]
+    Tokenizer {
+        /// What is wrong, as the end of a sentence.
+        what: String,
+    },
+    /// A sequence that does not fit the model.
+    #[error("row {row} has {tokens} tokens, the model has {positions} positions")]
+    TooLong {
+        /// Index in the batch, from 0.
+        row: usize,
+        /// Its tokens.
+        tokens: usize,
+        /// `max_position_embeddings`.
+        positions: usize,
+    },
+    /// A sequence that means nothing.
+    #[error("row {row} {what}")]
+    Sequence {
+        /// Index in the batch, from 0.
+        row: usize,
+        /// What is wrong, as the end of a sentence.
+        what: String,
+    },
+    /// A setting that means nothing.
+    #[error("`{field}` {what}")]
+    Setting {
+        /// The setting.
+        field: &'static str,
+        /// What is wrong, as the end of a sentence.
+        what: String,
+    },
+    /// Two models that must agree.
+    #[error("the two models do not fit together: {what}")]
+    Mismatch {
+        /// In what they differ.
+        what: String,
+    },
+    /// A matrix of log-probabilities that no contrast can be read off.
+    #[error("the matrix of log-probabilities {what}")]
+    Matrix {
+        /// What is wrong, as the end of a sentence.
+        what: String,
+    },
+    /// An example that cannot be trained on.
+    #[error("the example `{id}` {what}")]
+    Example {
+        /// The example.
+        id: String,
+        /// What is wrong, as the end of a sentence.
+        what: String,
+    },
+    /// A trainable tensor that no gradient reached: a bug.
+    #[error("no gradient reached the tensor `{name}`")]
+    NoGradient {
+        /// The tensor.
+        name: String,
+    },
+    /// Training went astray.
+    #[error("{what} at step {step} is not finite; examples of the step: {}", .examples.join(", "))]
+    NotFinite {
+        /// `the loss` or `the gradient`.
+        what: &'static str,
+        /// The optimizer's step, from 1.
+        step: u64,
+        /// Ids of the step's examples.
+        examples: Vec<String>,
+    },
+}
+
+impl LmError {
+    /// As data that the command line draws.
+    pub fn diagnostic(&self) -> Diagnostic {
+        let diagnostic = |id| Diagnostic::error(id, self.to_string());
+        match self {
+            Self::Io(_) => diagnostic("lm::io"),
+            Self::Candle(_) => diagnostic("lm::tensor"),
+            Self::Device { .. } => diagnostic("lm::device").help("name `cpu`, or `cuda:0` on a machine that has one"),
+            Self::MissingFile { .. } => diagnostic("lm::missing-file")
+                .help("name a directory with `config.json`, `tokenizer.json` and `model.safetensors`"),
+            Self::PickledWeights { .. } => diagnostic("lm::pickled-weights")
+                .help("save the model again in Python with `safe_serialization=True` and use that directory"),
+            Self::Malformed { .. } => diagnostic("lm::malformed").help("fetch the file again"),
+            Self::Config { .. } => diagnostic("lm::config"),
+            Self::Unsupported { .. } => diagnostic("lm::unsupported"),
+            Self::Weights { .. } => diagnostic("lm::weights").help("fetch the file again"),
+            Self::MissingTensor { .. } => {
+                diagnostic("lm::missing-tensor").help("check that weights and `config.json` are of the same model")
+            }
+            Self::TensorForm { .. } => {
+                diagnostic("lm::tensor-form").help("check that weights and `config.json` are of the same model")
+            }
+            Self::NoTokenizer { sentencepiece: true } => diagnostic("lm::no-tokenizer")
+                .help("convert it in Python: `AutoTokenizer.from_pretrained(DIR, use_fast=True).save_pretrained(DIR)`"),
+            Self::NoTokenizer { .. } => {
+                diagnostic("lm::no-tokenizer").help("put the model's `tokenizer.json` into its directory")
+            }
+            Self::Tokenizer { .. } => diagnostic("lm::tokenizer"),
+            Self::TooLong { .. } => diagnostic("lm::too-long").help("shorten the prompt, or drop the row"),
+            Self::Sequence { .. } => diagnostic("lm::sequence"),
+            Self::Setting { .. } => diagnostic("lm::setting"),
+            Self::Mismatch { .. } => diagnostic("lm::mismatch"),
+            Self::Matrix { .. } => diagnostic("lm::matrix"),
+            Self::Example { .. } => diagnostic("lm::example").help("drop the example, or mend it where it is made"),
+            Self::NoGradient { .. } => diagnostic("lm::no-gradient"),
+            Self::NotFinite { .. } => {
+                diagnostic("lm::not-finite").help("lower the learning rate, or look at the examples")
+            }
+        }
+    }
+}

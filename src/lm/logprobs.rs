@@ -1,0 +1,153 @@
+//! Log-probabilities of responses, and how far two models are apart on them.
+
+use std::ops::Range;
+
+use candle_core::Tensor;
+
+use super::{LmError, Model, plain};
+
+/// Tokens of a prompt and its response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// All tokens; the first is never scored.
+    pub ids: Vec<u32>,
+    /// How many of them are the prompt, at least 1: `ids[prompt..]` is the response.
+    pub prompt: usize,
+}
+
+/// Log-probabilities of the response tokens of a batch, differentiable.
+#[derive(Debug, Clone)]
+pub struct Tokens {
+    /// (N) f32, in nats: one for each response token, sequence after sequence in the order given.
+    pub logprobs: Tensor,
+    /// Which of them are whose: `segments[i]` for the `i`th sequence. Empty for an empty response.
+    pub segments: Vec<Range<usize>>,
+}
+
+/// Tokens in one pass without a graph; more are split up.
+const TOKENS_PER_PASS: usize = 1 << 14;
+
+/// Errs on sequences that this model cannot have.
+fn check(model: &Model, sequences: &[Sequence]) -> Result<(), LmError> {
+    let config = model.config();
+    for (row, Sequence { ids, prompt }) in sequences.iter().enumerate() {
+        if *prompt == 0 || *prompt > ids.len() {
+            let what = format!("has {} tokens, {prompt} of them a prompt; a prompt has at least one", ids.len());
+            return Err(LmError::Sequence { row, what });
+        }
+        if ids.len() > config.max_position_embeddings {
+            return Err(LmError::TooLong { row, tokens: ids.len(), positions: config.max_position_embeddings });
+        }
+        if let Some(token) = ids.iter().find(|token| **token as usize >= config.vocab_size) {
+            let what = format!("has the token {token}, the model has {}", config.vocab_size);
+            return Err(LmError::Sequence { row, what });
+        }
+    }
+    Ok(())
+}
+
+/// The segments of the sequences' response tokens.
+fn segments(sequences: &[Sequence]) -> Vec<Range<usize>> {
+    let mut end = 0;
+    let lengths = sequences.iter().map(|sequence| sequence.ids.len() - sequence.prompt);
+    lengths
+        .map(|length| {
+            end += length;
+            end - length..end
+        })
+        .collect()
+}
+
+/// Splits sequences into runs of few enough tokens.
+fn passes(sequences: &[Sequence]) -> impl Iterator<Item = &[Sequence]> {
+    let mut rest = sequences;
+    std::iter::from_fn(move || {
+        let mut tokens = 0;
+        let fits = |sequence: &&Sequence| {
+            tokens += sequence.ids.len();
+            tokens <= TOKENS_PER_PASS
+        };
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (pass, after) = rest.split_at(count);
+        rest = after;
+        (!pass.is_empty()).then_some(pass)
+    })
+}
+
+/// The numbers of a pass, sequence by sequence.
+fn by_sequence(sequences: &[Sequence], values: &[f32]) -> impl Iterator<Item = Vec<f32>> {
+    segments(sequences).into_iter().map(|segment| values[segment].to_vec())
+}
+
+/// Returns the log-probability of each response token, in nats. Builds no graph.
+///
+/// Any number of sequences: they are split up where they are too many for one pass. The result for a sequence does not
+/// depend on what else is in the batch, to the bit (CPU). Errs on a sequence that is longer than the model's positions,
+/// or has no prompt, or has a token that the model does not have.
+pub fn response_logprobs(model: &Model, sequences: &[Sequence]) -> Result<Vec<Vec<f32>>, LmError> {
+    check(model, sequences)?;
+    let mut all = Vec::with_capacity(sequences.len());
+    for pass in passes(sequences) {
+        let values = token_logprobs(model, pass)?.logprobs.to_vec1::<f32>()?;
+        all.extend(by_sequence(pass, &values));
+    }
+    Ok(all)
+}
+
+/// Returns KL(policy‖reference) over the whole vocabulary at each response token, in nats. Builds no graph.
+///
+/// Errs where [`response_logprobs`] does, and on models of different vocabularies.
+pub fn response_kl(policy: &Model, reference: &Model, sequences: &[Sequence]) -> Result<Vec<Vec<f32>>, LmError> {
+    check(policy, sequences)?;
+    let mut all = Vec::with_capacity(sequences.len());
+    for pass in passes(sequences) {
+        let values = token_kl(policy, reference, pass)?.to_vec1::<f32>()?;
+        all.extend(by_sequence(pass, &values));
+    }
+    Ok(all)
+}
+
+/// As [`response_logprobs`], with gradients to those weights that are variables, and as one pass.
+pub fn token_logprobs(model: &Model, sequences: &[Sequence]) -> Result<Tokens, LmError> {
+    check(model, sequences)?;
+    let (rows, chosen, targets) = predictions(sequences);
+    let logprobs = plain::pick(&plain::log_softmax_at(model, &rows, &chosen)?, &targets)?;
+    Ok(Tokens { logprobs, segments: segments(sequences) })
+}
+
+/// As [`response_kl`], with gradients to the policy's weights only: (N) in the order of [`Tokens::logprobs`].
+pub fn token_kl(policy: &Model, reference: &Model, sequences: &[Sequence]) -> Result<Tensor, LmError> {
+    token_logprobs_and_kl(policy, reference, sequences).map(|(_, kl)| kl)
+}
+
+/// [`token_logprobs`] and [`token_kl`] in one pass of the policy.
+pub fn token_logprobs_and_kl(
+    policy: &Model,
+    reference: &Model,
+    sequences: &[Sequence],
+) -> Result<(Tokens, Tensor), LmError> {
+    check(policy, sequences)?;
+    check(reference, sequences)?;
+    let (theirs, ours) = (reference.config().vocab_size, policy.config().vocab_size);
+    if theirs != ours {
+        return Err(LmError::Mismatch { what: format!("the policy has {ours} tokens, the reference has {theirs}") });
+    }
+    let (rows, chosen, targets) = predictions(sequences);
+    let logits = plain::log_softmax_at(policy, &rows, &chosen)?;
+    let fixed = plain::log_softmax_at(reference, &rows, &chosen)?.detach();
+    let tokens = Tokens { logprobs: plain::pick(&logits, &targets)?, segments: segments(sequences) };
+    Ok((tokens, plain::kl(&logits, &fixed)?))
+}
+
+/// The rows, where in them (padded on the right) a response token is predicted, and the predicted tokens.
+fn predictions(sequences: &[Sequence]) -> (Vec<&[u32]>, Vec<u32>, Vec<u32>) {
+    // The last token of a sequence predicts nothing.
+    let rows: Vec<&[u32]> = sequences.iter().map(|sequence| &sequence.ids[..sequence.ids.len() - 1]).collect();
+    let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+    let (mut chosen, mut targets) = (Vec::new(), Vec::new());
+    for (row, Sequence { ids, prompt }) in sequences.iter().enumerate() {
+        chosen.extend((*prompt - 1..ids.len() - 1).map(|at| (row * longest + at) as u32));
+        targets.extend(&ids[*prompt..]);
+    }
+    (rows, chosen, targets)
+}

@@ -1,0 +1,173 @@
+//! A project in a temporary directory, and the real binary run in it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use sami::env;
+use serde_json::Value;
+
+/// A project: a directory with a `sami.toml`, so that its cache is `cache/`. It is removed when dropped.
+pub(crate) struct Sandbox {
+    folder: tempfile::TempDir,
+}
+
+/// How the binary ended.
+#[derive(Debug)]
+pub(crate) struct Output {
+    /// Exit code; 128 and the signal's number if one ended it, as shells have it.
+    pub(crate) code: i32,
+    /// All of standard output.
+    pub(crate) stdout: String,
+    /// All of standard error.
+    pub(crate) stderr: String,
+}
+
+/// The last line of `sami run --json`.
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct Done {
+    pub(crate) event: String,
+    pub(crate) ok: bool,
+    pub(crate) ran: usize,
+    pub(crate) hits: usize,
+    pub(crate) failed: usize,
+    pub(crate) nodes: Vec<DoneNode>,
+}
+
+/// A node of that line.
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct DoneNode {
+    pub(crate) name: String,
+    pub(crate) state: String,
+    pub(crate) key: Option<String>,
+    pub(crate) artifact: Option<String>,
+}
+
+impl Sandbox {
+    /// An empty project.
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let sandbox = Self { folder };
+        sandbox.write("sami.toml", "");
+        sandbox
+    }
+
+    /// A project with a pipeline at `p.toml`.
+    pub(crate) fn with(pipeline: &str) -> Self {
+        let sandbox = Self::new();
+        sandbox.write("p.toml", pipeline);
+        sandbox
+    }
+
+    /// The path of a file of the project.
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes a file of the project, and the directories above it.
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        fs_err::create_dir_all(path.parent().expect("it is in the project")).expect("a directory");
+        fs_err::write(path, text).expect("writes");
+    }
+
+    /// Reads a file of the project.
+    pub(crate) fn read(&self, name: impl AsRef<Path>) -> String {
+        fs_err::read_to_string(self.path(name)).expect("a file")
+    }
+
+    /// The files under a directory of the project, in order.
+    pub(crate) fn files(&self, directory: &str) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut open = vec![self.path(directory)];
+        while let Some(directory) = open.pop() {
+            for entry in fs_err::read_dir(directory).into_iter().flatten() {
+                let path = entry.expect("an entry").path();
+                if path.is_dir() { open.push(path) } else { found.push(path) }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// The binary, ready to be started in the project; nothing of this process's environment steers it.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sami"));
+        command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
+        env::ALL.iter().for_each(|variable| _ = command.env_remove(variable.name));
+        command
+    }
+
+    /// Runs the binary to its end.
+    pub(crate) fn sami(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("the binary starts").into()
+    }
+
+    /// `sami run p.toml … --json`, which must exit with `code`.
+    #[track_caller]
+    pub(crate) fn run(&self, args: &[&str], code: i32) -> Done {
+        let args: Vec<&str> = ["run", "p.toml", "--json"].iter().chain(args).copied().collect();
+        self.sami(&args).exits(code).done()
+    }
+
+    /// Asserts that every byte of the cache is what it should be.
+    #[track_caller]
+    pub(crate) fn verify(&self) {
+        self.sami(&["cache", "verify"]).exits(0);
+    }
+}
+
+impl From<std::process::Output> for Output {
+    fn from(output: std::process::Output) -> Self {
+        use std::os::unix::process::ExitStatusExt;
+        let text = |bytes| String::from_utf8(bytes).expect("the binary writes UTF-8");
+        let status = output.status;
+        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+        Self { code, stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+}
+
+impl Output {
+    /// Asserts the exit code.
+    #[track_caller]
+    pub(crate) fn exits(self, code: i32) -> Self {
+        assert!(
+            self.code == code,
+            "exit code {} instead of {code}\n-- stdout\n{}\n-- stderr\n{}",
+            self.code,
+            self.stdout,
+            self.stderr
+        );
+        self
+    }
+
+    /// The last line of standard output as JSON.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        let line = self.stdout.lines().last().unwrap_or_default();
+        serde_json::from_str(line).unwrap_or_else(|error| panic!("the last line is no JSON ({error}): {line}"))
+    }
+
+    /// The last line of `run --json`.
+    #[track_caller]
+    pub(crate) fn done(&self) -> Done {
+        let done: Done = serde_json::from_value(self.json()).expect("the fields of the last line");
+        assert_eq!(done.event, "done");
+        let count = |state| done.nodes.iter().filter(|node| node.state == state).count();
+        assert_eq!((done.ran, done.hits, done.failed), (count("ran"), count("hit"), count("failed")));
+        done
+    }
+}
+
+impl Done {
+    /// Names of the nodes in a state, in the order of the pipeline.
+    pub(crate) fn names(&self, state: &str) -> Vec<&str> {
+        self.nodes.iter().filter(|node| node.state == state).map(|node| node.name.as_str()).collect()
+    }
+
+    /// Name, key and artifact of every node.
+    pub(crate) fn results(&self) -> Vec<(&str, Option<&str>, Option<&str>)> {
+        let result =
+            |node: &'_ DoneNode| -> (_, _, _) { (node.name.as_str(), node.key.as_deref(), node.artifact.as_deref()) };
+        self.nodes.iter().map(result).collect()
+    }
+}
