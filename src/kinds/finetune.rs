@@ -270,6 +270,7 @@ optimizer = { name = "adamw", lr = 5e-7 }
         let device = crate::lm::device(&cx.device)?;
         let mut trainer = Trainer::new(&model.files, reference.as_ref(), examples, settings, &device)?;
         let checkpoints = cx.scratch.join("checkpoint");
+        crate::fs::create_directory(&checkpoints)?;
         if trainer.resume(&checkpoints)? {
             tracing::info!("goes on after step {}", trainer.step_count());
         }
