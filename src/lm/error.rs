@@ -125,12 +125,32 @@ pub enum LmError {
         /// In what they differ.
         what: String,
     },
+    /// A matrix of log-probabilities that no contrast can be read off.
+    #[error("the matrix of log-probabilities {what}")]
+    Matrix {
+        /// What is wrong, as the end of a sentence.
+        what: String,
+    },
+    /// An example that cannot be trained on.
+    #[error("the example `{id}` {what}")]
+    Example {
+        /// The example.
+        id: String,
+        /// What is wrong, as the end of a sentence.
+        what: String,
+    },
+    /// A trainable tensor that no gradient reached: a bug.
+    #[error("no gradient reached the tensor `{name}`")]
+    NoGradient {
+        /// The tensor.
+        name: String,
+    },
     /// Training went astray.
     #[error("{what} at step {step} is not finite; examples of the step: {}", .examples.join(", "))]
     NotFinite {
         /// `the loss` or `the gradient`.
         what: &'static str,
-        /// The optimizer's step, from 0.
+        /// The optimizer's step, from 1.
         step: u64,
         /// Ids of the step's examples.
         examples: Vec<String>,
@@ -169,6 +189,9 @@ impl LmError {
             Self::Sequence { .. } => diagnostic("lm::sequence"),
             Self::Setting { .. } => diagnostic("lm::setting"),
             Self::Mismatch { .. } => diagnostic("lm::mismatch"),
+            Self::Matrix { .. } => diagnostic("lm::matrix"),
+            Self::Example { .. } => diagnostic("lm::example").help("drop the example, or mend it where it is made"),
+            Self::NoGradient { .. } => diagnostic("lm::no-gradient"),
             Self::NotFinite { .. } => {
                 diagnostic("lm::not-finite").help("lower the learning rate, or look at the examples")
             }
