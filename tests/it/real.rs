@@ -55,7 +55,7 @@ Summarization Constitution:
 Summary: The post"""
 max_new_tokens = 24
 temperature = 1.0
-stop = ["\n\nHuman", "###"]
+stop = ["\n\nHuman", "END"]
 
 [loop.nodes.score]
 kind = "score"
