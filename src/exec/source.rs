@@ -14,6 +14,7 @@ use super::ExecError;
 use crate::diag::Diagnostic;
 use crate::digest::{Digest, Hasher};
 use crate::fs::{self, Stamp};
+use crate::pipeline::check;
 use crate::pipeline::dataset::{self, DatasetSpec, Row, RowSource};
 use crate::pipeline::{ArtifactType, Link, ModelSource, Pipeline, Target};
 use crate::store::{Blob, Health, Index, Manifest, Stamps, Store, StoreError};
@@ -164,13 +165,10 @@ impl Reader<'_> {
             }
             let rows = match &mut rows {
                 Some(rows) => rows,
-                None => match dataset::read(spec, &self.pipeline.directory) {
+                None => match check::rows(spec, self.pipeline) {
                     Ok(read) => rows.insert(read),
                     Err(faults) => {
-                        let place = |fault: Diagnostic| {
-                            fault.label(&self.pipeline.source, spec.span.clone(), "of this dataset")
-                        };
-                        findings.extend(faults.into_iter().map(place));
+                        findings.extend(faults);
                         return Ok(());
                     }
                 },
@@ -204,11 +202,12 @@ impl Reader<'_> {
         let Some(model) = self.pipeline.models.get(name) else { return Ok(()) };
         let directory = self.pipeline.directory.join(&model.path);
         let mut fault = |what: String| {
-            findings.push(
+            // What it lacks, if that is what is wrong.
+            findings.push(check::model_directory(name, model, self.pipeline).unwrap_or_else(|| {
                 Diagnostic::error("exec::model-source", format!("model `{name}` cannot be read"))
                     .label(&self.pipeline.source, model.span.clone(), what)
-                    .help("give a directory with config.json, tokenizer.json and *.safetensors; `sami check` looks into it"),
-            );
+                    .help("give a directory with config.json, tokenizer.json and *.safetensors")
+            }));
         };
         let files = match model_files(&directory) {
             Ok(files) => files,
@@ -217,11 +216,6 @@ impl Reader<'_> {
                 return Ok(());
             }
         };
-        let weights = files.keys().any(|name| name.ends_with(".safetensors"));
-        if !weights || !files.contains_key("config.json") {
-            fault(format!("it has no {}", if weights { "config.json" } else { "*.safetensors" }));
-            return Ok(());
-        }
         let mut hasher = hasher("model");
         hasher.text(&std::path::absolute(&directory)?.to_string_lossy()).text(model.dtype.as_deref().unwrap_or(""));
         let mut settled = true;
@@ -234,7 +228,12 @@ impl Reader<'_> {
             add_stamp(hasher.text(name), &stamp);
         }
         let declared = hasher.finish();
-        let id = match index.source(&declared) {
+        let known = index.source(&declared);
+        if known.is_none() && check::model_directory(name, model, self.pipeline).is_some() {
+            fault("it lacks a file".to_owned());
+            return Ok(());
+        }
+        let id = match known {
             Some(id) => id,
             None => match model_artifact(model, &directory, self.put.then_some(self.store)) {
                 Ok(id) => id,

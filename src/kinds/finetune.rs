@@ -5,10 +5,10 @@ use serde_json::{Map, Value, json};
 
 use super::check::{input, problem, require};
 use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, Progress, examples, template};
+use crate::lm::Tokenizer;
 use crate::lm::loss::{LengthNorm, Sides};
 use crate::lm::optimizer::OptimizerSettings;
 use crate::lm::schedule::Schedule;
-use crate::lm::Tokenizer;
 use crate::lm::train::{self, Example, KlOver, StepRecord, TrainSettings, Trainer};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
