@@ -116,7 +116,11 @@ fn peak(directory: &Path, program: &str, args: &[&str]) -> Option<f64> {
 fn main() -> std::io::Result<()> {
     let sizes: Vec<usize> = std::env::args().skip(1).filter_map(|arg| arg.parse().ok()).collect();
     let mut out = std::io::stdout();
-    writeln!(out, "{:>6}  {:<6} {:>14} {:>12} {:>10} {:>10}", "nodes", "tool", "full run, s", "no-op, s", "x sami", "peak, MB")?;
+    writeln!(
+        out,
+        "{:>6}  {:<6} {:>14} {:>12} {:>10} {:>10}",
+        "nodes", "tool", "full run, s", "no-op, s", "x sami", "peak, MB"
+    )?;
     for nodes in if sizes.is_empty() { vec![1000] } else { sizes } {
         let graph = mixed(nodes);
         let folder = tempfile::tempdir()?;

@@ -43,6 +43,7 @@ impl From<StoreError> for Failure {
             // The directory or the name that was typed is at fault, not the store.
             StoreError::Absent { .. }
             | StoreError::NotAStore { .. }
+            | StoreError::NotADirectory { .. }
             | StoreError::Unknown(_)
             | StoreError::Ambiguous { .. } => USAGE,
             // A full or read-only disk is no damage.

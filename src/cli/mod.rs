@@ -43,11 +43,11 @@ pub struct Cli {
 
 /// Exit code: done.
 pub const DONE: u8 = 0;
-/// Exit code: a node failed, or the command could not do its work.
+/// Exit code: a node failed, or the disk was full, read-only or broken.
 pub const FAILED: u8 = 1;
 /// Exit code: what was typed, or the pipeline, is at fault; nothing was started.
 pub const USAGE: u8 = 2;
-/// Exit code: the cache is damaged or cannot be used.
+/// Exit code: the cache is damaged, or of a newer format.
 pub const DAMAGED: u8 = 3;
 /// Exit code: interrupted; the next run goes on from there.
 pub const INTERRUPTED: u8 = 130;
@@ -55,9 +55,9 @@ pub const INTERRUPTED: u8 = 130;
 const EXIT_CODES: &str = "\
 Exit codes:
     0  done
-    1  a node failed
+    1  a node failed, or the disk did
     2  the command line or the pipeline is at fault; nothing was started
-    3  the cache is damaged or cannot be used
+    3  the cache is damaged, or of a newer format
   130  interrupted; the next run goes on from there";
 
 /// Options that every command takes.

@@ -21,7 +21,12 @@ pub(super) fn start(command: &Command) -> Result<(), Failure> {
             .help(format!("write a level or `target=level`, such as `{}=debug`", env::LOG.name))
     })?;
     let coloured = anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
-    let log = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter).with_ansi(coloured);
+    let log = tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_env_filter(filter)
+        .with_ansi(coloured)
+        // It would be said on standard error, and panic: on a full disk a worker's log cannot be written.
+        .log_internal_errors(false);
     if worker {
         log.with_target(false).init();
     } else {

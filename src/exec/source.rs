@@ -15,6 +15,7 @@ use super::ExecError;
 use crate::diag::Diagnostic;
 use crate::digest::{Digest, Hasher};
 use crate::fs::{self, Stamp};
+use crate::pipeline::check;
 use crate::pipeline::dataset::{self, DatasetSpec, Row, RowSource};
 use crate::pipeline::{ArtifactType, Link, ModelSource, Pipeline, Target};
 use crate::store::{Blob, Health, Index, Manifest, Stamps, Store, StoreError};
@@ -165,13 +166,10 @@ impl Reader<'_> {
             }
             let rows = match &mut rows {
                 Some(rows) => rows,
-                None => match dataset::read(spec, &self.pipeline.directory) {
+                None => match check::rows(spec, self.pipeline) {
                     Ok(read) => rows.insert(read),
                     Err(faults) => {
-                        let place = |fault: Diagnostic| {
-                            fault.label(&self.pipeline.source, spec.span.clone(), "of this dataset")
-                        };
-                        findings.extend(faults.into_iter().map(place));
+                        findings.extend(faults);
                         return Ok(());
                     }
                 },
@@ -204,43 +202,35 @@ impl Reader<'_> {
     ) -> Result<(), ExecError> {
         let Some(model) = self.pipeline.models.get(name) else { return Ok(()) };
         let directory = self.pipeline.directory.join(&model.path);
-        let mut fault = |what: String| {
-            findings.push(
-                Diagnostic::error("exec::model-source", format!("model `{name}` cannot be read"))
-                    .label(&self.pipeline.source, model.span.clone(), what)
-                    .help("give a directory with config.json, tokenizer.json and *.safetensors; `sami check` looks into it"),
-            );
-        };
-        let files = match model_files(&directory) {
-            Ok(files) => files,
-            Err(error) => return Ok(fault(error.to_string())),
-        };
-        for (what, there) in [
-            ("config.json", files.contains_key("config.json")),
-            ("*.safetensors", files.keys().any(|name| name.ends_with(".safetensors"))),
-        ] {
-            if !there {
-                return Ok(fault(format!("it has no {what}")));
+        let source = Source::Model(name.to_owned());
+        let declared = model_files(&directory).and_then(|files| declaration_of_model(model, &directory, &files));
+        if let Some(id) = declared.as_ref().ok().and_then(|(declared, _)| index.source(declared)) {
+            sources.ids.insert(source, id);
+            return Ok(());
+        }
+        if let Some(finding) = check::model_directory(name, model, self.pipeline) {
+            findings.push(finding);
+            return Ok(());
+        }
+        let read = match declared {
+            Ok((declared, settled)) => {
+                model_artifact(model, &directory, self.put.then_some(self.store)).inspect(|id| {
+                    if settled {
+                        index.remember_source(&declared, id);
+                    }
+                })
             }
-        }
-        let (declared, settled) = match declaration_of_model(model, &directory, &files) {
-            Ok(declaration) => declaration,
-            Err(error) => return Ok(fault(error.to_string())),
+            Err(error) => Err(error.into()),
         };
-        let id = match index.source(&declared) {
-            Some(id) => id,
-            None => match model_artifact(model, &directory, self.put.then_some(self.store)) {
-                Ok(id) => id,
-                Err(StoreError::Io(error)) if error.kind() != io::ErrorKind::StorageFull => {
-                    return Ok(fault(error.to_string()));
-                }
-                Err(error) => return Err(error.into()),
-            },
-        };
-        if settled {
-            index.remember_source(&declared, &id);
+        match read {
+            Ok(id) => _ = sources.ids.insert(source, id),
+            Err(StoreError::Io(error)) if error.kind() != io::ErrorKind::StorageFull => findings.push(
+                Diagnostic::error("exec::model-source", format!("model `{name}` cannot be read"))
+                    .label(&self.pipeline.source, model.span.clone(), error.to_string())
+                    .help("give a directory with config.json, tokenizer.json and *.safetensors"),
+            ),
+            Err(error) => return Err(error.into()),
         }
-        sources.ids.insert(Source::Model(name.to_owned()), id);
         Ok(())
     }
 }

@@ -38,7 +38,8 @@ pub(super) fn own_responses(
     for Example { id, sequences } in contrasts(input, tokenizer, score_eos)? {
         let diagonal = sequences.len().isqrt() + 1;
         let own = sequences.into_iter().step_by(diagonal).enumerate();
-        examples.extend(own.map(|(at, sequence)| Example { id: format!("{id}/{}", at + 1), sequences: vec![sequence] }));
+        examples
+            .extend(own.map(|(at, sequence)| Example { id: format!("{id}/{}", at + 1), sequences: vec![sequence] }));
     }
     Ok(examples)
 }
@@ -83,13 +84,7 @@ fn each(
     rows.iter().map(example).collect()
 }
 
-fn sequence(
-    id: &str,
-    tokenizer: &Tokenizer,
-    prompt: &str,
-    response: &str,
-    eos: bool,
-) -> Result<Sequence, NodeError> {
+fn sequence(id: &str, tokenizer: &Tokenizer, prompt: &str, response: &str, eos: bool) -> Result<Sequence, NodeError> {
     not_empty(id, tokenizer.sequence(prompt, response, eos)?)
 }
 

@@ -5,10 +5,10 @@ use serde_json::{Map, Value, json};
 
 use super::check::{input, problem, require};
 use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, Progress, examples, template};
+use crate::lm::Tokenizer;
 use crate::lm::loss::{LengthNorm, Sides};
 use crate::lm::optimizer::OptimizerSettings;
 use crate::lm::schedule::Schedule;
-use crate::lm::Tokenizer;
 use crate::lm::train::{self, Example, KlOver, StepRecord, TrainSettings, Trainer};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
@@ -270,6 +270,7 @@ optimizer = { name = "adamw", lr = 5e-7 }
         let device = crate::lm::device(&cx.device)?;
         let mut trainer = Trainer::new(&model.files, reference.as_ref(), examples, settings, &device)?;
         let checkpoints = cx.scratch.join("checkpoint");
+        crate::fs::create_directory(&checkpoints)?;
         if trainer.resume(&checkpoints)? {
             tracing::info!("goes on after step {}", trainer.step_count());
         }

@@ -96,8 +96,7 @@ impl<'a, 'cx> Work<'a, 'cx> {
 
     fn advance(&mut self, by: usize) {
         self.done += by as u64;
-        let progress =
-            Progress { done: self.done, total: self.total, unit: self.unit.to_owned(), metrics: Map::new() };
+        let progress = Progress { done: self.done, total: self.total, unit: self.unit.to_owned(), metrics: Map::new() };
         (self.cx.progress)(progress);
     }
 
@@ -140,9 +139,7 @@ impl<'a, 'cx> Work<'a, 'cx> {
             let (model, tokenizer) = policy.loaded()?;
             let sequences = sequences(tokenizer, pairs, missing)?;
             let lengths = costs(model, &sequences);
-            Ok((lengths, move |batch: &[usize]| {
-                sums(&sequences, batch, |batch| Ok(response_logprobs(model, batch)?))
-            }))
+            Ok((lengths, move |batch: &[usize]| sums(&sequences, batch, |batch| Ok(response_logprobs(model, batch)?))))
         })
     }
 
@@ -173,7 +170,9 @@ impl<'a, 'cx> Work<'a, 'cx> {
             Ok((lengths, move |batch: &[usize]| match reference {
                 Some(reference) => sums(&sequences, batch, |batch| Ok(response_kl(model, reference, batch)?)),
                 // A model does not differ from itself.
-                None => sums(&sequences, batch, |batch| Ok(batch.iter().map(|one| vec![0.0; response_tokens(one)]).collect())),
+                None => sums(&sequences, batch, |batch| {
+                    Ok(batch.iter().map(|one| vec![0.0; response_tokens(one)]).collect())
+                }),
             }))
         })
     }
@@ -297,7 +296,8 @@ fn sums(
         batch.iter().map(|at| &sequences[*at]).filter(|sequence| response_tokens(sequence) > 0).cloned().collect();
     let mut computed = if with_tokens.is_empty() { Vec::new() } else { compute(&with_tokens)? }.into_iter();
     let sum = |at: &usize| {
-        let tokens = if response_tokens(&sequences[*at]) > 0 { computed.next().unwrap_or_default() } else { Vec::new() };
+        let tokens =
+            if response_tokens(&sequences[*at]) > 0 { computed.next().unwrap_or_default() } else { Vec::new() };
         Sum { nats: tokens.iter().map(|nats| f64::from(*nats)).sum(), tokens: tokens.len() }
     };
     Ok(batch.iter().map(sum).collect())
@@ -319,7 +319,9 @@ fn batches(rows: &[(usize, usize)], micro_batch: Option<usize>) -> Vec<Vec<usize
     for at in order {
         let bytes = rows[at].1;
         match batches.last_mut() {
-            Some(batch) if batch.len() < micro_batch.unwrap_or(MOST_ROWS) && (micro_batch.is_some() || bytes <= left) => {
+            Some(batch)
+                if batch.len() < micro_batch.unwrap_or(MOST_ROWS) && (micro_batch.is_some() || bytes <= left) =>
+            {
                 batch.push(at);
             }
             _ => {
@@ -354,6 +356,8 @@ mod tests {
     #[test]
     fn seeds_depend_on_each_part() {
         let seed = response_seed(1, "a", 0);
-        assert!([response_seed(2, "a", 0), response_seed(1, "b", 0), response_seed(1, "a", 1)].iter().all(|s| *s != seed));
+        assert!(
+            [response_seed(2, "a", 0), response_seed(1, "b", 0), response_seed(1, "a", 1)].iter().all(|s| *s != seed)
+        );
     }
 }

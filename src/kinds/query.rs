@@ -116,8 +116,10 @@ mod tests {
     fn prompts_see_fields_constitution_and_principles() {
         let row = json!({"id": "7", "query": "why"}).as_object().cloned().expect("an object");
         let query = &pose(&[row], &constitutions(), 0, Part::All, 1).expect("poses")[0];
-        let template = Template::parse("{{ constitution }}|{% for p in principles %}{{ p.name }}={{ p.polarity }},{% endfor %}|{{ query }}")
-            .expect("parses");
+        let template = Template::parse(
+            "{{ constitution }}|{% for p in principles %}{{ p.name }}={{ p.polarity }},{% endfor %}|{{ query }}",
+        )
+        .expect("parses");
         let text = prompt(&template, "prompt", &query.id, &query.row, &query.constitutions[0]).expect("renders");
         assert!(text.starts_with(&query.constitutions[0].text) && text.ends_with("|why"), "{text}");
         assert!(text.contains("brief=") && text.contains("formal="), "{text}");

@@ -99,7 +99,8 @@ prompt = "rules : {{ constitution }} q : {{ query }} a :"
         let diagonal: Vec<Pair> =
             pairs.chunks(size * size).flat_map(|cells| cells.iter().step_by(size + 1).cloned()).collect();
         let mut policy = Policy::new(cx, cx.input("model")?);
-        let mut reference = self.reference.is_some().then(|| cx.input("reference")).transpose()?.map(|input| Policy::new(cx, input));
+        let mut reference =
+            self.reference.is_some().then(|| cx.input("reference")).transpose()?.map(|input| Policy::new(cx, input));
         let path = cx.staging.join("rows.jsonl");
         let total = pairs.len() + if reference.is_some() { diagonal.len() } else { 0 };
         let mut work = Work::new(cx, "log-probs", total);

@@ -115,11 +115,15 @@ fn world(bench: &Bench) -> World {
         })
         .collect();
     let documents = bench.rows(&documents);
-    let queries: Vec<Value> =
-        things.iter().enumerate().map(|(n, thing)| json!({"id": n.to_string(), "query": format!("is it a {thing}")})).collect();
+    let queries: Vec<Value> = things
+        .iter()
+        .enumerate()
+        .map(|(n, thing)| json!({"id": n.to_string(), "query": format!("is it a {thing}")}))
+        .collect();
     let queries = bench.rows(&queries);
     let fields = json!({"hidden_size": 16, "layers": 1, "heads": 2, "max_positions": 64, "tokenizer": {}});
-    let (blank, metrics) = bench.run("blank", "init", fields, &[("tokenizer.from", &documents)]).expect("makes a model");
+    let (blank, metrics) =
+        bench.run("blank", "init", fields, &[("tokenizer.from", &documents)]).expect("makes a model");
     assert!(metrics["parameters"].as_u64().expect("a number") > 1000);
     let fields = json!({"objective": "lm", "steps": 60, "batch_queries": 16, "optimizer": {"lr": 0.03}});
     let (model, metrics) =
@@ -131,8 +135,13 @@ fn world(bench: &Bench) -> World {
     World { documents, queries, model, constitutions }
 }
 
-fn generate(bench: &Bench, world: &World, queries: &InputArtifact) -> Result<(InputArtifact, Map<String, Value>), NodeError> {
-    let fields = json!({"prompt": PROMPT, "max_new_tokens": 12, "temperature": 1.0, "samples": 4, "keep": {"distinct": false}});
+fn generate(
+    bench: &Bench,
+    world: &World,
+    queries: &InputArtifact,
+) -> Result<(InputArtifact, Map<String, Value>), NodeError> {
+    let fields =
+        json!({"prompt": PROMPT, "max_new_tokens": 12, "temperature": 1.0, "samples": 4, "keep": {"distinct": false}});
     let inputs = [("model", &world.model), ("queries", queries), ("constitutions", &world.constitutions)];
     bench.run("generate", "generate", fields, &inputs)
 }
@@ -160,7 +169,9 @@ fn the_whole_method_runs_and_its_rows_are_reused() {
     let fields = json!({"objective": "sami", "steps": 4, "batch_queries": 8, "optimizer": {"lr": 0.003}, "kl_weight": 0.1, "score_eos": true});
     let inputs = [("model", &world.model), ("examples", &scores)];
     let (tuned, metrics) = bench.run("finetune", "finetune", fields, &inputs).expect("trains");
-    for name in ["loss", "bound", "bound_ceiling", "gap", "accuracy_row", "accuracy_column", "kl", "mean_length", "steps"] {
+    for name in
+        ["loss", "bound", "bound_ceiling", "gap", "accuracy_row", "accuracy_column", "kl", "mean_length", "steps"]
+    {
         assert!(metrics[name].is_number(), "{name} is missing: {metrics:?}");
     }
     assert!(tuned.files.contains_key("tokenizer.json") && tuned.files.contains_key("train.jsonl"));
@@ -170,8 +181,13 @@ fn the_whole_method_runs_and_its_rows_are_reused() {
     let rules = json!({"principles": {"brief": {"definition": {"max_words": 1}, "antithesis": {"min_words": 3}}}});
     let fields = json!({"candidates": {}, "against": "base", "prompt": PROMPT, "max_new_tokens": 12, "temperature": 1.0,
         "compare": "all", "rules": rules});
-    let inputs = [("candidates.base", &world.model), ("candidates.tuned", &tuned), ("candidates.twin", &world.model),
-        ("queries", &world.queries), ("constitutions", &world.constitutions)];
+    let inputs = [
+        ("candidates.base", &world.model),
+        ("candidates.tuned", &tuned),
+        ("candidates.twin", &world.model),
+        ("queries", &world.queries),
+        ("constitutions", &world.constitutions),
+    ];
     let (evaluation, metrics) = bench.run("evaluate", "evaluate", fields, &inputs).expect("evaluates");
     assert_eq!(metrics["win_rate.twin"], json!(0.5), "equal models answer alike");
     assert_eq!(metrics["kl.twin"], json!(0.0));
@@ -220,7 +236,8 @@ fn what_cannot_be_trained_on_is_named() {
     let bench = Bench::new();
     let world = world(&bench);
     let rows = bench.rows(&[json!({"id": "a", "text": "yes ."}), json!({"id": "b", "text": " "})]);
-    let fields = json!({"objective": "sft", "prompt": "q :", "response": "{{ text }}", "steps": 1, "optimizer": {"lr": 0.1}});
+    let fields =
+        json!({"objective": "sft", "prompt": "q :", "response": "{{ text }}", "steps": 1, "optimizer": {"lr": 0.1}});
     let error = bench.run("sft", "finetune", fields, &[("model", &world.model), ("examples", &rows)]);
     let error = error.expect_err("nothing to train on").to_string();
     assert!(error.contains("row `b`"), "{error}");

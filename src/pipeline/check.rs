@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
-use super::dataset::{self, DatasetSpec};
+use super::dataset::{self, DatasetSpec, Row};
 use super::rows::shown;
 use super::{Link, ModelSource, Pipeline, Target};
 use crate::diag::{Diagnostic, did_you_mean};
@@ -21,17 +21,9 @@ pub struct DataCheck {
 pub fn data(pipeline: &Pipeline) -> DataCheck {
     let mut check = DataCheck::default();
     for (name, spec) in &pipeline.datasets {
-        match dataset::read(spec, &pipeline.directory) {
-            Ok(rows) => {
-                check.rows.insert(name.clone(), rows.len());
-            }
-            Err(findings) => {
-                let place = |finding: Diagnostic| {
-                    let finding = finding.label(&pipeline.source, spec.span.clone(), "of this dataset");
-                    if finding.id == "dataset::unreadable" { similar_file(finding, spec, pipeline) } else { finding }
-                };
-                check.findings.extend(findings.into_iter().map(place));
-            }
+        match rows(spec, pipeline) {
+            Ok(rows) => _ = check.rows.insert(name.clone(), rows.len()),
+            Err(findings) => check.findings.extend(findings),
         }
     }
     for (name, model) in &pipeline.models {
@@ -47,6 +39,15 @@ pub fn data(pipeline: &Pipeline) -> DataCheck {
         }
     }
     check
+}
+
+/// Reads a dataset. What is wrong with it also points at the place where the pipeline declares it.
+pub fn rows(spec: &DatasetSpec, pipeline: &Pipeline) -> Result<Vec<Row>, Vec<Diagnostic>> {
+    let place = |finding: Diagnostic| {
+        let finding = finding.label(&pipeline.source, spec.span.clone(), "of this dataset");
+        if finding.id == "dataset::unreadable" { similar_file(finding, spec, pipeline) } else { finding }
+    };
+    dataset::read(spec, &pipeline.directory).map_err(|findings| findings.into_iter().map(place).collect())
 }
 
 /// Names a file of the same directory that may have been meant.
@@ -65,7 +66,8 @@ fn similar_file(finding: Diagnostic, spec: &DatasetSpec, pipeline: &Pipeline) ->
     }
 }
 
-fn model_directory(name: &str, model: &ModelSource, pipeline: &Pipeline) -> Option<Diagnostic> {
+/// Looks into the directory of a model for what it must have; returns what is wrong with it.
+pub fn model_directory(name: &str, model: &ModelSource, pipeline: &Pipeline) -> Option<Diagnostic> {
     let directory = pipeline.directory.join(&model.path);
     let fault = |what: String, help: &str| {
         let finding =

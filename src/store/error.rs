@@ -34,6 +34,12 @@ pub enum StoreError {
         /// The directory.
         directory: PathBuf,
     },
+    /// A file.
+    #[error("`{}` is a file, a cache is a directory", .file.display())]
+    NotADirectory {
+        /// The file.
+        file: PathBuf,
+    },
     /// There is none.
     #[error("there is no cache at `{}`", .directory.display())]
     Absent {
@@ -88,6 +94,9 @@ impl StoreError {
             Self::NewerFormat { .. } => diagnostic("store::newer-format")
                 .help("use the version of `sami` that wrote it, or another `--cache DIR`"),
             Self::NotAStore { .. } => diagnostic("store::not-a-cache").help("name an empty directory or a new one"),
+            Self::NotADirectory { .. } => {
+                diagnostic("store::not-a-directory").help("name another directory with `--cache DIR`")
+            }
             Self::Absent { .. } => {
                 diagnostic("store::absent").help("`sami run` makes one; `--cache DIR` names one that is elsewhere")
             }

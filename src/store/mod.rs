@@ -171,6 +171,9 @@ fn is_empty(root: &Path) -> Result<bool, StoreError> {
 }
 
 fn version(root: &Path) -> Result<Option<u32>, StoreError> {
+    if root.is_file() {
+        return Err(StoreError::NotADirectory { file: root.to_owned() });
+    }
     let path = root.join("VERSION");
     let text = match fs_err::read_to_string(&path) {
         Ok(text) => text,
@@ -206,6 +209,7 @@ mod tests {
         assert!(error.contains("version 7") && error.contains("up to 1"), "{error}");
         fs::write_atomic(&root.join("VERSION"), b"x").unwrap();
         assert!(matches!(Store::open(&root), Err(StoreError::Damaged { .. })));
+        assert!(matches!(Store::open(&root.join("VERSION")), Err(StoreError::NotADirectory { .. })));
         let home = directory.path().join("home");
         fs::create_directory(&home).unwrap();
         fs::write_atomic(&home.join("thesis.tex"), b"").unwrap();

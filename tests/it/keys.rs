@@ -147,7 +147,11 @@ const CHANGES: &[(&str, &str, &str)] = &[
     ("models.blank", "rope_theta = 10000.0", "rope_theta = 500000.0"),
     ("models.blank", "tie_embeddings = true", "tie_embeddings = false"),
     ("models.blank", "seed = 1", "seed = 2"),
-    ("models.blank", "tokenizer = { from = \"rows\", field = \"text\"", "tokenizer = { from = \"rows\", field = \"body\""),
+    (
+        "models.blank",
+        "tokenizer = { from = \"rows\", field = \"text\"",
+        "tokenizer = { from = \"rows\", field = \"body\"",
+    ),
     ("constitutions", "task = \"answer\"", "task = \"ask\""),
     ("constitutions", "contrast = \"complement\"", "contrast = \"uniform\""),
     ("constitutions", "per_query = 2", "per_query = 3"),
@@ -201,7 +205,11 @@ const CHANGES: &[(&str, &str, &str)] = &[
     ("evaluate", "stop = [\"x\"]", "stop = [\"z\"]"),
     ("evaluate", "score_eos = false", "score_eos = true"),
     ("evaluate", "seed = 1", "seed = 2"),
-    ("evaluate", "rules = { principles = { a = { definition = { max_words = 3 }", "rules = { principles = { a = { definition = { max_words = 2 }"),
+    (
+        "evaluate",
+        "rules = { principles = { a = { definition = { max_words = 3 }",
+        "rules = { principles = { a = { definition = { max_words = 2 }",
+    ),
     ("command", "program = \"sh\"", "program = \"bash\""),
     ("command", "args = [\"{script}\"]", "args = [\"-x\", \"{script}\"]"),
     ("command", "inputs = { rows", "inputs = { data"),
@@ -262,11 +270,18 @@ fn every_field_of_every_kind_is_in_the_key() {
         for (field, value) in preimage["fields"].as_object().expect("fields") {
             let elsewhere = value.is_null() || ["pretrain", "imitate"].contains(&node.name.as_str());
             let seen = covered.get(node.name.as_str()).is_some_and(|seen| seen.contains(field));
-            assert!(seen || elsewhere || inputs.contains(field.as_str()), "no change of {}.{field} is tried", node.name);
+            assert!(
+                seen || elsewhere || inputs.contains(field.as_str()),
+                "no change of {}.{field} is tried",
+                node.name
+            );
         }
         for link in &node.links {
-            let mut ids: BTreeMap<String, Digest> =
-                node.links.iter().map(|link| (link.field.path.clone(), Digest::of(link.field.path.as_bytes()))).collect();
+            let mut ids: BTreeMap<String, Digest> = node
+                .links
+                .iter()
+                .map(|link| (link.field.path.clone(), Digest::of(link.field.path.as_bytes())))
+                .collect();
             ids.insert(link.field.path.clone(), Digest::of(b"something else"));
             assert_ne!(key::key(&key::preimage(node, &ids)), key::key(&preimage));
         }
@@ -280,7 +295,11 @@ fn how_a_node_is_executed_and_what_it_is_called_is_not_in_the_key() {
         let after = load(&changed("generate", "seed = 1", &format!("seed = 1\nrun = {{ {run} }}")));
         assert_eq!(preimage(node(&before, "generate")), preimage(node(&after, "generate")), "{run}");
     }
-    let renamed = load(&PIPELINE.replace("[nodes.generate]", "[nodes.answers]").replace("responses = \"generate\"", "responses = \"answers\""));
+    let renamed = load(
+        &PIPELINE
+            .replace("[nodes.generate]", "[nodes.answers]")
+            .replace("responses = \"generate\"", "responses = \"answers\""),
+    );
     assert_eq!(preimage(node(&before, "generate")), preimage(node(&renamed, "answers")));
     assert_eq!(preimage(node(&before, "score")), preimage(node(&renamed, "score")));
 }
@@ -290,8 +309,11 @@ fn how_a_node_is_executed_and_what_it_is_called_is_not_in_the_key() {
 #[test]
 fn keys_are_what_they_were() {
     let pipeline = load(PIPELINE);
-    let text: String =
-        pipeline.nodes.iter().map(|node| format!("{} {}\n", key::key(&preimage(node)).short(), preimage(node))).collect();
+    let text: String = pipeline
+        .nodes
+        .iter()
+        .map(|node| format!("{} {}\n", key::key(&preimage(node)).short(), preimage(node)))
+        .collect();
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/keys.txt");
     if env::BLESS.get().is_some() {
         fs_err::write(path, text).expect("writes");
@@ -299,7 +321,10 @@ fn keys_are_what_they_were() {
     }
     let known = fs_err::read_to_string(path).expect("tests/it/keys.txt; SAMI_BLESS=1 writes it");
     for (known, found) in known.lines().zip(text.lines()) {
-        assert_eq!(known, found, "a key has changed: if that is meant, run with SAMI_BLESS=1 and say so in CHANGELOG.md");
+        assert_eq!(
+            known, found,
+            "a key has changed: if that is meant, run with SAMI_BLESS=1 and say so in CHANGELOG.md"
+        );
     }
     assert_eq!(known.lines().count(), text.lines().count());
 }

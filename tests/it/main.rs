@@ -1,5 +1,7 @@
 //! The integration tests: one binary, because each would link the language model again.
 
+mod bad_cache;
+mod bad_input;
 mod behaviour;
 mod docs;
 mod keys;
