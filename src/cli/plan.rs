@@ -1,37 +1,217 @@
 //! `sami plan`, `status` and `why`.
 
-use super::{CommandResult, Context, PipelineArgs, PlanArgs};
-use crate::diag::Diagnostic;
-use crate::exec::State;
+use serde_json::{Value, json};
+
+use super::figures::{clock, count, cut, plural, seconds};
+use super::table::Table;
+use super::{CommandResult, Context, DONE, PipelineArgs, PlanArgs, context};
+use crate::exec::{self, Bare, Finding, Plan, PlanOptions, Reason, State, Step};
+use crate::graph::key::Change;
 use crate::pipeline::Pipeline;
+use crate::store::{Index, Store};
+
+/// Hits that `plan` lists; of more it tells the number.
+const HITS: usize = 40;
+/// Widest explanation on a line.
+const WIDTH: usize = 120;
+/// Steps of an explanation; of a longer one the middle is left out.
+const STEPS: usize = 40;
 
 /// A state in a word (`hit`, `run`, `unknown`; empty for a node that was not asked for), and why.
-pub(crate) fn describe(_pipeline: &Pipeline, state: &State) -> (&'static str, String) {
+pub(crate) fn describe(pipeline: &Pipeline, state: &State) -> (&'static str, String) {
     match state {
         State::Outside => ("", String::new()),
         State::Hit { .. } => ("hit", String::new()),
-        State::Run { .. } => ("run", String::new()),
-        State::Unknown { .. } => ("unknown", String::new()),
+        State::Run { reason, .. } => ("run", reason.to_string()),
+        State::Unknown { until } => {
+            let names: Vec<&str> = until.iter().map(|node| pipeline.nodes[*node].name.as_str()).collect();
+            ("unknown", format!("until {}", names.join(", ")))
+        }
     }
 }
 
-fn not_built() -> CommandResult {
-    Err(Diagnostic::error("cli::not-built", "this build cannot plan").into())
+/// What planning needs and gives.
+struct Planned {
+    pipeline: Pipeline,
+    store: Store,
+    index: Index,
+    plan: Plan,
+}
+
+fn planned(context: &Context, args: &PipelineArgs, targets: &[String]) -> Result<Planned, context::Failure> {
+    let (pipeline, graph) = context.load(args)?;
+    let store = Store::open(&context.cache_directory(Some(&args.pipeline))?)?;
+    let mut index = Index::open(&store)?;
+    let options = PlanOptions { targets: targets.to_vec(), ..PlanOptions::default() };
+    let plan = exec::plan(&pipeline, &graph, &store, &mut index, &options)?;
+    Ok(Planned { pipeline, store, index, plan })
 }
 
 /// Shows what would run and why.
 pub(crate) fn plan(context: &Context, args: &PlanArgs) -> CommandResult {
-    context.load(&args.pipeline)?;
-    not_built()
+    let planned = planned(context, &args.pipeline, &args.targets)?;
+    if context.json() {
+        return print_as_json(&planned);
+    }
+    let Planned { pipeline, plan, .. } = &planned;
+    let [hits, runs, unknown] = ["hit", "run", "unknown"].map(|word| number(&planned, word));
+    let mut table = Table::new(["state", "node", "why"], &[]);
+    for node in &plan.order {
+        let (word, why) = describe(pipeline, &plan.nodes[*node]);
+        if word != "hit" || hits <= HITS {
+            table.row([word.to_owned(), pipeline.nodes[*node].name.clone(), cut(&why, WIDTH)]);
+        }
+    }
+    let mut text = table.text();
+    if hits > HITS {
+        text.push_str(&format!("{} hits are not listed; `sami status` lists all nodes\n", count(hits as u64)));
+    }
+    let parts = [(runs, "to run"), (unknown, "unknown until others have run"), (hits, "fresh")];
+    let parts = parts.iter().filter(|(number, _)| *number > 0);
+    let parts: Vec<String> = parts.map(|(number, word)| format!("{} {word}", count(*number as u64))).collect();
+    text.push_str(&format!("{}: {}\n", plural(plan.order.len() as u64, "node"), parts.join(", ")));
+    context::print(&text)?;
+    Ok(DONE)
 }
 
-/// Shows the state of each node.
+/// Shows the state of each node in a line.
 pub(crate) fn status(context: &Context, args: &PlanArgs) -> CommandResult {
-    plan(context, args)
+    let planned = planned(context, &args.pipeline, &args.targets)?;
+    if context.json() {
+        return print_as_json(&planned);
+    }
+    let Planned { pipeline, plan, index, .. } = &planned;
+    let figures = index.figures();
+    let mut table = Table::new(["node", "kind", "state", "took", "artifact", "why"], &[3]);
+    for (node, state) in pipeline.nodes.iter().zip(&plan.nodes) {
+        let (word, why) = describe(pipeline, state);
+        let word = match word {
+            "" => continue,
+            "hit" => "fresh",
+            "run" => "stale",
+            other => other,
+        };
+        let (took, artifact) = match state {
+            State::Hit { key, artifact } => (figures.get(key).map(|(took, _)| seconds(*took)), artifact.short()),
+            _ => (None, String::new()),
+        };
+        table.row([
+            node.name.clone(),
+            node.kind.name.to_owned(),
+            word.to_owned(),
+            took.unwrap_or_default(),
+            artifact,
+            cut(&why, WIDTH),
+        ]);
+    }
+    context::print(&table.text())?;
+    Ok(DONE)
+}
+
+/// How many nodes are in a state.
+fn number(planned: &Planned, word: &str) -> usize {
+    planned.plan.nodes.iter().filter(|state| describe(&planned.pipeline, state).0 == word).count()
+}
+
+fn print_as_json(planned: &Planned) -> CommandResult {
+    let Planned { pipeline, plan, index, .. } = planned;
+    let figures = index.figures();
+    let mut nodes = Vec::new();
+    for (node, state) in pipeline.nodes.iter().zip(&plan.nodes) {
+        let (word, why) = describe(pipeline, state);
+        let (key, artifact) = match state {
+            State::Outside => continue,
+            State::Hit { key, artifact } => (Some(key), Some(artifact)),
+            State::Run { key, .. } => (Some(key), None),
+            State::Unknown { .. } => (None, None),
+        };
+        let (took, metrics) = artifact.and(key).and_then(|key| figures.get(key)).cloned().unwrap_or_default();
+        nodes.push(json!({"name": node.name, "kind": node.kind.name, "state": word, "key": key, "artifact": artifact,
+            "seconds": took, "metrics": metrics, "why": why}));
+    }
+    let [hits, runs, unknown] = ["hit", "run", "unknown"].map(|word| number(planned, word));
+    context::print_json(
+        &json!({"pipeline": pipeline.name, "hits": hits, "run": runs, "unknown": unknown, "nodes": nodes}),
+    )?;
+    Ok(DONE)
 }
 
 /// Explains why a node is stale.
-pub(crate) fn why(context: &Context, args: &PipelineArgs, _node: &str) -> CommandResult {
-    context.load(args)?;
-    not_built()
+pub(crate) fn why(context: &Context, args: &PipelineArgs, node: &str) -> CommandResult {
+    let target = [node.to_owned()];
+    let planned = planned(context, args, &target)?;
+    let Planned { pipeline, store, index, plan, .. } = &planned;
+    let mut explained = Vec::new();
+    for node in exec::select(pipeline, &target, Bare::Last)? {
+        explained.push(exec::why(pipeline, store, index, plan, node)?);
+    }
+    if context.json() {
+        let explained: Vec<Value> = explained.iter().map(|steps| steps.iter().map(step_as_json).collect()).collect();
+        context::print_json(&explained)?;
+        return Ok(DONE);
+    }
+    let texts: Result<Vec<String>, _> = explained.iter().map(|steps| explanation(store, steps)).collect();
+    context::print(&texts?.join("\n"))?;
+    Ok(DONE)
+}
+
+fn explanation(store: &Store, steps: &[Step]) -> Result<String, context::Failure> {
+    let mut text = String::new();
+    for (at, step) in steps.iter().enumerate() {
+        let from_end = steps.len() - at;
+        if at >= STEPS / 2 && from_end > STEPS / 2 {
+            if at == STEPS / 2 {
+                text.push_str(&format!("… {} more nodes, each because of the next …\n", steps.len() - STEPS));
+            }
+            continue;
+        }
+        let name = &step.name;
+        let line = match &step.finding {
+            Finding::Fresh { key, artifact } => {
+                let made = store.node(key)?.map(|record| {
+                    format!(", made {} in {} by run {}", clock(&record.started), seconds(record.seconds), record.run)
+                });
+                format!("{name} is fresh: artifact {}{}", artifact.short(), made.unwrap_or_default())
+            }
+            Finding::Waits { input } => {
+                let next = steps.get(at + 1).map_or("another node", |next| next.name.as_str());
+                format!("{name} is unknown until {next} has run: input {input} comes from it")
+            }
+            Finding::Runs { reason: Reason::Changed(changes), .. } => format!("{name} has to run{}", listed(changes)),
+            Finding::Runs { reason, .. } => format!("{name} has to run: {reason}"),
+            Finding::Remade { changes } => format!("{name} made that anew{}", listed(changes)),
+            Finding::Differs => format!("{name} made that anew from the same inputs and fields, with another result"),
+            Finding::Source => format!("{name} comes from outside and is not what it was"),
+        };
+        text.push_str(&line);
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// Changes: one on the line, several on lines of their own.
+fn listed(changes: &[Change]) -> String {
+    match changes {
+        [change] => format!(": {change}"),
+        _ => format!(":{}", changes.iter().map(|change| format!("\n  {change}")).collect::<String>()),
+    }
+}
+
+fn step_as_json(step: &Step) -> Value {
+    let changes = |changes: &[Change]| -> Vec<Value> {
+        changes.iter().map(|change| json!({"path": change.path, "old": change.old, "new": change.new})).collect()
+    };
+    let mut value = match &step.finding {
+        Finding::Fresh { key, artifact } => json!({"finding": "fresh", "key": key, "artifact": artifact}),
+        Finding::Waits { input } => json!({"finding": "waits", "input": input}),
+        Finding::Runs { key, reason } => {
+            let changes = if let Reason::Changed(list) = reason { changes(list) } else { Vec::new() };
+            json!({"finding": "runs", "key": key, "why": reason.to_string(), "changes": changes})
+        }
+        Finding::Remade { changes: list } => json!({"finding": "remade", "changes": changes(list)}),
+        Finding::Differs => json!({"finding": "differs"}),
+        Finding::Source => json!({"finding": "source"}),
+    };
+    value["node"] = json!(step.name);
+    value
 }

@@ -79,9 +79,11 @@ impl Report {
         }
         match &mut self.form {
             Form::Json => {
-                let line = serde_json::to_vec(event).expect("an event is always JSON");
                 // A reader that went away does not stop the run.
-                let _ = context::write_out(|stdout| stdout.write_all(&line).and_then(|()| stdout.write_all(b"\n")));
+                let _ = context::write_out(|stdout| {
+                    serde_json::to_writer(&mut *stdout, event)?;
+                    stdout.write_all(b"\n")
+                });
             }
             Form::Lines(told) => {
                 if let Event::NodeProgress { node, progress, seconds: passed } = event {
@@ -161,7 +163,8 @@ impl Report {
         if !tail.is_empty() {
             finding = finding.note(format!("the last lines of its log:\n{}", tail.join("\n")));
         }
-        finding.help.extend(help.clone());
+        // The help below says where the log is.
+        finding.help.extend(help.clone().filter(|help| !help.contains("sami logs")));
         if log.is_some() {
             finding = finding.help(format!("the whole log: `sami logs '{node}'`"));
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::context::Failure;
 use super::report::Report;
 use super::{CommandResult, Context, DONE, FAILED, INTERRUPTED, RunArgs};
-use crate::exec::{self, PlanOptions, RunOptions};
+use crate::exec::{self, Event, PlanOptions, RunOptions};
 use crate::store::{Index, Store};
 
 /// Brings nodes up to date.
@@ -14,7 +14,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let store = Store::open(&context.cache_directory(Some(&args.pipeline.pipeline))?)?;
     let mut index = Index::open(&store)?;
     let wanted = PlanOptions { targets: args.targets.clone(), force: args.force.clone(), put_sources: true };
-    let plan = exec::plan(&pipeline, &graph, &store, &mut index, &wanted)?;
+    let mut plan = exec::plan(&pipeline, &graph, &store, &mut index, &wanted)?;
     let options = RunOptions {
         file: args.pipeline.pipeline.display().to_string(),
         program: program()?,
@@ -24,15 +24,17 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         keep_going: args.keep_going,
     };
     let mut report = Report::new(context.json());
-    let summary = exec::run(&pipeline, &graph, &store, &mut index, plan, &options, &mut |event| report.tell(event))?;
+    let mut tell = |event: &Event| report.tell(event);
+    let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell)?;
     report.end(&summary);
-    Ok(if summary.interrupted {
-        INTERRUPTED
-    } else if summary.ok() {
-        DONE
-    } else {
-        FAILED
-    })
+    let code = match (summary.interrupted, summary.ok()) {
+        (true, _) => INTERRUPTED,
+        (_, true) => DONE,
+        (_, false) => FAILED,
+    };
+    // The process ends now: to free ten thousand nodes one by one costs as much as to plan them.
+    std::mem::forget((pipeline, graph, plan, summary));
+    Ok(code)
 }
 
 /// This program, even if its file was replaced since it was started: workers are to be of the same version.

@@ -6,17 +6,23 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
+use serde_json::{Map, Value};
+
 use super::job::{Job, JobInput, JobResult};
-use super::journal::Journal;
+use super::journal::{Journal, tail};
 use super::local::{Message, Worker};
 use super::plan::{Plan, Recipe};
 use super::room::Place;
 use super::source::{Source, provide};
-use super::{ExecError, Reason};
+use super::{Event, ExecError, Reason};
+use crate::digest::Digest;
 use crate::fs;
 use crate::graph::made_by;
 use crate::pipeline::{Pipeline, Target};
-use crate::store::{Health, KeyLock, Store};
+use crate::store::{Health, KeyLock, NodeRecord, Store};
+
+/// Lines of a log that are shown when its attempt failed.
+const TAIL: usize = 12;
 
 /// An attempt that goes on.
 pub(super) struct Attempt {
@@ -158,6 +164,29 @@ impl Attempt {
         self.worker.kill();
     }
 
+    /// The record of what it made; takes its recipe.
+    pub(super) fn record(&mut self, made: Made<'_>, seconds: f64) -> NodeRecord {
+        let node = &made.pipeline.nodes[self.node];
+        NodeRecord {
+            format: 1,
+            key: self.recipe.key,
+            node: node.name.clone(),
+            pipeline: made.pipeline.name.clone(),
+            kind: node.kind.name.to_owned(),
+            artifact: made.artifact,
+            preimage: std::mem::take(&mut self.recipe.preimage),
+            inputs: std::mem::take(&mut self.recipe.inputs),
+            metrics: made.metrics,
+            run: made.run.to_owned(),
+            attempt: self.number,
+            started: self.started.clone(),
+            seconds,
+            host: made.host.to_owned(),
+            device: self.device.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
     /// Waits for one whose worker is ending.
     pub(super) fn end(&mut self) -> Result<Ended, ExecError> {
         let seconds = self.began.elapsed().as_secs_f64();
@@ -168,6 +197,15 @@ impl Attempt {
         let directory = self.directory.file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(Ended { result, seconds, directory: directory.unwrap_or_default() })
     }
+}
+
+/// What an attempt made, and where.
+pub(super) struct Made<'a> {
+    pub(super) pipeline: &'a Pipeline,
+    pub(super) run: &'a str,
+    pub(super) host: &'a str,
+    pub(super) artifact: Digest,
+    pub(super) metrics: Map<String, Value>,
 }
 
 /// How an attempt ended.
@@ -221,4 +259,24 @@ fn no_result(status: std::process::ExitStatus) -> JobResult {
         ),
     };
     JobResult::Failed { what, help: Some(help.to_owned()) }
+}
+
+/// What is told of a failure.
+pub(super) struct Fault {
+    pub(super) attempt: u32,
+    pub(super) what: String,
+    pub(super) help: Option<String>,
+    pub(super) log: Option<PathBuf>,
+    pub(super) tail: Vec<String>,
+}
+
+impl Fault {
+    pub(super) fn of(log: &Path, attempt: u32, what: String, help: Option<String>) -> Self {
+        Self { attempt, what, help, log: Some(log.to_owned()), tail: tail(log, TAIL) }
+    }
+
+    pub(super) fn event(&self, node: String, retry: bool) -> Event {
+        let (attempt, error, help) = (self.attempt, self.what.clone(), self.help.clone());
+        Event::NodeFail { node, attempt, retry, error, help, log: self.log.clone(), tail: self.tail.clone() }
+    }
 }

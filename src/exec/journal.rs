@@ -60,11 +60,19 @@ impl Journal {
         Ok(store.put_run(&self.record)?)
     }
 
-    /// Writes an event down.
+    /// Writes an event down. The last one goes without the nodes, which are in `run.json`.
     pub(super) fn write(&mut self, event: &Event) -> Result<(), ExecError> {
-        let mut line = serde_json::to_vec(event).map_err(crate::store::StoreError::from)?;
-        line.push(b'\n');
-        Ok(self.events.write_all(&line)?)
+        let without_nodes;
+        let event = match event {
+            Event::Done { ok, ran, hits, failed, .. } => {
+                let (ok, ran, hits, failed, nodes) = (*ok, *ran, *hits, *failed, Vec::new());
+                without_nodes = Event::Done { ok, ran, hits, failed, nodes };
+                &without_nodes
+            }
+            other => other,
+        };
+        serde_json::to_writer(&mut self.events, event).map_err(io::Error::from)?;
+        Ok(self.events.write_all(b"\n")?)
     }
 
     /// Lets followers of `events.jsonl` see what was written down.

@@ -1,9 +1,9 @@
 //! Deciding what has to run, and running it.
 //!
 //! Reading order: [`plan()`] (graph × store → hit, run or unknown), `source` (datasets and models from outside),
-//! `scheduler` (the states of a node and the loop over them), `job` (what scheduler and worker tell each other),
-//! `attempt` and `local` (a worker from start to end), [`work`] (what every attempt is), [`Event`] (what a run tells
-//! while it goes on), `why` (from a stale node to what made it so).
+//! `phase` and `scheduler` (where a node is in a run, and the loop that moves it on), `job` (what scheduler and worker
+//! tell each other), `attempt` and `local` (a worker from start to end), [`work`] (what every attempt is), [`Event`]
+//! (what a run tells while it goes on), [`why()`] (from a stale node to what made it so).
 
 use std::path::PathBuf;
 
@@ -17,6 +17,7 @@ mod interrupt;
 mod job;
 mod journal;
 mod local;
+mod phase;
 mod plan;
 mod reason;
 mod record;
@@ -25,6 +26,7 @@ mod room;
 mod scheduler;
 mod select;
 mod source;
+mod why;
 mod worker;
 
 pub use error::ExecError;
@@ -33,6 +35,8 @@ pub use journal::attempt_directory;
 pub use plan::{Plan, PlanOptions, State, plan};
 pub use reason::Reason;
 pub use scheduler::run;
+pub use select::{Bare, select};
+pub use why::{Finding, Step, why};
 pub use worker::work;
 
 /// How to run.

@@ -90,8 +90,9 @@ pub fn plan(
         names => select(pipeline, names, Bare::Last)?,
     };
     let force: BTreeSet<usize> = select(pipeline, &options.force, Bare::All)?.into_iter().collect();
-    let asked: BTreeSet<usize> = graph.closure(&targets).into_iter().collect();
-    let order: Vec<usize> = graph.order().iter().copied().filter(|node| asked.contains(node)).collect();
+    let mut asked = vec![false; pipeline.nodes.len()];
+    graph.closure(&targets).into_iter().for_each(|node| asked[node] = true);
+    let order: Vec<usize> = graph.order().iter().copied().filter(|node| asked[*node]).collect();
     let sources = Sources::resolve(pipeline, &order, store, index, options.put_sources)?;
     let records = Records::load(&pipeline.name, index);
     let mut plan = Plan { nodes: vec![State::Outside; pipeline.nodes.len()], order, force, sources, records };

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
-use super::scheduler::Phase;
+use super::phase::Phase;
 use crate::digest::Digest;
 use crate::pipeline::Pipeline;
 use crate::store::RunNode;

@@ -89,11 +89,11 @@ impl Room {
     }
 
     /// Gives room back.
-    pub(super) fn leave(&mut self, place: Place) {
+    pub(super) fn leave(&mut self, place: &Place) {
         self.used -= place.counted;
         self.attempts -= 1;
-        if let Some(device) = place.device {
-            self.devices.remove(&device);
+        if let Some(device) = &place.device {
+            self.devices.remove(device);
         }
     }
 }
@@ -136,7 +136,7 @@ mod tests {
         let place = room.enter(Wish::Threads(8), "cpu", 1).unwrap();
         assert_eq!(place.threads, 8);
         assert_eq!(threads(&mut room, Wish::Threads(1), 1), Err(Full::Machine));
-        room.leave(place);
+        room.leave(&place);
         assert_eq!(threads(&mut room, Wish::Threads(2), 1), Ok(2));
     }
 
@@ -146,7 +146,7 @@ mod tests {
         let place = room.enter(Wish::Threads(1), "cuda:0", 1).unwrap();
         assert_eq!(room.enter(Wish::Threads(1), "cuda:0", 1).unwrap_err(), Full::Device);
         room.enter(Wish::Threads(1), "cuda:1", 1).unwrap();
-        room.leave(place);
+        room.leave(&place);
         room.enter(Wish::Threads(1), "cuda:0", 1).unwrap();
     }
 }

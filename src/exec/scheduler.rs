@@ -4,68 +4,30 @@
 //! in one inbox; a turn of the loop takes one message, moves nodes on, and starts what there is room for. Only this
 //! thread changes phases, records results and writes the index, so there is nothing to lock in here. When a node has
 //! its artifact, the keys of those that wait for it are made with its content id: one whose key is known is a hit and
-//! moves its own dependants on in turn, which is early cutoff.
-//!
-//! ```text
-//!             ┌───────────────────────────────────┬─ Hit
-//!  Waiting ───┤            ┌─────── Held ────────┤        (the key is worked on elsewhere; then it is a hit, mostly)
-//!     │       └── Ready ───┴────── Running ───────┼─ Ran
-//!     │             ▲                │            ├─ Failed
-//!     │             └──── retry ─────┘            └─ Stopped
-//!     └── Skipped (one that it needs failed)
-//! ```
+//! moves its own dependants on in turn, which is early cutoff. (`phase` draws them.)
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use serde_json::{Map, Value};
-
-use super::attempt::{Attempt, Given, Start, check_inputs};
+use super::attempt::{Attempt, Fault, Given, Made, Start, check_inputs};
 use super::device::devices;
 use super::interrupt::Interrupts;
 use super::job::{JobResult, Word};
-use super::journal::{Journal, sweep, tail};
+use super::journal::{Journal, sweep};
 use super::local::Message;
+use super::phase::{Phase, phases};
 use super::record::{host, run_nodes};
 use super::records::Found;
 use super::room::{Full, Place, Room, Wish};
 use super::{Event, ExecError, Plan, Reason, RunOptions, State, Summary};
 use crate::digest::Digest;
 use crate::graph::Graph;
-use crate::pipeline::{Pipeline, Target};
+use crate::pipeline::Pipeline;
 use crate::store::{AttemptRecord, Index, NodeRecord, RunNode, Store};
 
 /// How often a key is tried that another process works at.
 const TICK: Duration = Duration::from_millis(50);
-/// Lines of a log that are shown when its attempt failed.
-const TAIL: usize = 12;
-
-/// Where a node is in a run.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Phase {
-    /// Not asked for.
-    Outside,
-    /// So many of its inputs have no artifact yet.
-    Waiting { inputs: usize },
-    /// It starts when there is room.
-    Ready { key: Digest, reason: Reason },
-    /// Its key is worked on, by another process or for another node of this run.
-    Held { key: Digest, reason: Reason },
-    /// An attempt goes on.
-    Running { key: Digest },
-    /// It was fresh.
-    Hit { key: Digest, artifact: Digest },
-    /// An attempt succeeded.
-    Ran { key: Digest, artifact: Digest, seconds: f64, metrics: Map<String, Value> },
-    /// Its last attempt failed.
-    Failed { key: Digest, seconds: f64 },
-    /// Its attempt was stopped.
-    Stopped { key: Digest, seconds: f64 },
-    /// One that it needs failed.
-    Skipped,
-}
 
 /// How far the run is from going on as it should.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,7 +41,7 @@ enum Stop {
     Killed,
 }
 
-/// Runs a plan; `report` is told what happens. A node that fails is no error.
+/// Runs a plan, which is brought up to date by that; `report` is told what happens. A node that fails is no error.
 ///
 /// Errs if the run could not go on: nothing that was done until then is lost.
 #[expect(clippy::too_many_arguments, reason = "each is a different thing that a run needs")]
@@ -88,7 +50,7 @@ pub fn run(
     graph: &Graph,
     store: &Store,
     index: &mut Index,
-    plan: Plan,
+    plan: &mut Plan,
     options: &RunOptions,
     report: &mut dyn FnMut(&Event),
 ) -> Result<Summary, ExecError> {
@@ -96,7 +58,7 @@ pub fn run(
     let journal = Journal::begin(pipeline, store, &options.file)?;
     let (outbox, inbox) = channel();
     let scheduler = Scheduler {
-        phases: phases(pipeline, &plan),
+        phases: phases(pipeline, plan),
         place: vec![0; pipeline.nodes.len()],
         room: Room::new(options.threads, options.jobs),
         running: BTreeMap::new(),
@@ -124,20 +86,6 @@ pub fn run(
     scheduler.drive()
 }
 
-/// The phases that a plan leaves nodes in.
-fn phases(pipeline: &Pipeline, plan: &Plan) -> Vec<Phase> {
-    let phase = |(node, state): (usize, &State)| match state {
-        State::Outside => Phase::Outside,
-        State::Hit { key, artifact } => Phase::Hit { key: *key, artifact: *artifact },
-        State::Run { key, reason } => Phase::Ready { key: *key, reason: reason.clone() },
-        State::Unknown { .. } => {
-            let open = |target: &Target| matches!(target, Target::Node(input) if plan.artifact(*input).is_none());
-            Phase::Waiting { inputs: pipeline.nodes[node].links.iter().filter(|link| open(&link.target)).count() }
-        }
-    };
-    plan.nodes.iter().enumerate().map(phase).collect()
-}
-
 struct Scheduler<'a> {
     pipeline: &'a Pipeline,
     graph: &'a Graph,
@@ -146,7 +94,7 @@ struct Scheduler<'a> {
     options: &'a RunOptions,
     report: &'a mut dyn FnMut(&Event),
     /// States of nodes that are done, hence recipes of those that need them.
-    plan: Plan,
+    plan: &'a mut Plan,
     phases: Vec<Phase>,
     /// Where nodes are in the order of the plan; those that are ready start in this order.
     place: Vec<usize>,
@@ -277,16 +225,16 @@ impl Scheduler<'_> {
 
     /// Starts an attempt at a ready node, unless its key turns out to be worked on or done.
     fn begin(&mut self, node: usize, place: Place) -> Result<(), ExecError> {
-        let Phase::Ready { key, reason } = self.phases[node].clone() else { return Ok(self.room.leave(place)) };
+        let Phase::Ready { key, reason } = self.phases[node].clone() else { return Ok(self.room.leave(&place)) };
         if let Some(twins) = self.keys.get_mut(&key) {
             twins.push(node);
             self.phases[node] = Phase::Held { key, reason };
-            return Ok(self.room.leave(place));
+            return Ok(self.room.leave(&place));
         }
         let Some(lock) = self.store.try_lock_key(&key)? else {
             self.held.insert(node);
             self.phases[node] = Phase::Held { key, reason };
-            self.room.leave(place);
+            self.room.leave(&place);
             let event = Event::NodeWait { node: self.pipeline.nodes[node].name.clone(), key };
             return if self.waited.insert(node) { self.tell(&event) } else { Ok(()) };
         };
@@ -294,13 +242,13 @@ impl Scheduler<'_> {
         if reason != Reason::Forced
             && let (Found::Whole(artifact), _) = self.plan.records.find_afresh(self.store, self.index, &key)?
         {
-            self.room.leave(place);
+            self.room.leave(&place);
             self.hit(node, key, artifact)?;
             return self.settle(node);
         }
         let recipe = self.plan.recipe(self.pipeline, node);
-        if let Some(wrong) = check_inputs(self.pipeline, self.store, &mut self.plan, node, &recipe)? {
-            self.room.leave(place);
+        if let Some(wrong) = check_inputs(self.pipeline, self.store, self.plan, node, &recipe)? {
+            self.room.leave(&place);
             self.phases[node] = Phase::Failed { key, seconds: 0.0 };
             let help = Some("run it again: what is damaged is made again first".to_owned());
             return self.fail(node, Fault { attempt: 0, what: wrong, help, log: None, tail: Vec::new() });
@@ -356,7 +304,7 @@ impl Scheduler<'_> {
         let (node, key) = (attempt.node, attempt.recipe.key);
         let twins = self.keys.remove(&key).unwrap_or_default();
         let ended = attempt.end()?;
-        self.room.leave(attempt.place);
+        self.room.leave(&attempt.place);
         let seconds = ended.seconds;
         let name = self.pipeline.nodes[node].name.clone();
         let told = self.stop >= Stop::Interrupted;
@@ -377,24 +325,9 @@ impl Scheduler<'_> {
         });
         match ended.result {
             JobResult::Done { artifact, metrics } => {
-                let record = NodeRecord {
-                    format: 1,
-                    key,
-                    node: name,
-                    pipeline: self.pipeline.name.clone(),
-                    kind: self.pipeline.nodes[node].kind.name.to_owned(),
-                    artifact,
-                    preimage: attempt.recipe.preimage,
-                    inputs: attempt.recipe.inputs,
-                    metrics,
-                    run: self.journal.run().to_owned(),
-                    attempt: attempt.number,
-                    started: attempt.started,
-                    seconds,
-                    host: self.host.clone(),
-                    device: attempt.device,
-                    version: env!("CARGO_PKG_VERSION").to_owned(),
-                };
+                let made =
+                    Made { pipeline: self.pipeline, run: self.journal.run(), host: &self.host, artifact, metrics };
+                let record = attempt.record(made, seconds);
                 self.commit(node, record)?;
             }
             JobResult::Failed { .. } | JobResult::Interrupted if told => {
@@ -516,9 +449,9 @@ impl Scheduler<'_> {
 
     /// Records the run and tells that it is over.
     fn finish(mut self) -> Result<Summary, ExecError> {
-        let interrupted = self.stop >= Stop::Interrupted && self.fault.is_none();
         let nodes = run_nodes(self.pipeline, &self.phases, &self.index.figures());
-        let mut summary = Summary { run: self.journal.run().to_owned(), interrupted, seconds: 0.0, nodes };
+        let mut summary = Summary { run: self.journal.run().to_owned(), interrupted: false, seconds: 0.0, nodes };
+        summary.interrupted = self.stop >= Stop::Interrupted && !summary.ok();
         let latest = summary
             .nodes
             .iter()
@@ -528,7 +461,7 @@ impl Scheduler<'_> {
         for phase in &self.phases {
             // Seals what was made, so that the next plan need not read it; what cannot be read now, it will.
             if let Phase::Ran { artifact, .. } = phase
-                && !interrupted
+                && self.stop < Stop::Interrupted
             {
                 let _ = self.store.health(artifact, &mut self.plan.records.stamps);
             }
@@ -543,32 +476,12 @@ impl Scheduler<'_> {
         let (ok, nodes) = (summary.ok(), std::mem::take(&mut summary.nodes));
         let count = |state| nodes.iter().filter(|node: &&RunNode| node.state == state).count();
         let done = Event::Done { ok, ran: count("ran"), hits: count("hit"), failed: count("failed"), nodes };
-        self.journal.write(&done)?;
-        (self.report)(&done);
+        self.tell(&done)?;
+        self.journal.flush()?;
         if let Event::Done { nodes, .. } = done {
             summary.nodes = nodes;
         }
         summary.seconds = self.journal.seconds();
         Ok(summary)
-    }
-}
-
-/// What is told of a failure.
-struct Fault {
-    attempt: u32,
-    what: String,
-    help: Option<String>,
-    log: Option<PathBuf>,
-    tail: Vec<String>,
-}
-
-impl Fault {
-    fn of(log: &Path, attempt: u32, what: String, help: Option<String>) -> Self {
-        Self { attempt, what, help, log: Some(log.to_owned()), tail: tail(log, TAIL) }
-    }
-
-    fn event(&self, node: String, retry: bool) -> Event {
-        let (attempt, error, help) = (self.attempt, self.what.clone(), self.help.clone());
-        Event::NodeFail { node, attempt, retry, error, help, log: self.log.clone(), tail: self.tail.clone() }
     }
 }

@@ -11,7 +11,7 @@ const LISTED: usize = 12;
 
 /// Which iteration a name without one means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Bare {
+pub enum Bare {
     /// The last, as everywhere outside of the loop.
     Last,
     /// Every one.
@@ -28,7 +28,7 @@ struct Parts<'a> {
 
 /// The nodes that names mean, each once, in ascending order. A name may leave out the iteration (see [`Bare`]) and
 /// variables of a matrix (then all cells are meant), and `models.` before the name of an `init` model.
-pub(super) fn select(pipeline: &Pipeline, names: &[String], bare: Bare) -> Result<Vec<usize>, ExecError> {
+pub fn select(pipeline: &Pipeline, names: &[String], bare: Bare) -> Result<Vec<usize>, ExecError> {
     let mut selected = BTreeSet::new();
     for name in names {
         selected.extend(find(pipeline, name, bare).ok_or_else(|| unknown(pipeline, name))?);

@@ -2,10 +2,13 @@
 
 mod bad_cache;
 mod bad_input;
+mod behaviour;
 mod docs;
 mod keys;
+mod kill;
 mod layers;
 mod lm_golden;
 mod pictures;
 mod real;
 mod sandbox;
+mod scheduler;
