@@ -217,7 +217,7 @@ pub enum CacheCommand {
     Cat {
         /// Artifact id, prefix, or node name
         id: String,
-        /// File in the artifact (default: its only or its main file)
+        /// File in the artifact (default: its main or its only file)
         file: Option<String>,
     },
     /// Show what takes how much room

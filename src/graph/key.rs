@@ -160,7 +160,9 @@ fn compare(path: &str, old: &Value, new: &Value, changes: &mut Vec<Change>) {
         let changed: Vec<usize> = (0..old.len()).filter(|&at| differ(&old[at], &new[at])).collect();
         // A list that is mostly another one is told as a whole.
         if changed.len() <= MOST_ITEMS {
-            changed.iter().for_each(|&at| compare(&format!("{path}[{at}]"), &old[at], &new[at], changes));
+            for at in changed {
+                compare(&format!("{path}[{at}]"), &old[at], &new[at], changes);
+            }
             return;
         }
     }

@@ -3,6 +3,7 @@
 mod bad_cache;
 mod bad_input;
 mod behaviour;
+mod cli;
 mod docs;
 mod keys;
 mod kill;
