@@ -193,13 +193,16 @@ pub enum DagFormat {
     Svg,
 }
 
+/// Types of artifacts.
+const TYPES: [&str; 7] = ["dataset", "constitutions", "responses", "scores", "model", "evaluation", "files"];
+
 /// Commands on the cache.
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
     /// List artifacts, newest first
     Ls {
         /// Only artifacts of this type
-        #[arg(long = "type", value_name = "TYPE")]
+        #[arg(long = "type", value_name = "TYPE", value_parser = TYPES)]
         kind: Option<String>,
         /// How many to list
         #[arg(long, default_value_t = 50)]
