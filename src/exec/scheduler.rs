@@ -146,7 +146,7 @@ impl Scheduler<'_> {
             interrupts = Some(Interrupts::forward(self.outbox.clone())?);
             self.journal.save(self.store)?;
             self.index.add_run(self.journal.record());
-            sweep(self.store)?;
+            sweep(self.store, &self.journal)?;
         }
         ready.into_iter().for_each(|node| self.enqueue(node));
         loop {

@@ -3,10 +3,43 @@
 use candle_core::Tensor;
 
 use super::plain::{self, Cache, Places};
-use super::{LmError, Model};
+use super::{LmError, Model, cpu};
 
 /// Rows of a batch in the middle of decoding.
-pub(super) struct Decoding {
+pub(super) enum Decoding {
+    /// On the CPU.
+    Cpu(cpu::Decoding),
+    /// In candle's operations.
+    Plain(Plain),
+}
+
+impl Decoding {
+    /// Reads prompts, each with the number of tokens that may follow it. Puts the logits after each into `logits`: (B, V).
+    pub(super) fn start(model: &Model, prompts: &[(&[u32], usize)], logits: &mut Vec<f32>) -> Result<Self, LmError> {
+        if model.on_cpu() {
+            return Ok(Self::Cpu(cpu::Decoding::start(model, prompts, logits)?));
+        }
+        Ok(Self::Plain(Plain::start(model, prompts, logits)?))
+    }
+
+    /// Goes on with those rows that are kept, by their ascending places in the last call, and a token for each; puts the
+    /// logits after each into `logits`: (B, V).
+    pub(super) fn step(
+        &mut self,
+        model: &Model,
+        kept: &[usize],
+        tokens: &[u32],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), LmError> {
+        match self {
+            Self::Cpu(decoding) => decoding.step(model, kept, tokens, logits),
+            Self::Plain(decoding) => decoding.step(model, kept, tokens, logits),
+        }
+    }
+}
+
+/// Decoding in candle's operations: rows padded on the left.
+pub(super) struct Plain {
     cache: Cache,
     /// Padding on the left of each row.
     starts: Vec<usize>,
@@ -14,20 +47,24 @@ pub(super) struct Decoding {
     columns: usize,
 }
 
-impl Decoding {
-    /// Reads prompts, each with the number of tokens that may follow it. Returns the logits after each: (B, V).
-    pub(super) fn start(model: &Model, prompts: &[(&[u32], usize)]) -> Result<(Self, Vec<f32>), LmError> {
+impl Plain {
+    pub(super) fn start(model: &Model, prompts: &[(&[u32], usize)], logits: &mut Vec<f32>) -> Result<Self, LmError> {
         let rows: Vec<&[u32]> = prompts.iter().map(|(ids, _)| *ids).collect();
         let ids = plain::pad(&rows, true, model.device())?;
         let columns = ids.dim(1)?;
         let starts: Vec<usize> = rows.iter().map(|row| columns - row.len()).collect();
         let mut decoding = Self { cache: model.layers.iter().map(|_| None).collect(), starts, columns: 0 };
-        let logits = decoding.forward(model, &ids)?;
-        Ok((decoding, logits))
+        *logits = decoding.forward(model, &ids)?;
+        Ok(decoding)
     }
 
-    /// Goes on with those rows that are kept, by their place in the last call, and a token for each: (B, V).
-    pub(super) fn step(&mut self, model: &Model, kept: &[usize], tokens: &[u32]) -> Result<Vec<f32>, LmError> {
+    pub(super) fn step(
+        &mut self,
+        model: &Model,
+        kept: &[usize],
+        tokens: &[u32],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), LmError> {
         if kept.len() < self.starts.len() {
             let places: Vec<u32> = kept.iter().map(|place| *place as u32).collect();
             let places = Tensor::new(places, model.device())?;
@@ -38,7 +75,8 @@ impl Decoding {
             self.starts = kept.iter().map(|place| self.starts[*place]).collect();
         }
         let ids = Tensor::new(tokens, model.device())?.unsqueeze(1)?;
-        self.forward(model, &ids)
+        *logits = self.forward(model, &ids)?;
+        Ok(())
     }
 
     fn forward(&mut self, model: &Model, ids: &Tensor) -> Result<Vec<f32>, LmError> {

@@ -4,12 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::decode::Decoding;
 use super::random::Stream;
-use super::{Config, Files, LmError, weights};
+use super::{Config, Files, LmError, cpu, weights};
 
 /// The weights of one layer; (out, in) where they are matrices.
 #[derive(Debug)]
@@ -29,15 +30,19 @@ pub(super) struct Layer {
 ///
 /// Frozen weights build no graph. Trainable ones are [`Var`]s: what is computed from them has gradients, and changing
 /// one in place changes the model.
-#[derive(Debug)]
+///
+/// A clone is the same model: it shares the weights.
+#[derive(Debug, Clone)]
 pub struct Model {
-    config: Config,
+    config: Arc<Config>,
     device: Device,
-    weights: BTreeMap<String, Tensor>,
+    weights: Arc<BTreeMap<String, Tensor>>,
     pub(super) embedding: Tensor, // (V, D)
-    pub(super) layers: Vec<Layer>,
+    pub(super) layers: Arc<Vec<Layer>>,
     pub(super) norm: Tensor, // (D)
     pub(super) head: Tensor, // (V, D)
+    /// What the CPU's passes keep from one to the next.
+    pub(super) kept: Arc<cpu::Kept>,
 }
 
 impl Model {
@@ -145,13 +150,14 @@ impl Model {
         let embedding = take("model.embed_tokens.weight");
         let head = if config.tie_word_embeddings { embedding.clone() } else { take("lm_head.weight") };
         Ok(Self {
-            layers: (0..config.num_hidden_layers).map(layer).collect(),
+            layers: Arc::new((0..config.num_hidden_layers).map(layer).collect()),
             norm: take("model.norm.weight"),
             device: device.unwrap_or(Device::Cpu),
             embedding,
             head,
-            config,
-            weights,
+            config: Arc::new(config),
+            weights: Arc::new(weights),
+            kept: Arc::default(),
         })
     }
 
@@ -163,6 +169,11 @@ impl Model {
     /// Where the weights are.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Whether `cpu/` computes it, rather than candle's operations.
+    pub(super) fn on_cpu(&self) -> bool {
+        self.device.is_cpu()
     }
 
     /// The weights by name, variables or not.
@@ -177,7 +188,8 @@ impl Model {
             return Ok(Vec::new());
         }
         let prompts: Vec<(&[u32], usize)> = prompts.iter().map(|prompt| (*prompt, 0)).collect();
-        let (_, logits) = Decoding::start(self, &prompts)?;
+        let mut logits = Vec::new();
+        Decoding::start(self, &prompts, &mut logits)?;
         Ok(logits.chunks(self.config.vocab_size).map(<[f32]>::to_vec).collect())
     }
 

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
-use super::{LmError, Model, plain};
+use super::{LmError, Model, cpu, plain};
 
 /// Tokens of a prompt and its response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +88,7 @@ pub fn response_logprobs(model: &Model, sequences: &[Sequence]) -> Result<Vec<Ve
     check(model, sequences)?;
     let mut all = Vec::with_capacity(sequences.len());
     for pass in passes(sequences) {
-        let values = token_logprobs(model, pass)?.logprobs.to_vec1::<f32>()?;
+        let values = scores(model, None, pass, false)?.0.to_vec1::<f32>()?;
         all.extend(by_sequence(pass, &values));
     }
     Ok(all)
@@ -96,12 +96,13 @@ pub fn response_logprobs(model: &Model, sequences: &[Sequence]) -> Result<Vec<Ve
 
 /// Returns KL(policy‖reference) over the whole vocabulary at each response token, in nats. Builds no graph.
 ///
-/// Errs where [`response_logprobs`] does, and on models of different vocabularies.
+/// Errs where [`response_logprobs`] does, and on models of different vocabularies or devices.
 pub fn response_kl(policy: &Model, reference: &Model, sequences: &[Sequence]) -> Result<Vec<Vec<f32>>, LmError> {
-    check(policy, sequences)?;
+    check_both(policy, reference, sequences)?;
     let mut all = Vec::with_capacity(sequences.len());
     for pass in passes(sequences) {
-        let values = token_kl(policy, reference, pass)?.to_vec1::<f32>()?;
+        let kl = scores(policy, Some(reference), pass, false)?.1;
+        let values = kl.map(|kl| kl.to_vec1::<f32>()).transpose()?.unwrap_or_default();
         all.extend(by_sequence(pass, &values));
     }
     Ok(all)
@@ -110,8 +111,7 @@ pub fn response_kl(policy: &Model, reference: &Model, sequences: &[Sequence]) ->
 /// As [`response_logprobs`], with gradients to those weights that are variables, and as one pass.
 pub fn token_logprobs(model: &Model, sequences: &[Sequence]) -> Result<Tokens, LmError> {
     check(model, sequences)?;
-    let (rows, chosen, targets) = predictions(sequences);
-    let logprobs = plain::pick(&plain::log_softmax_at(model, &rows, &chosen)?, &targets)?;
+    let (logprobs, _) = scores(model, None, sequences, true)?;
     Ok(Tokens { logprobs, segments: segments(sequences) })
 }
 
@@ -126,17 +126,56 @@ pub fn token_logprobs_and_kl(
     reference: &Model,
     sequences: &[Sequence],
 ) -> Result<(Tokens, Tensor), LmError> {
+    check_both(policy, reference, sequences)?;
+    let (logprobs, kl) = scores(policy, Some(reference), sequences, true)?;
+    let tokens = Tokens { logprobs, segments: segments(sequences) };
+    Ok((tokens, kl.expect("there is a reference")))
+}
+
+fn check_both(policy: &Model, reference: &Model, sequences: &[Sequence]) -> Result<(), LmError> {
     check(policy, sequences)?;
     check(reference, sequences)?;
     let (theirs, ours) = (reference.config().vocab_size, policy.config().vocab_size);
     if theirs != ours {
         return Err(LmError::Mismatch { what: format!("the policy has {ours} tokens, the reference has {theirs}") });
     }
+    if !policy.device().same_device(reference.device()) {
+        return Err(LmError::Mismatch { what: "they are on different devices".to_owned() });
+    }
+    Ok(())
+}
+
+/// Log-probabilities and divergences of the response tokens, with a graph if `graph`.
+fn scores(
+    model: &Model,
+    reference: Option<&Model>,
+    sequences: &[Sequence],
+    graph: bool,
+) -> Result<(Tensor, Option<Tensor>), LmError> {
+    if model.on_cpu() {
+        return cpu::scores_of(model, reference, sequences, graph);
+    }
+    let (logprobs, kl) = plain_scores(model, reference, sequences)?;
+    Ok(if graph { (logprobs, kl) } else { (logprobs.detach(), kl.map(|kl| kl.detach())) })
+}
+
+/// As [`scores`], in candle's operations.
+pub(super) fn plain_scores(
+    model: &Model,
+    reference: Option<&Model>,
+    sequences: &[Sequence],
+) -> Result<(Tensor, Option<Tensor>), LmError> {
     let (rows, chosen, targets) = predictions(sequences);
-    let logits = plain::log_softmax_at(policy, &rows, &chosen)?;
-    let fixed = plain::log_softmax_at(reference, &rows, &chosen)?.detach();
-    let tokens = Tokens { logprobs: plain::pick(&logits, &targets)?, segments: segments(sequences) };
-    Ok((tokens, plain::kl(&logits, &fixed)?))
+    if chosen.is_empty() {
+        let nothing = || Tensor::zeros(0, DType::F32, model.device());
+        return Ok((nothing()?, reference.map(|_| nothing()).transpose()?));
+    }
+    let logits = plain::log_softmax_at(model, &rows, &chosen)?;
+    let kl = match reference {
+        None => None,
+        Some(reference) => Some(plain::kl(&logits, &plain::log_softmax_at(reference, &rows, &chosen)?.detach())?),
+    };
+    Ok((plain::pick(&logits, &targets)?, kl))
 }
 
 /// The rows, where in them (padded on the right) a response token is predicted, and the predicted tokens.

@@ -192,7 +192,8 @@ pub fn sample(
         })
         .collect();
     let batch: Vec<(&[u32], usize)> = prompts.iter().map(|prompt| (prompt.ids.as_slice(), room(prompt))).collect();
-    let (mut decoding, mut logits) = Decoding::start(model, &batch)?;
+    let mut logits = Vec::new();
+    let mut decoding = Decoding::start(model, &batch, &mut logits)?;
     let ends = |token| config.eos_token_ids.contains(&token) || tokenizer.eos().contains(&token);
     let mut picker = Picker { settings, candidates: Vec::new() };
     while !rows.is_empty() {
@@ -226,7 +227,7 @@ pub fn sample(
         if !rows.is_empty() {
             let tokens: Vec<u32> =
                 rows.iter().map(|row| *row.ids.last().expect("a row goes on after a token")).collect();
-            logits = decoding.step(model, &kept, &tokens)?;
+            decoding.step(model, &kept, &tokens, &mut logits)?;
         }
     }
     Ok(responses)

@@ -10,6 +10,7 @@ mod kill;
 mod layers;
 mod lm_golden;
 mod pictures;
+mod quickstart;
 mod real;
 mod sandbox;
 mod scheduler;

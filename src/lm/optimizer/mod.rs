@@ -126,7 +126,7 @@ struct Rates {
 impl Optimizer {
     /// Starts with moments of zero.
     ///
-    /// Parameters are f32, contiguous; their storage is updated in place, so that tensors detached from them follow.
+    /// Parameters are f32, contiguous; they are updated in place, and tensors that share their storage with them.
     pub fn new(settings: OptimizerSettings, parameters: &BTreeMap<String, Var>) -> Result<Self, LmError> {
         let has_first = settings.name == OptimizerName::AdamW;
         let slot = |(name, parameter): (&String, &Var)| -> Result<Slot, LmError> {

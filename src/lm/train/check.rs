@@ -12,6 +12,8 @@ pub(super) fn settings(settings: &TrainSettings) -> Result<(), LmError> {
     want(settings.batch > 0, "batch", "is 0, a step needs an example")?;
     want(settings.micro_batch != Some(0), "micro_batch", "is 0, a pass needs a sequence")?;
     want(settings.optimizer.lr.is_finite(), "optimizer.lr", "is not finite")?;
+    // An embedding that never came up has a gradient and moments of 0, and 0/0 would make it NaN.
+    want(settings.optimizer.eps > 0.0, "optimizer.eps", "is not above 0")?;
     want(settings.clip >= 0.0, "clip", "is below 0; 0 does not clip")?;
     want(settings.kl_weight >= 0.0 && settings.kl_weight.is_finite(), "kl_weight", "is not a weight of 0 or more")?;
     want(settings.kl_budget.is_none_or(|budget| budget > 0.0), "kl_budget", "is not above 0")
@@ -66,10 +68,13 @@ mod tests {
         assert!(settings(&sound).is_ok());
         let mut lr = sound.clone();
         lr.optimizer.lr = f64::NAN;
+        let mut eps = sound.clone();
+        eps.optimizer.eps = 0.0;
         for (field, broken) in [
             ("batch", TrainSettings { batch: 0, ..sound.clone() }),
             ("micro_batch", TrainSettings { micro_batch: Some(0), ..sound.clone() }),
             ("optimizer.lr", lr),
+            ("optimizer.eps", eps),
             ("clip", TrainSettings { clip: -1.0, ..sound.clone() }),
             ("kl_weight", TrainSettings { kl_weight: f64::INFINITY, ..sound.clone() }),
             ("kl_budget", TrainSettings { kl_budget: Some(0.0), ..sound.clone() }),

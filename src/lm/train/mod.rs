@@ -78,8 +78,6 @@ pub struct Trainer {
     examples: Vec<Example>,
     /// What is trained.
     policy: Model,
-    /// The same weights, without graph: it follows every update.
-    frozen: Model,
     parameters: BTreeMap<String, Var>,
     reference: Option<Model>,
     optimizer: Optimizer,
@@ -152,9 +150,7 @@ impl Trainer {
             let what = format!("the vocabularies have {} and {other} tokens", config.vocab_size);
             return Err(LmError::Mismatch { what });
         }
-        let (policy, parameters) = Model::trainable(config.clone(), weights)?;
-        let detached = parameters.iter().map(|(name, parameter)| (name.clone(), parameter.as_detached_tensor()));
-        let frozen = Model::frozen(config, detached.collect())?;
+        let (policy, parameters) = Model::trainable(config, weights)?;
         let optimizer = Optimizer::new(settings.optimizer.clone(), &parameters)?;
         let mut order = Order::new(examples.len(), settings.seed);
         let probes = match settings.kl_budget {
@@ -165,7 +161,6 @@ impl Trainer {
             settings,
             examples,
             policy,
-            frozen,
             parameters,
             reference,
             optimizer,
@@ -192,9 +187,9 @@ impl Trainer {
         &self.records
     }
 
-    /// The model as it is now, without graph.
+    /// The model as it is now.
     pub fn model(&self) -> &Model {
-        &self.frozen
+        &self.policy
     }
 
     /// Does one optimiser update, over `batch` examples.
@@ -206,7 +201,9 @@ impl Trainer {
         }
         let step = self.step_count();
         let indices = self.order.batch(step, self.settings.batch);
-        let examples: Vec<&Example> = indices.iter().map(|index| &self.examples[*index]).collect();
+        let mut examples: Vec<&Example> = indices.iter().map(|index| &self.examples[*index]).collect();
+        // Where a device pads the sequences of a pass, they should be of like length.
+        examples.sort_by_key(|example| example.sequences.iter().map(|sequence| sequence.ids.len()).max());
         let totals = Totals::of(examples.iter().copied());
         let ids = || examples.iter().map(|example| example.id.clone()).collect();
         let not_finite = |what| LmError::NotFinite { what, step: step + 1, examples: ids() };
@@ -286,8 +283,11 @@ impl Trainer {
             self.backward(&pass, &verdict.slopes, &on_diagonal, totals, gathered)?;
             verdict
         } else {
-            let logprobs = response_logprobs(&self.frozen, &sequences)?;
-            let sums: Vec<f64> = logprobs.iter().map(|logprobs| sum(logprobs)).collect();
+            let mut sums = Vec::with_capacity(sequences.len());
+            for run in &runs {
+                let logprobs = response_logprobs(&self.policy, &sequences[run.clone()])?;
+                sums.extend(logprobs.iter().map(|logprobs| sum(logprobs)));
+            }
             let Some(verdict) = judge(&sums)? else { return Ok(false) };
             for run in runs {
                 let pass = self.forward(&sequences[run.clone()])?;
@@ -355,7 +355,7 @@ impl Trainer {
     /// KL on the probes, nats a response token; `None` without a budget.
     fn probe(&self) -> Result<Option<f64>, LmError> {
         let (Some(_), Some(reference)) = (self.settings.kl_budget, &self.reference) else { return Ok(None) };
-        let kl = response_kl(&self.frozen, reference, &self.probes)?;
+        let kl = response_kl(&self.policy, reference, &self.probes)?;
         let tokens: usize = kl.iter().map(Vec::len).sum();
         Ok(Some(kl.iter().map(|kl| sum(kl)).sum::<f64>() / tokens as f64))
     }
@@ -396,7 +396,7 @@ impl Trainer {
 
     /// Writes the model into a directory that exists: `config.json`, `generation_config.json`, `model.safetensors`.
     pub fn save(&self, directory: &Path) -> Result<(), LmError> {
-        self.frozen.save(directory)
+        self.policy.save(directory)
     }
 }
 

@@ -1,8 +1,6 @@
 //! The trainer on tiny random models: to the same bits after any interruption, the same gradient however it is cut, and
 //! the loss where it should go.
 
-use candle_core::DType;
-
 use super::super::loss::{LengthNorm, Sides};
 use super::super::optimizer::OptimizerName;
 use super::super::random::Stream;
@@ -424,18 +422,6 @@ fn opposite_constitutions_are_told_apart_on_held_out_queries() {
 }
 
 #[test]
-fn model_without_graph_follows_every_update() {
-    let mut trainer = trainer(&settings(sami()), &queries(3, 2));
-    trainer.step().expect("steps");
-    for (name, parameter) in &trainer.parameters {
-        let frozen = &trainer.model().weights()[name];
-        assert!(!frozen.is_variable() && frozen.dtype() == DType::F32);
-        let apart = (frozen - parameter.as_tensor()).and_then(|apart| apart.abs()?.sum_all()?.to_scalar::<f32>());
-        assert_eq!(apart.expect("computes"), 0.0, "`{name}`");
-    }
-}
-
-#[test]
 fn records_are_lines_that_read_back() {
     let records = run(trainer(&settings(sami()), &queries(3, 2))).records;
     for record in records {
@@ -443,4 +429,29 @@ fn records_are_lines_that_read_back() {
         assert!(line.starts_with(r#"{"step":"#) && line.contains(r#""bound":"#) && !line.contains("kl"), "{line}");
         assert_eq!(serde_json::from_str::<StepRecord>(&line).expect("reads"), record);
     }
+}
+
+#[test]
+fn model_on_disk_is_trained_and_saved_and_loads_again() {
+    let (directory, made) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let files = |directory: &Path| -> Files {
+        let names = ["config.json", "generation_config.json", "model.safetensors"];
+        names.map(|name| (name.to_owned(), directory.join(name))).into()
+    };
+    Model::random(config(), 7, &Device::Cpu).and_then(|model| model.save(directory.path())).expect("saves");
+    let (settings, examples) = (settings(sami()), queries(3, 2));
+    let files_of_base = files(directory.path());
+    let mut trained =
+        Trainer::new(&files_of_base, Some(&files_of_base), examples.clone(), settings.clone(), &Device::Cpu)
+            .expect("gets ready");
+    assert!(trained.step().expect("steps").kl.is_some(), "a reference that is given is measured against");
+    trained.save(made.path()).expect("saves");
+    let loaded = Model::load(&files(made.path()), &Device::Cpu).expect("loads");
+    let logprobs = |model| response_logprobs(model, &examples[0].sequences).expect("scores");
+    assert_eq!(logprobs(&loaded), logprobs(trained.model()));
+    assert_ne!(logprobs(&loaded), logprobs(trained.reference.as_ref().expect("given")));
+
+    let other = Model::random(Config { vocab_size: 25, ..config() }, 7, &Device::Cpu).expect("makes");
+    let error = Trainer::of_weights(config(), weights(), Some(other), examples, settings).expect_err("other words");
+    assert!(error.to_string().contains("24 and 25"), "{error}");
 }

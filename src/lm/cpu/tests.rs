@@ -1,0 +1,212 @@
+//! The CPU's passes against `plain.rs`, and their two rules.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+
+use super::{Decoding, scores_of};
+use crate::lm::decode::Plain;
+use crate::lm::logprobs::plain_scores;
+use crate::lm::random::Stream;
+use crate::lm::{Config, Model, Sequence};
+
+/// Odd sizes on purpose: heads narrower than a tile, a vocabulary and an inner width that are no multiples of anything.
+fn config(kv_heads: usize, head_dim: usize, tie: bool, window: Option<usize>) -> Config {
+    Config {
+        model_type: "mistral".to_owned(),
+        vocab_size: 61,
+        hidden_size: 36,
+        intermediate_size: 50,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: kv_heads,
+        head_dim,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        max_position_embeddings: 512,
+        tie_word_embeddings: tie,
+        sliding_window: window,
+        bos_token_id: Some(1),
+        eos_token_ids: vec![2],
+        pad_token_id: None,
+    }
+}
+
+fn configs() -> Vec<Config> {
+    vec![
+        config(4, 8, true, None),
+        config(2, 10, false, None),
+        config(1, 34, true, Some(7)),
+        config(2, 16, false, Some(40)),
+    ]
+}
+
+/// Random weights with norms that are not all 1, and attention that is not nearly uniform.
+fn weights(config: &Config, seed: u64) -> BTreeMap<String, Tensor> {
+    let mut weights = Model::random(config.clone(), seed, &Device::Cpu).unwrap().weights().clone();
+    for (name, tensor) in &mut weights {
+        let mut stream = Stream::new(seed, name);
+        let mut value = |old: f32| if name.contains("norm") { 1.0 + 0.3 * stream.normal() } else { old * 2.0 };
+        let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let values: Vec<f32> = values.into_iter().map(&mut value).collect();
+        *tensor = Tensor::from_vec(values, tensor.shape(), &Device::Cpu).unwrap();
+    }
+    weights
+}
+
+fn model(config: &Config, seed: u64) -> Model {
+    Model::frozen(config.clone(), weights(config, seed)).unwrap()
+}
+
+fn ids(length: usize, seed: u64) -> Vec<u32> {
+    let mut stream = Stream::new(seed, "ids");
+    (0..length).map(|_| stream.below(61) as u32).collect()
+}
+
+/// Sequences of different lengths; some share a prompt, some have no response, one is long.
+fn sequences() -> Vec<Sequence> {
+    let shared = ids(9, 100);
+    let mut all: Vec<Sequence> = (0..3)
+        .map(|seed| Sequence { ids: [shared.clone(), ids(3 + 5 * seed, seed as u64)].concat(), prompt: 9 })
+        .collect();
+    all.push(Sequence { ids: ids(1, 5), prompt: 1 });
+    all.push(Sequence { ids: ids(2, 6), prompt: 1 });
+    all.push(Sequence { ids: ids(140, 7), prompt: 3 });
+    all.push(Sequence { ids: ids(12, 8), prompt: 11 });
+    all.push(Sequence { ids: shared, prompt: 9 });
+    all
+}
+
+fn numbers(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn scores_equal_the_plain_ones() {
+    for config in configs() {
+        let (policy, reference) = (model(&config, 1), model(&config, 2));
+        let (ours, kl) = scores_of(&policy, Some(&reference), &sequences(), false).unwrap();
+        let (plain, plain_kl) = plain_scores(&policy, Some(&reference), &sequences()).unwrap();
+        assert!(difference(&numbers(&ours), &numbers(&plain)) < 1e-4, "{config:?}");
+        let (kl, plain_kl) = (numbers(&kl.unwrap()), numbers(&plain_kl.unwrap()));
+        assert!(kl.iter().all(|kl| *kl > 0.01), "two random models differ: {kl:?}");
+        assert!(difference(&kl, &plain_kl) < 1e-4, "{config:?}");
+        let alone = scores_of(&policy, None, &sequences(), false).unwrap().0;
+        assert_eq!(numbers(&alone), numbers(&ours), "a reference changes nothing");
+    }
+}
+
+#[test]
+fn a_batch_gives_the_bits_of_its_rows() {
+    for config in configs() {
+        let (policy, reference) = (model(&config, 1), model(&config, 2));
+        let (together, kl) = scores_of(&policy, Some(&reference), &sequences(), false).unwrap();
+        let (mut alone, mut kl_alone) = (Vec::new(), Vec::new());
+        for sequence in sequences() {
+            let (one, kl) = scores_of(&policy, Some(&reference), &[sequence], false).unwrap();
+            alone.extend(numbers(&one));
+            kl_alone.extend(numbers(&kl.unwrap()));
+        }
+        assert_eq!(numbers(&together), alone);
+        assert_eq!(numbers(&kl.unwrap()), kl_alone);
+    }
+}
+
+#[test]
+fn token_by_token_gives_the_bits_of_all_at_once() {
+    for config in configs() {
+        let model = model(&config, 3);
+        let text = ids(70, 9);
+        let (mut logits, mut whole, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+        let mut decoding = Decoding::start(&model, &[(&text[..1], 69)], &mut logits).unwrap();
+        let mut plainly = Plain::start(&model, &[(&text[..1], 69)], &mut plain).unwrap();
+        for at in 1..70 {
+            Decoding::start(&model, &[(&text[..at], 0)], &mut whole).unwrap();
+            assert_eq!(logits, whole, "token {at} of {config:?}");
+            assert!(difference(&logits, &plain) < 1e-4, "token {at} of {config:?}");
+            decoding.step(&model, &[0], &text[at..=at], &mut logits).unwrap();
+            plainly.step(&model, &[0], &text[at..=at], &mut plain).unwrap();
+        }
+    }
+}
+
+#[test]
+fn decoding_a_batch_gives_the_bits_of_its_rows() {
+    for config in configs() {
+        let model = model(&config, 3);
+        let prompts: Vec<Vec<u32>> = (0..40).map(|row| ids(1 + row % 13, row as u64 / 2)).collect();
+        let all: Vec<(&[u32], usize)> = prompts.iter().map(|ids| (ids.as_slice(), 5)).collect();
+        let (mut together, mut alone) = (Vec::new(), Vec::new());
+        let mut batch = Decoding::start(&model, &all, &mut together).unwrap();
+        // Every third row leaves after the first token.
+        let kept: Vec<usize> = (0..40).filter(|row| row % 3 != 0).collect();
+        let rows: Vec<Vec<f32>> = together.chunks(61).map(<[f32]>::to_vec).collect();
+        batch.step(&model, &kept, &vec![7; kept.len()], &mut together).unwrap();
+        let mut after = together.chunks(61);
+        for (row, prompt) in all.iter().enumerate() {
+            let mut decoding = Decoding::start(&model, &[*prompt], &mut alone).unwrap();
+            assert_eq!(alone, rows[row]);
+            if row % 3 != 0 {
+                decoding.step(&model, &[0], &[7], &mut alone).unwrap();
+                assert_eq!(alone, after.next().unwrap());
+            }
+        }
+    }
+}
+
+/// Gradients of a loss that uses log-probabilities and divergences with different signs.
+fn gradients(config: &Config, cpu: bool) -> (f32, BTreeMap<String, Vec<f32>>) {
+    let (policy, variables): (Model, BTreeMap<String, Var>) =
+        Model::trainable(config.clone(), weights(config, 1)).unwrap();
+    let reference = model(config, 2);
+    let (logprobs, kl) = if cpu {
+        scores_of(&policy, Some(&reference), &sequences(), true).unwrap()
+    } else {
+        plain_scores(&policy, Some(&reference), &sequences()).unwrap()
+    };
+    let mut stream = Stream::new(4, "loss");
+    let factors: Vec<f32> = (0..logprobs.elem_count()).map(|_| stream.normal()).collect();
+    let factors = Tensor::new(factors, &Device::Cpu).unwrap();
+    let loss =
+        ((logprobs * factors).unwrap().sum_all().unwrap() + (kl.unwrap() * 0.3).unwrap().sum_all().unwrap()).unwrap();
+    let store = loss.backward().unwrap();
+    let of = |variable: &Var| numbers(store.get(variable).expect("every weight has a gradient"));
+    let gradients = variables.iter().map(|(name, variable)| (name.clone(), of(variable))).collect();
+    (loss.to_scalar().unwrap(), gradients)
+}
+
+#[test]
+fn gradients_equal_the_plain_ones() {
+    for config in configs() {
+        let ((loss, ours), (plain_loss, plain)) = (gradients(&config, true), gradients(&config, false));
+        assert!((loss - plain_loss).abs() < 1e-3, "{loss} {plain_loss}");
+        for (name, plain) in plain {
+            let norm = plain.iter().map(|x| x * x).sum::<f32>().sqrt();
+            let error = ours[&name].iter().zip(&plain).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+            assert!(norm > 1e-3 && error < 1e-4 * norm, "{name} of {config:?}: error {error}, norm {norm}");
+        }
+    }
+}
+
+#[test]
+fn nothing_depends_on_the_number_of_threads() {
+    let config = config(2, 10, true, Some(40));
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut logits = Vec::new();
+            let model = model(&config, 3);
+            Decoding::start(&model, &[(&ids(50, 1), 0), (&ids(20, 2), 0)], &mut logits).unwrap();
+            (logits, gradients(&config, true))
+        })
+    };
+    let one = run(1);
+    for threads in [2, 3, 8] {
+        assert!(run(threads) == one, "{threads} threads");
+    }
+}
