@@ -3,6 +3,7 @@
 mod bad_cache;
 mod bad_input;
 mod behaviour;
+mod cli;
 mod docs;
 mod explain;
 mod keys;
@@ -10,6 +11,8 @@ mod kill;
 mod layers;
 mod lm_golden;
 mod pictures;
+mod quickstart;
 mod real;
+mod resume;
 mod sandbox;
 mod scheduler;
