@@ -220,7 +220,7 @@ mod tests {
             let file = fs_err::OpenOptions::new().write(true).open(tmp.join(name)).unwrap();
             file.file().set_modified(std::time::UNIX_EPOCH).unwrap();
         }
-        let pipeline = crate::exec::toy::load("");
+        let pipeline = crate::exec::toy::load("[nodes.a]\nkind = \"command\"\nprogram = \"true\"\n");
         sweep(&store, &Journal::begin(&pipeline, &store, "toy.toml").unwrap()).unwrap();
         let left: Vec<String> = fs::list(&tmp)
             .unwrap()

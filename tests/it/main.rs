@@ -5,6 +5,7 @@ mod bad_input;
 mod behaviour;
 mod cli;
 mod docs;
+mod explain;
 mod keys;
 mod kill;
 mod layers;
