@@ -13,5 +13,6 @@ mod lm_golden;
 mod pictures;
 mod quickstart;
 mod real;
+mod resume;
 mod sandbox;
 mod scheduler;
