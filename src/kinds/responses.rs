@@ -19,6 +19,7 @@ pub(super) struct Responses {
     /// Its constitutions.
     pub(super) constitutions: Vec<Constitution>,
     /// A response to each.
+    #[expect(clippy::struct_field_names, reason = "as in the rows")]
     pub(super) responses: Vec<Response>,
 }
 

@@ -309,11 +309,8 @@ fn how_a_node_is_executed_and_what_it_is_called_is_not_in_the_key() {
 #[test]
 fn keys_are_what_they_were() {
     let pipeline = load(PIPELINE);
-    let text: String = pipeline
-        .nodes
-        .iter()
-        .map(|node| format!("{} {}\n", key::key(&preimage(node)).short(), preimage(node)))
-        .collect();
+    let line = |node| format!("{} {}\n", key::key(&preimage(node)).short(), preimage(node));
+    let text = pipeline.nodes.iter().map(line).collect::<Vec<_>>().concat();
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/keys.txt");
     if env::BLESS.get().is_some() {
         fs_err::write(path, text).expect("writes");
