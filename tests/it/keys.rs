@@ -256,7 +256,8 @@ fn every_field_of_every_kind_is_in_the_key() {
         assert_ne!(key::key(&old_preimage), key::key(&new_preimage), "{name}: `{new}` does not change the key");
         let differences = key::diff(&old_preimage, &new_preimage);
         assert!(!differences.is_empty());
-        let fields = differences.iter().map(|change| change.path.split('.').next().unwrap_or_default().to_owned());
+        let fields =
+            differences.iter().map(|change| change.path.split(['.', '[']).next().unwrap_or_default().to_owned());
         covered.entry(name).or_default().extend(fields);
         for other in before.nodes.iter().filter(|other| other.name != *name) {
             assert_eq!(preimage(other), preimage(node(&after, &other.name)), "{name}: `{new}` changes {}", other.name);
