@@ -4,6 +4,7 @@ mod bad_cache;
 mod bad_input;
 mod behaviour;
 mod docs;
+mod gradients;
 mod keys;
 mod kill;
 mod layers;
