@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn a_line_has_the_metrics_that_matter() {
         let score =
-            json!({"rows": 100, "accuracy_row": 0.75, "bound": 0.345_678, "bound_ceiling": 0.693_1, "dropped.x": 1});
+            json!({"rows": 100, "accuracy_row": 0.75, "bound": 0.345_678, "bound_ceiling": 0.75, "dropped.x": 1});
         assert_eq!(headline(&metrics(score)), ["bound 0.3457", "accuracy_row 0.7500", "rows 100"]);
         let evaluate =
             json!({"win_rate.sami": 0.7, "win_rate_low.sami": 0.61, "win_rate_high.sami": 0.78, "adherence.sami": 0.8});

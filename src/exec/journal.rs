@@ -139,7 +139,7 @@ pub fn attempt_directory(node: &str, attempt: u32) -> String {
     format!("{name}.{attempt}")
 }
 
-/// Removes what processes that were killed left in `tmp/`. Whoever is at a key holds its lock; a file that is being
+/// Removes what processes that were killed left in `tmp/`, and in `partial/` for keys that are done. Whoever is at a key holds its lock; a file that is being
 /// written is younger than an hour by the file system's own clock, which the run's directory has just been told.
 pub(super) fn sweep(store: &Store, journal: &Journal) -> Result<(), ExecError> {
     const HOUR: Duration = Duration::from_secs(3600);
@@ -158,6 +158,15 @@ pub(super) fn sweep(store: &Store, journal: &Journal) -> Result<(), ExecError> {
         let old = written.is_ok_and(|written| now.duration_since(written).is_ok_and(|age| age > HOUR));
         if old && !Path::new("/proc").join(writer).exists() {
             fs::remove_file(&path)?;
+        }
+    }
+    for path in fs::list(&store.root().join("partial"))? {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if let Ok(key) = name.parse::<Digest>()
+            && let Some(_lock) = store.try_lock_key(&key)?
+            && store.node(&key)?.is_some()
+        {
+            store.clear_partial(&key)?;
         }
     }
     Ok(())

@@ -46,6 +46,9 @@ impl Source {
     }
 }
 
+/// The slices of a dataset that nodes take, as rows left out and taken, each with a place where it is written.
+type Slices = BTreeMap<(u64, Option<u64>), Range<usize>>;
+
 /// Content ids of sources.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
@@ -72,7 +75,7 @@ impl Sources {
         put: bool,
     ) -> Result<Self, ExecError> {
         let mut models: BTreeSet<&str> = BTreeSet::new();
-        let mut datasets: BTreeMap<&str, BTreeMap<(u64, Option<u64>), Range<usize>>> = BTreeMap::new();
+        let mut datasets: BTreeMap<&str, Slices> = BTreeMap::new();
         for link in nodes.iter().flat_map(|node| &pipeline.nodes[*node].links) {
             match &link.target {
                 Target::Node(_) => {}
@@ -140,7 +143,7 @@ impl Reader<'_> {
     fn dataset(
         &self,
         name: &str,
-        slices: &BTreeMap<(u64, Option<u64>), Range<usize>>,
+        slices: &Slices,
         index: &mut Index,
         sources: &mut Sources,
         findings: &mut Vec<Diagnostic>,
