@@ -119,7 +119,8 @@ fn panel(svg: &mut String, left: f64, title: &str, evaluations: &[&Value]) {
 
 fn collapse() -> std::io::Result<()> {
     let cache = tempfile::tempdir()?;
-    let longer = |sets: [&str; 2]| ["iterations=8"].iter().chain(&sets).map(|set| (*set).to_owned()).collect::<Vec<_>>();
+    let longer =
+        |sets: [&str; 2]| ["iterations=8"].iter().chain(&sets).map(|set| (*set).to_owned()).collect::<Vec<_>>();
     let (free, _) = run(cache.path(), &longer(["kl_weight=0.0", "kl_budget=1000.0"]))?;
     let (held, _) = run(cache.path(), &longer(["kl_weight=0.6", "kl_budget=0.08"]))?;
     let mut svg = String::from(

@@ -105,7 +105,8 @@ inputs inputs.text = id files of next@1
 recipe args = [\"-c\",\"cat {input.text}/*.txt > text.txt; echo bye >> text.txt; echo iteration 2\"]
  output = \"files\"
  program = \"sh\"
-artifact ID files, 41 B
+artifact ID
+ files, 41 B
 more sami cache show id · sami logs next@2
 
 result id id
@@ -141,7 +142,8 @@ id dataset 33 B 1 (source of small/upper)
     let only: Vec<&str> = list.lines().take(3).collect();
     says(&sandbox, &["cache", "ls", "--last", "2"], &(only.join("\n") + "\n4 more; `--last 6` lists all\n"));
     let shown = "\
-artifact ID files, 61 B
+artifact ID
+ files, 61 B
 node upper of pipeline small, kind command
 key ID
 made TIME in TOOK on HOST
