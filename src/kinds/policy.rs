@@ -305,8 +305,8 @@ fn sums(
 
 /// The places of the first item of each value.
 fn first_of_each<'a, T: Eq + Hash + 'a>(items: impl Iterator<Item = (usize, &'a T)>) -> Vec<usize> {
-    let mut seen: HashSet<&T> = HashSet::new();
-    items.filter(|(_, item)| seen.insert(item)).map(|(at, _)| at).collect()
+    let mut seen = HashSet::new();
+    items.filter(|(_, item)| seen.insert(*item)).map(|(at, _)| at).collect()
 }
 
 /// Splits rows, given as (length, bytes), into batches of like length, longest first, so that little of a batch is

@@ -341,10 +341,12 @@ impl Part<'_> {
             let place = |row| first + start + row;
             let lines = &mut scratch.weights[start * stride..];
             let seen = weights(shape, level, rows, query, &scratch.keys, place, lines, stride);
-            // The block's first row may see further back than this one: its columns begin at `from`.
-            for row in (0..rows).rev() {
+            for row in 0..rows {
                 let line = &mut lines[row * stride..][..to - from];
-                line.copy_within(..seen.len(), seen.start - from);
+                if seen.start > from {
+                    // The block's first query sees further back than this one: its columns begin at `from`.
+                    line.copy_within(..seen.len(), seen.start - from);
+                }
                 line[..seen.start - from].fill(0.0);
                 line[seen.end - from..].fill(0.0);
             }

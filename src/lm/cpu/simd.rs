@@ -74,7 +74,7 @@ macro_rules! for_each_level {
 ///
 /// Below −87 it is e^−87, above 88 it is e^88: results are never subnormal or infinite.
 #[inline(always)]
-pub(in crate::lm) fn exp(x: f32) -> f32 {
+fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
     // Adding and taking away 1.5 · 2²³ rounds to a whole number.
     let n = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
@@ -158,6 +158,16 @@ for_each_level! {
         let inverse = 1.0 / sum(x, |value| value);
         for value in x.iter_mut() {
             *value *= inverse;
+        }
+    }
+}
+
+for_each_level! {
+    /// Makes e^((x − the largest) · scale) of x, in place.
+    pub(in crate::lm) fn exp_all(x: &mut [f32], scale: f32) {
+        let top = largest(x);
+        for value in x.iter_mut() {
+            *value = exp((*value - top) * scale);
         }
     }
 }
