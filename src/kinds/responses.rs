@@ -19,7 +19,6 @@ pub(super) struct Answered {
     /// Its constitutions.
     pub(super) constitutions: Vec<Constitution>,
     /// A response to each.
-    #[expect(clippy::struct_field_names, reason = "as in the rows")]
     pub(super) responses: Vec<Response>,
 }
 

@@ -22,7 +22,6 @@ pub struct Score {
     #[serde(default)]
     pub(super) reference: Option<Input>,
     #[serde(default)]
-    #[expect(clippy::struct_field_names, reason = "as in pipeline files")]
     pub(super) score_eos: bool,
     #[serde(default = "yes")]
     pub(super) shuffle_principles: bool,
