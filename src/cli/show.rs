@@ -97,6 +97,9 @@ fn node_page(store: &Store, index: &Index, record: &NodeRecord, earlier: &[NodeR
         Err(_) => page.line("artifact", &format!("{}  is not in the cache any more", record.artifact)),
     }
     let node = quoted(&record.node);
+    if let Some((run, state)) = find::latest_state(store, &record.node)?.filter(|(_, state)| state == "failed") {
+        page.line("since", &format!("{state} in run {run}"));
+    }
     page.line("more", &format!("sami cache show {} · sami logs {node}", record.artifact.short()));
     if earlier.is_empty() {
         page.line("earlier", "no other results");

@@ -283,6 +283,27 @@ fn ids_may_be_cut_short_while_they_are_one() {
 }
 
 #[test]
+fn a_node_that_failed_is_told_of() {
+    let sandbox = Sandbox::with(&PIPELINE.replace("echo making it", "echo cannot; exit 7"));
+    sandbox.write("posts.jsonl", "{\"id\": 1}\n");
+    let done = sandbox.run(&[], 1);
+    assert_eq!((done.names("failed"), done.names("skipped")), (vec!["upper"], vec!["next@1", "next@2"]));
+    let fault = sandbox.sami(&["show", "upper"]).exits(USAGE.into()).stderr;
+    assert!(fault.contains("node `upper` has no result: it failed in run") && fault.contains("`sami logs upper`"));
+    let fault = sandbox.sami(&["cache", "show", "next"]).exits(USAGE.into()).stderr;
+    assert!(fault.contains("node `next@2` has no result: it was skipped in run"), "{fault}");
+    assert!(sandbox.sami(&["logs", "upper"]).exits(0).stdout.starts_with("cannot\n"));
+    assert!(plain(&sandbox.sami(&["runs"]).exits(0).stdout).ends_with("RUN small TIME TOOK failed 0 0 1 2\n"));
+    // Made once, then broken: the result stands, and what came after it is told.
+    sandbox.write("p.toml", PIPELINE);
+    sandbox.run(&[], 0);
+    sandbox.write("p.toml", &PIPELINE.replace("echo making it", "exit 7"));
+    sandbox.run(&[], 1);
+    let shown = plain(&sandbox.sami(&["show", "upper"]).exits(0).stdout);
+    assert!(shown.contains("\nsince failed in run RUN\n"), "{shown}");
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_error() {
     let sandbox = project();
     sandbox.write("big.toml", "[datasets.a]\nmake = { rows = 200000, seed = 1, template = '{\"n\": {{ row }}}' }\n[nodes.b]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-c\", \"cp {input.a}/rows.jsonl .\"]\ninputs = { a = \"a\" }\n");
