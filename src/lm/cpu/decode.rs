@@ -132,7 +132,9 @@ impl Decoding {
             finish(context, layer, &x, &mixed, Finished { middle: &mut middle, gate_up: None, out: &mut out });
             std::mem::swap(&mut x, &mut out);
         }
-        slots.iter_mut().for_each(|slot| slot.length += 1);
+        for slot in slots.iter_mut() {
+            slot.length += 1;
+        }
         put_logits(context, &x, logits);
         Ok(())
     }
