@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::ExecError;
 use super::job::{Job, JobResult, Word};
-use super::local::kill_group;
+use super::local::die;
 use crate::kinds::{self, Cx, InputArtifact, NodeError, Progress};
 use crate::store::Store;
 use crate::{env, fs};
@@ -113,7 +113,7 @@ fn lifeline(cancel: &Arc<AtomicBool>) -> Result<Option<UnixStream>, ExecError> {
             }
             cancel.store(true, Ordering::Relaxed);
         }
-        kill_group(0);
+        die()
     });
     Ok(Some(socket))
 }
@@ -129,7 +129,7 @@ impl Mouth {
     fn progress(&mut self, progress: Progress) {
         self.batches += 1;
         if env::FAULT.get().is_some_and(|fault| fault == format!("kill:batch:{}", self.batches)) {
-            kill_group(0);
+            die();
         }
         let due = self.last.is_none_or(|last| last.elapsed() >= BEAT);
         if due || progress.done >= progress.total {

@@ -32,14 +32,17 @@ fn pipeline(tone: &str) -> String {
     )
 }
 
-/// Ids, which differ from machine to machine only if something is wrong, and times, which always do, as stars.
+/// A text with stars for ids and for durations, and a space for each gap.
 fn masked(text: &str) -> String {
-    let mask = |word: &str| {
-        let id = word.len() >= 12 && word.chars().all(|letter| letter.is_ascii_hexdigit());
-        let time = word.contains('.') && word.parse::<f64>().is_ok();
-        if id || time { "*".to_owned() } else { word.to_owned() }
+    let line = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let mask = |(at, word): (usize, &&str)| {
+            let id = word.len() >= 12 && word.chars().all(|letter| letter.is_ascii_hexdigit());
+            let duration = word.parse::<f64>().is_ok() && matches!(words.get(at + 1), Some(&"ms" | &"s"));
+            if id || duration { "*".to_owned() } else { word.replace("ms", "s") }
+        };
+        words.iter().enumerate().map(mask).collect::<Vec<_>>().join(" ")
     };
-    let line = |line: &str| line.split_whitespace().map(mask).collect::<Vec<_>>().join(" ");
     text.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
