@@ -20,7 +20,9 @@ fn run(cache: &Path, sets: &[String]) -> std::io::Result<(Value, f64)> {
     let start = Instant::now();
     let mut command = Command::new(env!("CARGO_BIN_EXE_sami"));
     command.current_dir(ROOT).args(["run", "pipelines/quickstart.toml", "--json", "--cache"]).arg(cache);
-    sets.iter().for_each(|set| _ = command.args(["--set", set]));
+    for set in sets {
+        command.args(["--set", set]);
+    }
     let output = command.stderr(Stdio::inherit()).output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let done = serde_json::from_str(text.lines().last().unwrap_or_default())?;

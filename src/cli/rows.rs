@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::figures::{cut, figure, plain};
 
-/// Widest value among those on the first line.
+/// Widest value among those on the first line, if they are several.
 const SHORT: usize = 48;
 /// Texts of a field that are shown, and fields that have any.
 const MOST: usize = 4;
@@ -17,12 +17,13 @@ pub(super) fn lines(row: &str) -> Vec<String> {
     let Ok(Value::Object(fields)) = serde_json::from_str::<Value>(row) else { return vec![plain(row)] };
     let mut names: Vec<&String> = fields.keys().collect();
     names.sort_by_key(|name| FIRST.iter().position(|first| first == name).unwrap_or(FIRST.len()));
+    let width = if fields.len() > 2 { SHORT } else { 2 * SHORT };
     let mut short: Vec<String> = Vec::new();
     let (mut told, mut rest) = (Vec::new(), Vec::new());
     for name in names {
         let value = &fields[name];
         match value {
-            Value::String(text) => short.push(format!("{name} {}", cut(text, SHORT))),
+            Value::String(text) => short.push(format!("{name} {}", cut(text, width))),
             Value::Array(_) | Value::Object(_) => {
                 let texts = texts(value);
                 if texts.is_empty() { rest.push((name, vec![compact(value)])) } else { told.push((name, texts)) }
