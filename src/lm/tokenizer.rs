@@ -90,9 +90,8 @@ impl Tokenizer {
         let first = alone.get_ids().first().copied().filter(|id| Some(*id) != eos_token);
         let wanted = match settings.get("add_bos_token").and_then(Value::as_bool) {
             Some(true) => named("bos_token"),
-            Some(false) => None,
             None if settings.is_null() => config.and_then(|config| config.bos_token_id),
-            None => None,
+            Some(false) | None => None,
         };
         let mut eos: Vec<u32> = eos_token.into_iter().collect();
         for token in config.map_or(&[][..], |config| &config.eos_token_ids) {

@@ -154,7 +154,9 @@ impl Pass<'_> {
 
     fn in_order(&self, parts: Vec<Vec<f32>>) -> Vec<f32> {
         let mut total = vec![0.0; self.context.width];
-        parts.iter().for_each(|part| simd::add(&mut total, part));
+        for part in &parts {
+            simd::add(&mut total, part);
+        }
         total
     }
 
