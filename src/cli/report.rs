@@ -98,9 +98,10 @@ impl Report {
             }
             Form::Bars(all, bars) => {
                 match event {
-                    Event::NodeStart { node, .. } => {
+                    Event::NodeStart { node, why, .. } => {
                         let bar = all.add(ProgressBar::new_spinner().with_prefix(node.clone()));
-                        bar.set_style(style("{spinner} {prefix}  {elapsed} {wide_msg}"));
+                        bar.set_style(style("{spinner} {prefix}  {elapsed}  {wide_msg}"));
+                        bar.set_message(cut(why, WIDTH));
                         bar.enable_steady_tick(Duration::from_millis(120));
                         bars.insert(node.clone(), bar);
                     }
@@ -122,6 +123,7 @@ impl Report {
     }
 
     fn tell_in_words(&mut self, event: &Event) {
+        let bars = matches!(self.form, Form::Bars(..));
         let mut say = |word: &str, node: &str, rest: &str| {
             self.names = self.names.max(node.chars().count().min(32));
             let line = format!("{word:<5} {node:<width$}  {rest}", width = self.names);
@@ -132,6 +134,8 @@ impl Report {
                 let hits = if *hits > 0 { format!(", {} fresh", count(*hits as u64)) } else { String::new() };
                 self.line(&format!("run {run}: {}{hits}", plural(*nodes as u64, "node")));
             }
+            // The bar says it already.
+            Event::NodeStart { .. } if bars => {}
             Event::NodeStart { node, why, attempt, .. } => {
                 let again = if *attempt > 1 { format!("attempt {attempt}; ") } else { String::new() };
                 say("start", node, &cut(&format!("{again}{why}"), WIDTH));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
@@ -37,7 +38,7 @@ pub(super) struct Attempt {
     /// Its room on the machine.
     pub(super) place: Place,
     /// `cpu` or `cuda:N`.
-    pub(super) device: String,
+    pub(super) device: Arc<str>,
     /// When it began, for people.
     pub(super) started: String,
     /// What it printed.
@@ -70,7 +71,7 @@ pub(super) struct Given {
     pub(super) number: u32,
     pub(super) reason: Reason,
     pub(super) recipe: Recipe,
-    pub(super) device: String,
+    pub(super) device: Arc<str>,
     pub(super) place: Place,
     pub(super) lock: KeyLock,
 }
@@ -119,7 +120,7 @@ impl Attempt {
             inputs: inputs(pipeline, store, node, &recipe)?,
             key: recipe.key,
             output: pipeline.nodes[node].spec.output(),
-            device: device.clone(),
+            device: device.to_string(),
             threads: place.threads,
             micro_batch: pipeline.nodes[node].run.micro_batch,
             store: store.root().to_owned(),
@@ -182,7 +183,7 @@ impl Attempt {
             started: self.started.clone(),
             seconds,
             host: made.host.to_owned(),
-            device: self.device.clone(),
+            device: self.device.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

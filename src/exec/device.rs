@@ -1,30 +1,33 @@
 //! Devices by name.
 
+use std::sync::Arc;
+
 use super::ExecError;
 use super::room::is_light;
 use crate::pipeline::Pipeline;
 
 /// The device that a name means: `cpu`, or `cuda:N`. `auto` is the CPU; `cuda` is the first GPU.
-pub(super) fn device(name: &str) -> Option<String> {
+pub(super) fn device(name: &str) -> Option<Arc<str>> {
     match name {
-        "auto" | "cpu" => Some("cpu".to_owned()),
-        "cuda" => Some("cuda:0".to_owned()),
+        "auto" | "cpu" => Some("cpu".into()),
+        "cuda" => Some("cuda:0".into()),
         _ => {
             let number: u32 = name.strip_prefix("cuda:")?.parse().ok()?;
-            Some(format!("cuda:{number}"))
+            Some(format!("cuda:{number}").into())
         }
     }
 }
 
 /// The device of each node; `default` is for those that compute and name none.
-pub(super) fn devices(pipeline: &Pipeline, default: &str) -> Result<Vec<String>, ExecError> {
+pub(super) fn devices(pipeline: &Pipeline, default: &str) -> Result<Vec<Arc<str>>, ExecError> {
     let fallback = device(default).ok_or_else(|| ExecError::BadDevice { device: default.to_owned(), place: None })?;
+    let cpu: Arc<str> = "cpu".into();
     let of_node = |node: &crate::pipeline::Node| match node.run.device.as_deref() {
-        None if is_light(node.kind.name) => Ok("cpu".to_owned()),
-        None | Some("auto") => Ok(fallback.clone()),
+        None if is_light(node.kind.name) => Ok(Arc::clone(&cpu)),
+        None | Some("auto") => Ok(Arc::clone(&fallback)),
         Some(name) => device(name).ok_or_else(|| ExecError::BadDevice {
             device: name.to_owned(),
-            place: Some((std::sync::Arc::clone(&pipeline.source), node.span.clone())),
+            place: Some((Arc::clone(&pipeline.source), node.span.clone())),
         }),
     };
     pipeline.nodes.iter().map(of_node).collect()

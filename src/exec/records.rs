@@ -21,7 +21,7 @@ pub(super) enum Found {
 }
 
 /// Artifacts by key, the keys that nodes had latest, and the seals of files.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Records {
     artifacts: HashMap<Digest, Digest>,
     latest: HashMap<String, Digest>,

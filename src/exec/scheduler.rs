@@ -7,6 +7,7 @@
 //! moves its own dependants on in turn, which is early cutoff. (`phase` draws them.)
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use super::journal::{Journal, sweep};
 use super::local::Message;
 use super::phase::{Phase, phases};
 use super::record::{host, run_nodes};
-use super::records::Found;
+use super::records::{Found, Records};
 use super::room::{Full, Place, Room, Wish};
 use super::{Event, ExecError, Plan, Reason, RunOptions, State, Summary};
 use crate::digest::Digest;
@@ -97,10 +98,10 @@ struct Scheduler<'a> {
     phases: Vec<Phase>,
     /// Where nodes are in the order of the plan; those that are ready start in this order.
     place: Vec<usize>,
-    devices: Vec<String>,
+    devices: Vec<Arc<str>>,
     room: Room,
     /// Ready nodes by device, as (place, node).
-    ready: BTreeMap<String, BTreeSet<(usize, usize)>>,
+    ready: BTreeMap<Arc<str>, BTreeSet<(usize, usize)>>,
     /// Nodes whose key another process works at.
     held: BTreeSet<usize>,
     /// Those of which that was told.
@@ -205,7 +206,7 @@ impl Scheduler<'_> {
     }
 
     fn fill(&mut self) -> Result<(), ExecError> {
-        let mut busy: BTreeSet<String> = BTreeSet::new();
+        let mut busy: BTreeSet<Arc<str>> = BTreeSet::new();
         while self.stop == Stop::No {
             let firsts = self.ready.iter().filter(|(device, _)| !busy.contains(*device));
             let Some((_, node)) = firsts.filter_map(|(_, nodes)| nodes.first()).min().copied() else { break };
@@ -277,7 +278,7 @@ impl Scheduler<'_> {
             key,
             attempt: number,
             why: attempt.reason.to_string(),
-            device: attempt.device.clone(),
+            device: attempt.device.to_string(),
             threads: attempt.place.threads,
             log: attempt.log.clone(),
         };
@@ -474,6 +475,8 @@ impl Scheduler<'_> {
             }
         }
         self.index.save_stamps(&self.plan.records.stamps);
+        // All is known that it was asked for; what it holds would stand beside the run's record, which is as large.
+        self.plan.records = Records::default();
         let ended = self.journal.end(self.store, summary.ok(), &mut summary.nodes);
         self.index.add_run(self.journal.record());
         if let Some(error) = self.fault {
