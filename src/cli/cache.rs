@@ -11,26 +11,21 @@ use super::table::Table;
 use super::{CacheCommand, CommandResult, Context, DAMAGED, DONE, artifact, context, find};
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::digest::Digest;
-use crate::store::{Index, NodeRecord, Store, StoreError};
+use crate::fs;
+use crate::store::{Index, NodeRecord, Store, StoreError, Use};
 
 /// Dispatches a command on the cache.
 pub(crate) fn run(context: &Context, command: &CacheCommand) -> CommandResult {
-    let (store, index) = context.open_existing()?;
+    let store = &Store::open_existing(&context.cache_directory(None)?)?;
     match command {
-        CacheCommand::Ls { kind, last } => list(context, &store, &index, kind.as_deref(), *last),
-        CacheCommand::Show { id } => artifact::show(context, &store, &index, id),
-        CacheCommand::Cat { id, file } => cat(&store, &index, id, file.as_deref()),
-        CacheCommand::Du => usage(context, &store),
-        CacheCommand::Verify => verify(context, &store),
-        CacheCommand::Gc { dry_run, keep_runs } => {
-            drop(index);
-            gc(context, &store, *keep_runs, *dry_run)
-        }
-        CacheCommand::Rebuild => {
-            drop(index);
-            rebuild(context, &store)
-        }
-        CacheCommand::Checkout { id, dir } => checkout(context, &store, &index, id, dir),
+        CacheCommand::Ls { kind, last } => list(context, store, kind.as_deref(), *last),
+        CacheCommand::Show { id } => artifact::show(context, store, &Index::open(store)?, id),
+        CacheCommand::Cat { id, file } => cat(store, id, file.as_deref()),
+        CacheCommand::Du => usage(context, store),
+        CacheCommand::Verify => verify(context, store),
+        CacheCommand::Gc { dry_run, keep_runs } => gc(context, store, *keep_runs, *dry_run),
+        CacheCommand::Rebuild => rebuild(context, store),
+        CacheCommand::Checkout { id, dir } => checkout(context, store, id, dir),
     }
 }
 
@@ -41,16 +36,21 @@ struct Line {
     size: u64,
     files: usize,
     maker: Option<NodeRecord>,
+    /// Who took it, if no one made it.
+    user: Option<Use>,
 }
 
-fn list(context: &Context, store: &Store, index: &Index, kind: Option<&str>, last: usize) -> CommandResult {
+fn list(context: &Context, store: &Store, kind: Option<&str>, last: usize) -> CommandResult {
+    let index = Index::open(store)?;
     let mut lines = Vec::new();
     for id in store.artifact_ids()? {
         // `verify` tells of manifests that are damaged.
         let Ok(manifest) = store.manifest(&id) else { continue };
         if kind.is_none_or(|kind| manifest.kind == kind) {
             let maker = index.makers(&id).first().map(|maker| store.node(&maker.key)).transpose()?.flatten();
-            lines.push(Line { id, size: manifest.size(), files: manifest.files.len(), kind: manifest.kind, maker });
+            let user = if maker.is_none() { index.users(&id).into_iter().next() } else { None };
+            let (size, files) = (manifest.size(), manifest.files.len());
+            lines.push(Line { id, size, files, kind: manifest.kind, maker, user });
         }
     }
     // By run, then time within it: ids of runs are in order even if the clock was not.
@@ -65,9 +65,11 @@ fn list(context: &Context, store: &Store, index: &Index, kind: Option<&str>, las
     }
     let mut table = Table::new(["artifact", "type", "size", "files", "made by", "when"], &[2, 3]);
     for line in &lines {
-        let (node, when) = line.maker.as_ref().map_or(("(source)".into(), String::new()), |maker| {
-            (format!("{}/{}", maker.pipeline, maker.node), clock(&maker.started))
-        });
+        let (node, when) = match (&line.maker, &line.user) {
+            (Some(maker), _) => (format!("{}/{}", maker.pipeline, maker.node), clock(&maker.started)),
+            (None, Some(user)) => (format!("(source of {}/{})", user.pipeline, user.node), String::new()),
+            (None, None) => ("(source)".to_owned(), String::new()),
+        };
         table.row([line.id.short(), line.kind.clone(), bytes(line.size), line.files.to_string(), node, when]);
     }
     let mut text = table.text();
@@ -95,8 +97,8 @@ fn line_json(line: &Line) -> Value {
     })
 }
 
-fn cat(store: &Store, index: &Index, what: &str, file: Option<&str>) -> CommandResult {
-    let id = find::artifact(store, index, what)?;
+fn cat(store: &Store, what: &str, file: Option<&str>) -> CommandResult {
+    let id = find::artifact(store, &Index::open(store)?, what)?;
     let files = store.files(&id)?;
     let names = || files.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
     let Some(file) = file.map(str::to_owned).or(store.main_file(&id)?) else {
@@ -203,36 +205,42 @@ fn rebuild(context: &Context, store: &Store) -> CommandResult {
     Ok(DONE)
 }
 
-fn checkout(context: &Context, store: &Store, index: &Index, what: &str, directory: &Path) -> CommandResult {
-    let id = find::artifact(store, index, what)?;
-    if directory.exists() && !crate::fs::list(directory).is_ok_and(|entries| entries.is_empty()) {
+fn checkout(context: &Context, store: &Store, what: &str, directory: &Path) -> CommandResult {
+    let id = find::artifact(store, &Index::open(store)?, what)?;
+    let existed = directory.exists();
+    if existed && !fs::list(directory).is_ok_and(|entries| entries.is_empty()) {
         let what = format!("`{}` is not an empty directory", directory.display());
         return Err(Diagnostic::error("cli::not-empty", what).help("name a directory that is new or empty").into());
     }
-    let (manifest, files) = (store.manifest(&id)?, store.files(&id)?);
+    let names = copy_files(store, &id, directory).inspect_err(|_| {
+        // Half an artifact would look like a whole one. That it cannot be removed is no news then.
+        let _ = fs::remove_directory(directory);
+        let _ = if existed { fs::create_directory(directory) } else { Ok(()) };
+    })?;
+    if context.json() {
+        context::print_json(&json!({"artifact": id, "directory": directory, "files": names}))?;
+    } else {
+        context::print(&format!("{}: {}\n", directory.display(), some(&names, ", ", LISTED)))?;
+    }
+    Ok(DONE)
+}
+
+/// Copies the files of an artifact, each verified on the way, and returns their names.
+fn copy_files(store: &Store, id: &Digest, directory: &Path) -> Result<Vec<String>, StoreError> {
+    let (manifest, files) = (store.manifest(id)?, store.files(id)?);
+    fs::create_directory(directory)?;
     for (name, from) in &files {
         let to = directory.join(name);
         if let Some(parent) = to.parent() {
-            crate::fs::create_directory(parent)?;
+            fs::create_directory(parent)?;
         }
         let mut hasher = blake3::Hasher::new();
-        crate::fs::copy_to(&mut fs_err::File::open(from)?, &to, |block| {
+        fs::copy_to(&mut fs_err::File::open(from)?, &to, |block| {
             hasher.update(block);
         })?;
         if Digest::from(hasher.finalize()) != manifest.files[name].digest {
-            crate::fs::discard(&to);
-            return Err(
-                StoreError::Damaged { what: format!("`{}`, file `{name}` of the artifact", from.display()) }.into()
-            );
+            return Err(StoreError::Damaged { what: format!("`{}`, file `{name}` of the artifact", from.display()) });
         }
     }
-    if context.json() {
-        context::print_json(
-            &json!({"artifact": id, "directory": directory, "files": files.keys().collect::<Vec<_>>()}),
-        )?;
-    } else {
-        let all: Vec<_> = files.into_keys().collect();
-        context::print(&format!("{}: {}\n", directory.display(), some(&all, ", ", LISTED)))?;
-    }
-    Ok(DONE)
+    Ok(files.into_keys().collect())
 }

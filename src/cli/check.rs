@@ -143,7 +143,9 @@ mod tests {
             let drawn = render::render(&findings);
             assert_eq!(drawn.is_empty(), findings.is_empty());
             assert!(!drawn.contains(['\u{0}', '\u{202e}']), "{drawn}");
-            findings.iter().for_each(|finding| _ = render::as_json(finding));
+            for finding in &findings {
+                assert_eq!(render::as_json(finding)["id"], finding.id);
+            }
         }
         assert!(found > 300 && built > 50, "{found} findings, {built} graphs");
     }

@@ -32,17 +32,24 @@ pub(crate) fn plural(number: u64, noun: &str) -> String {
     format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
-/// A duration in the two largest units that it needs: `0.04 s`, `12.3 s`, `2 m 05 s`, `3 h 07 m`.
+/// A duration in the two largest units that it needs: `4 ms`, `0.25 s`, `12.3 s`, `2 m 05 s`, `3 h 07 m`.
 pub(crate) fn seconds(seconds: f64) -> String {
     // Rounded first, so that 59.96 s is a minute.
     let tenths = (seconds.max(0.0) * 10.0).round() / 10.0;
     let whole = seconds.max(0.0).round() as u64;
     match whole {
+        _ if seconds < 0.0995 => format!("{:.0} ms", seconds.max(0.0) * 1e3),
         _ if tenths < 10.0 => format!("{:.2} s", seconds.max(0.0)),
         _ if tenths < 60.0 => format!("{tenths:.1} s"),
         ..3600 => format!("{} m {:02} s", whole / 60, whole % 60),
         _ => format!("{} h {:02} m", whole / 3600, whole % 3600 / 60),
     }
+}
+
+/// A name as a shell takes it.
+pub(crate) fn quoted(name: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.@/".contains(letter);
+    if name.chars().all(plain) { name.to_owned() } else { format!("'{name}'") }
 }
 
 /// A metric: whole numbers with separators, others to four significant digits.
@@ -56,7 +63,11 @@ pub(crate) fn figure(value: &Value) -> String {
     }
     let magnitude = number.abs().log10().floor();
     if !(-4.0..9.0).contains(&magnitude) {
-        return format!("{number:.3e}");
+        let text = format!("{number:.3e}");
+        return match text.split_once('e') {
+            Some((digits, power)) => format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.')),
+            None => text,
+        };
     }
     format!("{number:.*}", (3.0 - magnitude).clamp(0.0, 7.0) as usize)
 }
@@ -99,15 +110,16 @@ mod tests {
         assert_eq!([bytes(12), bytes(3500), bytes(14 << 30)], ["12 B", "3.4 KiB", "14.0 GiB"]);
         assert_eq!([count(7), count(1000), count(1_234_567)], ["7", "1,000", "1,234,567"]);
         assert_eq!([plural(1, "row"), plural(2000, "row")], ["1 row", "2,000 rows"]);
+        assert_eq!([quoted("a@2"), quoted("a[lr=1]")], ["a@2", "'a[lr=1]'"]);
         assert_eq!(clock("2026-11-24T14:05:09.123456Z"), "2026-11-24 14:05:09");
-        let durations = [0.004, 9.996, 12.34, 59.96, 125.2, 3599.7, 11_220.0].map(seconds);
-        assert_eq!(durations, ["0.00 s", "10.0 s", "12.3 s", "1 m 00 s", "2 m 05 s", "1 h 00 m", "3 h 07 m"]);
+        let durations = [0.0042, 0.25, 9.996, 12.34, 59.96, 125.2, 3599.7, 11_220.0].map(seconds);
+        assert_eq!(durations, ["4 ms", "0.25 s", "10.0 s", "12.3 s", "1 m 00 s", "2 m 05 s", "1 h 00 m", "3 h 07 m"]);
     }
 
     #[test]
     fn metrics_have_four_digits() {
         let values = [json!(0.0), json!(0.123_456), json!(-12.345_67), json!(12_345.678), json!(5e-7), json!(12_345)];
-        assert_eq!(values.each_ref().map(figure), ["0.0", "0.1235", "-12.35", "12346", "5.000e-7", "12,345"]);
+        assert_eq!(values.each_ref().map(figure), ["0.0", "0.1235", "-12.35", "12346", "5e-7", "12,345"]);
         assert_eq!([json!(-3), json!("hit"), json!(null)].each_ref().map(figure), ["-3", "hit", "null"]);
     }
 

@@ -18,6 +18,7 @@ mod page;
 mod plan;
 mod render;
 mod report;
+mod rows;
 mod run;
 mod runs;
 #[cfg(test)]
@@ -193,13 +194,16 @@ pub enum DagFormat {
     Svg,
 }
 
+/// Types of artifacts.
+const TYPES: [&str; 7] = ["dataset", "constitutions", "responses", "scores", "model", "evaluation", "files"];
+
 /// Commands on the cache.
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
     /// List artifacts, newest first
     Ls {
         /// Only artifacts of this type
-        #[arg(long = "type", value_name = "TYPE")]
+        #[arg(long = "type", value_name = "TYPE", value_parser = TYPES)]
         kind: Option<String>,
         /// How many to list
         #[arg(long, default_value_t = 50)]
@@ -214,7 +218,7 @@ pub enum CacheCommand {
     Cat {
         /// Artifact id, prefix, or node name
         id: String,
-        /// File in the artifact (default: its only or its main file)
+        /// File in the artifact (default: its main or its only file)
         file: Option<String>,
     },
     /// Show what takes how much room

@@ -45,6 +45,15 @@ impl Page {
         self.lines(label, lines);
     }
 
+    /// Adds the first parts of a list, and how many more there are.
+    pub(super) fn list(&mut self, label: &str, parts: &[String]) {
+        let mut told = parts[..parts.len().min(LISTED)].to_vec();
+        if parts.len() > LISTED {
+            told.push(format!("… {} more", parts.len() - LISTED));
+        }
+        self.flow(label, &told, ", ");
+    }
+
     /// Adds text as it is.
     pub(super) fn append(&mut self, text: &str) {
         self.text.push_str(text);
@@ -87,17 +96,30 @@ impl Page {
     }
 }
 
-/// The fields of a record's preimage that say something.
-pub(super) fn recipe(record: &NodeRecord) -> Vec<(&str, &Value)> {
+/// The fields of a record's preimage that say something: inputs, which are told by their ids, leave holes in them.
+pub(super) fn recipe(record: &NodeRecord) -> Vec<(&str, Value)> {
     let fields = record.preimage.get("fields").and_then(Value::as_object);
-    let says_something = |value: &Value| match value {
-        Value::Null => false,
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(fields) => !fields.is_empty(),
-        _ => true,
-    };
-    let fields = fields.into_iter().flatten().filter(|(_, value)| says_something(value));
-    fields.map(|(name, value)| (name.as_str(), value)).collect()
+    let fields = fields.into_iter().flatten().map(|(name, value)| (name.as_str(), without_holes(value)));
+    fields.filter(|(_, value)| !is_empty(value)).collect()
+}
+
+fn without_holes(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(name, value)| (name.clone(), without_holes(value)));
+            Value::Object(fields.filter(|(_, value)| !is_empty(value)).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
 }
 
 #[cfg(test)]

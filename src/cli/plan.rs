@@ -193,7 +193,7 @@ fn explanation(store: &Store, steps: &[Step]) -> Result<String, context::Failure
 fn listed(changes: &[Change]) -> String {
     match changes {
         [change] => format!(": {change}"),
-        _ => format!(":{}", changes.iter().map(|change| format!("\n  {change}")).collect::<String>()),
+        _ => changes.iter().fold(":".to_owned(), |text, change| format!("{text}\n  {change}")),
     }
 }
 

@@ -26,14 +26,14 @@ const ROWS: usize = 40;
 
 /// Metrics that people look for, in the order in which they are shown.
 const METRICS: &[&str] = &[
+    "win_rate",
+    "adherence",
     "loss",
     "bound",
     "gap",
     "accuracy_row",
     "accuracy_column",
     "kl",
-    "win_rate",
-    "adherence",
     "mean_length",
     "rows",
     "rows_reused",
@@ -136,7 +136,7 @@ impl Report {
                 let again = if *attempt > 1 { format!("attempt {attempt}; ") } else { String::new() };
                 say("start", node, &cut(&format!("{again}{why}"), WIDTH));
             }
-            Event::NodeHit { node, .. } => say("hit", node, "its inputs are as they were"),
+            Event::NodeHit { node, .. } => say("hit", node, "is there already"),
             Event::NodeWait { node, .. } => say("wait", node, "another process is at it"),
             Event::NodeFinish { node, seconds: took, metrics, other, .. } => {
                 let mut parts = vec![seconds(*took)];
@@ -238,12 +238,14 @@ fn how_far(progress: &Progress, passed: f64) -> String {
 }
 
 /// The metrics that matter, each with its name; win rates with their intervals.
-fn headline(metrics: &Map<String, Value>) -> Vec<String> {
+pub(super) fn headline(metrics: &Map<String, Value>) -> Vec<String> {
     let mut shown = Vec::new();
     for wanted in METRICS {
         for (name, value) in metrics {
             let (stem, candidate) = name.split_once('.').map_or((name.as_str(), ""), |(stem, rest)| (stem, rest));
-            if stem == *wanted && (candidate.is_empty() || *wanted != "dropped") {
+            // Of a figure that candidates have, the one without a candidate is that of one of them.
+            let twice = candidate.is_empty() && metrics.keys().any(|other| of_candidate(other, stem));
+            if stem == *wanted && !twice && (candidate.is_empty() || *wanted != "dropped") {
                 shown.push(format!("{name} {}", with_interval(metrics, stem, candidate, value)));
             }
         }
@@ -253,6 +255,10 @@ fn headline(metrics: &Map<String, Value>) -> Vec<String> {
     }
     shown.truncate(LISTED);
     shown
+}
+
+fn of_candidate(name: &str, stem: &str) -> bool {
+    name.strip_prefix(stem).is_some_and(|rest| rest.starts_with('.')) && stem != "dropped"
 }
 
 fn with_interval(metrics: &Map<String, Value>, stem: &str, candidate: &str, value: &Value) -> String {
@@ -287,4 +293,63 @@ fn outcomes(nodes: &[RunNode]) -> Option<String> {
         }
     }
     (1..=ROWS).contains(&rows).then(|| table.text())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn metrics(value: Value) -> Map<String, Value> {
+        value.as_object().cloned().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_line_has_the_metrics_that_matter() {
+        let score =
+            json!({"rows": 100, "accuracy_row": 0.75, "bound": 0.345_678, "bound_ceiling": 0.75, "dropped.x": 1});
+        assert_eq!(headline(&metrics(score)), ["bound 0.3457", "accuracy_row 0.7500", "rows 100"]);
+        let evaluate =
+            json!({"win_rate.sami": 0.7, "win_rate_low.sami": 0.61, "win_rate_high.sami": 0.78, "adherence.sami": 0.8});
+        assert_eq!(headline(&metrics(evaluate)), ["win_rate.sami 0.7000 (0.6100 to 0.7800)", "adherence.sami 0.8000"]);
+        assert_eq!(headline(&metrics(json!({"lines": 3}))), ["lines 3"]);
+    }
+
+    #[test]
+    fn progress_has_rate_and_time_left() {
+        let progress = Progress { done: 50, total: 200, unit: "rows".into(), metrics: metrics(json!({"loss": 1.5})) };
+        assert_eq!(how_far(&progress, 10.0), "50/200 rows, 5.000/s, 30.0 s left · loss 1.500");
+        let none = Progress { done: 0, ..progress };
+        assert_eq!(how_far(&none, 10.0), "0/200 rows · loss 1.500");
+    }
+
+    #[test]
+    fn the_table_at_the_end_has_a_row_per_node_and_candidate() {
+        let node = |name: &str, value: Value| RunNode {
+            name: name.into(),
+            kind: "k".into(),
+            state: "hit".into(),
+            key: None,
+            artifact: Some(crate::digest::Digest::of(b"")),
+            seconds: 1.0,
+            metrics: metrics(value),
+        };
+        let nodes = [
+            node("generate@1", json!({"mean_length": 9.5, "rows": 3})),
+            node("score@1", json!({"bound": 0.5, "mean_length": 9.5})),
+            node(
+                "evaluate",
+                json!({"win_rate.a": 0.5, "win_rate_low.a": 0.25, "win_rate_high.a": 0.75, "adherence.b": 1}),
+            ),
+        ];
+        assert_eq!(
+            outcomes(&nodes).unwrap(),
+            "node          bound                   win_rate  adherence  mean_length\n\
+             score@1      0.5000                                              9.500\n\
+             evaluate: a          0.5000 (0.2500 to 0.7500)\n\
+             evaluate: b                                             1\n"
+        );
+        assert_eq!(outcomes(&nodes[..1]), None);
+    }
 }

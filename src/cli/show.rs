@@ -1,14 +1,14 @@
 //! `sami show`: a run with its nodes, or a node's latest record beside its earlier ones.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::figures::{bytes, clock, cut, figure, plural, seconds, some};
+use super::figures::{bytes, clock, cut, figure, plural, quoted, seconds, some};
 use super::find::{self, Found};
-use super::page::{self, Page};
+use super::page::Page;
 use super::table::Table;
-use super::{CommandResult, Context, DONE, context, runs};
+use super::{CommandResult, Context, DONE, context, report, runs};
 use crate::digest::Digest;
 use crate::graph::key;
 use crate::store::{Index, NodeRecord, RunRecord, Store, StoreError, preview};
@@ -56,7 +56,7 @@ fn run_page(run: &RunRecord) -> String {
     page.append("\n");
     let mut table = Table::new(["node", "kind", "state", "seconds", "artifact", "metrics"], &[3]);
     for node in &run.nodes {
-        let metrics: Vec<_> = node.metrics.iter().map(|(name, value)| format!("{name} {}", figure(value))).collect();
+        let metrics = report::headline(&node.metrics);
         // What did not run took no time in this run.
         let ran = node.state == "ran" || node.state == "failed";
         let took = if ran { format!("{:.2}", node.seconds) } else { String::new() };
@@ -92,11 +92,12 @@ fn node_page(store: &Store, index: &Index, record: &NodeRecord, earlier: &[NodeR
             let rows = preview(store, &record.artifact, 0)?.rows;
             let rows = rows.map_or_else(String::new, |rows| format!(", {}", plural(rows, "row")));
             let size = bytes(manifest.size());
-            page.line("artifact", &format!("{}  {}, {size}{rows}", record.artifact, manifest.kind));
+            page.lines("artifact", [record.artifact.to_string(), format!("{}, {size}{rows}", manifest.kind)]);
         }
         Err(_) => page.line("artifact", &format!("{}  is not in the cache any more", record.artifact)),
     }
-    page.line("more", &format!("sami cache show {} · sami logs {}", record.artifact.short(), record.node));
+    let node = quoted(&record.node);
+    page.line("more", &format!("sami cache show {} · sami logs {node}", record.artifact.short()));
     if earlier.is_empty() {
         page.line("earlier", "no other results");
     } else {
@@ -128,8 +129,8 @@ fn side_by_side(latest: &NodeRecord, earlier: &[NodeRecord]) -> String {
     let headers = ["result".to_owned()].into_iter().chain(results.iter().map(|result| result.key.short()));
     let mut table = Table::new(headers, &(1..=results.len()).collect::<Vec<_>>());
     let mut row = |label: &str, value: &dyn Fn(&NodeRecord) -> String| {
-        let cells = results.iter().map(|result| cut(&value(result), VALUE));
-        table.row(std::iter::once(label.to_owned()).chain(cells));
+        let cells: Vec<String> = results.iter().map(|result| value(result)).collect();
+        table.row(std::iter::once(label.to_owned()).chain(fitted(&cells)));
     };
     row("run", &|result| result.run.clone());
     row("seconds", &|result| format!("{:.2}", result.seconds));
@@ -153,26 +154,43 @@ fn value_at(record: &NodeRecord, path: &str) -> String {
     if let Some(field) = path.strip_prefix("input ") {
         return record.inputs.get(field).map_or_else(|| "-".to_owned(), Digest::short);
     }
-    if path == "version" || path == "kind" {
-        return record.preimage.get(path).map_or_else(|| "-".to_owned(), Value::to_string);
+    let nothing = Value::Null;
+    let fields = record.preimage.get("fields").unwrap_or(&nothing);
+    let value = if path == "version" || path == "kind" { record.preimage.get(path) } else { within(fields, path) };
+    value.filter(|value| !value.is_null()).map_or_else(|| "-".to_owned(), Value::to_string)
+}
+
+/// The value at a path of names and `[places]`; names may hold dots themselves.
+fn within<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
+    if path.is_empty() {
+        return Some(value);
     }
-    let flat: BTreeMap<String, &Value> =
-        page::recipe(record).into_iter().flat_map(|(name, value)| flatten(name.to_owned(), value)).collect();
-    match flat.get(path) {
-        Some(Value::String(text)) => format!("{text:?}"),
-        Some(value) => value.to_string(),
-        None => "-".to_owned(),
+    match value {
+        Value::Object(fields) => fields.iter().find_map(|(name, value)| {
+            let rest = path.strip_prefix(name.as_str())?;
+            within(value, rest.strip_prefix('.').unwrap_or(rest))
+        }),
+        Value::Array(items) => {
+            let (place, rest) = path.strip_prefix('[')?.split_once(']')?;
+            within(items.get(place.parse::<usize>().ok()?)?, rest.strip_prefix('.').unwrap_or(rest))
+        }
+        _ => None,
     }
 }
 
-/// Every value under its dotted path, tables themselves too.
-fn flatten(path: String, value: &Value) -> Vec<(String, &Value)> {
-    let mut all = vec![];
-    if let Value::Object(fields) = value {
-        all.extend(fields.iter().flat_map(|(name, value)| flatten(format!("{path}.{name}"), value)));
-    }
-    all.push((path, value));
-    all
+/// Values that stand side by side, cut to what fits: long ones from a little before where they part.
+fn fitted(values: &[String]) -> Vec<String> {
+    let long = values.iter().any(|value| value.chars().count() > VALUE);
+    let first = values.first().map(String::as_str).unwrap_or_default();
+    let shared = |value: &String| first.chars().zip(value.chars()).take_while(|(a, b)| a == b).count();
+    let start = values.iter().filter(|value| *value != "-").map(shared).min().unwrap_or(0).saturating_sub(VALUE / 4);
+    let fit = |value: &String| match value.as_str() {
+        value if long && start > 0 && value != "-" => {
+            cut(&format!("…{}", value.chars().skip(start).collect::<String>()), VALUE)
+        }
+        value => cut(value, VALUE),
+    };
+    values.iter().map(fit).collect()
 }
 
 #[cfg(test)]
@@ -215,7 +233,8 @@ inputs    examples = 912c4df25f5a  responses of generate@2
 recipe    optimizer = {\"lr\":1e-6,\"name\":\"adamw\"}
           steps = 4
 metrics   bound 0.2000 · kl 0.01000
-artifact  e381ca5c1018bb7df4b259119791df06bdc4da7f8468ba39a0b8b315e23b3b58  model, 26 B
+artifact  e381ca5c1018bb7df4b259119791df06bdc4da7f8468ba39a0b8b315e23b3b58
+          model, 26 B
 more      sami cache show e381ca5c1018 · sami logs train@2
 
 result                  47ba4569a196          811748f4b418
@@ -228,5 +247,18 @@ bound                         0.2000                0.2000
 kl                           0.01000               0.01000
 ";
         assert_eq!(page, shown);
+    }
+
+    #[test]
+    fn long_values_are_shown_where_they_part() {
+        let value = |end: &str| format!("\"{}{end}\"", "word ".repeat(40));
+        assert_eq!(fitted(&[value("one"), "-".to_owned(), value("two")]), ["… word one\"", "-", "… word two\""]);
+        assert_eq!(fitted(&["x".repeat(30), "y".to_owned()]), [format!("{}…", "x".repeat(23)), "y".to_owned()]);
+        let fields = json!({"a.b": {"c": [1, {"d": 2}]}, "a": 3});
+        let at = |path| within(&fields, path).map(Value::to_string);
+        assert_eq!(
+            [at("a.b.c[1].d"), at("a"), at("a.b.c[0]"), at("x"), at("a.b.c[9]")].map(Option::unwrap_or_default),
+            ["2", "3", "1", "", ""]
+        );
     }
 }

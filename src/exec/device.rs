@@ -1,6 +1,7 @@
 //! Devices by name.
 
 use super::ExecError;
+use super::room::is_light;
 use crate::pipeline::Pipeline;
 
 /// The device that a name means: `cpu`, or `cuda:N`. `auto` is the CPU; `cuda` is the first GPU.
@@ -15,10 +16,11 @@ pub(super) fn device(name: &str) -> Option<String> {
     }
 }
 
-/// The device of each node; `default` is for those that name none.
+/// The device of each node; `default` is for those that compute and name none.
 pub(super) fn devices(pipeline: &Pipeline, default: &str) -> Result<Vec<String>, ExecError> {
     let fallback = device(default).ok_or_else(|| ExecError::BadDevice { device: default.to_owned(), place: None })?;
     let of_node = |node: &crate::pipeline::Node| match node.run.device.as_deref() {
+        None if is_light(node.kind.name) => Ok("cpu".to_owned()),
         None | Some("auto") => Ok(fallback.clone()),
         Some(name) => device(name).ok_or_else(|| ExecError::BadDevice {
             device: name.to_owned(),

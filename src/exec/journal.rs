@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Event, ExecError};
 use crate::digest::{Digest, Hasher};
@@ -139,14 +139,34 @@ pub fn attempt_directory(node: &str, attempt: u32) -> String {
     format!("{name}.{attempt}")
 }
 
-/// Removes what attempts that were killed left in `tmp/`. Whoever is at a key holds its lock.
-pub(super) fn sweep(store: &Store) -> Result<(), ExecError> {
+/// Removes what processes that were killed left in `tmp/`, and in `partial/` for keys that are done. Whoever is at a key holds its lock; a file that is being
+/// written is younger than an hour by the file system's own clock, which the run's directory has just been told.
+pub(super) fn sweep(store: &Store, journal: &Journal) -> Result<(), ExecError> {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let now = fs_err::metadata(&journal.directory)?.modified()?;
     for path in fs::list(&store.root().join("tmp"))? {
-        let key = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<Digest>().ok());
-        if let Some(key) = key
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if let Ok(key) = name.parse::<Digest>() {
+            if let Some(_lock) = store.try_lock_key(&key)? {
+                fs::remove_directory(&path)?;
+            }
+            continue;
+        }
+        let writer = name.strip_prefix('.').and_then(|name| name.split_once('-')).map(|(process, _)| process);
+        let Some(writer) = writer.filter(|writer| writer.parse::<u32>().is_ok()) else { continue };
+        let written = fs_err::metadata(&path).and_then(|file| file.modified());
+        let old = written.is_ok_and(|written| now.duration_since(written).is_ok_and(|age| age > HOUR));
+        if old && !Path::new("/proc").join(writer).exists() {
+            fs::remove_file(&path)?;
+        }
+    }
+    for path in fs::list(&store.root().join("partial"))? {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if let Ok(key) = name.parse::<Digest>()
             && let Some(_lock) = store.try_lock_key(&key)?
+            && store.node(&key)?.is_some()
         {
-            fs::remove_directory(&path)?;
+            store.clear_partial(&key)?;
         }
     }
     Ok(())
@@ -188,6 +208,37 @@ mod tests {
         let ids: Vec<String> = (0..3).map(|_| new_id(&store).unwrap()).collect();
         assert!(ids.is_sorted() && ids[0] != ids[1], "{ids:?}");
         assert_eq!(store.run_ids().unwrap(), ids);
+    }
+
+    #[test]
+    fn what_the_dead_left_is_swept_and_what_is_in_use_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let tmp = directory.path().join("tmp");
+        let (dead, used) = (Digest::of(b"dead"), Digest::of(b"used"));
+        for key in [dead, used] {
+            fs_err::create_dir_all(tmp.join(key.to_string()).join("run.1")).unwrap();
+        }
+        let _lock = store.try_lock_key(&used).unwrap();
+        // No process has such a number; the first of these is the only one that is both old and orphaned.
+        let (old, young, ours) = (".4294967295-0", ".4294967295-1", format!(".{}-0", std::process::id()));
+        for name in [old, young, &ours, "else"] {
+            fs_err::write(tmp.join(name), "").unwrap();
+        }
+        for name in [old, &ours, "else"] {
+            let file = fs_err::OpenOptions::new().write(true).open(tmp.join(name)).unwrap();
+            file.file().set_modified(std::time::UNIX_EPOCH).unwrap();
+        }
+        let pipeline = crate::exec::toy::load("[nodes.a]\nkind = \"command\"\nprogram = \"true\"\n");
+        sweep(&store, &Journal::begin(&pipeline, &store, "toy.toml").unwrap()).unwrap();
+        let left: Vec<String> = fs::list(&tmp)
+            .unwrap()
+            .iter()
+            .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+            .collect();
+        let mut expected = vec![young.to_owned(), ours, "else".to_owned(), used.to_string()];
+        expected.sort();
+        assert_eq!(left, expected);
     }
 
     #[test]

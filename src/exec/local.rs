@@ -101,8 +101,19 @@ impl Drop for Worker {
     }
 }
 
+/// Ends this process at once, and all that it started if it leads its process group, as workers of a scheduler do.
+pub(super) fn die() -> ! {
+    // `PID (NAME) STATE PARENT GROUP …`; the name may hold anything.
+    let status = fs_err::read_to_string("/proc/self/stat").unwrap_or_default();
+    let group = status.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(2)?.parse::<u32>().ok());
+    if group == Some(std::process::id()) {
+        kill_group(0);
+    }
+    std::process::abort()
+}
+
 /// Kills a process group at once; 0 is the caller's own.
-pub(super) fn kill_group(group: i32) {
+fn kill_group(group: i32) {
     #[expect(unsafe_code, reason = "std can signal a process, but no process group")]
     // SAFETY: takes and gives plain numbers and touches no memory.
     unsafe {

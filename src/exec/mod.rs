@@ -82,4 +82,6 @@ impl Summary {
 }
 
 #[cfg(test)]
+mod tests;
+#[cfg(test)]
 pub(crate) mod toy;

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
-/// Kinds that do next to no computing themselves: one thread is theirs.
-const LIGHT: &[&str] = &["command", "constitutions"];
+/// Whether nodes of a kind do next to no computing themselves: one thread is theirs, and no GPU unless they name it.
+pub(super) fn is_light(kind: &str) -> bool {
+    ["command", "constitutions"].contains(&kind)
+}
 
 /// Threads that a node wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +21,7 @@ impl Wish {
     pub(super) fn of(kind: &str, threads: Option<usize>) -> Self {
         match threads {
             Some(threads) => Self::Threads(threads.max(1)),
-            None if LIGHT.contains(&kind) => Self::Threads(1),
+            None if is_light(kind) => Self::Threads(1),
             None => Self::Share,
         }
     }

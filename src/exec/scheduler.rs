@@ -44,7 +44,6 @@ enum Stop {
 /// Runs a plan, which is brought up to date by that; `report` is told what happens. A node that fails is no error.
 ///
 /// Errs if the run could not go on: nothing that was done until then is lost.
-#[expect(clippy::too_many_arguments, reason = "each is a different thing that a run needs")]
 pub fn run(
     pipeline: &Pipeline,
     graph: &Graph,
@@ -146,9 +145,11 @@ impl Scheduler<'_> {
             interrupts = Some(Interrupts::forward(self.outbox.clone())?);
             self.journal.save(self.store)?;
             self.index.add_run(self.journal.record());
-            sweep(self.store)?;
+            sweep(self.store, &self.journal)?;
         }
-        ready.into_iter().for_each(|node| self.enqueue(node));
+        for node in ready {
+            self.enqueue(node);
+        }
         loop {
             let turn = self.turn();
             match turn {
@@ -225,11 +226,15 @@ impl Scheduler<'_> {
 
     /// Starts an attempt at a ready node, unless its key turns out to be worked on or done.
     fn begin(&mut self, node: usize, place: Place) -> Result<(), ExecError> {
-        let Phase::Ready { key, reason } = self.phases[node].clone() else { return Ok(self.room.leave(&place)) };
+        let Phase::Ready { key, reason } = self.phases[node].clone() else {
+            self.room.leave(&place);
+            return Ok(());
+        };
         if let Some(twins) = self.keys.get_mut(&key) {
             twins.push(node);
             self.phases[node] = Phase::Held { key, reason };
-            return Ok(self.room.leave(&place));
+            self.room.leave(&place);
+            return Ok(());
         }
         let Some(lock) = self.store.try_lock_key(&key)? else {
             self.held.insert(node);
@@ -355,7 +360,9 @@ impl Scheduler<'_> {
         }
         // Not before, so that no one else begins at the key while its record is not there.
         drop(attempt.lock);
-        twins.into_iter().for_each(|twin| self.enqueue(twin));
+        for twin in twins {
+            self.enqueue(twin);
+        }
         Ok(())
     }
 

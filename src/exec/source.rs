@@ -5,6 +5,7 @@
 //! stamps of its files, so that one that no one touched is not read again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +46,9 @@ impl Source {
     }
 }
 
+/// The slices of a dataset that nodes take, as rows left out and taken, each with a place where it is written.
+type Slices = BTreeMap<(u64, Option<u64>), Range<usize>>;
+
 /// Content ids of sources.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
@@ -71,7 +75,7 @@ impl Sources {
         put: bool,
     ) -> Result<Self, ExecError> {
         let mut models: BTreeSet<&str> = BTreeSet::new();
-        let mut datasets: BTreeMap<&str, BTreeMap<(u64, Option<u64>), Range<usize>>> = BTreeMap::new();
+        let mut datasets: BTreeMap<&str, Slices> = BTreeMap::new();
         for link in nodes.iter().flat_map(|node| &pipeline.nodes[*node].links) {
             match &link.target {
                 Target::Node(_) => {}
@@ -139,7 +143,7 @@ impl Reader<'_> {
     fn dataset(
         &self,
         name: &str,
-        slices: &BTreeMap<(u64, Option<u64>), Range<usize>>,
+        slices: &Slices,
         index: &mut Index,
         sources: &mut Sources,
         findings: &mut Vec<Diagnostic>,
@@ -201,53 +205,35 @@ impl Reader<'_> {
     ) -> Result<(), ExecError> {
         let Some(model) = self.pipeline.models.get(name) else { return Ok(()) };
         let directory = self.pipeline.directory.join(&model.path);
-        let mut fault = |what: String| {
-            // What it lacks, if that is what is wrong.
-            findings.push(check::model_directory(name, model, self.pipeline).unwrap_or_else(|| {
-                Diagnostic::error("exec::model-source", format!("model `{name}` cannot be read"))
-                    .label(&self.pipeline.source, model.span.clone(), what)
-                    .help("give a directory with config.json, tokenizer.json and *.safetensors")
-            }));
-        };
-        let files = match model_files(&directory) {
-            Ok(files) => files,
-            Err(error) => {
-                fault(error.to_string());
-                return Ok(());
-            }
-        };
-        let mut hasher = hasher("model");
-        hasher.text(&std::path::absolute(&directory)?.to_string_lossy()).text(model.dtype.as_deref().unwrap_or(""));
-        let mut settled = true;
-        for (name, path) in &files {
-            let Some(stamp) = Stamp::of(path)? else {
-                fault(format!("its `{name}` is gone"));
-                return Ok(());
-            };
-            settled &= stamp.is_settled();
-            add_stamp(hasher.text(name), &stamp);
-        }
-        let declared = hasher.finish();
-        let known = index.source(&declared);
-        if known.is_none() && check::model_directory(name, model, self.pipeline).is_some() {
-            fault("it lacks a file".to_owned());
+        let source = Source::Model(name.to_owned());
+        let declared = model_files(&directory).and_then(|files| declaration_of_model(model, &directory, &files));
+        if let Some(id) = declared.as_ref().ok().and_then(|(declared, _)| index.source(declared)) {
+            sources.ids.insert(source, id);
             return Ok(());
         }
-        let id = match known {
-            Some(id) => id,
-            None => match model_artifact(model, &directory, self.put.then_some(self.store)) {
-                Ok(id) => id,
-                Err(StoreError::Io(error)) if error.kind() != std::io::ErrorKind::StorageFull => {
-                    fault(error.to_string());
-                    return Ok(());
-                }
-                Err(error) => return Err(error.into()),
-            },
-        };
-        if settled {
-            index.remember_source(&declared, &id);
+        if let Some(finding) = check::model_directory(name, model, self.pipeline) {
+            findings.push(finding);
+            return Ok(());
         }
-        sources.ids.insert(Source::Model(name.to_owned()), id);
+        let read = match declared {
+            Ok((declared, settled)) => {
+                model_artifact(model, &directory, self.put.then_some(self.store)).inspect(|id| {
+                    if settled {
+                        index.remember_source(&declared, id);
+                    }
+                })
+            }
+            Err(error) => Err(error.into()),
+        };
+        match read {
+            Ok(id) => _ = sources.ids.insert(source, id),
+            Err(StoreError::Io(error)) if error.kind() != io::ErrorKind::StorageFull => findings.push(
+                Diagnostic::error("exec::model-source", format!("model `{name}` cannot be read"))
+                    .label(&self.pipeline.source, model.span.clone(), error.to_string())
+                    .help("give a directory with config.json, tokenizer.json and *.safetensors"),
+            ),
+            Err(error) => return Err(error.into()),
+        }
         Ok(())
     }
 }
@@ -286,6 +272,24 @@ fn declaration(spec: &DatasetSpec, base: &Path, stamp: Option<&Stamp>) -> Result
 fn declaration_of_slice(declared: &Digest, skip: u64, take: Option<u64>) -> Digest {
     let mut hasher = hasher("slice");
     hasher.digest(declared).number(skip).number(u64::from(take.is_some())).number(take.unwrap_or(0)).finish()
+}
+
+/// All that decides what a model is, and whether the stamps in it can be gone by.
+pub(super) fn declaration_of_model(
+    model: &ModelSource,
+    directory: &Path,
+    files: &BTreeMap<String, PathBuf>,
+) -> io::Result<(Digest, bool)> {
+    let mut hasher = hasher("model");
+    hasher.text(&std::path::absolute(directory)?.to_string_lossy()).text(model.dtype.as_deref().unwrap_or(""));
+    let mut settled = true;
+    for (name, path) in files {
+        let gone = || io::Error::new(io::ErrorKind::NotFound, format!("its `{name}` is gone"));
+        let stamp = Stamp::of(path)?.ok_or_else(gone)?;
+        settled &= stamp.is_settled();
+        add_stamp(hasher.text(name), &stamp);
+    }
+    Ok((hasher.finish(), settled))
 }
 
 /// The id of the artifact of rows; it is put into the store, if one is given.
@@ -340,7 +344,7 @@ fn blob_of(bytes: &[u8]) -> Blob {
 
 /// The files of a directory that make it a model: configuration, tokenizer and weights. Of weights in several forms
 /// those count that `transformers` would load.
-fn model_files(directory: &Path) -> std::io::Result<BTreeMap<String, PathBuf>> {
+pub(super) fn model_files(directory: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
     const INDEX: &str = "model.safetensors.index.json";
     let mut files = BTreeMap::new();
     for entry in fs_err::read_dir(directory)? {
@@ -370,7 +374,7 @@ fn model_files(directory: &Path) -> std::io::Result<BTreeMap<String, PathBuf>> {
 }
 
 /// The weight files that an index names; `None` if it cannot be read, which the worker will say better.
-fn shard_names(index: &Path) -> std::io::Result<Option<BTreeSet<String>>> {
+fn shard_names(index: &Path) -> io::Result<Option<BTreeSet<String>>> {
     let index: serde_json::Value = serde_json::from_slice(&fs_err::read(index)?).unwrap_or_default();
     let map = index.get("weight_map").and_then(|map| map.as_object());
     Ok(map.map(|map| map.values().filter_map(|name| name.as_str().map(str::to_owned)).collect()))

@@ -102,10 +102,8 @@ pub fn why(
                 let before = maker(store, index, &old, name)?;
                 let (Some(now), Some(before)) = (now, before) else { break };
                 changes = key::diff(&before.preimage, &now.preimage);
-                let finding = match changes.is_empty() {
-                    true => Finding::Differs,
-                    false => Finding::Remade { changes: changes.clone() },
-                };
+                let finding =
+                    if changes.is_empty() { Finding::Differs } else { Finding::Remade { changes: changes.clone() } };
                 steps.push(step(pipeline, at, finding));
                 if !seen.insert(at) {
                     break;

@@ -18,6 +18,8 @@ use serde_json::{Map, Value, json};
 use crate::digest::Digest;
 use crate::pipeline::{Node, Target};
 
+/// Items of a list that are told one by one; if more differ, the list is told as a whole.
+const MOST_ITEMS: usize = 3;
 /// Longer texts are cut in explanations.
 const LONGEST_SHOWN: usize = 48;
 
@@ -151,7 +153,20 @@ fn compare(path: &str, old: &Value, new: &Value, changes: &mut Vec<Change>) {
         return;
     }
     // Equal exactly if they hash alike: 1 and 1.0 differ, 0.0 and -0.0 differ.
-    if Digest::of_value(old) != Digest::of_value(new) {
+    let differ = |old: &Value, new: &Value| Digest::of_value(old) != Digest::of_value(new);
+    if let (Value::Array(old), Value::Array(new)) = (old, new)
+        && old.len() == new.len()
+    {
+        let changed: Vec<usize> = (0..old.len()).filter(|&at| differ(&old[at], &new[at])).collect();
+        // A list that is mostly another one is told as a whole.
+        if changed.len() <= MOST_ITEMS {
+            for at in changed {
+                compare(&format!("{path}[{at}]"), &old[at], &new[at], changes);
+            }
+            return;
+        }
+    }
+    if differ(old, new) {
         changes.push(Change { path: path.to_owned(), old: Some(old.clone()), new: Some(new.clone()) });
     }
 }
@@ -181,6 +196,15 @@ mod tests {
             ]
         );
         assert_eq!(changes(old.clone(), old), Vec::<String>::new());
+    }
+
+    #[test]
+    fn items_of_lists_are_told_one_by_one() {
+        let with = |list: Value| json!({"fields": {"args": list}});
+        let shown = changes(with(json!(["-c", "echo 1", {"a": 1}])), with(json!(["-c", "echo 2", {"a": 2}])));
+        assert_eq!(shown, ["args[1] \"echo 1\" -> \"echo 2\"", "args[2].a 1 -> 2"]);
+        assert_eq!(changes(with(json!([1])), with(json!([1, 2]))), ["args [1] -> [1,2]"]);
+        assert_eq!(changes(with(json!([1, 2, 3, 4])), with(json!([5, 6, 7, 8]))), ["args [1,2,3,4] -> [5,6,7,8]"]);
     }
 
     #[test]

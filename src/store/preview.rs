@@ -32,10 +32,12 @@ pub struct Preview {
     pub dtypes: Vec<String>,
 }
 
-/// The file that stands for an artifact: its rows, its constitutions, its config, or its only file.
+/// The file that stands for an artifact: its rows, its constitutions, its config, or its only file but metrics.
 pub(super) fn main_file<T>(files: &BTreeMap<String, T>) -> Option<&str> {
     let usual = ["rows.jsonl", "constitutions.json", "config.json"].into_iter().find(|name| files.contains_key(*name));
-    usual.or_else(|| files.keys().next().map(String::as_str).filter(|_| files.len() == 1))
+    // Metrics of a command stand beside what it made.
+    let mut others = files.keys().map(String::as_str).filter(|name| *name != "metrics.json" || files.len() == 1);
+    usual.or_else(|| others.next().filter(|_| others.next().is_none()))
 }
 
 /// Looks into an artifact; `lines` is how many lines are wanted. A file that is missing shows nothing.
@@ -105,7 +107,7 @@ fn tensors(path: &Path) -> std::io::Result<Map<String, Value>> {
 }
 
 impl Store {
-    /// The name of the file that stands for an artifact: its rows, its constitutions, its config, or its only file.
+    /// The name of the file that stands for an artifact: its rows, its constitutions, its config, or its only file but metrics.
     pub fn main_file(&self, id: &Digest) -> Result<Option<String>, StoreError> {
         Ok(main_file(&self.manifest(id)?.files).map(str::to_owned))
     }

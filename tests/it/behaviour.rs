@@ -48,13 +48,15 @@ impl Fifty {
         let mut above = "source".to_owned();
         for half in 0..2 {
             let mut link = |name: String, above: &mut String| {
-                node(&name, &[above.clone()]);
+                node(&name, std::slice::from_ref(above));
                 *above = name;
             };
             link(format!("head{half}"), &mut above);
             (0..5).for_each(|at| link(format!("chain{half}x{at}"), &mut above));
             let fan: Vec<String> = (0..18).map(|at| format!("fan{half}x{at}")).collect();
-            fan.iter().for_each(|name| node(name, &[above.clone()]));
+            for name in &fan {
+                node(name, std::slice::from_ref(&above));
+            }
             above = format!("join{half}");
             node(&above, &fan);
         }

@@ -15,7 +15,7 @@ fn pipeline(sandbox: &Sandbox) -> String {
     let mut text = String::from("[datasets.source]\nsource = \"source.txt\"\n");
     let notes = sandbox.path("notes").display().to_string();
     let mut node = |name: &str, inputs: &[&str]| {
-        let reads: String = inputs.iter().map(|input| format!("cat {{input.{input}}}/*; ")).collect();
+        let reads = inputs.iter().fold(String::new(), |text, input| format!("{text}cat {{input.{input}}}/*; "));
         let inputs: Vec<String> = inputs.iter().map(|input| format!("{input} = \"{input}\"")).collect();
         let _ = writeln!(
             text,
@@ -26,7 +26,9 @@ fn pipeline(sandbox: &Sandbox) -> String {
     };
     node("a", &["source"]);
     node("b", &["a"]);
-    ["c", "d", "e"].iter().for_each(|name| node(name, &["b"]));
+    for name in ["c", "d", "e"] {
+        node(name, &["b"]);
+    }
     node("f", &["c", "d", "e"]);
     text
 }
@@ -105,7 +107,10 @@ fn kill_scheduler_or_worker_anywhere_and_the_rerun_ends_the_same() {
         let done = sandbox.run(&[], 0);
         assert_eq!(artifacts(&done), artifacts(&undisturbed), "trial {trial}");
         sandbox.verify();
-        assert!(sandbox.files("cache/tmp").is_empty(), "trial {trial} left files in tmp/");
+        // A file that was being written may stay for an hour; what attempts wrote may not.
+        let left = fs_err::read_dir(sandbox.path("cache/tmp")).expect("there").flatten();
+        let left: Vec<_> = left.map(|entry| entry.file_name().into_string().expect("UTF-8")).collect();
+        assert!(left.iter().all(|name| name.starts_with('.')), "trial {trial} left {left:?} in tmp/");
     }
 }
 
@@ -169,7 +174,9 @@ fn interrupted_twice_it_stops_at_once() {
     let mut child = start(&sandbox);
     wait_until("the node runs", || sandbox.path("mark").exists());
     // A worker that is stopped cannot hear the first one.
-    children(child.id()).into_iter().for_each(|worker| signal("STOP", worker));
+    for worker in children(child.id()) {
+        signal("STOP", worker);
+    }
     signal("INT", child.id());
     std::thread::sleep(Duration::from_millis(200));
     assert!(child.try_wait().expect("it can be waited for").is_none(), "it did not wait for its worker");

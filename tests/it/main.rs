@@ -3,13 +3,17 @@
 mod bad_cache;
 mod bad_input;
 mod behaviour;
+mod cli;
 mod docs;
+mod explain;
 mod gradients;
 mod keys;
 mod kill;
 mod layers;
 mod lm_golden;
 mod pictures;
+mod quickstart;
 mod real;
+mod resume;
 mod sandbox;
 mod scheduler;

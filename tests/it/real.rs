@@ -19,7 +19,7 @@ pub(crate) fn test_data() -> Option<PathBuf> {
     None
 }
 
-const PIPELINE: &str = r##"
+const PIPELINE: &str = r#"
 schema = 1
 
 [models.base]
@@ -92,7 +92,7 @@ temperature = 1.0
 [nodes.evaluate.rules.principles]
 concise = { definition = { max_words = 12 }, antithesis = { min_words = 13 } }
 comprehensive = { definition = { min_sentences = 2 }, antithesis = { max_sentences = 1 } }
-"##;
+"#;
 
 #[test]
 fn a_real_checkpoint_goes_through_all_kinds() {
@@ -107,7 +107,8 @@ fn a_real_checkpoint_goes_through_all_kinds() {
         let nodes = done["nodes"].as_array().expect("a list");
         nodes.iter().find(|node| node["name"] == name).expect("a node")["metrics"].clone()
     };
-    let number = |name: &str, figure: &str| metrics(name)[figure].as_f64().unwrap_or_else(|| panic!("no {figure} of {name}"));
+    let number =
+        |name: &str, figure: &str| metrics(name)[figure].as_f64().unwrap_or_else(|| panic!("no {figure} of {name}"));
     assert_eq!(number("generate@1", "rows") + number("generate@1", "dropped"), 6.0);
     for score in ["score@1", "score@2"] {
         assert!(number(score, "bound") <= number(score, "bound_ceiling") + 1e-9);
@@ -126,7 +127,11 @@ fn a_real_checkpoint_goes_through_all_kinds() {
     }
     // The checkpoint was taken where it lies, not copied.
     let weights = fs_err::metadata(data.join("models/stories260K/model.safetensors")).expect("the checkpoint").len();
-    let copies = sandbox.files("cache/objects").iter().filter(|path| path.metadata().is_ok_and(|file| file.len() == weights)).count();
+    let copies = sandbox
+        .files("cache/objects")
+        .iter()
+        .filter(|path| path.metadata().is_ok_and(|file| file.len() == weights))
+        .count();
     assert!(copies <= 2, "only the two finetuned models lie in the cache, not {copies}");
     sandbox.verify();
 }

@@ -93,7 +93,9 @@ impl Sandbox {
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sami"));
         command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
-        env::ALL.iter().for_each(|variable| _ = command.env_remove(variable.name));
+        for variable in env::ALL {
+            command.env_remove(variable.name);
+        }
         command
     }
 

@@ -30,7 +30,7 @@ fn declare(graph: &Graph) -> Sandbox {
     let folder = sandbox.path("").display().to_string();
     for (at, (needs, fails)) in graph.iter().enumerate().rev() {
         let inputs: Vec<String> = needs.iter().map(|need| format!("n{need} = \"n{need}\"")).collect();
-        let reads: String = needs.iter().map(|need| format!("cat {{input.n{need}}}/out; ")).collect();
+        let reads = needs.iter().fold(String::new(), |text, need| format!("{text}cat {{input.n{need}}}/out; "));
         let _ = writeln!(
             text,
             "[nodes.n{at}]\nkind = \"command\"\nprogram = \"sh\"\ninputs = {{ {} }}\nargs = [\"-ec\", '''\
