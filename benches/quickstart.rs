@@ -20,7 +20,9 @@ fn run(cache: &Path, sets: &[String]) -> std::io::Result<(Value, f64)> {
     let start = Instant::now();
     let mut command = Command::new(env!("CARGO_BIN_EXE_sami"));
     command.current_dir(ROOT).args(["run", "pipelines/quickstart.toml", "--json", "--cache"]).arg(cache);
-    sets.iter().for_each(|set| _ = command.args(["--set", set]));
+    for set in sets {
+        command.args(["--set", set]);
+    }
     let output = command.stderr(Stdio::inherit()).output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let done = serde_json::from_str(text.lines().last().unwrap_or_default())?;
@@ -119,7 +121,8 @@ fn panel(svg: &mut String, left: f64, title: &str, evaluations: &[&Value]) {
 
 fn collapse() -> std::io::Result<()> {
     let cache = tempfile::tempdir()?;
-    let longer = |sets: [&str; 2]| ["iterations=8"].iter().chain(&sets).map(|set| (*set).to_owned()).collect::<Vec<_>>();
+    let longer =
+        |sets: [&str; 2]| ["iterations=8"].iter().chain(&sets).map(|set| (*set).to_owned()).collect::<Vec<_>>();
     let (free, _) = run(cache.path(), &longer(["kl_weight=0.0", "kl_budget=1000.0"]))?;
     let (held, _) = run(cache.path(), &longer(["kl_weight=0.6", "kl_budget=0.08"]))?;
     let mut svg = String::from(

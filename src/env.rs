@@ -30,7 +30,7 @@ pub const TEST_DATA: Variable = Variable {
 /// Where a test makes the process fail.
 pub const FAULT: Variable = Variable {
     name: "SAMI_FAULT",
-    doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth disk operation fails) or `kill:batch:3` (the process is killed after its third batch).",
+    doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth disk operation fails) or `kill:batch:3` (the process is killed after its third batch; also `checkpoint`, `progress`).",
 };
 
 /// Whether tests write the documents that they check.

@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::figures::{bytes, count, plural, some};
-use super::page::{LISTED, Page};
-use super::{CommandResult, Context, DONE, context, find};
+use super::figures::{bytes, count, plural};
+use super::page::Page;
+use super::{CommandResult, Context, DONE, context, find, rows};
 use crate::digest::Digest;
 use crate::store::{Index, Manifest, NodeRecord, Preview, Store, StoreError, Use, preview};
 
-/// Rows that are shown.
+/// Rows that are shown, if they are short.
 const ROWS: usize = 5;
+/// Lines for all rows.
+const LINES: usize = 14;
 
 /// What there is to tell of an artifact.
 struct Known {
@@ -56,7 +58,8 @@ fn know(store: &Store, index: &Index, id: Digest) -> Result<Known, StoreError> {
 fn page(store: &Store, index: &Index, known: &Known) -> Result<String, StoreError> {
     let mut page = Page::default();
     let size = bytes(known.manifest.size());
-    page.line("artifact", &format!("{}  {}, {size}", known.id, known.manifest.kind));
+    let rows = known.glance.rows.map_or_else(String::new, |rows| format!(", {}", plural(rows, "row")));
+    page.lines("artifact", [known.id.to_string(), format!("{}, {size}{rows}", known.manifest.kind)]);
     match &known.record {
         Some(record) => page.record(store, index, record),
         None => page.line("source", "read from outside the pipeline; no node made it"),
@@ -71,7 +74,7 @@ fn page(store: &Store, index: &Index, known: &Known) -> Result<String, StoreErro
     }
     let files = known.manifest.files.iter();
     let files: Vec<_> = files.map(|(name, blob)| format!("{name} ({})", bytes(blob.size))).collect();
-    page.line("files", &some(&files, ", ", LISTED));
+    page.list("files", &files);
     look(&known.glance, &mut page);
     Ok(page.into_text())
 }
@@ -87,9 +90,7 @@ fn uses(label: &str, uses: &[Use], page: &mut Page) {
         field => format!("{}/{} as {field}", one.pipeline, one.node),
     });
     let parts: Vec<String> = parts.collect();
-    if !parts.is_empty() {
-        page.line(label, &some(&parts, ", ", LISTED));
-    }
+    page.list(label, &parts);
 }
 
 fn look(glance: &Preview, page: &mut Page) {
@@ -103,8 +104,15 @@ fn look(glance: &Preview, page: &mut Page) {
         page.flow("config", &parts, " · ");
         return;
     }
-    page.lines(if glance.rows.is_some() { "rows" } else { "text" }, &glance.lines);
-    if let Some(rows) = glance.rows.filter(|rows| *rows > glance.lines.len() as u64) {
+    let Some(rows) = glance.rows else { return page.lines("text", &glance.lines) };
+    let mut shown: Vec<Vec<String>> = glance.lines.iter().map(|row| rows::lines(row)).collect();
+    // As many whole rows as fit, one at least.
+    while shown.len() > 1 && shown.iter().map(Vec::len).sum::<usize>() > LINES {
+        shown.pop();
+    }
+    let more = rows.saturating_sub(shown.len() as u64);
+    page.lines("rows", shown.concat());
+    if more > 0 {
         page.line("", &format!("… {} in all", plural(rows, "row")));
     }
 }
@@ -122,7 +130,8 @@ mod tests {
             page(&store, &index, &know(&store, &index, id).unwrap()).unwrap()
         };
         let shown = "\
-artifact  912c4df25f5a8e1e9849384785b7c59754d3671f01e1e34fba91c247728af3ad  responses, 231 B
+artifact  912c4df25f5a8e1e9849384785b7c59754d3671f01e1e34fba91c247728af3ad
+          responses, 231 B, 7 rows
 node      generate@2  of pipeline toy, kind generate
 key       985d2520a40517413e70637a048cfd29a54a272a95a87986396b4e7c8924d0b8
 made      2026-01-02 00:00:01 in 1.25 s on here (cpu), sami 0.1.0
@@ -132,11 +141,11 @@ recipe    temperature = 0.7
 metrics   rows 7 · tokens 24,690
 used by   toy/train@2 as examples
 files     rows.jsonl (231 B)
-rows      {\"id\":0,\"iteration\":2,\"lr\":1e-6}
-          {\"id\":1,\"iteration\":2,\"lr\":1e-6}
-          {\"id\":2,\"iteration\":2,\"lr\":1e-6}
-          {\"id\":3,\"iteration\":2,\"lr\":1e-6}
-          {\"id\":4,\"iteration\":2,\"lr\":1e-6}
+rows      id 0 · iteration 2 · lr 1e-6
+          id 1 · iteration 2 · lr 1e-6
+          id 2 · iteration 2 · lr 1e-6
+          id 3 · iteration 2 · lr 1e-6
+          id 4 · iteration 2 · lr 1e-6
           … 7 rows in all
 ";
         assert_eq!(page("generate"), shown);

@@ -63,7 +63,11 @@ pub(crate) fn figure(value: &Value) -> String {
     }
     let magnitude = number.abs().log10().floor();
     if !(-4.0..9.0).contains(&magnitude) {
-        return format!("{number:.3e}");
+        let text = format!("{number:.3e}");
+        return match text.split_once('e') {
+            Some((digits, power)) => format!("{}e{power}", digits.trim_end_matches('0').trim_end_matches('.')),
+            None => text,
+        };
     }
     format!("{number:.*}", (3.0 - magnitude).clamp(0.0, 7.0) as usize)
 }
@@ -115,7 +119,7 @@ mod tests {
     #[test]
     fn metrics_have_four_digits() {
         let values = [json!(0.0), json!(0.123_456), json!(-12.345_67), json!(12_345.678), json!(5e-7), json!(12_345)];
-        assert_eq!(values.each_ref().map(figure), ["0.0", "0.1235", "-12.35", "12346", "5.000e-7", "12,345"]);
+        assert_eq!(values.each_ref().map(figure), ["0.0", "0.1235", "-12.35", "12346", "5e-7", "12,345"]);
         assert_eq!([json!(-3), json!("hit"), json!(null)].each_ref().map(figure), ["-3", "hit", "null"]);
     }
 

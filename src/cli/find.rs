@@ -1,5 +1,6 @@
 //! From what people type to what they mean: runs, nodes and artifacts by name or by the beginning of an id.
 
+use super::figures::quoted;
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::digest::Digest;
 use crate::store::{Index, NodeRecord, RunRecord, Store, StoreError};
@@ -135,9 +136,31 @@ pub(super) fn names(store: &Store) -> Result<Vec<String>, Failure> {
     Ok(seen.into_iter().collect())
 }
 
-/// Adds the name that was perhaps meant.
+/// The latest run that had a node of this name, and the state that it ended in.
+pub(super) fn latest_state(store: &Store, node: &str) -> Result<Option<(String, String)>, StoreError> {
+    for id in store.run_ids()?.iter().rev() {
+        let state = store.run(id)?.and_then(|run| run.nodes.into_iter().find(|known| known.name == node));
+        if let Some(known) = state {
+            return Ok(Some((id.clone(), known.state)));
+        }
+    }
+    Ok(None)
+}
+
+/// Adds what became of the node of this name, which has no result, or the name that was perhaps meant.
 pub(super) fn similar(fault: Diagnostic, store: &Store, what: &str) -> Result<Diagnostic, Failure> {
     let names = names(store)?;
+    let known: Vec<&str> = names.iter().map(String::as_str).collect();
+    if let Some(node) = member(&known, what)?
+        && let Some((run, state)) = latest_state(store, node)?
+    {
+        let became = if state == "failed" { "it failed".to_owned() } else { format!("it was {state}") };
+        let fault = fault.note(format!("node `{node}` has no result: {became} in run {run}"));
+        return Ok(match state.as_str() {
+            "failed" => fault.help(format!("see why: `sami logs {}`", quoted(node))),
+            _ => fault.help(format!("see what the run did: `sami show {run}`")),
+        });
+    }
     Ok(match did_you_mean(what, names.iter().map(String::as_str)) {
         Some(near) => fault.help(format!("a node with a similar name exists: `{near}`")),
         None => fault.help("`sami runs` lists runs, `sami show RUN` the nodes of one, `sami cache ls` artifacts"),

@@ -18,6 +18,7 @@ mod page;
 mod plan;
 mod render;
 mod report;
+mod rows;
 mod run;
 mod runs;
 #[cfg(test)]

@@ -45,6 +45,15 @@ impl Page {
         self.lines(label, lines);
     }
 
+    /// Adds the first parts of a list, and how many more there are.
+    pub(super) fn list(&mut self, label: &str, parts: &[String]) {
+        let mut told = parts[..parts.len().min(LISTED)].to_vec();
+        if parts.len() > LISTED {
+            told.push(format!("… {} more", parts.len() - LISTED));
+        }
+        self.flow(label, &told, ", ");
+    }
+
     /// Adds text as it is.
     pub(super) fn append(&mut self, text: &str) {
         self.text.push_str(text);

@@ -26,14 +26,14 @@ const ROWS: usize = 40;
 
 /// Metrics that people look for, in the order in which they are shown.
 const METRICS: &[&str] = &[
+    "win_rate",
+    "adherence",
     "loss",
     "bound",
     "gap",
     "accuracy_row",
     "accuracy_column",
     "kl",
-    "win_rate",
-    "adherence",
     "mean_length",
     "rows",
     "rows_reused",
@@ -242,12 +242,14 @@ fn how_far(progress: &Progress, passed: f64) -> String {
 }
 
 /// The metrics that matter, each with its name; win rates with their intervals.
-fn headline(metrics: &Map<String, Value>) -> Vec<String> {
+pub(super) fn headline(metrics: &Map<String, Value>) -> Vec<String> {
     let mut shown = Vec::new();
     for wanted in METRICS {
         for (name, value) in metrics {
             let (stem, candidate) = name.split_once('.').map_or((name.as_str(), ""), |(stem, rest)| (stem, rest));
-            if stem == *wanted && (candidate.is_empty() || *wanted != "dropped") {
+            // Of a figure that candidates have, the one without a candidate is that of one of them.
+            let twice = candidate.is_empty() && metrics.keys().any(|other| of_candidate(other, stem));
+            if stem == *wanted && !twice && (candidate.is_empty() || *wanted != "dropped") {
                 shown.push(format!("{name} {}", with_interval(metrics, stem, candidate, value)));
             }
         }
@@ -257,6 +259,10 @@ fn headline(metrics: &Map<String, Value>) -> Vec<String> {
     }
     shown.truncate(LISTED);
     shown
+}
+
+fn of_candidate(name: &str, stem: &str) -> bool {
+    name.strip_prefix(stem).is_some_and(|rest| rest.starts_with('.')) && stem != "dropped"
 }
 
 fn with_interval(metrics: &Map<String, Value>, stem: &str, candidate: &str, value: &Value) -> String {

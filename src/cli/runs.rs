@@ -47,8 +47,8 @@ pub(super) fn list(context: &Context, last: usize) -> CommandResult {
 pub(super) fn state(run: &RunRecord) -> &'static str {
     match (run.ok, &run.finished) {
         (Some(true), _) => "ok",
-        (Some(false), _) => "failed",
-        (None, Some(_)) => "interrupted",
+        (Some(false), _) if run.nodes.iter().any(|node| node.state == "failed") => "failed",
+        (Some(false), _) | (None, Some(_)) => "interrupted",
         (None, None) => "unfinished",
     }
 }
@@ -71,4 +71,26 @@ fn as_json(run: &RunRecord) -> Value {
         "started": run.started, "finished": run.finished, "seconds": took(run), "ok": run.ok,
         "ran": ran, "hits": hits, "failed": failed, "skipped": skipped,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn how_a_run_ended_shows_in_its_record() {
+        let (_folder, store, _) = sample::store();
+        let run = store.run("20260102-000000-bbbb").unwrap().unwrap();
+        assert_eq!((state(&run), took(&run), counts(&run)), ("ok", Some(125.0), [3, 1, 0, 0]));
+        let stopped = RunRecord { ok: Some(false), ..run };
+        assert_eq!(state(&stopped), "interrupted");
+        let mut failed = stopped.clone();
+        failed.nodes[1].state = "failed".to_owned();
+        assert_eq!((state(&failed), counts(&failed)), ("failed", [2, 1, 1, 0]));
+        let killed = RunRecord { ok: None, finished: None, ..failed };
+        assert_eq!((state(&killed), took(&killed)), ("unfinished", None));
+        let backwards = RunRecord { finished: Some("2025-01-01T00:00:00Z".to_owned()), ..killed };
+        assert_eq!(took(&backwards), Some(0.0));
+    }
 }

@@ -8,7 +8,7 @@ use super::figures::{bytes, clock, cut, figure, plural, quoted, seconds, some};
 use super::find::{self, Found};
 use super::page::Page;
 use super::table::Table;
-use super::{CommandResult, Context, DONE, context, runs};
+use super::{CommandResult, Context, DONE, context, report, runs};
 use crate::digest::Digest;
 use crate::graph::key;
 use crate::store::{Index, NodeRecord, RunRecord, Store, StoreError, preview};
@@ -56,7 +56,7 @@ fn run_page(run: &RunRecord) -> String {
     page.append("\n");
     let mut table = Table::new(["node", "kind", "state", "seconds", "artifact", "metrics"], &[3]);
     for node in &run.nodes {
-        let metrics: Vec<_> = node.metrics.iter().map(|(name, value)| format!("{name} {}", figure(value))).collect();
+        let metrics = report::headline(&node.metrics);
         // What did not run took no time in this run.
         let ran = node.state == "ran" || node.state == "failed";
         let took = if ran { format!("{:.2}", node.seconds) } else { String::new() };
@@ -92,11 +92,14 @@ fn node_page(store: &Store, index: &Index, record: &NodeRecord, earlier: &[NodeR
             let rows = preview(store, &record.artifact, 0)?.rows;
             let rows = rows.map_or_else(String::new, |rows| format!(", {}", plural(rows, "row")));
             let size = bytes(manifest.size());
-            page.line("artifact", &format!("{}  {}, {size}{rows}", record.artifact, manifest.kind));
+            page.lines("artifact", [record.artifact.to_string(), format!("{}, {size}{rows}", manifest.kind)]);
         }
         Err(_) => page.line("artifact", &format!("{}  is not in the cache any more", record.artifact)),
     }
     let node = quoted(&record.node);
+    if let Some((run, state)) = find::latest_state(store, &record.node)?.filter(|(_, state)| state == "failed") {
+        page.line("since", &format!("{state} in run {run}"));
+    }
     page.line("more", &format!("sami cache show {} · sami logs {node}", record.artifact.short()));
     if earlier.is_empty() {
         page.line("earlier", "no other results");
@@ -233,7 +236,8 @@ inputs    examples = 912c4df25f5a  responses of generate@2
 recipe    optimizer = {\"lr\":1e-6,\"name\":\"adamw\"}
           steps = 4
 metrics   bound 0.2000 · kl 0.01000
-artifact  e381ca5c1018bb7df4b259119791df06bdc4da7f8468ba39a0b8b315e23b3b58  model, 26 B
+artifact  e381ca5c1018bb7df4b259119791df06bdc4da7f8468ba39a0b8b315e23b3b58
+          model, 26 B
 more      sami cache show e381ca5c1018 · sami logs train@2
 
 result                  47ba4569a196          811748f4b418

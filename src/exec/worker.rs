@@ -16,9 +16,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::ExecError;
 use super::job::{Job, JobResult, Word};
 use super::local::die;
+use crate::fs;
 use crate::kinds::{self, Cx, InputArtifact, NodeError, Progress};
 use crate::store::Store;
-use crate::{env, fs};
 
 /// The least time between two words of progress.
 const BEAT: Duration = Duration::from_millis(100);
@@ -34,7 +34,7 @@ pub fn work(path: &Path) -> Result<u8, ExecError> {
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&cancel))?;
     }
-    let mut mouth = Mouth { socket: lifeline(&cancel)?, last: None, batches: 0 };
+    let mut mouth = Mouth { socket: lifeline(&cancel)?, last: None };
     let result = attempt(&job, &mut mouth, &cancel).unwrap_or_else(|error| match error {
         NodeError::Interrupted => JobResult::Interrupted,
         NodeError::Failed { what, help } => JobResult::Failed { what, help },
@@ -122,15 +122,11 @@ fn lifeline(cancel: &Arc<AtomicBool>) -> Result<Option<UnixStream>, ExecError> {
 struct Mouth {
     socket: Option<UnixStream>,
     last: Option<Instant>,
-    batches: u64,
 }
 
 impl Mouth {
     fn progress(&mut self, progress: Progress) {
-        self.batches += 1;
-        if env::FAULT.get().is_some_and(|fault| fault == format!("kill:batch:{}", self.batches)) {
-            die();
-        }
+        fs::kill_point("progress");
         let due = self.last.is_none_or(|last| last.elapsed() >= BEAT);
         if due || progress.done >= progress.total {
             self.last = Some(Instant::now());

@@ -1,6 +1,6 @@
 //! The language model as the row-wise kinds use it: rows remembered, batches sized, progress told, interrupts heeded.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::hash::Hash;
 
 use serde::de::DeserializeOwned;
@@ -305,8 +305,8 @@ fn sums(
 
 /// The places of the first item of each value.
 fn first_of_each<'a, T: Eq + Hash + 'a>(items: impl Iterator<Item = (usize, &'a T)>) -> Vec<usize> {
-    let mut seen: HashMap<&T, ()> = HashMap::new();
-    items.filter(|(_, item)| seen.insert(item, ()).is_none()).map(|(at, _)| at).collect()
+    let mut seen = HashSet::new();
+    items.filter(|(_, item)| seen.insert(*item)).map(|(at, _)| at).collect()
 }
 
 /// Splits rows, given as (length, bytes), into batches of like length, longest first, so that little of a batch is

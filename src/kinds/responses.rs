@@ -11,7 +11,7 @@ use crate::lm::Finish;
 
 /// A row of responses: one to each constitution of a query.
 #[derive(Debug, Clone)]
-pub(super) struct Responses {
+pub(super) struct Answered {
     /// The row's id.
     pub(super) id: String,
     /// The whole row.
@@ -36,7 +36,7 @@ fn ended() -> Finish {
     Finish::Eos
 }
 
-impl Responses {
+impl Answered {
     /// The C×C cells of the row: constitution k's prompt with response j, row by row. With `score_eos` the end of a
     /// response is scored too, if the model ended it.
     pub(super) fn cells(&self, prompts: &[String], score_eos: bool) -> Vec<Pair> {
@@ -50,12 +50,12 @@ impl Responses {
 }
 
 /// Reads the responses of an input. Each row has as many responses as constitutions, and all rows as many.
-pub(super) fn read(input: &InputArtifact) -> Result<Vec<Responses>, NodeError> {
+pub(super) fn read(input: &InputArtifact) -> Result<Vec<Answered>, NodeError> {
     let rows = rows::read_input(input)?;
     if rows.is_empty() {
         return Err(NodeError::with_help("there are no responses", "lower `skip`, or raise `take`"));
     }
-    let mut all: Vec<Responses> = Vec::with_capacity(rows.len());
+    let mut all: Vec<Answered> = Vec::with_capacity(rows.len());
     for row in rows {
         let id = rows::id(&row)?.to_owned();
         let constitutions: Vec<Constitution> = part(&row, &id, "constitutions")?;
@@ -69,7 +69,7 @@ pub(super) fn read(input: &InputArtifact) -> Result<Vec<Responses>, NodeError> {
                 wanted.max(2)
             )));
         }
-        all.push(Responses { id, row, constitutions, responses });
+        all.push(Answered { id, row, constitutions, responses });
     }
     Ok(all)
 }

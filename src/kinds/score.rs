@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::check::input;
 use super::figures::ContrastFigures;
 use super::policy::{Pair, Policy, Sum, Work};
-use super::responses::{self, Responses};
+use super::responses::{self, Answered};
 use super::{Cx, NodeError, NodeKind, Outputs, query, rows, template};
 use crate::digest::Hasher;
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
@@ -14,6 +14,7 @@ use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 /// The fields of kind `score`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "the fields are named as the file names them")]
 pub struct Score {
     pub(super) model: Input,
     pub(super) responses: Input,
@@ -131,7 +132,7 @@ prompt = "rules : {{ constitution }} q : {{ query }} a :"
 
 impl Score {
     /// The training prompt under each constitution of a row.
-    fn prompts(&self, row: &Responses) -> Result<Vec<String>, NodeError> {
+    fn prompts(&self, row: &Answered) -> Result<Vec<String>, NodeError> {
         let template = template::parse("prompt", &self.prompt)?;
         let shuffled = row.constitutions.iter().enumerate().map(|(place, constitution)| {
             if !self.shuffle_principles {
@@ -145,7 +146,7 @@ impl Score {
     }
 }
 
-fn scored_row(row: &Responses, prompts: Vec<String>, cells: &[Sum]) -> Map<String, Value> {
+fn scored_row(row: &Answered, prompts: Vec<String>, cells: &[Sum]) -> Map<String, Value> {
     let size = prompts.len();
     let logprobs: Vec<Vec<f64>> =
         cells.chunks(size).map(|cells| cells.iter().map(|cell| cell.nats).collect()).collect();

@@ -334,3 +334,6 @@ impl Config {
         self.tensors().iter().map(|(_, shape)| count(shape)).fold(0, u64::saturating_add)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,9 @@
 //! Sampling responses.
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::cpu::{exp_all, in_pool};
 use super::decode::Decoding;
 use super::random::Stream;
 use super::{LmError, Model, Tokenizer};
@@ -74,78 +76,74 @@ impl SamplingSettings {
     }
 }
 
-/// Picks the next token of a row.
-struct Picker<'a> {
-    settings: &'a SamplingSettings,
-    /// Probabilities, or candidates with theirs; kept between rows.
-    candidates: Vec<(f32, u32)>,
+/// The likeliest token; the first of several.
+fn likeliest(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (token, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = token;
+        }
+    }
+    best as u32
 }
 
-impl Picker<'_> {
-    /// The likeliest token; the first of several.
-    fn likeliest(logits: &[f32]) -> u32 {
-        let mut best = 0;
-        for (token, logit) in logits.iter().enumerate() {
-            if *logit > logits[best] {
-                best = token;
-            }
-        }
-        best as u32
+/// Picks the next token of a row; `None` if a logit is not a number.
+fn pick(settings: &SamplingSettings, logits: &[f32], stream: &mut Stream) -> Option<u32> {
+    // One number for every token, whatever the settings.
+    let number = stream.uniform();
+    let mut weights = logits.to_vec();
+    let scale = (1.0 / settings.temperature).min(f64::from(f32::MAX)) as f32;
+    exp_all(&mut weights, if settings.temperature == 0.0 { 1.0 } else { scale });
+    let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
+    if !total.is_finite() {
+        return None;
     }
-
-    fn pick(&mut self, logits: &[f32], stream: &mut Stream) -> u32 {
-        if self.settings.temperature == 0.0 {
-            return Self::likeliest(logits);
-        }
-        // A number for every token, so that a seed's numbers do not depend on the settings.
-        let number = stream.uniform();
-        let scale = (1.0 / self.settings.temperature).min(f64::from(f32::MAX)) as f32;
-        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        self.candidates.clear();
-        let weigh = |logit: f32| exp((logit - largest) * scale);
-        self.candidates.extend(logits.iter().zip(0..).map(|(logit, token)| (weigh(*logit), token)));
-        self.narrow();
-        let total: f64 = self.candidates.iter().map(|(weight, _)| f64::from(*weight)).sum();
-        let mut left = number * total;
-        for (weight, token) in &self.candidates {
-            left -= f64::from(*weight);
-            if left < 0.0 {
-                return *token;
-            }
-        }
-        // Rounding may leave a rest; the last token that can be has it.
-        let possible = self.candidates.iter().rev().find(|(weight, _)| *weight > 0.0);
-        possible.map_or_else(|| Self::likeliest(logits), |(_, token)| *token)
+    if settings.temperature == 0.0 {
+        return Some(likeliest(logits));
     }
-
-    /// Drops what `top_k` and `top_p` do not want. Of equally likely tokens the first stays.
-    fn narrow(&mut self) {
-        let (top_k, top_p) = (self.settings.top_k, self.settings.top_p);
-        let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        if top_k > 0 && top_k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(top_k - 1, order);
-            self.candidates.truncate(top_k);
+    let total = narrow(settings, &mut weights).unwrap_or(total);
+    let mut left = number * total;
+    for (token, weight) in weights.iter().enumerate() {
+        left -= f64::from(*weight);
+        if left < 0.0 {
+            return Some(token as u32);
         }
-        if top_p < 1.0 {
-            self.candidates.sort_unstable_by(order);
-            let total: f64 = self.candidates.iter().map(|(weight, _)| f64::from(*weight)).sum();
-            let mut sum = 0.0;
-            let mut fits = |(weight, _): &&(f32, u32)| {
-                let before = sum;
-                sum += f64::from(*weight);
-                before < top_p * total
-            };
-            let count = self.candidates.iter().take_while(&mut fits).count();
-            self.candidates.truncate(count.max(1));
-        }
-        // The order of picking must not depend on how they were selected.
-        self.candidates.sort_unstable_by_key(|(_, token)| *token);
     }
+    // Rounding may leave a rest; the last token that can be has it.
+    weights.iter().rposition(|weight| *weight > 0.0).map(|token| token as u32)
 }
 
-/// e^x by operations that are the same on every platform (Cephes' polynomial), within 2 units in the last place.
-fn exp(x: f32) -> f32 {
-    super::cpu::simd::exp(x)
+/// Makes the weights zero that `top_k` and `top_p` do not want, and returns the sum of the others, if any did not want
+/// some. Of equally likely tokens the first stays.
+fn narrow(settings: &SamplingSettings, weights: &mut [f32]) -> Option<f64> {
+    let all = weights.len();
+    let few = settings.top_k > 0 && settings.top_k < all;
+    if !few && settings.top_p >= 1.0 {
+        return None;
+    }
+    let mut order: Vec<(f32, u32)> = weights.iter().copied().zip(0..).collect();
+    let likelier = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+    let mut kept = all;
+    if few {
+        kept = settings.top_k;
+        order.select_nth_unstable_by(kept - 1, likelier);
+    }
+    let sum = |weights: &[(f32, u32)]| -> f64 { weights.iter().map(|(weight, _)| f64::from(*weight)).sum() };
+    if settings.top_p < 1.0 {
+        order[..kept].sort_unstable_by(likelier);
+        let enough = settings.top_p * sum(&order[..kept]);
+        let mut before = 0.0;
+        let wanted = order[..kept].iter().take_while(|(weight, _)| {
+            let needed = before < enough;
+            before += f64::from(*weight);
+            needed
+        });
+        kept = wanted.count().max(1);
+    }
+    for (_, token) in &order[kept..] {
+        weights[*token as usize] = 0.0;
+    }
+    Some(weights.iter().map(|weight| f64::from(*weight)).sum())
 }
 
 /// A row that is not finished.
@@ -161,6 +159,37 @@ fn stop_at(text: &str, stop: &[String]) -> Option<usize> {
     stop.iter().filter_map(|stop| text.find(stop.as_str())).min()
 }
 
+impl Row {
+    /// Takes a sampled token; returns the response if that ends it.
+    fn take(
+        &mut self,
+        token: u32,
+        ends: bool,
+        tokenizer: &Tokenizer,
+        stop: &[String],
+    ) -> Result<Option<Response>, LmError> {
+        if ends {
+            return self.end(Finish::Eos, tokenizer.decode(&self.ids)?);
+        }
+        self.ids.push(token);
+        if !stop.is_empty() {
+            let mut text = tokenizer.decode(&self.ids)?;
+            if let Some(end) = stop_at(&text, stop) {
+                text.truncate(end);
+                return self.end(Finish::Stop, text);
+            }
+        }
+        if self.ids.len() < self.room {
+            return Ok(None);
+        }
+        self.end(Finish::Length, tokenizer.decode(&self.ids)?)
+    }
+
+    fn end(&mut self, finish: Finish, text: String) -> Result<Option<Response>, LmError> {
+        Ok(Some(Response { ids: std::mem::take(&mut self.ids), text, finish }))
+    }
+}
+
 /// Samples a response to each prompt, as one batch.
 ///
 /// A response to a prompt is the same whatever else is in the batch (CPU: to the bit). Errs on settings that mean
@@ -172,63 +201,65 @@ pub fn sample(
     settings: &SamplingSettings,
 ) -> Result<Vec<Response>, LmError> {
     settings.check()?;
-    let config = model.config();
-    let positions = config.max_position_embeddings;
     model.check_prompts(&prompts.iter().map(|prompt| prompt.ids.as_slice()).collect::<Vec<_>>())?;
-    let nothing = || Response { ids: Vec::new(), text: String::new(), finish: Finish::Length };
-    let mut responses: Vec<Response> = prompts.iter().map(|_| nothing()).collect();
     if prompts.is_empty() || settings.max_new_tokens == 0 {
-        return Ok(responses);
+        let nothing = |_| Response { ids: Vec::new(), text: String::new(), finish: Finish::Length };
+        return Ok(prompts.iter().map(nothing).collect());
     }
-    let room = |prompt: &Prompt| settings.max_new_tokens.min(positions - prompt.ids.len());
-    let mut rows: Vec<Row> = prompts
-        .iter()
-        .enumerate()
-        .map(|(index, prompt)| Row {
-            index,
-            stream: Stream::new(prompt.seed, "sampling"),
-            ids: Vec::new(),
-            room: room(prompt),
-        })
-        .collect();
+    in_pool(|| sample_rows(model, tokenizer, prompts, settings))
+}
+
+fn sample_rows(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    prompts: &[Prompt],
+    settings: &SamplingSettings,
+) -> Result<Vec<Response>, LmError> {
+    let config = model.config();
+    let vocabulary = config.vocab_size;
+    let room = |prompt: &Prompt| settings.max_new_tokens.min(config.max_position_embeddings - prompt.ids.len());
+    let row = |(index, prompt): (usize, &Prompt)| Row {
+        index,
+        stream: Stream::new(prompt.seed, "sampling"),
+        ids: Vec::new(),
+        room: room(prompt),
+    };
+    let mut rows: Vec<Row> = prompts.iter().enumerate().map(row).collect();
     let batch: Vec<(&[u32], usize)> = prompts.iter().map(|prompt| (prompt.ids.as_slice(), room(prompt))).collect();
     let mut logits = Vec::new();
     let mut decoding = Decoding::start(model, &batch, &mut logits)?;
     let ends = |token| config.eos_token_ids.contains(&token) || tokenizer.eos().contains(&token);
-    let mut picker = Picker { settings, candidates: Vec::new() };
-    while !rows.is_empty() {
-        let mut kept = Vec::with_capacity(rows.len());
-        let mut going = Vec::with_capacity(rows.len());
-        for (place, mut row) in std::mem::take(&mut rows).into_iter().enumerate() {
-            let token = picker.pick(&logits[place * config.vocab_size..][..config.vocab_size], &mut row.stream);
-            let ended = ends(token);
-            if !ended {
-                row.ids.push(token);
-            }
-            let mut text = None;
-            if !settings.stop.is_empty() && !ended {
-                let so_far = tokenizer.decode(&row.ids)?;
-                text = stop_at(&so_far, &settings.stop).map(|end| so_far[..end].to_owned());
-            }
-            let finish = match (ended, &text) {
-                (true, _) => Finish::Eos,
-                (false, Some(_)) => Finish::Stop,
-                (false, None) if row.ids.len() >= row.room => Finish::Length,
-                (false, None) => {
+    let mut responses: Vec<Option<Response>> = prompts.iter().map(|_| None).collect();
+    loop {
+        let results: Vec<(u32, Option<Response>)> = rows
+            .par_iter_mut()
+            .zip(logits.par_chunks_exact(vocabulary))
+            .map(|(row, logits)| {
+                let token = pick(settings, logits, &mut row.stream).ok_or_else(|| LmError::Sequence {
+                    row: row.index,
+                    what: "has logits that are not numbers: the model is broken".to_owned(),
+                })?;
+                Ok((token, row.take(token, ends(token), tokenizer, &settings.stop)?))
+            })
+            .collect::<Result<_, LmError>>()?;
+        let (mut kept, mut tokens, mut going) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, (row, (token, response))) in rows.into_iter().zip(results).enumerate() {
+            match response {
+                Some(response) => responses[row.index] = Some(response),
+                None => {
                     kept.push(place);
+                    tokens.push(token);
                     going.push(row);
-                    continue;
                 }
-            };
-            let text = text.map_or_else(|| tokenizer.decode(&row.ids), Ok)?;
-            responses[row.index] = Response { ids: row.ids, text, finish };
+            }
         }
         rows = going;
-        if !rows.is_empty() {
-            let tokens: Vec<u32> =
-                rows.iter().map(|row| *row.ids.last().expect("a row goes on after a token")).collect();
-            decoding.step(model, &kept, &tokens, &mut logits)?;
+        if rows.is_empty() {
+            return Ok(responses.into_iter().map(|response| response.expect("every row has ended")).collect());
         }
+        decoding.step(model, &kept, &tokens, &mut logits)?;
     }
-    Ok(responses)
 }
+
+#[cfg(test)]
+mod tests;

@@ -90,9 +90,8 @@ impl Tokenizer {
         let first = alone.get_ids().first().copied().filter(|id| Some(*id) != eos_token);
         let wanted = match settings.get("add_bos_token").and_then(Value::as_bool) {
             Some(true) => named("bos_token"),
-            Some(false) => None,
             None if settings.is_null() => config.and_then(|config| config.bos_token_id),
-            None => None,
+            Some(false) | None => None,
         };
         let mut eos: Vec<u32> = eos_token.into_iter().collect();
         for token in config.map_or(&[][..], |config| &config.eos_token_ids) {
@@ -182,12 +181,12 @@ impl Tokenizer {
 
     /// The tokens of a prompt and its response, tokenised as one text.
     ///
-    /// A space stands between the two unless the prompt is empty or ends in white space. A token is the response's if
-    /// it ends after the prompt's end. The first token of all is the prompt's in any case: nothing precedes it that it
+    /// A space stands between the two unless one of them is empty or the prompt ends in white space. A token is the
+    /// response's if it ends after the prompt's end. The first token of all is the prompt's in any case: nothing precedes it that it
     /// could be scored on. Errs where there is no token at all.
     pub fn sequence(&self, prompt: &str, response: &str, with_eos: bool) -> Result<Sequence, LmError> {
         let mut text = prompt.to_owned();
-        if !text.is_empty() && !text.ends_with(char::is_whitespace) {
+        if !text.is_empty() && !response.is_empty() && !text.ends_with(char::is_whitespace) {
             text.push(' ');
         }
         text.push_str(response);
@@ -274,3 +273,6 @@ fn byte_pairs<'a>(texts: impl Iterator<Item = &'a str>, vocab_size: usize) -> Re
     tokenizer.train(&mut trainer, texts.iter()).map_err(failed("cannot be trained"))?;
     Ok(tokenizer)
 }
+
+#[cfg(test)]
+mod tests;

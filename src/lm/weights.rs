@@ -171,3 +171,6 @@ pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), LmErr
     file.sync_all()?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

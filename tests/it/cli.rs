@@ -105,7 +105,8 @@ inputs inputs.text = id files of next@1
 recipe args = [\"-c\",\"cat {input.text}/*.txt > text.txt; echo bye >> text.txt; echo iteration 2\"]
  output = \"files\"
  program = \"sh\"
-artifact ID files, 41 B
+artifact ID
+ files, 41 B
 more sami cache show id · sami logs next@2
 
 result id id
@@ -141,7 +142,8 @@ id dataset 33 B 1 (source of small/upper)
     let only: Vec<&str> = list.lines().take(3).collect();
     says(&sandbox, &["cache", "ls", "--last", "2"], &(only.join("\n") + "\n4 more; `--last 6` lists all\n"));
     let shown = "\
-artifact ID files, 61 B
+artifact ID
+ files, 61 B
 node upper of pipeline small, kind command
 key ID
 made TIME in TOOK on HOST
@@ -278,6 +280,27 @@ fn ids_may_be_cut_short_while_they_are_one() {
         let fault = sandbox.sami(args).exits(USAGE.into());
         assert!(fault.stderr.contains(says) && fault.stdout.is_empty(), "{args:?}: {}", fault.stderr);
     }
+}
+
+#[test]
+fn a_node_that_failed_is_told_of() {
+    let sandbox = Sandbox::with(&PIPELINE.replace("echo making it", "echo cannot; exit 7"));
+    sandbox.write("posts.jsonl", "{\"id\": 1}\n");
+    let done = sandbox.run(&[], 1);
+    assert_eq!((done.names("failed"), done.names("skipped")), (vec!["upper"], vec!["next@1", "next@2"]));
+    let fault = sandbox.sami(&["show", "upper"]).exits(USAGE.into()).stderr;
+    assert!(fault.contains("node `upper` has no result: it failed in run") && fault.contains("`sami logs upper`"));
+    let fault = sandbox.sami(&["cache", "show", "next"]).exits(USAGE.into()).stderr;
+    assert!(fault.contains("node `next@2` has no result: it was skipped in run"), "{fault}");
+    assert!(sandbox.sami(&["logs", "upper"]).exits(0).stdout.starts_with("cannot\n"));
+    assert!(plain(&sandbox.sami(&["runs"]).exits(0).stdout).ends_with("RUN small TIME TOOK failed 0 0 1 2\n"));
+    // Made once, then broken: the result stands, and what came after it is told.
+    sandbox.write("p.toml", PIPELINE);
+    sandbox.run(&[], 0);
+    sandbox.write("p.toml", &PIPELINE.replace("echo making it", "exit 7"));
+    sandbox.run(&[], 1);
+    let shown = plain(&sandbox.sami(&["show", "upper"]).exits(0).stdout);
+    assert!(shown.contains("\nsince failed in run RUN\n"), "{shown}");
 }
 
 #[test]

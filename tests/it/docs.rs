@@ -180,6 +180,18 @@ fn readme_gives_the_two_commands_that_ci_runs() {
 }
 
 #[test]
+fn the_readme_shows_a_sound_pipeline() {
+    let readme = read("README.md");
+    let text = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a pipeline");
+    let folder = tempfile::tempdir().expect("a directory");
+    let path = folder.path().join("p.toml");
+    fs_err::write(&path, text).expect("writes");
+    let pipeline = sami::pipeline::load(&path, &[], &kinds::specs()).expect("no errors");
+    sami::graph::build(&pipeline).expect("no cycles, no wrong types");
+    assert!(pipeline.nodes.iter().any(|node| node.name == "finetune@3"));
+}
+
+#[test]
 fn no_source_file_is_left_out_of_the_test_binary() {
     let main = read("tests/it/main.rs");
     for path in files_under("tests/it", "rs") {

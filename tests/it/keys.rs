@@ -256,7 +256,8 @@ fn every_field_of_every_kind_is_in_the_key() {
         assert_ne!(key::key(&old_preimage), key::key(&new_preimage), "{name}: `{new}` does not change the key");
         let differences = key::diff(&old_preimage, &new_preimage);
         assert!(!differences.is_empty());
-        let fields = differences.iter().map(|change| change.path.split('.').next().unwrap_or_default().to_owned());
+        let fields =
+            differences.iter().map(|change| change.path.split(['.', '[']).next().unwrap_or_default().to_owned());
         covered.entry(name).or_default().extend(fields);
         for other in before.nodes.iter().filter(|other| other.name != *name) {
             assert_eq!(preimage(other), preimage(node(&after, &other.name)), "{name}: `{new}` changes {}", other.name);
@@ -309,11 +310,8 @@ fn how_a_node_is_executed_and_what_it_is_called_is_not_in_the_key() {
 #[test]
 fn keys_are_what_they_were() {
     let pipeline = load(PIPELINE);
-    let text: String = pipeline
-        .nodes
-        .iter()
-        .map(|node| format!("{} {}\n", key::key(&preimage(node)).short(), preimage(node)))
-        .collect();
+    let line = |node| format!("{} {}\n", key::key(&preimage(node)).short(), preimage(node));
+    let text = pipeline.nodes.iter().map(line).collect::<Vec<_>>().concat();
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/keys.txt");
     if env::BLESS.get().is_some() {
         fs_err::write(path, text).expect("writes");

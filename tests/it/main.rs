@@ -6,6 +6,7 @@ mod behaviour;
 mod cli;
 mod docs;
 mod explain;
+mod gradients;
 mod keys;
 mod kill;
 mod layers;

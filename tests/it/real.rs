@@ -19,7 +19,7 @@ pub(crate) fn test_data() -> Option<PathBuf> {
     None
 }
 
-const PIPELINE: &str = r##"
+const PIPELINE: &str = r#"
 schema = 1
 
 [models.base]
@@ -92,7 +92,7 @@ temperature = 1.0
 [nodes.evaluate.rules.principles]
 concise = { definition = { max_words = 12 }, antithesis = { min_words = 13 } }
 comprehensive = { definition = { min_sentences = 2 }, antithesis = { max_sentences = 1 } }
-"##;
+"#;
 
 #[test]
 fn a_real_checkpoint_goes_through_all_kinds() {

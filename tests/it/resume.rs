@@ -106,7 +106,9 @@ fn a_killed_worker_costs_its_batch_and_nothing_else() {
 #[test]
 fn batches_do_not_decide_what_comes_out() {
     let one = Sandbox::with(PIPELINE).run(&[], 0);
-    let other = PIPELINE.replace("micro_batch = 6", "micro_batch = 1, threads = 1").replace("micro_batch = 20", "micro_batch = 64");
+    let other = PIPELINE
+        .replace("micro_batch = 6", "micro_batch = 1, threads = 1")
+        .replace("micro_batch = 20", "micro_batch = 64");
     let other = Sandbox::with(&other).run(&[], 0);
     assert_eq!(one.results(), other.results());
 }

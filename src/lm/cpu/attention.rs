@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::layout::Group;
 use super::pool::{Buffer, Pool};
-use super::simd::{self, Level, level};
+use super::simd::{self, level};
 use super::tile::{COLUMNS, ROWS, Strided, tile};
 use crate::lm::Config;
 
@@ -94,13 +94,18 @@ impl Shape {
     }
 }
 
+/// Where rows are written to, so far apart.
+struct Target<'a> {
+    values: &'a mut [f32],
+    row: usize,
+}
+
 /// The attention weights of a few rows of queries, the `i`th of them of token `token_of(i)`.
 ///
 /// Writes them to `scores`, whose rows are `stride` apart and whose columns are the keys of the range that is returned: a
 /// multiple of 32 up to the last one that a row sees.
 fn weights(
     shape: &Shape,
-    level: Level,
     rows: usize,
     query: Strided<'_>,
     keys: &[f32],
@@ -108,6 +113,7 @@ fn weights(
     scores: &mut [f32],
     stride: usize,
 ) -> Range<usize> {
+    let level = level();
     let (from, to) = (shape.sees(token_of(0)).start / COLUMNS * COLUMNS, token_of(rows - 1) + 1);
     for start in (from..to).step_by(COLUMNS) {
         let panel = &keys[start * shape.width..][..COLUMNS * shape.width];
@@ -125,22 +131,12 @@ fn weights(
 }
 
 /// out (rows, E) = a (rows, keys) · b, where b has a row of E numbers, filled up, for each of the keys.
-fn mix(
-    shape: &Shape,
-    level: Level,
-    rows: usize,
-    a: Strided<'_>,
-    keys: Range<usize>,
-    b: &[f32],
-    out: &mut [f32],
-    out_row: usize,
-    add: bool,
-) {
-    let padded = shape.padded();
+fn mix(shape: &Shape, rows: usize, a: Strided<'_>, keys: Range<usize>, b: &[f32], out: Target<'_>, add: bool) {
+    let (level, padded) = (level(), shape.padded());
     for start in (0..shape.width).step_by(COLUMNS) {
         let width = (shape.width - start).min(COLUMNS);
         let b = &b[keys.start * padded + start..];
-        tile(level, (rows, keys.len(), width), a, b, padded, &mut out[start..], out_row, add);
+        tile(level, (rows, keys.len(), width), a, b, padded, &mut out.values[start..], out.row, add);
     }
 }
 
@@ -156,14 +152,14 @@ pub(super) fn attend(
     scores: &mut [f32],
     out: &mut [f32],
 ) {
-    let (level, width) = (level(), shape.width);
+    let width = shape.width;
     for (query, out) in query.chunks(ROWS * width).zip(out.chunks_mut(ROWS * width)) {
         let rows = query.len() / width;
         let stride = scores.len() / rows;
         let query = Strided { values: query, row: width, column: 1 };
-        let seen = weights(shape, level, rows, query, keys, |_| token, scores, stride);
+        let seen = weights(shape, rows, query, keys, |_| token, scores, stride);
         let scores = Strided { values: scores, row: stride, column: 1 };
-        mix(shape, level, rows, scores, seen, values, out, width, false);
+        mix(shape, rows, scores, seen, values, Target { values: out, row: width }, false);
     }
 }
 
@@ -208,8 +204,8 @@ impl Part<'_> {
     }
 
     /// Writes the mixed values of the query heads; the first row of `out` is the group's first token.
-    fn forward(&self, qkv: &[f32], out: &mut [f32], out_row: usize, out_at: usize) {
-        let (shape, level) = (&self.shape, level());
+    fn forward(&self, qkv: &[f32], out: Target<'_>, out_at: usize) {
+        let (shape, row_size) = (&self.shape, out.row);
         let longest = self.longest();
         let stride = longest.next_multiple_of(COLUMNS);
         let mut keys = self.pool.take(shape.keys_size(longest));
@@ -234,10 +230,10 @@ impl Part<'_> {
                     let token = tokens.start + start;
                     let query = Strided { values: &qkv[token * shape.row() + at..], row: shape.row(), column: 1 };
                     let place = |row| before + start + row;
-                    let seen = weights(shape, level, rows, query, &keys, place, &mut scores, stride);
+                    let seen = weights(shape, rows, query, &keys, place, &mut scores, stride);
                     let scores = Strided { values: &scores, row: stride, column: 1 };
-                    let out = &mut out[(token - first) * out_row + out_at + repeat * shape.width..];
-                    mix(shape, level, rows, scores, seen, &values, out, out_row, false);
+                    let out = &mut out.values[(token - first) * row_size + out_at + repeat * shape.width..];
+                    mix(shape, rows, scores, seen, &values, Target { values: out, row: row_size }, false);
                 }
             }
         }
@@ -282,8 +278,8 @@ impl Part<'_> {
 
     /// Writes the gradients to queries, keys and values of this part's heads; the first row of `out` is the group's first
     /// token, and `out_at` says where in a row queries, keys and values begin.
-    fn backward(&self, batch: &Backward<'_>, out: &mut [f32], out_row: usize, out_at: [usize; 3]) {
-        let shape = &self.shape;
+    fn backward(&self, batch: &Backward<'_>, out: Target<'_>, out_at: [usize; 3]) {
+        let (shape, row_size) = (&self.shape, out.row);
         let mut scratch = self.scratch();
         let first = self.group.tokens().start;
         let padded = shape.padded();
@@ -305,12 +301,13 @@ impl Part<'_> {
             for repeat in 0..shape.repeats() {
                 for start in (0..tokens.len()).step_by(QUERIES) {
                     let here = tokens.start + start..(tokens.start + start + QUERIES).min(tokens.end);
-                    let out = &mut out[(here.start - first) * out_row + out_at[0] + repeat * shape.width..];
-                    self.backward_of_queries(batch, &mut scratch, repeat, here, before + start, out, out_row);
+                    let values = &mut out.values[(here.start - first) * row_size + out_at[0] + repeat * shape.width..];
+                    let out = Target { values, row: row_size };
+                    self.backward_of_queries(batch, &mut scratch, repeat, here, before + start, out);
                 }
             }
             for (place, token) in (before..).zip(tokens) {
-                let row = &mut out[(token - first) * out_row..][..out_row];
+                let row = &mut out.values[(token - first) * row_size..][..row_size];
                 for (gradient, at) in [(&scratch.key_gradient, out_at[1]), (&scratch.value_gradient, out_at[2])] {
                     row[at..at + shape.width].copy_from_slice(&gradient[place * padded..][..shape.width]);
                 }
@@ -327,8 +324,7 @@ impl Part<'_> {
         repeat: usize,
         tokens: Range<usize>,
         first: usize,
-        out: &mut [f32],
-        out_row: usize,
+        out: Target<'_>,
     ) {
         let (shape, level, stride) = (&self.shape, level(), scratch.stride);
         let at = (self.kv_head * shape.repeats() + repeat) * shape.width;
@@ -340,11 +336,13 @@ impl Part<'_> {
             let query = Strided { values: &batch.qkv[token * shape.row() + at..], row: shape.row(), column: 1 };
             let place = |row| first + start + row;
             let lines = &mut scratch.weights[start * stride..];
-            let seen = weights(shape, level, rows, query, &scratch.keys, place, lines, stride);
-            // The block's first row may see further back than this one: its columns begin at `from`.
-            for row in (0..rows).rev() {
+            let seen = weights(shape, rows, query, &scratch.keys, place, lines, stride);
+            for row in 0..rows {
                 let line = &mut lines[row * stride..][..to - from];
-                line.copy_within(..seen.len(), seen.start - from);
+                if seen.start > from {
+                    // The block's first query sees further back than this one: its columns begin at `from`.
+                    line.copy_within(..seen.len(), seen.start - from);
+                }
                 line[..seen.start - from].fill(0.0);
                 line[seen.end - from..].fill(0.0);
             }
@@ -369,7 +367,8 @@ impl Part<'_> {
                 shape.put_row(&mut scratch.outputs, start + row, &gradient_at[row * shape.queries()..][..shape.width]);
             }
             let to_weights = Strided { values: &to_weights[seen.start - from..], row: stride, column: 1 };
-            mix(shape, level, rows, to_weights, seen, &scratch.key_rows, &mut out[start * out_row..], out_row, false);
+            let out = Target { values: &mut out.values[start * out.row..], row: out.row };
+            mix(shape, rows, to_weights, seen, &scratch.key_rows, out, false);
         }
         for start in (from..to).step_by(ROWS) {
             let rows = (to - start).min(ROWS);
@@ -381,10 +380,11 @@ impl Part<'_> {
             let (keys, values) = (&mut scratch.key_gradient, &mut scratch.value_gradient);
             let padded = shape.padded();
             let to_weights = columns(&scratch.gradient[at..]);
-            let keys = &mut keys[start * padded..];
-            mix(shape, level, rows, to_weights, sees.clone(), &scratch.queries, keys, padded, true);
+            let keys = Target { values: &mut keys[start * padded..], row: padded };
+            mix(shape, rows, to_weights, sees.clone(), &scratch.queries, keys, true);
             let weights = columns(&scratch.weights[at..]);
-            mix(shape, level, rows, weights, sees, &scratch.outputs, &mut values[start * padded..], padded, true);
+            let values = Target { values: &mut values[start * padded..], row: padded };
+            mix(shape, rows, weights, sees, &scratch.outputs, values, true);
         }
     }
 }
@@ -405,19 +405,19 @@ fn split<'a>(groups: &'a [Group], mut rows: &'a mut [f32], width: usize) -> Vec<
 fn run(
     shape: &Shape,
     groups: &[Group],
-    out: &mut [f32],
-    out_row: usize,
+    out: Target<'_>,
     pool: &Arc<Pool>,
     blocks: &[(usize, usize)],
-    each: impl Fn(&Part<'_>, &mut [f32], usize, &[usize]) + Sync,
+    each: impl Fn(&Part<'_>, Target<'_>, &[usize]) + Sync,
 ) {
     let few = groups.len() < rayon::current_num_threads();
     let places = |kv_head: usize| blocks.iter().map(move |(at, width)| at + kv_head * width);
-    split(groups, out, out_row).into_par_iter().for_each(|(group, out)| {
+    let out_row = out.row;
+    split(groups, out.values, out_row).into_par_iter().for_each(|(group, out)| {
         let part = |kv_head| Part { shape: *shape, group, kv_head, pool };
         if !few {
             for kv_head in 0..shape.kv_heads {
-                each(&part(kv_head), out, out_row, &places(kv_head).collect::<Vec<_>>());
+                each(&part(kv_head), Target { values: out, row: out_row }, &places(kv_head).collect::<Vec<_>>());
             }
             return;
         }
@@ -433,7 +433,7 @@ fn run(
                         Some(*end - width)
                     })
                     .collect();
-                each(&part(kv_head), &mut rows, width, &at);
+                each(&part(kv_head), Target { values: &mut rows, row: width }, &at);
                 rows
             })
             .collect();
@@ -452,7 +452,8 @@ fn run(
 /// Mixes values: `qkv` (N, (H + 2K)·E), queries and keys turned already, to `out` (N, H·E).
 pub(super) fn forward(shape: &Shape, groups: &[Group], qkv: &[f32], out: &mut [f32], pool: &Arc<Pool>) {
     let blocks = [(0, shape.repeats() * shape.width)];
-    run(shape, groups, out, shape.queries(), pool, &blocks, |part, out, row, at| part.forward(qkv, out, row, at[0]));
+    let out = Target { values: out, row: shape.queries() };
+    run(shape, groups, out, pool, &blocks, |part, out, at| part.forward(qkv, out, at[0]));
 }
 
 /// What the gradient is computed from.
@@ -469,7 +470,6 @@ pub(super) struct Backward<'a> {
 pub(super) fn backward(shape: &Shape, groups: &[Group], batch: &Backward<'_>, out: &mut [f32], pool: &Arc<Pool>) {
     let (width, queries) = (shape.width, shape.queries());
     let blocks = [(0, shape.repeats() * width), (queries, width), (queries + shape.kv_heads * width, width)];
-    run(shape, groups, out, shape.row(), pool, &blocks, |part, out, row, at| {
-        part.backward(batch, out, row, [at[0], at[1], at[2]]);
-    });
+    let out = Target { values: out, row: shape.row() };
+    run(shape, groups, out, pool, &blocks, |part, out, at| part.backward(batch, out, [at[0], at[1], at[2]]));
 }

@@ -104,11 +104,12 @@ impl Pass<'_> {
     fn logits_of_a_task(&self, first: usize, out: &mut [f32], logprobs: &[f32], kls: &[f32]) {
         let vocabulary = self.context.packed.head.columns();
         let rows = out.len() / vocabulary;
-        let part = |context: &Context, hidden: &Hidden| {
-            logits(context, &hidden.rows[first * context.width..(first + rows) * context.width])
-        };
-        out.copy_from_slice(&part(self.context, self.hidden));
-        let theirs = self.reference.map(|(context, hidden)| (part(context, hidden), hidden));
+        let ours = &self.hidden.rows[first * self.context.width..(first + rows) * self.context.width];
+        self.context.packed.head.multiply(ours, out, false);
+        let theirs = self.reference.map(|(context, hidden)| {
+            let rows = &hidden.rows[first * context.width..(first + rows) * context.width];
+            (logits(context, rows), hidden)
+        });
         for (row, line) in out.chunks_exact_mut(vocabulary).enumerate() {
             let predictions = &self.layout.predictions[first + row];
             let total = self.hidden.totals[first + row];
@@ -153,7 +154,9 @@ impl Pass<'_> {
 
     fn in_order(&self, parts: Vec<Vec<f32>>) -> Vec<f32> {
         let mut total = vec![0.0; self.context.width];
-        parts.iter().for_each(|part| simd::add(&mut total, part));
+        for part in &parts {
+            simd::add(&mut total, part);
+        }
         total
     }
 

@@ -10,6 +10,11 @@ use super::layout::Layout;
 use super::tile::{COLUMNS, ROWS};
 use crate::lm::{LmError, Model};
 
+/// Tokens that a row has room for at first beyond its prompt; more room is made when it is needed.
+const ROOM: usize = 64;
+/// Prompt tokens in one pass; more are split up.
+const TOKENS_PER_PASS: usize = 1 << 14;
+
 /// Keys and values of one row: for each layer and key/value head the keys (panels, E, 32), then the values (S, E filled up).
 struct Slot {
     values: Vec<f32>,
@@ -26,6 +31,21 @@ impl Slot {
     /// Numbers of one layer and key/value head.
     fn size(shape: &Shape, capacity: usize) -> usize {
         shape.keys_size(capacity) + capacity * shape.padded()
+    }
+
+    /// Makes room for one more token, and for more to come.
+    fn make_room(&mut self, shape: &Shape, layers: usize) {
+        if self.length < self.capacity {
+            return;
+        }
+        let mut larger = Self::new(shape, layers, self.capacity * 2);
+        for layer in 0..layers {
+            for ((from_keys, from_values), (keys, values)) in self.layer(shape, layer).zip(larger.layer(shape, layer)) {
+                keys[..from_keys.len()].copy_from_slice(from_keys);
+                values[..from_values.len()].copy_from_slice(from_values);
+            }
+        }
+        *self = Self { length: self.length, ..larger };
     }
 
     /// Keys and values of one layer, head by head.
@@ -60,33 +80,50 @@ impl Decoding {
         logits: &mut Vec<f32>,
     ) -> Result<Self, LmError> {
         in_pool(|| {
-            let ids: Vec<&[u32]> = prompts.iter().map(|(ids, _)| *ids).collect();
-            let (layout, rows) = Layout::of_prompts(&ids);
-            let capacity = |(ids, room): &(&[u32], usize)| ids.len() + room;
-            let context = Context::new(model, prompts.iter().map(capacity).max().unwrap_or(0))?;
-            let shape = context.shape;
-            let mut slots: Vec<Slot> =
-                prompts.iter().map(|prompt| Slot::new(&shape, model.layers.len(), capacity(prompt))).collect();
-            let keep = |layer: usize, qkv: &[f32]| {
-                slots.par_iter_mut().zip(&rows).for_each(|(slot, row)| {
-                    for (place, token) in layout.groups[*row].tokens().enumerate() {
-                        slot.put(&shape, layer, place, &qkv[token * shape.row()..][..shape.row()]);
-                    }
-                });
-            };
-            let x = layers(&context, model, &layout, keep, None)?;
-            for (slot, row) in slots.iter_mut().zip(&rows) {
-                slot.length = layout.groups[*row].tokens().len();
-            }
-            let mut unique = Vec::new();
-            put_logits(&context, &x, &mut unique);
-            let vocabulary = context.packed.head.columns();
+            let longest = prompts.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0);
+            let context = Context::new(model, longest + ROOM)?;
+            let mut decoding = Self { context, slots: Vec::with_capacity(prompts.len()) };
             logits.clear();
-            for row in rows {
-                logits.extend_from_slice(&unique[row * vocabulary..][..vocabulary]);
+            let mut rest = prompts;
+            while !rest.is_empty() {
+                let mut tokens = 0;
+                let fits = rest.iter().take_while(|(ids, _)| {
+                    tokens += ids.len();
+                    tokens <= TOKENS_PER_PASS
+                });
+                let (pass, after) = rest.split_at(fits.count().max(1));
+                decoding.read(model, pass, logits)?;
+                rest = after;
             }
-            Ok(Self { context, slots })
+            Ok(decoding)
         })
+    }
+
+    /// Reads some prompts, and adds their rows and the logits after them.
+    fn read(&mut self, model: &Model, prompts: &[(&[u32], usize)], logits: &mut Vec<f32>) -> Result<(), LmError> {
+        let (context, shape) = (&self.context, self.context.shape);
+        let (layout, rows) = Layout::of_prompts(&prompts.iter().map(|(ids, _)| *ids).collect::<Vec<_>>());
+        let slot = |(ids, room): &(&[u32], usize)| Slot::new(&shape, model.layers.len(), ids.len() + (*room).min(ROOM));
+        let mut slots: Vec<Slot> = prompts.iter().map(slot).collect();
+        let keep = |layer: usize, qkv: &[f32]| {
+            slots.par_iter_mut().zip(&rows).for_each(|(slot, row)| {
+                for (place, token) in layout.groups[*row].tokens().enumerate() {
+                    slot.put(&shape, layer, place, &qkv[token * shape.row()..][..shape.row()]);
+                }
+            });
+        };
+        let x = layers(context, model, &layout, keep, None)?;
+        for (slot, row) in slots.iter_mut().zip(&rows) {
+            slot.length = layout.groups[*row].tokens().len();
+        }
+        let mut unique = Vec::new();
+        put_logits(context, &x, &mut unique);
+        let vocabulary = context.packed.head.columns();
+        for row in rows {
+            logits.extend_from_slice(&unique[row * vocabulary..][..vocabulary]);
+        }
+        self.slots.extend(slots);
+        Ok(())
     }
 
     /// Goes on with those rows that are kept, by their ascending places in the last call, and a token for each; puts the
@@ -108,10 +145,15 @@ impl Decoding {
     }
 
     fn forward(&mut self, model: &Model, tokens: &[u32], logits: &mut Vec<f32>) -> Result<(), LmError> {
+        let longest = self.slots.iter().map(|slot| slot.length).max().unwrap_or(0);
+        self.context.reach(model, longest + 1);
         let (context, slots) = (&self.context, &mut self.slots);
         let (shape, pool, n) = (&context.shape, &context.pool, tokens.len());
         let (row, queries, heads) = (shape.row(), shape.queries(), shape.repeats() * shape.width);
         let positions: Vec<u32> = slots.iter().map(|slot| slot.length as u32).collect();
+        for slot in slots.iter_mut() {
+            slot.make_room(shape, context.packed.layers.len());
+        }
         let mut x = context.embed(model, tokens)?;
         let mut qkv = pool.take(n * row);
         let mut mixed = pool.take(n * queries);
@@ -132,7 +174,9 @@ impl Decoding {
             finish(context, layer, &x, &mixed, Finished { middle: &mut middle, gate_up: None, out: &mut out });
             std::mem::swap(&mut x, &mut out);
         }
-        slots.iter_mut().for_each(|slot| slot.length += 1);
+        for slot in slots.iter_mut() {
+            slot.length += 1;
+        }
         put_logits(context, &x, logits);
         Ok(())
     }

@@ -44,6 +44,13 @@ impl Context {
         })
     }
 
+    /// Makes sure that there are angles for so many positions.
+    pub(super) fn reach(&mut self, model: &Model, positions: usize) {
+        if self.angles.positions() < positions {
+            self.angles = model.kept.angles(model.config(), positions);
+        }
+    }
+
     /// The embeddings of tokens: (N, D).
     pub(super) fn embed(&self, model: &Model, ids: &[u32]) -> Result<Buffer, LmError> {
         let table = view(&model.embedding)?;

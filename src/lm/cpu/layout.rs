@@ -151,9 +151,10 @@ mod tests {
         ]);
         assert_eq!(layout.ids, [1, 2, 3, 4, 5, 9]);
         assert_eq!(layout.positions, [0, 1, 2, 3, 4, 0]);
+        let alone = 5..6;
         assert_eq!(
             layout.groups,
-            [Group { prefix: 0..4, branches: vec![4..5, 5..5] }, Group { prefix: 5..5, branches: vec![5..6] }]
+            [Group { prefix: 0..4, branches: vec![4..5, 5..5] }, Group { prefix: 5..5, branches: vec![alone] }]
         );
         assert_eq!(layout.chosen, [3, 4, 5]);
         assert_eq!(layout.predictions, [vec![(0, 5), (3, 7)], vec![(1, 6)], vec![(2, 8)]]);

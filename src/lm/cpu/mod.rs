@@ -19,7 +19,7 @@ mod layout;
 mod matmul;
 mod packed;
 mod pool;
-pub(super) mod simd;
+mod simd;
 mod tile;
 
 #[cfg(test)]
@@ -28,3 +28,4 @@ mod tests;
 pub(super) use decode::Decoding;
 pub(super) use graph::{in_pool, scores_of};
 pub(super) use packed::Kept;
+pub(super) use simd::exp_all;

@@ -114,7 +114,7 @@ impl Angles {
         Self { half, cos, sin }
     }
 
-    fn positions(&self) -> usize {
+    pub(super) fn positions(&self) -> usize {
         self.cos.len() / self.half.max(1)
     }
 

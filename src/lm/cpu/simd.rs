@@ -4,6 +4,8 @@
 //! never contracts a product and a sum into one operation by itself, so that these functions give the same bits for all
 //! levels.
 
+#![expect(clippy::inline_always, reason = "what is not inlined into a level's function is not compiled for the level")]
+
 use std::sync::OnceLock;
 
 /// What the processor can do.
@@ -74,18 +76,18 @@ macro_rules! for_each_level {
 ///
 /// Below −87 it is e^−87, above 88 it is e^88: results are never subnormal or infinite.
 #[inline(always)]
-pub(in crate::lm) fn exp(x: f32) -> f32 {
+fn exp(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
     // Adding and taking away 1.5 · 2²³ rounds to a whole number.
     let n = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
     let r = x - n * 0.693_359_4;
     let r = r - n * -2.121_944_4e-4;
-    let p = 1.987_569_15e-4;
-    let p = p * r + 1.398_199_95e-3;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
     let p = p * r + 8.333_452e-3;
     let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5.000_000_1e-1;
+    let p = p * r + 1.666_666_6e-1;
+    let p = p * r + 0.5;
     let y = p * r * r + r + 1.0;
     y * f32::from_bits((((n as i32) + 127) << 23) as u32)
 }
@@ -158,6 +160,16 @@ for_each_level! {
         let inverse = 1.0 / sum(x, |value| value);
         for value in x.iter_mut() {
             *value *= inverse;
+        }
+    }
+}
+
+for_each_level! {
+    /// Makes e^((x − the largest) · scale) of x, in place.
+    pub(in crate::lm) fn exp_all(x: &mut [f32], scale: f32) {
+        let top = largest(x);
+        for value in x.iter_mut() {
+            *value = exp((*value - top) * scale);
         }
     }
 }

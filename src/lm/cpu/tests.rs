@@ -121,13 +121,16 @@ fn a_batch_gives_the_bits_of_its_rows() {
 fn token_by_token_gives_the_bits_of_all_at_once() {
     for config in configs() {
         let model = model(&config, 3);
-        let text = ids(70, 9);
+        // Long enough for more room to be made, and more angles.
+        let text = ids(400, 9);
         let (mut logits, mut whole, mut plain) = (Vec::new(), Vec::new(), Vec::new());
-        let mut decoding = Decoding::start(&model, &[(&text[..1], 69)], &mut logits).unwrap();
-        let mut plainly = Plain::start(&model, &[(&text[..1], 69)], &mut plain).unwrap();
-        for at in 1..70 {
-            Decoding::start(&model, &[(&text[..at], 0)], &mut whole).unwrap();
-            assert_eq!(logits, whole, "token {at} of {config:?}");
+        let mut decoding = Decoding::start(&model, &[(&text[..1], 399)], &mut logits).unwrap();
+        let mut plainly = Plain::start(&model, &[(&text[..1], 399)], &mut plain).unwrap();
+        for at in 1..400 {
+            if at < 70 || at % 31 == 0 {
+                Decoding::start(&model, &[(&text[..at], 0)], &mut whole).unwrap();
+                assert_eq!(logits, whole, "token {at} of {config:?}");
+            }
             assert!(difference(&logits, &plain) < 1e-4, "token {at} of {config:?}");
             decoding.step(&model, &[0], &text[at..=at], &mut logits).unwrap();
             plainly.step(&model, &[0], &text[at..=at], &mut plain).unwrap();

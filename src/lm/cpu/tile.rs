@@ -71,7 +71,7 @@ pub(super) fn tile(
 }
 
 /// a · b + c, fused where the target has that as an instruction; elsewhere it would be a slow call.
-#[inline(always)]
+#[inline]
 fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { a.mul_add(b, c) } else { a * b + c }
 }
@@ -106,7 +106,11 @@ fn generic(
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "the compiler does not keep the sums in registers by itself")]
 mod x86 {
-    use std::arch::x86_64::*;
+    use std::arch::x86_64::{
+        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_add_ps,
+        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps,
+        _mm512_setzero_ps,
+    };
 
     use super::{HALF, Strided};
 
