@@ -286,6 +286,10 @@ fn outcomes(nodes: &[RunNode]) -> Option<String> {
                 groups.entry(candidate).or_default().insert(stem, with_interval(&node.metrics, stem, candidate, value));
             }
         }
+        // An only candidate's win rate is told of the node, too.
+        if groups.len() > 1 && groups.get("").is_some_and(|figures| figures.keys().all(|name| *name == "win_rate")) {
+            groups.remove("");
+        }
         for (candidate, figures) in groups {
             if figures.keys().all(|name| *name == "mean_length") {
                 continue;
@@ -344,7 +348,7 @@ mod tests {
             node("score@1", json!({"bound": 0.5, "mean_length": 9.5})),
             node(
                 "evaluate",
-                json!({"win_rate.a": 0.5, "win_rate_low.a": 0.25, "win_rate_high.a": 0.75, "adherence.b": 1}),
+                json!({"win_rate": 0.5, "win_rate.a": 0.5, "win_rate_low.a": 0.25, "win_rate_high.a": 0.75, "adherence.b": 1}),
             ),
         ];
         assert_eq!(
