@@ -125,12 +125,8 @@ impl Scheduler<'_> {
         for (place, node) in self.plan.order.iter().enumerate() {
             self.place[*node] = place;
         }
-        let mut ready = Vec::new();
-        for (node, phase) in self.phases.iter().enumerate() {
-            if matches!(phase, Phase::Ready { .. }) {
-                ready.push(node);
-            }
-        }
+        let is_ready = |node: &usize| matches!(self.phases[*node], Phase::Ready { .. });
+        let ready: Vec<usize> = (0..self.phases.len()).filter(is_ready).collect();
         let asked = self.plan.order.len();
         let hits = self.plan.nodes.iter().filter(|state| matches!(state, State::Hit { .. })).count();
         let start = Event::Start {
@@ -455,28 +451,34 @@ impl Scheduler<'_> {
         self.journal.write(event)
     }
 
+    /// Tells the index what the next plan is to know: the keys of hits, and the seals of what was made.
+    fn remember(&mut self) {
+        let records = &mut self.plan.records;
+        let mut latest = BTreeMap::new();
+        for (node, phase) in self.pipeline.nodes.iter().zip(&self.phases) {
+            match phase {
+                Phase::Hit { key, .. } if records.latest(&node.name) != Some(key) => {
+                    latest.insert(node.name.clone(), *key);
+                }
+                // What cannot be read now, the next plan will read.
+                Phase::Ran { artifact, .. } if self.stop < Stop::Interrupted => {
+                    let _ = self.store.health(artifact, &mut records.stamps);
+                }
+                _ => {}
+            }
+        }
+        self.index.set_latest(&self.pipeline.name, &latest);
+        self.index.save_stamps(&records.stamps);
+        // Not to stand in memory beside the run's record, which is as large.
+        *records = Records::default();
+    }
+
     /// Records the run and tells that it is over.
     fn finish(mut self) -> Result<Summary, ExecError> {
+        self.remember();
         let nodes = run_nodes(self.pipeline, &self.phases, &self.index.figures());
         let mut summary = Summary { run: self.journal.run().to_owned(), interrupted: false, seconds: 0.0, nodes };
         summary.interrupted = self.stop >= Stop::Interrupted && !summary.ok();
-        let latest = summary
-            .nodes
-            .iter()
-            .filter_map(|node| Some((node.name.clone(), node.key.filter(|_| node.artifact.is_some())?)));
-        let latest = latest.filter(|(name, key)| self.plan.records.latest(name) != Some(key));
-        self.index.set_latest(&self.pipeline.name, &latest.collect());
-        for phase in &self.phases {
-            // Seals what was made, so that the next plan need not read it; what cannot be read now, it will.
-            if let Phase::Ran { artifact, .. } = phase
-                && self.stop < Stop::Interrupted
-            {
-                let _ = self.store.health(artifact, &mut self.plan.records.stamps);
-            }
-        }
-        self.index.save_stamps(&self.plan.records.stamps);
-        // All is known that it was asked for; what it holds would stand beside the run's record, which is as large.
-        self.plan.records = Records::default();
         let ended = self.journal.end(self.store, summary.ok(), &mut summary.nodes);
         self.index.add_run(self.journal.record());
         if let Some(error) = self.fault {

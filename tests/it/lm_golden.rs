@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{llama, mistral};
 use sami::env;
-use sami::lm::logprobs::{response_kl, response_logprobs};
+use sami::lm::logprobs::{response_kl, response_logprobs, token_logprobs};
 use sami::lm::sampling::sample;
 use sami::lm::{Config, Files, Model, Prompt, SamplingSettings, Sequence, Tokenizer};
 
@@ -132,6 +132,56 @@ fn logits_equal_those_of_candle_transformers_mistral() {
             decoder.forward(ids, 0).expect("logits")
         });
         assert!(difference < 1e-4, "window {window:?}: {difference}");
+    }
+}
+
+/// What `lm_golden.py` gives its models: numbers by a formula.
+fn formula(config: &Config) -> BTreeMap<String, Tensor> {
+    let shapes: BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
+    let tensor = |(index, (name, shape)): (usize, (String, Vec<usize>))| {
+        let value = |at: usize| ((at * 7919 + index * 104_729) % 2003) as f64 / 1001.0 - 1.0;
+        let scaled = |at| if shape.len() == 1 { 1.0 + 0.3 * value(at) } else { value(at) * 0.4 };
+        let values: Vec<f32> = (0..shape.iter().product()).map(|at| scaled(at) as f32).collect();
+        (name, Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor"))
+    };
+    shapes.into_iter().enumerate().map(tensor).collect()
+}
+
+#[derive(serde::Deserialize)]
+struct Golden {
+    config: serde_json::Value,
+    ids: Vec<u32>,
+    last_logits: Vec<f32>,
+    logprobs: Vec<f32>,
+    gradient_norms: BTreeMap<String, f32>,
+}
+
+#[test]
+fn logits_log_probabilities_and_gradients_equal_those_of_transformers() {
+    let cases: Vec<Golden> = serde_json::from_str(include_str!("lm_golden.json")).expect("what lm_golden.py made");
+    assert_eq!(cases.len(), 3);
+    for golden in cases {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs_err::write(directory.path().join("config.json"), golden.config.to_string()).expect("written");
+        let config = Config::load(&files(directory.path())).expect("a configuration of transformers");
+        let (model, variables) = Model::trainable(config.clone(), formula(&config)).expect("a model");
+        let close = |ours: &[f32], theirs: &[f32]| {
+            assert_eq!(ours.len(), theirs.len());
+            let worst = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-4, "{config:?}: {worst}");
+        };
+        close(&model.next_logits(&[&golden.ids]).expect("logits")[0], &golden.last_logits);
+        let scores = token_logprobs(&model, &[sequence(&golden.ids, 1)]).expect("log-probabilities").logprobs;
+        close(&scores.to_vec1::<f32>().expect("numbers"), &golden.logprobs);
+        let loss = scores.mean_all().and_then(|mean| mean.neg()).expect("a mean");
+        let gradients = loss.backward().expect("gradients");
+        assert!(golden.gradient_norms.keys().eq(variables.keys()));
+        for (name, theirs) in &golden.gradient_norms {
+            let gradient = gradients.get(&variables[name]).expect("a gradient");
+            let ours =
+                gradient.sqr().and_then(|squares| squares.sum_all()?.sqrt()?.to_scalar::<f32>()).expect("a norm");
+            assert!((ours - theirs).abs() < 1e-3 * theirs, "{name} of {config:?}: {ours}, not {theirs}");
+        }
     }
 }
 
