@@ -181,7 +181,7 @@ impl Model {
         &self.weights
     }
 
-    /// The logits of the token after each prompt: V numbers each. Builds no graph. Errs as [`super::sample`] does.
+    /// The logits of the token after each prompt: V numbers each. Builds no graph. Errs as [`super::sampling::sample`] does.
     pub fn next_logits(&self, prompts: &[&[u32]]) -> Result<Vec<Vec<f32>>, LmError> {
         self.check_prompts(prompts)?;
         if prompts.is_empty() {
