@@ -15,7 +15,7 @@ const HITS: usize = 40;
 /// Widest explanation on a line.
 const WIDTH: usize = 120;
 /// Steps of an explanation; of a longer one the middle is left out.
-const STEPS: usize = 40;
+const STEPS: usize = 12;
 
 /// A state in a word (`hit`, `run`, `unknown`; empty for a node that was not asked for), and why.
 pub(crate) fn describe(pipeline: &Pipeline, state: &State) -> (&'static str, String) {

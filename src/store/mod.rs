@@ -67,16 +67,18 @@ impl Store {
         let root = std::path::absolute(root)?;
         match version(&root)? {
             Some(found) => known(&root, found)?,
-            None => {
-                if !is_empty(&root)? {
-                    return Err(StoreError::NotAStore { directory: root });
-                }
+            None if is_empty(&root)? => {
                 for directory in DIRECTORIES {
                     fs::create_directory(&root.join(directory))?;
                 }
                 // Last: a store with a version is complete.
                 fs::write_atomic_via(&root.join("tmp"), &root.join("VERSION"), format!("{FORMAT}\n").as_bytes())?;
             }
+            // Another process may have made it just now.
+            None => match version(&root)? {
+                Some(found) => known(&root, found)?,
+                None => return Err(StoreError::NotAStore { directory: root }),
+            },
         }
         Self::locked(root)
     }
