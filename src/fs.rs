@@ -1,7 +1,7 @@
 //! The only door to the disk for writes, so that tests can make the Nth of them fail; also time and file stamps.
 //!
 //! Every function that changes the disk first passes `operation`, which counts. With `SAMI_FAULT=store-op:N` (or
-//! [`with_fault`] in a test) the Nth operation fails as a full disk would, and nothing is changed by it.
+//! `with_fault` in a test) the Nth operation fails as a full disk would, and nothing is changed by it.
 
 use std::cell::Cell;
 use std::io::{self, Read, Write};

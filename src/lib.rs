@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! In layer order; `tests/it/layers.rs` holds each module to what it may import.
-//! - [`diag`], [`digest`], [`env`]: findings, content hashes, environment variables. [`fs`]: the door to the disk.
+//! - [`diag`], [`digest`], [`mod@env`]: findings, content hashes, environment variables. [`fs`]: the door to the disk.
 //! - [`pipeline`]: TOML to typed nodes. [`graph`]: nodes to a DAG with keys.
 //! - [`store`]: artifacts on disk. [`lm`]: the language model.
 //! - [`kinds`]: what each node kind does, on top of those three.

@@ -104,11 +104,14 @@ pub(super) fn node(store: &Store, index: &Index, what: &str) -> Result<Option<No
     Ok(chosen.map(|key| store.node(&key)).transpose()?.flatten())
 }
 
-/// Which of the nodes a name means: the one of that name, or the last iteration of a node of the loop, or the only
-/// cell of a matrix.
+/// Which of the nodes a name means: the one of that name, that of a model of that name, the last iteration of a node
+/// of the loop, or the only cell of a matrix.
 pub(super) fn member<'a>(names: &[&'a str], what: &str) -> Result<Option<&'a str>, Failure> {
-    if let Some(name) = names.iter().find(|name| **name == what) {
-        return Ok(Some(name));
+    let made = format!("models.{what}");
+    for exact in [what, &made] {
+        if let Some(name) = names.iter().find(|name| **name == exact) {
+            return Ok(Some(name));
+        }
     }
     let family: indexmap::IndexSet<&str> = names.iter().copied().filter(|name| is_of(name, what)).collect();
     let iteration = |name: &&str| name.strip_prefix(what)?.strip_prefix('@')?.parse::<u64>().ok();
@@ -213,11 +216,11 @@ mod tests {
         assert_eq!(beginning(ids(), "20260101-000000-aaaa"), ["20260101-000000-aaaa"]);
         assert_eq!(beginning(ids(), "20260101").len(), 2);
         assert!(is_of("train@2[lr=1]", "train") && is_of("train[lr=1]", "train") && !is_of("trainer", "train"));
-        let names = ["a@1", "b", "a@2", "a@10", "a@2", "c[lr=1]", "d[x=1]", "d[x=2]"];
+        let names = ["a@1", "b", "a@2", "a@10", "a@2", "c[lr=1]", "d[x=1]", "d[x=2]", "models.m"];
         let member = |what| member(&names, what).unwrap();
         assert_eq!(
-            ["a", "b", "a@2", "c", "e"].map(member),
-            [Some("a@10"), Some("b"), Some("a@2"), Some("c[lr=1]"), None]
+            ["a", "b", "a@2", "c", "m", "e"].map(member),
+            [Some("a@10"), Some("b"), Some("a@2"), Some("c[lr=1]"), Some("models.m"), None]
         );
         assert_eq!(super::member(&names, "d").unwrap_err().diagnostics[0].notes, ["node d[x=1]", "node d[x=2]"]);
         assert!(is_hex("ab") && !is_hex("a") && !is_hex("xy"));

@@ -19,7 +19,7 @@ pub(super) fn run(context: &Context, topic: &[String]) -> CommandResult {
 fn overview(context: &Context) -> CommandResult {
     let command = Cli::command();
     let commands: Vec<_> = command.get_subcommands().filter(|command| !command.is_hide_set()).collect();
-    let kinds: Vec<_> = kinds::KINDS.iter().filter(|entry| entry.spec.public).collect();
+    let kinds = kinds::KINDS;
     let about = |command: &clap::Command| command.get_about().map(ToString::to_string).unwrap_or_default();
     if context.json() {
         let commands: Vec<_> =
@@ -77,7 +77,7 @@ fn command_page(context: &Context, path: &[String]) -> CommandResult {
 }
 
 fn unknown(command: &clap::Command, path: &[String], word: &str) -> Diagnostic {
-    let kinds = kinds::KINDS.iter().filter(|entry| entry.spec.public).map(|entry| entry.spec.name);
+    let kinds = kinds::KINDS.iter().map(|entry| entry.spec.name);
     let kinds: Vec<&str> = if path.len() == 1 { kinds.collect() } else { Vec::new() };
     let commands = command.get_subcommands().filter(|command| !command.is_hide_set()).map(clap::Command::get_name);
     let known: Vec<&str> = commands.chain(kinds).collect();

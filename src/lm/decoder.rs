@@ -50,7 +50,7 @@ impl Model {
     pub fn load(files: &Files, device: &Device) -> Result<Self, LmError> {
         let config = Config::load(files)?;
         let weights = weights::load(files, &config, device)?;
-        Self::frozen(config, weights)
+        Self::new(config, weights)
     }
 
     /// A frozen model with random weights; the same seed gives the same weights everywhere.
@@ -85,16 +85,15 @@ impl Model {
             }
             tensors.insert(name, Tensor::from_vec(values, shape, device)?);
         }
-        Self::frozen(config, tensors)
+        Self::new(config, tensors)
     }
 
-    /// A frozen model of weights; those that are variables are copied, so that later steps do not change it.
+    /// A frozen model of copies of weights, so that nothing that happens to them later changes it.
     ///
     /// Names and shapes are those of `transformers`. Errs if one is missing or of another shape.
     pub fn frozen(config: Config, weights: BTreeMap<String, Tensor>) -> Result<Self, LmError> {
-        let freeze = |tensor: Tensor| if tensor.is_variable() { tensor.copy() } else { Ok(tensor) };
-        let frozen = |(name, tensor)| Ok((name, freeze(tensor)?.detach()));
-        Self::new(config, weights.into_iter().map(frozen).collect::<Result<_, candle_core::Error>>()?)
+        let copied = |(name, tensor): (String, Tensor)| Ok((name, tensor.copy()?.detach()));
+        Self::new(config, weights.into_iter().map(copied).collect::<Result<_, candle_core::Error>>()?)
     }
 
     /// A model whose weights are all variables, copied from `weights`, and the variables by name.
@@ -112,7 +111,8 @@ impl Model {
         Ok((Self::new(config, tensors)?, variables))
     }
 
-    /// A model of weights as they are: they may be variables, constants, or computed from either.
+    /// A model of weights as they are: they may be variables, constants, or computed from either. What is computed from
+    /// them has gradients where they do. Constants must not be changed in place afterwards.
     pub fn new(config: Config, mut weights: BTreeMap<String, Tensor>) -> Result<Self, LmError> {
         config.check()?;
         let shapes: BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
@@ -181,7 +181,7 @@ impl Model {
         &self.weights
     }
 
-    /// The logits of the token after each prompt: V numbers each. Builds no graph. Errs as [`super::sample`] does.
+    /// The logits of the token after each prompt: V numbers each. Builds no graph. Errs as [`super::sampling::sample`] does.
     pub fn next_logits(&self, prompts: &[&[u32]]) -> Result<Vec<Vec<f32>>, LmError> {
         self.check_prompts(prompts)?;
         if prompts.is_empty() {

@@ -63,9 +63,3 @@ pub fn device(name: &str) -> Result<Device, LmError> {
     }
     Device::new_cuda(ordinal).map_err(|error| fail(&error.to_string()))
 }
-
-/// Sets how many threads the process computes with. Only the first call counts; results never depend on it.
-pub fn set_threads(threads: usize) {
-    // The global pool can be built once. A second call, or one after the first computation, leaves it as it is.
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-}

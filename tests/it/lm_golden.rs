@@ -319,9 +319,11 @@ fn a_real_model_expects_a_real_text() {
     let tokenizer = Tokenizer::load(&files).expect("a tokenizer");
     let texts = fs_err::read_to_string(texts).expect("a file of texts");
     let mut sequences = Vec::new();
-    for line in texts.lines().take(60) {
-        let row: serde_json::Value = serde_json::from_str(line).expect("a row");
-        let mut sequence = tokenizer.text(row["text"].as_str().expect("a text"), false).expect("tokens");
+    let rows = texts.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a row"));
+    let texts = rows.map(|row| row["text"].as_str().expect("a text").to_owned());
+    // This checkpoint has no token for a line break.
+    for text in texts.filter(|text| !text.contains('\n')).take(60) {
+        let mut sequence = tokenizer.text(&text, false).expect("tokens");
         sequence.ids.truncate(model.config().max_position_embeddings);
         sequences.push(sequence);
     }
@@ -339,6 +341,8 @@ fn real_tokenizers_give_back_every_text() {
         let tokenizer = Tokenizer::load(&files(&directory)).expect("a tokenizer");
         assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), &[2][..]), "{path}");
         for text in ["Once upon a time", "Lily said, \"Let's play!\"\nThe end."] {
+            // A checkpoint of single characters has no token for a line break.
+            let text = if path.ends_with("babyllama-105") { &text.replace('\n', " ") } else { text };
             let ids = tokenizer.prompt(text).expect("tokens");
             assert_eq!(tokenizer.decode(&ids).expect("a text"), text, "{path}");
             let sequence = tokenizer.sequence("Once upon", text, true).expect("tokens");

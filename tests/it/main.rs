@@ -2,6 +2,7 @@
 
 mod bad_cache;
 mod bad_input;
+mod bad_model;
 mod behaviour;
 mod cli;
 mod docs;
