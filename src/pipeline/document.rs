@@ -19,7 +19,12 @@ const MOST_BYTES: u64 = 16 << 20;
 pub(super) fn read(path: &Path) -> Result<(Arc<Source>, Tree), Vec<Diagnostic>> {
     let name = path.display().to_string();
     let mut bytes = Vec::new();
-    fs_err::File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes)).map_err(|error| {
+    let opened = fs_err::File::open(path).and_then(|file| {
+        // Room for the file as it is: growing by doubling would hold up to twice of it while it is parsed.
+        bytes.reserve_exact(file.metadata()?.len().min(MOST_BYTES) as usize + 1);
+        file.take(MOST_BYTES + 1).read_to_end(&mut bytes)
+    });
+    opened.map_err(|error| {
         vec![
             Diagnostic::error("pipeline::unreadable", format!("the pipeline file `{name}` cannot be read"))
                 .note(error.to_string())

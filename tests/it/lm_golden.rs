@@ -1,15 +1,16 @@
 //! The language model against others: candle-transformers on random weights, and real pretrained models.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{llama, mistral};
-use sami::env;
 use sami::lm::logprobs::{response_kl, response_logprobs, token_logprobs};
 use sami::lm::sampling::sample;
 use sami::lm::{Config, Files, Model, Prompt, SamplingSettings, Sequence, Tokenizer};
+
+use super::real::test_data;
 
 fn config(model_type: &str, kv_heads: usize, tie: bool, window: Option<usize>) -> Config {
     Config {
@@ -185,22 +186,6 @@ fn logits_log_probabilities_and_gradients_equal_those_of_transformers() {
     }
 }
 
-fn data(path: &str) -> Option<PathBuf> {
-    let root = env::TEST_DATA
-        .get()
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"), PathBuf::from);
-    let found = root.join(path);
-    if !found.exists() {
-        // A test's own words for who runs it with `--nocapture`.
-        #[expect(clippy::print_stderr, reason = "a skipped test says so")]
-        {
-            eprintln!("skipped: there is no {} ({} names another directory)", found.display(), env::TEST_DATA.name);
-        }
-        return None;
-    }
-    Some(found)
-}
-
 fn files(directory: &Path) -> Files {
     let entries = fs_err::read_dir(directory).expect("a directory");
     let path = |entry: std::io::Result<fs_err::DirEntry>| entry.expect("an entry").path();
@@ -296,7 +281,7 @@ fn weights_of_another_model_are_an_error() {
 
 #[test]
 fn a_real_model_tells_a_story() {
-    let Some(directory) = data("models/stories260K") else { return };
+    let Some(directory) = test_data("models/stories260K") else { return };
     let files = files(&directory);
     let model = Model::load(&files, &Device::Cpu).expect("a model");
     let tokenizer = Tokenizer::load(&files).expect("a tokenizer");
@@ -310,7 +295,8 @@ fn a_real_model_tells_a_story() {
 
 #[test]
 fn a_real_model_expects_a_real_text() {
-    let (Some(directory), Some(texts)) = (data("models/babyllama-105"), data("text/tinystories_v2_valid_esp32.jsonl"))
+    let (Some(directory), Some(texts)) =
+        (test_data("models/babyllama-105"), test_data("text/tinystories_v2_valid_esp32.jsonl"))
     else {
         return;
     };
@@ -337,7 +323,7 @@ fn a_real_model_expects_a_real_text() {
 #[test]
 fn real_tokenizers_give_back_every_text() {
     for path in ["models/stories260K", "models/babyllama-105", "tokenizers/mistral-7b-v0.1"] {
-        let Some(directory) = data(path) else { return };
+        let Some(directory) = test_data(path) else { return };
         let tokenizer = Tokenizer::load(&files(&directory)).expect("a tokenizer");
         assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), &[2][..]), "{path}");
         for text in ["Once upon a time", "Lily said, \"Let's play!\"\nThe end."] {
@@ -353,7 +339,7 @@ fn real_tokenizers_give_back_every_text() {
         }
     }
     // The tokens that Python's `transformers` gives.
-    let Some(directory) = data("tokenizers/mistral-7b-v0.1") else { return };
+    let Some(directory) = test_data("tokenizers/mistral-7b-v0.1") else { return };
     let tokenizer = Tokenizer::load(&files(&directory)).expect("a tokenizer");
     assert_eq!(tokenizer.prompt("Hello, world!").expect("tokens"), [1, 22557, 28725, 1526, 28808]);
 }

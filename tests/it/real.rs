@@ -6,14 +6,15 @@ use sami::env;
 
 use super::sandbox::Sandbox;
 
-/// The directory of real models and data, or a printed reason why there is none.
-pub(crate) fn test_data() -> Option<PathBuf> {
+/// A part of the directory of real models and data; without it, a printed reason for the skip.
+pub(crate) fn test_data(part: &str) -> Option<PathBuf> {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data");
-    let directory = PathBuf::from(env::TEST_DATA.get().unwrap_or_else(|| default.to_owned()));
-    if directory.join("models").is_dir() {
-        return fs_err::canonicalize(directory).ok();
+    let found = PathBuf::from(env::TEST_DATA.get().unwrap_or_else(|| default.to_owned())).join(part);
+    if found.exists() {
+        return fs_err::canonicalize(found).ok();
     }
-    let reason = format!("skipped: no real models and data at {} (SAMI_TEST_DATA)\n", directory.display());
+    let reason =
+        format!("skipped: there is no {} ({} names another directory)\n", found.display(), env::TEST_DATA.name);
     // Past the test harness's capture, so that a skip is seen.
     let _ = std::io::Write::write_all(&mut std::io::stderr(), reason.as_bytes());
     None
@@ -96,7 +97,7 @@ comprehensive = { definition = { min_sentences = 2 }, antithesis = { max_sentenc
 
 #[test]
 fn a_real_checkpoint_goes_through_all_kinds() {
-    let Some(data) = test_data() else { return };
+    let Some(data) = test_data("") else { return };
     let sandbox = Sandbox::with(&PIPELINE.replace("DATA", data.to_str().expect("a path in UTF-8")));
     sandbox.sami(&["check", "p.toml"]).exits(0);
     let first = sandbox.run(&[], 0);
