@@ -135,7 +135,7 @@ fn collapse() -> std::io::Result<()> {
     let _ = writeln!(svg, r#"<text x="200" y="292" text-anchor="middle">iteration (0: the base model)</text>"#);
     let _ = writeln!(svg, r#"<text x="580" y="292" text-anchor="middle">iteration (0: the base model)</text>"#);
     for (at, (_, label, colour, dashes)) in CURVES.iter().enumerate() {
-        let left = 50.0 + 175.0 * at as f64;
+        let left = [50.0, 270.0, 400.0, 545.0][at];
         let _ = writeln!(
             svg,
             r#"<line x1="{left}" y1="320" x2="{}" y2="320" stroke="{colour}" stroke-width="2" stroke-dasharray="{dashes}"/><text x="{}" y="324">{label}</text>"#,

@@ -28,6 +28,7 @@ const ROWS: usize = 40;
 const METRICS: &[&str] = &[
     "win_rate",
     "adherence",
+    "well_formed",
     "loss",
     "bound",
     "gap",
@@ -42,7 +43,7 @@ const METRICS: &[&str] = &[
 ];
 /// Those of them that say how well it went: the columns of the table at the end.
 const OUTCOMES: &[&str] =
-    &["bound", "gap", "accuracy_row", "accuracy_column", "kl", "win_rate", "adherence", "mean_length"];
+    &["bound", "gap", "accuracy_row", "accuracy_column", "kl", "win_rate", "adherence", "well_formed", "mean_length"];
 
 /// Draws events.
 pub(crate) struct Report {
