@@ -16,6 +16,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::ExecError;
 use super::job::{Job, JobResult, Word};
 use super::local::die;
+use crate::diag::Diagnostic;
 use crate::fs;
 use crate::kinds::{self, Cx, InputArtifact, NodeError, Progress};
 use crate::store::Store;
@@ -38,11 +39,9 @@ pub fn work(path: &Path) -> Result<u8, ExecError> {
     let result = attempt(&job, &mut mouth, &cancel).unwrap_or_else(|error| match error {
         NodeError::Interrupted => JobResult::Interrupted,
         NodeError::Failed { what, help } => JobResult::Failed { what, help },
-        NodeError::Store(error) => {
-            let diagnostic = error.diagnostic();
-            JobResult::Failed { what: diagnostic.title, help: diagnostic.help.first().cloned() }
-        }
-        error @ (NodeError::Lm(_) | NodeError::Io(_)) => JobResult::Failed { what: error.to_string(), help: None },
+        NodeError::Store(error) => failed(error.diagnostic()),
+        NodeError::Lm(error) => failed(error.diagnostic()),
+        NodeError::Io(error) => JobResult::Failed { what: error.to_string(), help: None },
     });
     match &result {
         JobResult::Done { artifact, .. } => tracing::info!("done: artifact {artifact}"),
@@ -116,6 +115,11 @@ fn lifeline(cancel: &Arc<AtomicBool>) -> Result<Option<UnixStream>, ExecError> {
         die()
     });
     Ok(Some(socket))
+}
+
+/// The result of an attempt that ended in a finding of another layer.
+fn failed(finding: Diagnostic) -> JobResult {
+    JobResult::Failed { what: finding.title, help: finding.help.into_iter().next() }
 }
 
 /// What the worker says.

@@ -233,7 +233,7 @@ impl NodeKind for Finetune {
 | `clip` | largest norm of the gradient; 0 does not clip | 1 |
 | `sides` | `"both"`, `"row"` (over responses), `"column"` (over constitutions) | `"both"` |
 | `length_norm` | `"mean"` or `"sum"` of a response's token log-probabilities | `"mean"` |
-| `score_eos` | whether the end-of-sequence token belongs to the response | false |
+| `score_eos` | whether the end-of-sequence token belongs to the response, where the model ended it; with `lm` a text always ends in it | false |
 | `reference` | the model that KL is measured against | `model` |
 | `kl_weight` | weight of KL(policy‖reference), nats a response token, added to the loss | 0 |
 | `kl_budget` | training stops once KL on a fixed set of probes is above it, nats a token | none |

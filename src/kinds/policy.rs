@@ -114,7 +114,10 @@ impl<'a, 'cx> Work<'a, 'cx> {
             let (model, tokenizer) = policy.loaded()?;
             let mut prompts = Vec::with_capacity(missing.len());
             for at in missing {
-                prompts.push(Prompt { ids: tokenizer.prompt(&asks[*at].prompt)?, seed: asks[*at].seed });
+                let Ask { prompt, seed } = &asks[*at];
+                let ids = tokenizer.prompt(prompt)?;
+                fits(model, ids.len() + 1, prompt)?;
+                prompts.push(Prompt { ids, seed: *seed });
             }
             let cost = |prompt: &Prompt| bytes(model, prompt.ids.len() + settings.max_new_tokens);
             let lengths = prompts.iter().map(|prompt| (prompt.ids.len(), cost(prompt))).collect();
@@ -137,7 +140,7 @@ impl<'a, 'cx> Work<'a, 'cx> {
         let keys: Vec<Digest> = pairs.iter().map(pair_key).collect();
         self.remembered(&space, &keys, policy, |policy, missing| {
             let (model, tokenizer) = policy.loaded()?;
-            let sequences = sequences(tokenizer, pairs, missing)?;
+            let sequences = sequences(model, tokenizer, pairs, missing)?;
             let lengths = costs(model, &sequences);
             Ok((lengths, move |batch: &[usize]| sums(&sequences, batch, |batch| Ok(response_logprobs(model, batch)?))))
         })
@@ -156,7 +159,7 @@ impl<'a, 'cx> Work<'a, 'cx> {
         let mut both = (policy, reference);
         self.remembered(&space, &keys, &mut both, |(policy, reference), missing| {
             let (model, tokenizer) = policy.loaded()?;
-            let sequences = sequences(tokenizer, pairs, missing)?;
+            let sequences = sequences(model, tokenizer, pairs, missing)?;
             let lengths = costs(model, &sequences);
             let reference = if same { None } else { Some(reference.loaded()?.0) };
             if let Some(reference) = reference
@@ -260,13 +263,28 @@ fn pair_key(pair: &Pair) -> Digest {
     Hasher::new().text(&pair.prompt).text(&pair.response).number(u64::from(pair.eos)).finish()
 }
 
-fn sequences(tokenizer: &Tokenizer, pairs: &[Pair], at: &[usize]) -> Result<Vec<Sequence>, NodeError> {
+fn sequences(model: &Model, tokenizer: &Tokenizer, pairs: &[Pair], at: &[usize]) -> Result<Vec<Sequence>, NodeError> {
     at.iter()
         .map(|at| {
             let Pair { prompt, response, eos } = &pairs[*at];
-            Ok(tokenizer.sequence(prompt, response, *eos)?)
+            let sequence = tokenizer.sequence(prompt, response, *eos)?;
+            fits(model, sequence.ids.len(), prompt)?;
+            Ok(sequence)
         })
         .collect()
+}
+
+/// Errs, naming the prompt, if so many tokens are more than the model has positions: before anything is computed.
+fn fits(model: &Model, tokens: usize, prompt: &str) -> Result<(), NodeError> {
+    let positions = model.config().max_position_embeddings;
+    if tokens <= positions {
+        return Ok(());
+    }
+    let begin: String = prompt.chars().take(60).collect();
+    Err(NodeError::with_help(
+        format!("the prompt that begins with {begin:?} needs {tokens} positions, and the model has {positions}"),
+        "shorten the prompt's template or what is filled in, as in `{{ text[:2000] }}`, or give a model with more positions",
+    ))
 }
 
 fn costs(model: &Model, sequences: &[Sequence]) -> Vec<(usize, usize)> {

@@ -245,4 +245,7 @@ fn what_cannot_be_trained_on_is_named() {
     let inputs = [("model", &world.model), ("queries", &world.queries), ("constitutions", &world.constitutions)];
     let error = bench.run("generate", "generate", fields, &inputs).expect_err("all dropped").to_string();
     assert!(error.contains("no row is left of 4") && error.contains("dropped"), "{error}");
+    let fields = json!({"prompt": format!("{}{PROMPT}", "be ".repeat(70)), "max_new_tokens": 4});
+    let error = bench.run("long", "generate", fields, &inputs).expect_err("64 positions").to_string();
+    assert!(error.contains("\"be be be") && error.contains("the model has 64"), "{error}");
 }

@@ -87,7 +87,9 @@ impl StoreError {
                 }
                 io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => diagnostic("store::read-only")
                     .help("give write permission to the cache directory, or name another one with `--cache DIR`"),
-                _ => diagnostic("store::io"),
+                _ => diagnostic("store::io").help(
+                    "see that the cache directory is there and can be written, or name another one with `--cache DIR`",
+                ),
             },
             Self::Index(_) => diagnostic("store::index").help("delete `index.sqlite` in the cache: it is made again"),
             Self::Json(_) => diagnostic("store::json"),
