@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Map, Value};
 
 use super::figures::{count, cut, figure, plural, seconds};
@@ -222,7 +222,12 @@ fn move_bar(bar: &ProgressBar, progress: &Progress) {
     if bar.length() != Some(progress.total) {
         bar.set_length(progress.total);
         bar.set_style(
-            style("{spinner} {prefix}  [{bar:24}] {pos}/{len} {msg}  {per_sec}, {eta} left").progress_chars("=> "),
+            style("{spinner} {prefix}  [{bar:24}] {pos}/{len} {msg}  {rate}, {eta} left")
+                .with_key("rate", |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+                    // Writing to a string does not fail.
+                    let _ = write!(text, "{}/s", figure(&Value::from(state.per_sec())));
+                })
+                .progress_chars("=> "),
         );
     }
     bar.set_position(progress.done);
