@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 use super::evaluate::{Compare, Evaluate};
 use super::figures::{ContrastFigures, wilson};
 use super::judge::rules::{Mark, RuleJudge};
-use super::policy::{Answer, Ask, Pair, Policy, Sum, Work, response_seed};
+use super::policy::{Answer, Ask, Pair, Policy, Sum, Work, per_token, response_seed};
 use super::query::Query;
-use super::{Cx, NodeError, query, rows, template};
-use crate::lm::{Finish, SamplingSettings};
+use super::{Cx, NodeError, query, responses, rows, template};
+use crate::lm::SamplingSettings;
 
 /// What came of it.
 #[derive(Debug)]
@@ -76,8 +76,7 @@ impl Contest {
             let answers: Vec<Answer> = answers.values.into_iter().map(trimmed).collect();
             let marks = mark(&mut judge, &queries, &answers, compared)?;
             let pairs = cells(&questions.prompts, &answers, size, kind.score_eos);
-            let own: Vec<Pair> =
-                pairs.chunks(size * size).flat_map(|cells| cells.iter().step_by(size + 1).cloned()).collect();
+            let own = responses::diagonal(&pairs, size);
             let cells = work.logprobs(policy, &pairs)?.values;
             let mut kl = Vec::new();
             if *name != kind.against {
@@ -174,9 +173,7 @@ impl Candidate {
         metrics.insert(format!("well_formed{suffix}"), share(well_formed, self.marks.len()));
         metrics.insert(format!("mean_length{suffix}"), share(tokens, self.marks.len()));
         if !self.kl.is_empty() {
-            let nats: f64 = self.kl.iter().map(|sum| sum.nats).sum();
-            let tokens: usize = self.kl.iter().map(|sum| sum.tokens).sum();
-            metrics.insert(format!("kl{suffix}"), json!(nats / tokens.max(1) as f64));
+            metrics.insert(format!("kl{suffix}"), json!(per_token(&self.kl)));
         }
         Ok(metrics)
     }
@@ -232,17 +229,12 @@ fn mark(
     Ok(marks)
 }
 
-/// The C×C cells of every query: constitution k's prompt with response j, row by row.
+/// The C×C cells of every query, see [`responses::cells`].
 fn cells(prompts: &[String], answers: &[Answer], size: usize, score_eos: bool) -> Vec<Pair> {
-    let mut pairs = Vec::with_capacity(prompts.len() * size);
-    for (prompts, answers) in prompts.chunks(size).zip(answers.chunks(size)) {
-        for prompt in prompts {
-            pairs.extend(answers.iter().map(|answer| Pair {
-                prompt: prompt.clone(),
-                response: answer.text.clone(),
-                eos: score_eos && answer.finish == Finish::Eos,
-            }));
-        }
-    }
-    pairs
+    let each = prompts.chunks(size).zip(answers.chunks(size));
+    each.flat_map(|(prompts, answers)| {
+        let answers: Vec<_> = answers.iter().map(|answer| (answer.text.as_str(), answer.finish)).collect();
+        responses::cells(prompts, &answers, score_eos)
+    })
+    .collect()
 }

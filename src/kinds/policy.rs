@@ -71,6 +71,13 @@ pub(super) struct Sum {
     pub(super) tokens: usize,
 }
 
+/// The mean over the tokens of all responses, in nats; 0 of none.
+pub(super) fn per_token(sums: &[Sum]) -> f64 {
+    let nats: f64 = sums.iter().map(|sum| sum.nats).sum();
+    let tokens: usize = sums.iter().map(|sum| sum.tokens).sum();
+    nats / tokens.max(1) as f64
+}
+
 /// Results in the order of what was asked for.
 #[derive(Debug)]
 pub(super) struct Rows<V> {

@@ -37,16 +37,28 @@ fn ended() -> Finish {
 }
 
 impl Answered {
-    /// The C×C cells of the row: constitution k's prompt with response j, row by row. With `score_eos` the end of a
-    /// response is scored too, if the model ended it.
+    /// The C×C cells of the row, see [`cells`].
     pub(super) fn cells(&self, prompts: &[String], score_eos: bool) -> Vec<Pair> {
-        let cell = |prompt: &String, response: &Response| Pair {
-            prompt: prompt.clone(),
-            response: response.text.clone(),
-            eos: score_eos && response.finish == Finish::Eos,
-        };
-        prompts.iter().flat_map(|prompt| self.responses.iter().map(move |response| cell(prompt, response))).collect()
+        let responses: Vec<_> =
+            self.responses.iter().map(|response| (response.text.as_str(), response.finish)).collect();
+        cells(prompts, &responses, score_eos)
     }
+}
+
+/// The C×C cells of a query: constitution k's prompt with response j, row by row. With `score_eos` the end of a response
+/// is scored too, if the model ended it.
+pub(super) fn cells(prompts: &[String], responses: &[(&str, Finish)], score_eos: bool) -> Vec<Pair> {
+    let cell = |prompt: &String, (text, finish): &(&str, Finish)| Pair {
+        prompt: prompt.clone(),
+        response: (*text).to_owned(),
+        eos: score_eos && *finish == Finish::Eos,
+    };
+    prompts.iter().flat_map(|prompt| responses.iter().map(move |response| cell(prompt, response))).collect()
+}
+
+/// Of the cells of queries with `size` constitutions, each response under its own one.
+pub(super) fn diagonal(cells: &[Pair], size: usize) -> Vec<Pair> {
+    cells.chunks(size * size).flat_map(|cells| cells.iter().step_by(size + 1).cloned()).collect()
 }
 
 /// Reads the responses of an input. Each row has as many responses as constitutions, and all rows as many.

@@ -5,9 +5,10 @@ use serde_json::{Map, Value, json};
 
 use super::check::input;
 use super::figures::ContrastFigures;
-use super::policy::{Pair, Policy, Sum, Work};
+use super::policy::{Policy, Sum, Work, per_token};
 use super::responses::{self, Answered};
-use super::{Cx, NodeError, NodeKind, Outputs, query, rows, template};
+use super::template::{self, Template};
+use super::{Cx, NodeError, NodeKind, Outputs, query, rows};
 use crate::digest::Hasher;
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
@@ -92,13 +93,13 @@ prompt = "rules : {{ constitution }} q : {{ query }} a :"
         let size = all.first().map_or(0, |row| row.responses.len());
         let mut pairs = Vec::with_capacity(all.len() * size * size);
         let mut prompts = Vec::with_capacity(all.len());
+        let template = template::parse("prompt", &self.prompt)?;
         for row in &all {
-            let own = self.prompts(row)?;
+            let own = self.prompts(&template, row)?;
             pairs.extend(row.cells(&own, self.score_eos));
             prompts.push(own);
         }
-        let diagonal: Vec<Pair> =
-            pairs.chunks(size * size).flat_map(|cells| cells.iter().step_by(size + 1).cloned()).collect();
+        let diagonal = responses::diagonal(&pairs, size);
         let mut policy = Policy::new(cx, cx.input("model")?);
         let mut reference =
             self.reference.is_some().then(|| cx.input("reference")).transpose()?.map(|input| Policy::new(cx, input));
@@ -122,9 +123,7 @@ prompt = "rules : {{ constitution }} q : {{ query }} a :"
             ("tokens".to_owned(), json!(sums.values.iter().map(|sum| sum.tokens).sum::<usize>())),
         ]);
         if let Some(kl) = kl {
-            let nats: f64 = kl.values.iter().map(|sum| sum.nats).sum();
-            let tokens: usize = kl.values.iter().map(|sum| sum.tokens).sum();
-            metrics.insert("kl".to_owned(), json!(nats / tokens.max(1) as f64));
+            metrics.insert("kl".to_owned(), json!(per_token(&kl.values)));
         }
         Ok(Outputs { files: [("rows.jsonl".to_owned(), path)].into(), metrics })
     }
@@ -132,8 +131,7 @@ prompt = "rules : {{ constitution }} q : {{ query }} a :"
 
 impl Score {
     /// The training prompt under each constitution of a row.
-    fn prompts(&self, row: &Answered) -> Result<Vec<String>, NodeError> {
-        let template = template::parse("prompt", &self.prompt)?;
+    fn prompts(&self, template: &Template, row: &Answered) -> Result<Vec<String>, NodeError> {
         let shuffled = row.constitutions.iter().enumerate().map(|(place, constitution)| {
             if !self.shuffle_principles {
                 return constitution.clone();
@@ -142,7 +140,7 @@ impl Score {
             hasher.text("score").number(self.seed).text(&row.id).number(place as u64);
             constitution.shuffled(hasher.seed())
         });
-        shuffled.map(|one| query::prompt(&template, "prompt", &row.id, &row.row, &one)).collect()
+        shuffled.map(|one| query::prompt(template, "prompt", &row.id, &row.row, &one)).collect()
     }
 }
 
