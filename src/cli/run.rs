@@ -14,6 +14,8 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let store = Store::open(&context.cache_directory(Some(&args.pipeline.pipeline))?)?;
     let mut index = Index::open(&store)?;
     let wanted = PlanOptions { targets: args.targets.clone(), force: args.force.clone(), put_sources: true };
+    let mut report = Report::new(context.json());
+    exec::fetch(&pipeline, &graph, &args.targets, &mut |event| report.tell(event))?;
     let mut plan = exec::plan(&pipeline, &graph, &store, &mut index, &wanted)?;
     let options = RunOptions {
         file: args.pipeline.pipeline.display().to_string(),
@@ -23,7 +25,6 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         device: args.device.clone(),
         keep_going: args.keep_going,
     };
-    let mut report = Report::new(context.json());
     let mut tell = |event: &Event| report.tell(event);
     let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell)?;
     report.end(&summary);

@@ -8,6 +8,8 @@ mod cli;
 mod docs;
 mod explain;
 mod gradients;
+mod hub;
+mod hub_server;
 mod keys;
 mod kill;
 mod layers;
