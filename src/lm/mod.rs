@@ -30,7 +30,7 @@ pub mod tokenizer;
 pub mod train;
 pub mod weights;
 
-pub use config::Config;
+pub use config::{Config, Experts, Family, RopeScaling};
 pub use decoder::Model;
 pub use error::LmError;
 pub use logprobs::{Sequence, Tokens};
