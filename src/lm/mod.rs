@@ -32,7 +32,7 @@ pub mod tokenizer;
 pub mod train;
 pub mod weights;
 
-pub use config::Config;
+pub use config::{Config, Experts, Family, RopeScaling};
 pub use decoder::Model;
 pub use device::device;
 pub use error::LmError;

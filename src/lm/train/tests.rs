@@ -11,7 +11,6 @@ const BOS: u32 = 1;
 
 pub(super) fn config() -> Config {
     Config {
-        model_type: "llama".to_owned(),
         vocab_size: 24,
         hidden_size: 16,
         intermediate_size: 32,
@@ -23,10 +22,10 @@ pub(super) fn config() -> Config {
         rope_theta: 10_000.0,
         max_position_embeddings: 64,
         tie_word_embeddings: true,
-        sliding_window: None,
         bos_token_id: Some(BOS),
         eos_token_ids: vec![2],
         pad_token_id: Some(0),
+        ..Config::default()
     }
 }
 
