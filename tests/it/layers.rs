@@ -12,7 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("pipeline", &["diag", "digest", "fs", "hub"]),
     ("graph", &["diag", "digest", "pipeline"]),
     ("store", &["diag", "digest", "env", "fs"]),
-    ("lm", &["diag"]),
+    ("lm", &["diag", "env"]),
     ("hub", &["diag", "env", "fs"]),
     ("kinds", &["diag", "digest", "fs", "pipeline", "store", "lm"]),
     ("exec", &["diag", "digest", "env", "fs", "pipeline", "graph", "store", "hub", "kinds"]),
