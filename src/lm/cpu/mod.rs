@@ -2,7 +2,7 @@
 //!
 //! - `tile.rs`, `matmul.rs`, `simd.rs`: products and rows of numbers. `pool.rs`: memory that is used again.
 //! - `layout.rs`: a batch as one row of tokens without padding. `packed.rs`: weights as products want them.
-//! - `forward.rs`, `attention.rs`, `head.rs`: the passes. `backward.rs`: their gradients. `graph.rs`: both in candle's graph.
+//! - `forward.rs`, `attention.rs`, `linear.rs`, `experts.rs`, `head.rs`: the passes. `backward.rs`: their gradients. `graph.rs`: both in candle's graph.
 //! - `decode.rs`: token by token.
 //!
 //! Two rules hold everywhere. Results do not depend on the number of threads: sums run in fixed blocks that are added in
@@ -12,10 +12,12 @@
 mod attention;
 mod backward;
 mod decode;
+mod experts;
 mod forward;
 mod graph;
 mod head;
 mod layout;
+mod linear;
 mod matmul;
 mod packed;
 mod pool;

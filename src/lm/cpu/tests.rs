@@ -8,7 +8,7 @@ use super::{Decoding, scores_of};
 use crate::lm::decode::Plain;
 use crate::lm::logprobs::plain_scores;
 use crate::lm::random::Stream;
-use crate::lm::{Config, Family, Model, Sequence};
+use crate::lm::{Config, Experts, Family, Model, RopeScaling, Sequence};
 
 /// Odd sizes on purpose: heads narrower than a tile, a vocabulary and an inner width that are no multiples of anything.
 fn config(kv_heads: usize, head_dim: usize, tie: bool, window: Option<usize>) -> Config {
@@ -39,7 +39,39 @@ fn configs() -> Vec<Config> {
         config(2, 10, false, None),
         config(1, 34, true, Some(7)),
         config(2, 16, false, Some(40)),
+        Config { attention_bias: true, mlp_bias: true, model_type: Family::Llama, ..config(2, 8, false, None) },
+        Config {
+            model_type: Family::Qwen2,
+            sliding_layers: Some(vec![false, true]),
+            rope_scaling: Some(RopeScaling::Linear { factor: 4.0 }),
+            ..config(2, 8, true, Some(9))
+        },
+        Config {
+            model_type: Family::Qwen3,
+            attention_bias: true,
+            rope_scaling: Some(RopeScaling::Llama3 {
+                factor: 8.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_max_position_embeddings: 64,
+            }),
+            ..config(2, 10, false, None)
+        },
+        mixtral(),
+        Config {
+            model_type: Family::Qwen3Moe,
+            experts: Some(Experts { num_local_experts: 3, num_experts_per_tok: 2, norm_topk_prob: false }),
+            ..config(1, 8, true, None)
+        },
     ]
+}
+
+fn mixtral() -> Config {
+    Config {
+        model_type: Family::Mixtral,
+        experts: Some(Experts { num_local_experts: 5, num_experts_per_tok: 2, norm_topk_prob: true }),
+        ..config(2, 16, false, Some(40))
+    }
 }
 
 /// Random weights with norms that are not all 1, and attention that is not nearly uniform.
@@ -47,7 +79,11 @@ fn weights(config: &Config, seed: u64) -> BTreeMap<String, Tensor> {
     let mut weights = Model::random(config.clone(), seed, &Device::Cpu).unwrap().weights().clone();
     for (name, tensor) in &mut weights {
         let mut stream = Stream::new(seed, name);
-        let mut value = |old: f32| if name.contains("norm") { 1.0 + 0.3 * stream.normal() } else { old * 2.0 };
+        let mut value = |old: f32| match name {
+            _ if name.contains("norm") => 1.0 + 0.3 * stream.normal(),
+            _ if name.contains("bias") => 0.3 * stream.normal(),
+            _ => old * 2.0,
+        };
         let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let values: Vec<f32> = values.into_iter().map(&mut value).collect();
         *tensor = Tensor::from_vec(values, tensor.shape(), &Device::Cpu).unwrap();
@@ -199,18 +235,20 @@ fn gradients_equal_the_plain_ones() {
 
 #[test]
 fn nothing_depends_on_the_number_of_threads() {
-    let config = config(2, 10, true, Some(40));
-    let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
-            let mut logits = Vec::new();
-            let model = model(&config, 3);
-            Decoding::start(&model, &[(&ids(50, 1), 0), (&ids(20, 2), 0)], &mut logits).unwrap();
-            (logits, gradients(&config, true))
-        })
-    };
-    let one = run(1);
-    for threads in [2, 3, 8] {
-        assert!(run(threads) == one, "{threads} threads");
+    let qwen = Config { model_type: Family::Qwen3, attention_bias: true, ..config(2, 10, true, None) };
+    for config in [config(2, 10, true, Some(40)), mixtral(), qwen] {
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut logits = Vec::new();
+                let model = model(&config, 3);
+                Decoding::start(&model, &[(&ids(50, 1), 0), (&ids(20, 2), 0)], &mut logits).unwrap();
+                (logits, gradients(&config, true))
+            })
+        };
+        let one = run(1);
+        for threads in [2, 3, 8] {
+            assert!(run(threads) == one, "{threads} threads, {config:?}");
+        }
     }
 }
