@@ -44,6 +44,9 @@ pub(super) struct PackedExperts {
     pub(super) normalise: bool,
 }
 
+/// An expert, and some of its uses.
+type Task = (usize, Range<usize>);
+
 /// Which experts which tokens use. A use is one token's of one expert; uses lie expert by expert, those of one expert in
 /// the order of their tokens.
 pub(super) struct Routing {
@@ -111,8 +114,8 @@ impl Routing {
         routing
     }
 
-    /// Uses of one expert, a few at a time: expert and uses.
-    fn tasks(&self) -> Vec<(usize, Range<usize>)> {
+    /// Uses of one expert, a few at a time.
+    fn tasks(&self) -> Vec<Task> {
         let mut tasks = Vec::new();
         for (expert, ends) in self.starts.windows(2).enumerate() {
             let cut = |start: usize| (expert, start..(start + BLOCK).min(ends[1]));
@@ -145,7 +148,7 @@ impl Routing {
 }
 
 /// Cuts rows at the borders of tasks.
-fn cut<'a>(tasks: &[(usize, Range<usize>)], mut rows: &'a mut [f32], width: usize) -> Vec<&'a mut [f32]> {
+fn cut<'a>(tasks: &[Task], mut rows: &'a mut [f32], width: usize) -> Vec<&'a mut [f32]> {
     let mut parts = Vec::with_capacity(tasks.len());
     for (_, uses) in tasks {
         let (part, rest) = rows.split_at_mut(uses.len() * width);
@@ -171,7 +174,7 @@ pub(super) fn forward(
     let mut results = pool.take(routing.tokens.len() * width);
     let few = tasks.len() < rayon::current_num_threads();
     let share = if few { Share::Columns } else { Share::Rows(BLOCK) };
-    let work = |(expert, uses): &(usize, Range<usize>), result: &mut [f32], gate_up: &mut [f32]| {
+    let work = |(expert, uses): &Task, result: &mut [f32], gate_up: &mut [f32]| {
         let x = routing.gather(pool, normed, width, uses.clone());
         feed_forward(context, share, &experts.experts[*expert], &x, gate_up, result, false);
     };
@@ -180,7 +183,7 @@ pub(super) fn forward(
         Some(gate_up) => cut(&tasks, gate_up, both).into_iter().map(Some).collect(),
         None => tasks.iter().map(|_| None).collect(),
     };
-    let each = |((task, result), kept): ((&(usize, Range<usize>), &mut [f32]), Option<&mut [f32]>)| match kept {
+    let each = |((task, result), kept): ((&Task, &mut [f32]), Option<&mut [f32]>)| match kept {
         Some(kept) => work(task, result, kept),
         None => work(task, result, &mut pool.take(task.1.len() * both)),
     };
