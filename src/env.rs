@@ -27,6 +27,18 @@ pub const TEST_DATA: Variable = Variable {
     doc: "An optional directory of real models and data. Tests that need it skip with a printed reason where it is absent. Read by tests and benchmarks only.",
 };
 
+/// A Python with `torch` and `transformers`, for benchmarks.
+pub const BENCH_PYTHON: Variable = Variable {
+    name: "SAMI_BENCH_PYTHON",
+    doc: "For benchmarks: a Python that has `torch` and `transformers`, to be compared with. Default `python3`.",
+};
+
+/// A Python with llama.cpp, for benchmarks.
+pub const BENCH_LLAMA: Variable = Variable {
+    name: "SAMI_BENCH_LLAMA",
+    doc: "For benchmarks: a Python that has `llama-cpp-python`, `gguf` and `numpy`. Without it llama.cpp is left out.",
+};
+
 /// Where a test makes the process fail.
 pub const FAULT: Variable = Variable {
     name: "SAMI_FAULT",
@@ -46,7 +58,7 @@ pub const NO_COLOR: Variable = Variable {
 };
 
 /// All of them, in the order of the documentation.
-pub const ALL: &[&Variable] = &[&CACHE, &LOG, &NO_COLOR, &TEST_DATA, &FAULT, &BLESS];
+pub const ALL: &[&Variable] = &[&CACHE, &LOG, &NO_COLOR, &TEST_DATA, &FAULT, &BLESS, &BENCH_PYTHON, &BENCH_LLAMA];
 
 impl Variable {
     /// The value, if it is set to something that is valid Unicode and not empty.
