@@ -161,6 +161,7 @@ impl Decoding {
         let mut out = pool.take(n * context.width);
         for (index, layer) in context.packed.layers.iter().enumerate() {
             project(context, layer, &x, &positions, &mut qkv);
+            let shape = &shape.seeing(layer.window);
             let see = |((slot, qkv), mixed): ((&mut Slot, &[f32]), &mut [f32])| {
                 let token = slot.length;
                 slot.put(shape, index, token, qkv);

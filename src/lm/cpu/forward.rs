@@ -221,7 +221,7 @@ pub(super) fn layers(
         project(context, layer, &x, &layout.positions, &mut qkv);
         see_keys(index, &qkv);
         let mut mixed = pool.take(n * shape.queries());
-        attention::forward(shape, &layout.groups, &qkv, &mut mixed, pool);
+        attention::forward(&shape.seeing(layer.window), &layout.groups, &qkv, &mut mixed, pool);
         let last = index + 1 == context.packed.layers.len();
         let chosen = last.then(|| {
             let x = gather(pool, &x, context.width, &layout.chosen);

@@ -11,7 +11,6 @@ fn tokenizer() -> Tokenizer {
 
 fn model(eos: Vec<u32>) -> Model {
     let config = Config {
-        model_type: "llama".to_owned(),
         vocab_size: 16,
         hidden_size: 24,
         intermediate_size: 32,
@@ -23,10 +22,10 @@ fn model(eos: Vec<u32>) -> Model {
         rope_theta: 1e4,
         max_position_embeddings: 40,
         tie_word_embeddings: false,
-        sliding_window: None,
         bos_token_id: Some(1),
         eos_token_ids: eos,
         pad_token_id: None,
+        ..Config::default()
     };
     Model::random(config, 5, &Device::Cpu).unwrap()
 }
