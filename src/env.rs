@@ -21,6 +21,12 @@ pub const LOG: Variable = Variable {
     doc: "What `sami` logs to standard error, in the syntax of tracing's `EnvFilter`, such as `debug` or `sami::exec=trace`. Default `warn`; a worker's default is `info`, into its attempt's log.",
 };
 
+/// Where CUDA's libraries are.
+pub const CUDA_LIBS: Variable = Variable {
+    name: "SAMI_CUDA_LIBS",
+    doc: "Directories, separated by `:`, where the driver and CUDA's libraries (`libcublas.so.13`, `libcurand.so.10`) are looked for before the usual ones. For a build with CUDA, on machines whose loader does not know them; `sami doctor` says what was found.",
+};
+
 /// Optional real models and data.
 pub const TEST_DATA: Variable = Variable {
     name: "SAMI_TEST_DATA",
@@ -45,8 +51,14 @@ pub const NO_COLOR: Variable = Variable {
     doc: "Set to anything but the empty string: no colour. Nothing is ever said by colour alone.",
 };
 
+/// GPUs that the driver shows.
+pub const VISIBLE: Variable = Variable {
+    name: "CUDA_VISIBLE_DEVICES",
+    doc: "Read by NVIDIA's driver: which GPUs a process sees, and in which order; `cuda:0` is the first of these. `sami doctor` shows it.",
+};
+
 /// All of them, in the order of the documentation.
-pub const ALL: &[&Variable] = &[&CACHE, &LOG, &NO_COLOR, &TEST_DATA, &FAULT, &BLESS];
+pub const ALL: &[&Variable] = &[&CACHE, &LOG, &NO_COLOR, &CUDA_LIBS, &VISIBLE, &TEST_DATA, &FAULT, &BLESS];
 
 impl Variable {
     /// The value, if it is set to something that is valid Unicode and not empty.

@@ -52,6 +52,8 @@ pub struct RunOptions {
     pub threads: usize,
     /// Device of nodes that name none: `auto`, `cpu` or `cuda:N`.
     pub device: String,
+    /// The GPUs that `auto` shares out, best first; without any it is the CPU.
+    pub gpus: Vec<String>,
     /// Whether to go on with what does not depend on a failed node.
     pub keep_going: bool,
 }

@@ -190,8 +190,7 @@ impl Init {
             eos_token_ids: tokenizer.eos().to_vec(),
             pad_token_id: tokenizer.pad(),
             rms_norm_eps: 1e-5,
-            sliding_window: None,
-            model_type: "llama".to_owned(),
+            ..Config::default()
         }
     }
 }

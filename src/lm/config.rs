@@ -1,19 +1,31 @@
 //! What a model's `config.json` says about its form.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use self::fields::Fields;
 use super::{Files, LmError};
 
+mod family;
+mod fields;
+mod json;
+mod rope;
+mod shapes;
+
+pub use family::Family;
+pub use rope::RopeScaling;
+
 /// The form of a decoder. Fields have the names that `config.json` gives them.
+///
+/// The default is what `transformers` takes for a Llama: its 7B.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// `llama` or `mistral`.
-    pub model_type: String,
+    /// The family, which says what the other fields do not.
+    pub model_type: Family,
     /// V.
     pub vocab_size: usize,
     /// D.
     pub hidden_size: usize,
-    /// F.
+    /// F; of one expert, where there are experts.
     pub intermediate_size: usize,
     /// Layers.
     pub num_hidden_layers: usize,
@@ -27,12 +39,22 @@ pub struct Config {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// How the rotary frequencies are changed, if they are.
+    pub rope_scaling: Option<RopeScaling>,
     /// The longest sequence, in tokens.
     pub max_position_embeddings: usize,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
+    /// Whether queries, keys, values and the output of attention have biases. Qwen 2 has the first three without it.
+    pub attention_bias: bool,
+    /// Whether the feed-forward layer has biases.
+    pub mlp_bias: bool,
     /// How many tokens a token sees, itself and those just before it; `None`: all.
     pub sliding_window: Option<usize>,
+    /// Which layers have the sliding window; `None`: all. Has one entry for each layer.
+    pub sliding_layers: Option<Vec<bool>>,
+    /// The experts of each layer; `None`: a feed-forward layer.
+    pub experts: Option<Experts>,
     /// The token that begins a text, if any.
     pub bos_token_id: Option<u32>,
     /// The tokens that end a text.
@@ -41,137 +63,167 @@ pub struct Config {
     pub pad_token_id: Option<u32>,
 }
 
+/// Feed-forward layers of which each token uses some. Fields have the names that `config.json` gives them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Experts {
+    /// X.
+    pub num_local_experts: usize,
+    /// How many a token uses; at most X.
+    pub num_experts_per_tok: usize,
+    /// Whether the weights of those a token uses are made to add up to 1. Always so in Mixtral.
+    pub norm_topk_prob: bool,
+}
+
 /// Above any model that exists; keeps products of sizes within 64 bits.
 const LARGEST: u64 = 1 << 24;
 /// Above any model that exists.
 const MOST_LAYERS: u64 = 1 << 12;
+/// Above any model that exists.
+const MOST_EXPERTS: u64 = 1 << 10;
 
-/// `config.json`, read field by field.
-struct Fields(Value);
-
-impl Fields {
-    fn of(files: &Files, name: &str) -> Result<Option<Self>, LmError> {
-        let Some(path) = files.get(name) else { return Ok(None) };
-        let text = fs_err::read(path)?;
-        let malformed = |what: String| LmError::Malformed { file: name.to_owned(), what };
-        let value: Value = serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
-        if !value.is_object() {
-            return Err(malformed("it is no JSON object".to_owned()));
-        }
-        Ok(Some(Self(value)))
-    }
-
-    /// A field that is there and not null.
-    fn get(&self, field: &str) -> Option<&Value> {
-        self.0.get(field).filter(|value| !value.is_null())
-    }
-
-    fn size(&self, field: &'static str, most: u64) -> Result<Option<usize>, LmError> {
-        let Some(value) = self.get(field) else { return Ok(None) };
-        match value.as_u64() {
-            Some(size) if (1..=most).contains(&size) => Ok(Some(size as usize)),
-            _ => Err(LmError::Config { field, what: format!("is {value}, not a whole number of 1 to {most}") }),
-        }
-    }
-
-    fn required(&self, field: &'static str, most: u64) -> Result<usize, LmError> {
-        self.size(field, most)?.ok_or_else(|| LmError::Config { field, what: "is missing".to_owned() })
-    }
-
-    fn number(&self, field: &'static str, default: f64) -> Result<f64, LmError> {
-        match self.get(field).or_else(|| self.get("rope_parameters").and_then(|parameters| parameters.get(field))) {
-            None => Ok(default),
-            Some(value) => value
-                .as_f64()
-                .filter(|number| number.is_finite() && *number > 0.0)
-                .ok_or_else(|| LmError::Config { field, what: format!("is {value}, not a number above 0") }),
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            model_type: Family::Llama,
+            vocab_size: 32_000,
+            hidden_size: 4096,
+            intermediate_size: 11_008,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: 32,
+            head_dim: 128,
+            rms_norm_eps: 1e-6,
+            rope_theta: 1e4,
+            rope_scaling: None,
+            max_position_embeddings: 2048,
+            tie_word_embeddings: false,
+            attention_bias: false,
+            mlp_bias: false,
+            sliding_window: None,
+            sliding_layers: None,
+            experts: None,
+            bos_token_id: Some(1),
+            eos_token_ids: vec![2],
+            pad_token_id: None,
         }
     }
+}
 
-    fn flag(&self, field: &'static str) -> Result<bool, LmError> {
-        match self.get(field) {
-            None => Ok(false),
-            Some(value) => {
-                value.as_bool().ok_or_else(|| LmError::Config { field, what: format!("is {value}, not true or false") })
-            }
+/// Errs where the model wants something that the decoder does not do.
+fn refuse_what_is_not_supported(fields: &Fields, family: Family) -> Result<(), LmError> {
+    let unsupported = |what: String, supported| Err(LmError::Unsupported { what, supported });
+    for (field, means_nothing) in
+        [("attention_bias", matches!(family, Family::Mistral | Family::Mixtral)), ("mlp_bias", family != Family::Llama)]
+    {
+        if means_nothing && fields.get(field).is_some_and(|value| value != &Value::Bool(false)) {
+            return unsupported(format!("`{field}`"), "linear layers without bias in this family");
         }
     }
-
-    /// One token or a list of them.
-    fn tokens(&self, field: &'static str) -> Result<Vec<u32>, LmError> {
-        let one = |value: &Value| {
-            let token = value.as_u64().and_then(|token| u32::try_from(token).ok());
-            token.ok_or_else(|| LmError::Config { field, what: format!("is {value}, not a token") })
-        };
-        match self.get(field) {
-            None => Ok(Vec::new()),
-            Some(Value::Array(list)) => list.iter().map(one).collect(),
-            Some(value) => Ok(vec![one(value)?]),
-        }
+    if let Some(activation) = fields.get("hidden_act").filter(|value| *value != "silu" && *value != "swish") {
+        return unsupported(format!("the activation {activation}"), "\"silu\"");
     }
-
-    /// Errs where the model wants something that the decoder does not do.
-    fn refuse_what_is_not_supported(&self) -> Result<(), LmError> {
-        let unsupported = |what: String, supported| Err(LmError::Unsupported { what, supported });
-        for field in ["attention_bias", "mlp_bias"] {
-            if self.get(field).is_some_and(|value| value != &Value::Bool(false)) {
-                return unsupported(format!("`{field}`"), "linear layers without bias");
-            }
-        }
-        if let Some(activation) = self.get("hidden_act").filter(|value| *value != "silu" && *value != "swish") {
-            return unsupported(format!("the activation {activation}"), "\"silu\"");
-        }
-        if self.get("quantization_config").is_some() {
-            return unsupported("a quantised model".to_owned(), "weights in f32, f16 and bf16");
-        }
-        for field in ["rope_scaling", "rope_parameters"] {
-            let Some(scaling) = self.get(field) else { continue };
-            let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).unwrap_or(&Value::Null);
-            if !kind.is_null() && kind != "default" {
-                return unsupported(format!("`{field}` of type {kind}"), "rotary positions that are not scaled");
-            }
-        }
-        Ok(())
+    if fields.get("quantization_config").is_some() {
+        return unsupported("a quantised model".to_owned(), "weights in f32, f16 and bf16");
     }
-
-    fn model_type(&self) -> Result<&'static str, LmError> {
-        let architecture = self.get("architectures").and_then(|list| list.get(0));
-        let named = match (self.get("model_type"), architecture) {
-            (Some(name), _) | (None, Some(name)) => name.as_str().unwrap_or_default(),
-            (None, None) => {
-                return Err(LmError::Config { field: "model_type", what: "is missing".to_owned() });
-            }
-        };
-        match named {
-            "llama" | "LlamaForCausalLM" => Ok("llama"),
-            "mistral" | "MistralForCausalLM" => Ok("mistral"),
-            _ => Err(LmError::Unsupported {
-                what: format!("the architecture `{}`", named.chars().take(80).collect::<String>()),
-                supported: "llama, mistral",
-            }),
-        }
+    let all_sparse = |field, value: Value| fields.get(field).is_none_or(|found| *found == value);
+    if family == Family::Qwen3Moe
+        && !(all_sparse("mlp_only_layers", serde_json::json!([]))
+            && all_sparse("decoder_sparse_step", serde_json::json!(1)))
+    {
+        return unsupported("layers without experts among others".to_owned(), "experts in every layer");
     }
+    Ok(())
+}
+
+fn family(fields: &Fields) -> Result<Family, LmError> {
+    let architecture = fields.get("architectures").and_then(|list| list.get(0));
+    match (fields.get("model_type"), architecture) {
+        (Some(name), _) | (None, Some(name)) => Family::of(name.as_str().unwrap_or_default()),
+        (None, None) => Err(LmError::Config { field: "model_type", what: "is missing".to_owned() }),
+    }
+}
+
+/// The sliding window, and which layers have it.
+fn windows(fields: &Fields, family: Family, layers: usize) -> Result<(Option<usize>, Option<Vec<bool>>), LmError> {
+    let window = match fields.size("sliding_window", u64::MAX)? {
+        _ if family == Family::Llama => None,
+        _ if family.asks_for_its_window() && !fields.flag("use_sliding_window")? => None,
+        None if !fields.is_null("sliding_window") => family.defaults().sliding_window,
+        window => window,
+    };
+    if window.is_none() || !family.mixes_windows() {
+        return Ok((window, None));
+    }
+    let slides: Vec<bool> = match fields.get("layer_types") {
+        None => {
+            let full = match fields.get("max_window_layers").map(Value::as_u64) {
+                None => 28,
+                Some(Some(full)) => usize::try_from(full).unwrap_or(usize::MAX),
+                Some(None) => {
+                    return Err(LmError::Config { field: "max_window_layers", what: "is no number".to_owned() });
+                }
+            };
+            (0..layers).map(|layer| layer >= full).collect()
+        }
+        Some(types) => {
+            let fail = |what: String| LmError::Config { field: "layer_types", what };
+            let types = types.as_array().filter(|types| types.len() == layers);
+            let types = types.ok_or_else(|| fail(format!("is no list of {layers} names")))?;
+            let slides = |kind: &Value| match kind.as_str() {
+                Some("sliding_attention") => Ok(true),
+                Some("full_attention") => Ok(false),
+                _ => Err(fail(format!("has {kind}; supported are `full_attention` and `sliding_attention`"))),
+            };
+            types.iter().map(slides).collect::<Result<_, _>>()?
+        }
+    };
+    Ok(match (slides.contains(&true), slides.contains(&false)) {
+        (false, _) => (None, None),
+        (true, false) => (window, None),
+        (true, true) => (window, Some(slides)),
+    })
+}
+
+fn experts(fields: &Fields, family: Family) -> Result<Option<Experts>, LmError> {
+    if !family.has_experts() {
+        return Ok(None);
+    }
+    let defaults = family.defaults();
+    // `transformers` writes either name.
+    let count = match fields.size("num_local_experts", MOST_EXPERTS)? {
+        Some(count) => count,
+        None => fields.size("num_experts", MOST_EXPERTS)?.unwrap_or(defaults.experts),
+    };
+    Ok(Some(Experts {
+        num_local_experts: count,
+        num_experts_per_tok: fields.size("num_experts_per_tok", MOST_EXPERTS)?.unwrap_or(defaults.experts_per_token),
+        norm_topk_prob: family == Family::Mixtral || fields.flag("norm_topk_prob")?,
+    }))
 }
 
 impl Config {
     /// Reads `config.json`, and the end tokens of `generation_config.json` where it is there.
     ///
-    /// What is missing has the value that `transformers` gives it. Errs on other architectures than Llama's and
-    /// Mistral's, and on values that cannot be.
+    /// What is missing has the value that `transformers` gives it. Errs on families that the decoder is not made for,
+    /// and on values that cannot be.
     pub fn load(files: &Files) -> Result<Self, LmError> {
         let fields =
             Fields::of(files, "config.json")?.ok_or_else(|| LmError::MissingFile { name: "config.json".to_owned() })?;
-        let model_type = fields.model_type()?;
-        fields.refuse_what_is_not_supported()?;
-        let mistral = model_type == "mistral";
+        let family = family(&fields)?;
+        refuse_what_is_not_supported(&fields, family)?;
+        let defaults = family.defaults();
         let vocab_size = fields.required("vocab_size", LARGEST)?;
         let hidden_size = fields.required("hidden_size", LARGEST)?;
+        let layers = fields.required("num_hidden_layers", MOST_LAYERS)?;
         let heads = fields.required("num_attention_heads", LARGEST)?;
-        let sliding_window = match fields.0.get("sliding_window") {
-            _ if !mistral => None,
-            None => Some(4096),
-            Some(_) => fields.size("sliding_window", u64::MAX)?,
+        let kv_heads = match fields.size("num_key_value_heads", LARGEST)? {
+            None if fields.is_null("num_key_value_heads") => heads,
+            kv_heads => kv_heads.or(defaults.kv_heads).unwrap_or(heads),
         };
+        let inner = if family == Family::Qwen3Moe { "moe_intermediate_size" } else { "intermediate_size" };
+        let positions = fields.size("max_position_embeddings", u32::MAX.into())?.unwrap_or(defaults.positions);
+        let (rope_theta, rope_scaling) = RopeScaling::read(&fields, defaults.rope_theta, positions)?;
+        let (sliding_window, sliding_layers) = windows(&fields, family, layers)?;
         let mut eos_token_ids = fields.tokens("eos_token_id")?;
         if let Some(generation) = Fields::of(files, "generation_config.json")? {
             for token in generation.tokens("eos_token_id")? {
@@ -180,38 +232,42 @@ impl Config {
                 }
             }
         }
-        let config =
-            Self {
-                model_type: model_type.to_owned(),
-                vocab_size,
-                hidden_size,
-                intermediate_size: fields.required("intermediate_size", LARGEST)?,
-                num_hidden_layers: fields.required("num_hidden_layers", MOST_LAYERS)?,
-                num_attention_heads: heads,
-                num_key_value_heads: fields.size("num_key_value_heads", LARGEST)?.unwrap_or(if mistral {
-                    8
-                } else {
-                    heads
-                }),
-                head_dim: fields.size("head_dim", LARGEST)?.unwrap_or(hidden_size / heads),
-                rms_norm_eps: fields.number("rms_norm_eps", 1e-6)?,
-                rope_theta: fields.number("rope_theta", 1e4)?,
-                max_position_embeddings: fields
-                    .size("max_position_embeddings", u32::MAX.into())?
-                    .unwrap_or(if mistral { 131_072 } else { 2048 }),
-                tie_word_embeddings: fields.flag("tie_word_embeddings")?,
-                sliding_window,
-                bos_token_id: fields.tokens("bos_token_id")?.first().copied(),
-                eos_token_ids,
-                // Some models have -1 or a token past the end here, and nothing depends on it.
-                pad_token_id: fields
-                    .get("pad_token_id")
-                    .and_then(Value::as_u64)
-                    .filter(|token| (*token as usize) < vocab_size)
-                    .map(|token| token as u32),
-            };
+        let config = Self {
+            model_type: family,
+            vocab_size,
+            hidden_size,
+            intermediate_size: fields.required(inner, LARGEST)?,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim: fields.size("head_dim", LARGEST)?.or(defaults.head_dim).unwrap_or(hidden_size / heads),
+            rms_norm_eps: fields.number("rms_norm_eps", defaults.rms_norm_eps)?,
+            rope_theta,
+            rope_scaling,
+            max_position_embeddings: positions,
+            tie_word_embeddings: fields.flag("tie_word_embeddings")?,
+            attention_bias: family.may_have_attention_bias() && fields.flag("attention_bias")?,
+            mlp_bias: family == Family::Llama && fields.flag("mlp_bias")?,
+            sliding_window,
+            sliding_layers,
+            experts: experts(&fields, family)?,
+            bos_token_id: fields.tokens("bos_token_id")?.first().copied(),
+            eos_token_ids,
+            // Some models have -1 or a token past the end here, and nothing depends on it.
+            pad_token_id: fields
+                .get("pad_token_id")
+                .and_then(Value::as_u64)
+                .filter(|token| (*token as usize) < vocab_size)
+                .map(|token| token as u32),
+        };
         config.check()?;
         Ok(config)
+    }
+
+    /// How many tokens a token sees in a layer, itself and those just before it; `None`: all.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        let slides = self.sliding_layers.as_ref().is_none_or(|slides| slides[layer]);
+        self.sliding_window.filter(|_| slides)
     }
 
     /// Errs on sizes that do not go together.
@@ -241,97 +297,25 @@ impl Config {
         if self.sliding_window == Some(0) {
             return fail("sliding_window", "is 0".to_owned());
         }
+        if let Some(slides) = self.sliding_layers.as_ref().filter(|slides| slides.len() != self.num_hidden_layers) {
+            return fail("layer_types", format!("has {} layers of {}", slides.len(), self.num_hidden_layers));
+        }
+        if let Some(scaling) = &self.rope_scaling {
+            scaling.check()?;
+        }
+        if self.experts.is_some() != self.model_type.has_experts() {
+            return fail("model_type", format!("is {}, with or without experts", self.model_type.model_type()));
+        }
+        if let Some(Experts { num_local_experts: experts, num_experts_per_tok: used, .. }) = self.experts
+            && (experts as u64 > MOST_EXPERTS || !(1..=experts).contains(&used))
+        {
+            return fail("num_experts_per_tok", format!("is {used} of {experts} experts"));
+        }
         let tokens = self.bos_token_id.iter().chain(&self.eos_token_ids).chain(&self.pad_token_id);
         match tokens.into_iter().find(|token| **token as usize >= self.vocab_size) {
             Some(token) => fail("vocab_size", format!("is {}, but there is a token {token}", self.vocab_size)),
             None => Ok(()),
         }
-    }
-
-    /// As `transformers` reads it.
-    pub fn to_json(&self) -> Value {
-        let class = if self.model_type == "mistral" { "MistralForCausalLM" } else { "LlamaForCausalLM" };
-        let mut json = json!({
-            "architectures": [class],
-            "attention_dropout": 0.0,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.eos_json(),
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "hidden_size": self.hidden_size,
-            "initializer_range": 0.02,
-            "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.max_position_embeddings,
-            "model_type": self.model_type,
-            "num_attention_heads": self.num_attention_heads,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_key_value_heads": self.num_key_value_heads,
-            "pad_token_id": self.pad_token_id,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "torch_dtype": "float32",
-            "use_cache": true,
-            "vocab_size": self.vocab_size,
-        });
-        if self.model_type == "mistral" {
-            json["sliding_window"] = json!(self.sliding_window);
-        } else {
-            json["attention_bias"] = json!(false);
-            json["mlp_bias"] = json!(false);
-        }
-        json
-    }
-
-    /// `generation_config.json`, as `transformers` reads it.
-    pub fn generation_json(&self) -> Value {
-        json!({
-            "_from_model_config": true,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.eos_json(),
-            "pad_token_id": self.pad_token_id,
-        })
-    }
-
-    fn eos_json(&self) -> Value {
-        match self.eos_token_ids.as_slice() {
-            [] => Value::Null,
-            [token] => json!(token),
-            tokens => json!(tokens),
-        }
-    }
-
-    /// Names and shapes of all weights, as `transformers` has them.
-    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let (width, inner) = (self.hidden_size, self.intermediate_size);
-        let (queries, keys) = (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
-        let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, width])];
-        for layer in 0..self.num_hidden_layers {
-            for (name, shape) in [
-                ("input_layernorm", vec![width]),
-                ("self_attn.q_proj", vec![queries, width]),
-                ("self_attn.k_proj", vec![keys, width]),
-                ("self_attn.v_proj", vec![keys, width]),
-                ("self_attn.o_proj", vec![width, queries]),
-                ("post_attention_layernorm", vec![width]),
-                ("mlp.gate_proj", vec![inner, width]),
-                ("mlp.up_proj", vec![inner, width]),
-                ("mlp.down_proj", vec![width, inner]),
-            ] {
-                tensors.push((format!("model.layers.{layer}.{name}.weight"), shape));
-            }
-        }
-        tensors.push(("model.norm.weight".to_owned(), vec![width]));
-        if !self.tie_word_embeddings {
-            tensors.push(("lm_head.weight".to_owned(), vec![self.vocab_size, width]));
-        }
-        tensors
-    }
-
-    /// How many weights there are.
-    pub fn parameters(&self) -> u64 {
-        let count = |shape: &[usize]| shape.iter().map(|size| *size as u64).product::<u64>();
-        self.tensors().iter().map(|(_, shape)| count(shape)).fold(0, u64::saturating_add)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The decoder and its weights: Llama's, and Mistral's with its sliding window.
+//! The decoder and its weights: Llama's, and what the families that came after it changed.
 //!
 //! What it computes stands in `plain.rs`, on one screen; `cpu/` computes the same fast.
 
@@ -13,18 +13,79 @@ use super::prefixes::Prefixes;
 use super::random::Stream;
 use super::{Config, Files, LmError, cpu, weights};
 
-/// The weights of one layer; (out, in) where they are matrices.
-#[derive(Debug)]
+/// The weights of one layer.
+#[derive(Debug, Clone)]
 pub(super) struct Layer {
-    pub(super) attention_norm: Tensor, // (D)
-    pub(super) query: Tensor,          // (H·E, D)
-    pub(super) key: Tensor,            // (K·E, D)
-    pub(super) value: Tensor,          // (K·E, D)
-    pub(super) output: Tensor,         // (D, H·E)
-    pub(super) mlp_norm: Tensor,       // (D)
-    pub(super) gate: Tensor,           // (F, D)
-    pub(super) up: Tensor,             // (F, D)
-    pub(super) down: Tensor,           // (D, F)
+    pub(super) attention_norm: Tensor,     // (D)
+    pub(super) query: Linear,              // D to H·E
+    pub(super) key: Linear,                // D to K·E
+    pub(super) value: Linear,              // D to K·E
+    pub(super) output: Linear,             // H·E to D
+    pub(super) query_norm: Option<Tensor>, // (E)
+    pub(super) key_norm: Option<Tensor>,   // (E)
+    pub(super) mlp_norm: Tensor,           // (D)
+    pub(super) mlp: Mlp,
+    /// How many tokens a token sees, itself among them; `None`: all.
+    pub(super) window: Option<usize>,
+}
+
+/// A linear layer: y = x · Wᵀ + b, and what an adapter adds.
+#[derive(Debug, Clone)]
+pub(super) struct Linear {
+    /// As `transformers` has it, without `.weight` and `.bias`.
+    pub(super) name: String,
+    pub(super) weight: Tensor,       // (out, in)
+    pub(super) bias: Option<Tensor>, // (out)
+    pub(super) adapter: Option<Adapter>,
+}
+
+/// A change of low rank to a linear layer: y += scale · (x · Aᵀ) · Bᵀ (Hu et al. 2021, "LoRA").
+#[derive(Debug, Clone)]
+pub(super) struct Adapter {
+    pub(super) a: Tensor, // (r, in)
+    pub(super) b: Tensor, // (out, r)
+    pub(super) scale: f64,
+}
+
+/// What stands after attention.
+#[derive(Debug, Clone)]
+pub(super) enum Mlp {
+    /// A feed-forward layer.
+    Dense(Dense),
+    /// Several, of which each token uses some (Jiang et al. 2024, "Mixtral of experts").
+    Experts {
+        router: Tensor, // (X, D)
+        experts: Vec<Dense>,
+        per_token: usize,
+        /// Whether the weights of those that a token uses are made to add up to 1.
+        normalise: bool,
+    },
+}
+
+/// A gated feed-forward layer: down(silu(gate(x)) · up(x)).
+#[derive(Debug, Clone)]
+pub(super) struct Dense {
+    pub(super) gate: Linear, // D to F
+    pub(super) up: Linear,   // D to F
+    pub(super) down: Linear, // F to D
+}
+
+impl Layer {
+    /// Its linear layers, but for the router.
+    pub(super) fn linears(&self) -> Vec<&Linear> {
+        let mut all = vec![&self.query, &self.key, &self.value, &self.output];
+        match &self.mlp {
+            Mlp::Dense(dense) => all.extend(dense.linears()),
+            Mlp::Experts { experts, .. } => all.extend(experts.iter().flat_map(Dense::linears)),
+        }
+        all
+    }
+}
+
+impl Dense {
+    fn linears(&self) -> [&Linear; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
 }
 
 /// A decoder with its weights, frozen or trainable.
@@ -46,6 +107,41 @@ pub struct Model {
     pub(super) kept: Arc<cpu::Kept>,
 }
 
+/// A layer's weights by their names.
+fn layer(config: &Config, weights: &BTreeMap<String, Tensor>, index: usize) -> Layer {
+    let full = |name: &str| format!("model.layers.{index}.{name}");
+    let norm = |name: &str| weights.get(&format!("{}.weight", full(name))).cloned();
+    let linear = |name: &str| {
+        let name = full(name);
+        let weight = weights[&format!("{name}.weight")].clone();
+        Linear { weight, bias: weights.get(&format!("{name}.bias")).cloned(), adapter: None, name }
+    };
+    let dense = |expert| {
+        let [gate, up, down] = config.dense_names(expert).map(|name| linear(&name));
+        Dense { gate, up, down }
+    };
+    Layer {
+        attention_norm: norm("input_layernorm").expect("all weights are there"),
+        query: linear("self_attn.q_proj"),
+        key: linear("self_attn.k_proj"),
+        value: linear("self_attn.v_proj"),
+        output: linear("self_attn.o_proj"),
+        query_norm: norm("self_attn.q_norm"),
+        key_norm: norm("self_attn.k_norm"),
+        mlp_norm: norm("post_attention_layernorm").expect("all weights are there"),
+        mlp: match config.experts {
+            None => Mlp::Dense(dense(None)),
+            Some(form) => Mlp::Experts {
+                router: weights[&format!("{}.weight", full(config.router_name()))].clone(),
+                experts: (0..form.num_local_experts).map(|expert| dense(Some(expert))).collect(),
+                per_token: form.num_experts_per_tok,
+                normalise: form.norm_topk_prob,
+            },
+        },
+        window: config.window(index),
+    }
+}
+
 impl Model {
     /// Loads a frozen model.
     pub fn load(files: &Files, device: &Device) -> Result<Self, LmError> {
@@ -58,7 +154,7 @@ impl Model {
     ///
     /// The embedding has a standard deviation of 0.05, other matrices of one over the square root of their inputs, and
     /// those that write into the residual stream less by the square root of their number, so that its variance does not
-    /// grow with the depth (Radford et al. 2019).
+    /// grow with the depth (Radford et al. 2019). Biases are zero.
     pub fn random(config: Config, seed: u64, device: &Device) -> Result<Self, LmError> {
         config.check()?;
         let residual = 1.0 / (2.0 * config.num_hidden_layers as f32).sqrt();
@@ -68,7 +164,8 @@ impl Model {
             let scale = match shape.as_slice() {
                 _ if name.ends_with("embed_tokens.weight") => 0.05,
                 [_, inputs] => {
-                    let writes = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+                    let writes =
+                        ["o_proj", "down_proj", "w2"].iter().any(|part| name.ends_with(&format!("{part}.weight")));
                     (1.0 / *inputs as f32).sqrt() * if writes { residual } else { 1.0 }
                 }
                 _ => 0.0,
@@ -80,7 +177,7 @@ impl Model {
             })?;
             let mut stream = Stream::new(seed, &name);
             if shape.len() == 1 {
-                values.resize(count, 1.0);
+                values.resize(count, if name.contains("norm") { 1.0 } else { 0.0 });
             } else {
                 values.extend((0..count).map(|_| stream.normal() * scale));
             }
@@ -134,24 +231,11 @@ impl Model {
             device.get_or_insert_with(|| tensor.device().clone());
         }
         let take = |name: &str| weights[name].clone();
-        let layer = |index| {
-            let take = |name: &str| take(&format!("model.layers.{index}.{name}.weight"));
-            Layer {
-                attention_norm: take("input_layernorm"),
-                query: take("self_attn.q_proj"),
-                key: take("self_attn.k_proj"),
-                value: take("self_attn.v_proj"),
-                output: take("self_attn.o_proj"),
-                mlp_norm: take("post_attention_layernorm"),
-                gate: take("mlp.gate_proj"),
-                up: take("mlp.up_proj"),
-                down: take("mlp.down_proj"),
-            }
-        };
+        let layers: Vec<Layer> = (0..config.num_hidden_layers).map(|index| layer(&config, &weights, index)).collect();
         let embedding = take("model.embed_tokens.weight");
         let head = if config.tie_word_embeddings { embedding.clone() } else { take("lm_head.weight") };
         Ok(Self {
-            layers: Arc::new((0..config.num_hidden_layers).map(layer).collect()),
+            layers: Arc::new(layers),
             norm: take("model.norm.weight"),
             device: device.unwrap_or(Device::Cpu),
             embedding,
@@ -174,7 +258,7 @@ impl Model {
 
     /// Whether `cpu/` computes it, rather than candle's operations.
     pub(super) fn on_cpu(&self) -> bool {
-        self.device.is_cpu()
+        self.device.is_cpu() && self.layers.iter().all(cpu::can)
     }
 
     /// The weights by name, variables or not.

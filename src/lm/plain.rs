@@ -5,10 +5,12 @@
 //! Only operations with a backward pass may stand here: candle's fused ones (`softmax_last_dim`, `rms_norm`, `rope`) cut
 //! the gradient in silence.
 
+use std::collections::BTreeMap;
+
 use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::Config;
-use super::decoder::{Layer, Model};
+use super::decoder::{Dense, Layer, Linear, Mlp, Model};
 
 /// Keys and values of the tokens so far, for each layer: (B, K, S, E).
 pub(super) type Cache = Vec<Option<(Tensor, Tensor)>>;
@@ -18,8 +20,8 @@ pub(super) struct Places {
     /// Cosine and sine of each position's angles: (B, 1, T, E/2).
     cos: Tensor,
     sin: Tensor,
-    /// 0 where a token sees another one, −∞ elsewhere: (B, 1, T, S).
-    mask: Tensor,
+    /// For each window of the model: 0 where a token sees another one, −∞ elsewhere: (B, 1, T, S).
+    masks: BTreeMap<Option<usize>, Tensor>,
 }
 
 impl Places {
@@ -33,37 +35,50 @@ impl Places {
         let (rows, tokens, all) = (starts.len(), columns.len(), columns.end);
         let half = config.head_dim / 2;
         let mut angles = Vec::with_capacity(rows * tokens * half);
-        let mut mask = Vec::with_capacity(rows * tokens * all);
-        let window = config.sliding_window.unwrap_or(usize::MAX);
         for start in starts {
             for query in columns.clone() {
                 let position = query.saturating_sub(*start);
-                angles.extend((0..half).map(|pair| position as f32 * frequency(config, pair)));
-                // Padding sees itself, so that no row of the softmax is empty.
-                mask.extend((0..all).map(|key| {
-                    let sees = key <= query && query - key < window && (key >= *start || key == query);
-                    if sees { 0f32 } else { f32::NEG_INFINITY }
-                }));
+                angles.extend((0..half).map(|pair| position as f32 * config.frequency(pair)));
             }
         }
         let angles = Tensor::from_vec(angles, (rows, 1, tokens, half), device)?;
-        Ok(Self {
-            cos: angles.cos()?,
-            sin: angles.sin()?,
-            mask: Tensor::from_vec(mask, (rows, 1, tokens, all), device)?,
-        })
+        let mut masks = BTreeMap::new();
+        for window in (0..config.num_hidden_layers).map(|layer| config.window(layer)) {
+            if masks.contains_key(&window) {
+                continue;
+            }
+            let mut mask = Vec::with_capacity(rows * tokens * all);
+            for start in starts {
+                for query in columns.clone() {
+                    // Padding sees itself, so that no row of the softmax is empty.
+                    mask.extend((0..all).map(|key| {
+                        let near = key <= query && query - key < window.unwrap_or(usize::MAX);
+                        if near && (key >= *start || key == query) { 0f32 } else { f32::NEG_INFINITY }
+                    }));
+                }
+            }
+            masks.insert(window, Tensor::from_vec(mask, (rows, 1, tokens, all), device)?);
+        }
+        Ok(Self { cos: angles.cos()?, sin: angles.sin()?, masks })
     }
 }
 
-/// The angle between two neighbouring positions of one pair of a head's numbers.
-pub(super) fn frequency(config: &Config, pair: usize) -> f32 {
-    (1.0 / config.rope_theta.powf(2.0 * pair as f64 / config.head_dim as f64)) as f32
+/// A linear layer for `x` (B, T, in); flat, because candle would make it a product of batches.
+fn linear(x: &Tensor, layer: &Linear) -> Result<Tensor> {
+    let (rows, tokens, width) = x.dims3()?;
+    linear_of_rows(&x.reshape((rows * tokens, width))?, layer)?.reshape((rows, tokens, ()))
 }
 
-/// x · Wᵀ for `x` (B, T, D) and `weight` (F, D); flat, because candle would make it a product of batches.
-fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let (rows, tokens, width) = x.dims3()?;
-    x.reshape((rows * tokens, width))?.matmul(&weight.t()?)?.reshape((rows, tokens, ()))
+/// A linear layer for `x` (N, in).
+fn linear_of_rows(x: &Tensor, layer: &Linear) -> Result<Tensor> {
+    let mut y = x.matmul(&layer.weight.t()?)?;
+    if let Some(bias) = &layer.bias {
+        y = y.broadcast_add(bias)?;
+    }
+    if let Some(adapter) = &layer.adapter {
+        y = (y + (x.matmul(&adapter.a.t()?)?.matmul(&adapter.b.t()?)? * adapter.scale)?)?;
+    }
+    Ok(y)
 }
 
 /// Zhang and Sennrich 2019, "Root mean square layer normalization".
@@ -90,12 +105,18 @@ fn block(
 ) -> Result<Tensor> {
     let (rows, tokens, _) = x.dims3()?;
     let (heads, kv_heads, width) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-    let split = |x: Tensor, heads| x.reshape((rows, tokens, heads, width))?.transpose(1, 2)?.contiguous();
+    let split = |x: Tensor, heads, norm: Option<&Tensor>| {
+        let x = x.reshape((rows, tokens, heads, width))?;
+        let x = norm.map_or(Ok(x.clone()), |norm| rms_norm(&x, norm, config.rms_norm_eps))?;
+        x.transpose(1, 2)?.contiguous()
+    };
 
     let normed = rms_norm(x, &layer.attention_norm, config.rms_norm_eps)?;
-    let query = rotate(&split(linear(&normed, &layer.query)?, heads)?, places)?; // (B, H, T, E)
-    let mut key = rotate(&split(linear(&normed, &layer.key)?, kv_heads)?, places)?; // (B, K, T, E)
-    let mut value = split(linear(&normed, &layer.value)?, kv_heads)?; // (B, K, T, E)
+    let query = split(linear(&normed, &layer.query)?, heads, layer.query_norm.as_ref())?;
+    let query = rotate(&query, places)?; // (B, H, T, E)
+    let key = split(linear(&normed, &layer.key)?, kv_heads, layer.key_norm.as_ref())?;
+    let mut key = rotate(&key, places)?; // (B, K, T, E)
+    let mut value = split(linear(&normed, &layer.value)?, kv_heads, None)?; // (B, K, T, E)
     if let Some(cache) = cache {
         if let Some((keys, values)) = cache.take() {
             key = Tensor::cat(&[&keys, &key], 2)?; // (B, K, S, E)
@@ -108,15 +129,61 @@ fn block(
         x.unsqueeze(2)?.broadcast_as((rows, kv_heads, heads / kv_heads, all, width))?.reshape((rows, heads, all, width))
     };
     let scores = (query.matmul(&share(&key)?.transpose(2, 3)?.contiguous()?)? / (width as f64).sqrt())?; // (B, H, T, S)
-    let weights = candle_nn::ops::softmax(&scores.broadcast_add(&places.mask)?, D::Minus1)?; // (B, H, T, S)
+    let weights = candle_nn::ops::softmax(&scores.broadcast_add(&places.masks[&layer.window])?, D::Minus1)?; // (B, H, T, S)
     let mixed = weights.matmul(&share(&value)?.contiguous()?)?; // (B, H, T, E)
     let mixed = mixed.transpose(1, 2)?.reshape((rows, tokens, heads * width))?; // (B, T, H·E)
     let x = (x + linear(&mixed, &layer.output)?)?;
 
     let normed = rms_norm(&x, &layer.mlp_norm, config.rms_norm_eps)?;
-    // Shazeer 2020, "GLU variants improve transformer".
-    let inner = (linear(&normed, &layer.gate)?.silu()? * linear(&normed, &layer.up)?)?; // (B, T, F)
-    x + linear(&inner, &layer.down)?
+    let normed = normed.flatten_to(1)?; // (B·T, D)
+    let change = match &layer.mlp {
+        Mlp::Dense(dense) => feed_forward(&normed, dense)?,
+        Mlp::Experts { router, experts, per_token, normalise } => {
+            mixture(&normed, router, experts, *per_token, *normalise)?
+        }
+    };
+    x + change.reshape((rows, tokens, ()))?
+}
+
+/// Shazeer 2020, "GLU variants improve transformer": (N, D) to (N, D).
+fn feed_forward(x: &Tensor, dense: &Dense) -> Result<Tensor> {
+    let inner = (linear_of_rows(x, &dense.gate)?.silu()? * linear_of_rows(x, &dense.up)?)?; // (N, F)
+    linear_of_rows(&inner, &dense.down)
+}
+
+/// The sum of the experts that each token uses, weighted by the router: (N, D) to (N, D).
+fn mixture(x: &Tensor, router: &Tensor, experts: &[Dense], per_token: usize, normalise: bool) -> Result<Tensor> {
+    let weights = candle_nn::ops::softmax(&x.matmul(&router.t()?)?.to_dtype(DType::F32)?, D::Minus1)?; // (N, X)
+    let chosen: Vec<Vec<usize>> = weights.to_vec2::<f32>()?.iter().map(|row| largest(row, per_token)).collect();
+    let mut kept = vec![0f32; chosen.len() * experts.len()];
+    let mut users = vec![Vec::new(); experts.len()];
+    for (token, chosen) in chosen.iter().enumerate() {
+        for expert in chosen {
+            kept[token * experts.len() + expert] = 1.0;
+            users[*expert].push(token as u32);
+        }
+    }
+    let mut weights = (weights * Tensor::from_vec(kept, (chosen.len(), experts.len()), x.device())?)?;
+    if normalise {
+        weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
+    }
+    let weights = weights.to_dtype(x.dtype())?;
+    let mut sum = x.zeros_like()?;
+    for (index, (expert, users)) in experts.iter().zip(users).enumerate().filter(|(_, (_, users))| !users.is_empty()) {
+        let users = Tensor::new(users, x.device())?;
+        let mine = weights.narrow(1, index, 1)?.contiguous()?.index_select(&users, 0)?; // (M, 1)
+        let change = feed_forward(&x.index_select(&users, 0)?, expert)?.broadcast_mul(&mine)?; // (M, D)
+        sum = sum.index_add(&users, &change, 0)?;
+    }
+    Ok(sum)
+}
+
+/// Where the largest numbers of a row are, the largest first; of equal ones the first.
+pub(super) fn largest(row: &[f32], count: usize) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..row.len()).collect();
+    places.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
+    places.truncate(count);
+    places
 }
 
 /// Hidden states after the last norm: `ids` (B, T) u32 to (B, T, D).

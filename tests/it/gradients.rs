@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
 use sami::lm::logprobs::{token_kl, token_logprobs};
-use sami::lm::{Config, Model, Sequence};
+use sami::lm::{Config, Family, Model, Sequence};
 
 const VOCABULARY: usize = 11;
 
 fn config(kv_heads: usize, tie: bool, window: Option<usize>) -> Config {
     Config {
-        model_type: "mistral".to_owned(),
+        model_type: Family::Mistral,
         vocab_size: VOCABULARY,
         hidden_size: 8,
         intermediate_size: 12,
@@ -26,6 +26,7 @@ fn config(kv_heads: usize, tie: bool, window: Option<usize>) -> Config {
         bos_token_id: None,
         eos_token_ids: vec![],
         pad_token_id: None,
+        ..Config::default()
     }
 }
 

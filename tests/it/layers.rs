@@ -11,7 +11,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("pipeline", &["diag", "digest", "fs"]),
     ("graph", &["diag", "digest", "pipeline"]),
     ("store", &["diag", "digest", "env", "fs"]),
-    ("lm", &["diag"]),
+    ("lm", &["diag", "env"]),
     ("kinds", &["diag", "digest", "fs", "pipeline", "store", "lm"]),
     ("exec", &["diag", "digest", "env", "fs", "pipeline", "graph", "store", "kinds"]),
 ];

@@ -8,13 +8,13 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::{llama, mistral};
 use sami::lm::logprobs::{response_kl, response_logprobs, token_logprobs};
 use sami::lm::sampling::sample;
-use sami::lm::{Config, Files, Model, Prompt, SamplingSettings, Sequence, Tokenizer};
+use sami::lm::{Config, Family, Files, Model, Prompt, SamplingSettings, Sequence, Tokenizer};
 
 use super::real::test_data;
 
-fn config(model_type: &str, kv_heads: usize, tie: bool, window: Option<usize>) -> Config {
+fn config(model_type: Family, kv_heads: usize, tie: bool, window: Option<usize>) -> Config {
     Config {
-        model_type: model_type.to_owned(),
+        model_type,
         vocab_size: 97,
         hidden_size: 48,
         intermediate_size: 80,
@@ -30,6 +30,7 @@ fn config(model_type: &str, kv_heads: usize, tie: bool, window: Option<usize>) -
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
         pad_token_id: None,
+        ..Config::default()
     }
 }
 
@@ -77,7 +78,7 @@ fn largest_difference(model: &Model, mut theirs: impl FnMut(&Tensor) -> Tensor) 
 #[test]
 fn logits_equal_those_of_candle_transformers_llama() {
     for (kv_heads, tie) in [(6, true), (2, false), (1, true)] {
-        let config = config("llama", kv_heads, tie, None);
+        let config = config(Family::Llama, kv_heads, tie, None);
         let weights = weights(&config, 3);
         let model = Model::frozen(config.clone(), weights.clone()).expect("a model");
         let theirs = llama::Config {
@@ -108,7 +109,7 @@ fn logits_equal_those_of_candle_transformers_llama() {
 #[test]
 fn logits_equal_those_of_candle_transformers_mistral() {
     for window in [None, Some(5), Some(12)] {
-        let config = config("mistral", 2, false, window);
+        let config = config(Family::Mistral, 2, false, window);
         let weights = weights(&config, 4);
         let model = Model::frozen(config.clone(), weights.clone()).expect("a model");
         let theirs = mistral::Config {
@@ -199,7 +200,7 @@ fn sequence(ids: &[u32], prompt: usize) -> Sequence {
 
 #[test]
 fn log_probabilities_of_a_batch_are_those_of_its_rows() {
-    for (model_type, kv_heads, window) in [("llama", 6, None), ("mistral", 2, Some(5))] {
+    for (model_type, kv_heads, window) in [(Family::Llama, 6, None), (Family::Mistral, 2, Some(5))] {
         let config = config(model_type, kv_heads, true, window);
         let policy = Model::frozen(config.clone(), weights(&config, 5)).expect("a model");
         let reference = Model::frozen(config.clone(), weights(&config, 6)).expect("a model");
@@ -228,7 +229,7 @@ fn log_probabilities_of_a_batch_are_those_of_its_rows() {
 
 #[test]
 fn sequences_that_mean_nothing_are_errors() {
-    let config = config("llama", 2, true, None);
+    let config = config(Family::Llama, 2, true, None);
     let model = Model::frozen(config.clone(), weights(&config, 5)).expect("a model");
     let error = |ids: &[u32], prompt| {
         response_logprobs(&model, &[sequence(&[1, 2], 1), sequence(ids, prompt)]).expect_err("no meaning").to_string()
@@ -248,7 +249,7 @@ fn sequences_that_mean_nothing_are_errors() {
 
 #[test]
 fn a_saved_model_is_loaded_as_it_was() {
-    let config = config("mistral", 2, false, Some(5));
+    let config = config(Family::Mistral, 2, false, Some(5));
     let (model, variables) = Model::trainable(config.clone(), weights(&config, 7)).expect("a model");
     let directory = tempfile::tempdir().expect("a directory");
     model.save(directory.path()).expect("saved");
@@ -268,7 +269,7 @@ fn a_saved_model_is_loaded_as_it_was() {
 
 #[test]
 fn weights_of_another_model_are_an_error() {
-    let config = config("llama", 2, true, None);
+    let config = config(Family::Llama, 2, true, None);
     let mut other = weights(&config, 1);
     let name = "model.layers.1.mlp.up_proj.weight";
     let tensor = other.remove(name).expect("a weight");

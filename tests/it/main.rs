@@ -6,6 +6,7 @@ mod bad_model;
 mod behaviour;
 mod cli;
 mod docs;
+mod doctor;
 mod explain;
 mod gradients;
 mod keys;

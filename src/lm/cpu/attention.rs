@@ -24,7 +24,7 @@ pub(super) struct Shape {
     pub(super) kv_heads: usize,
     /// E.
     pub(super) width: usize,
-    /// Tokens that a token sees, itself among them.
+    /// Tokens that a token sees, itself among them; layers differ in it.
     pub(super) window: usize,
 }
 
@@ -34,8 +34,13 @@ impl Shape {
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             width: config.head_dim,
-            window: config.sliding_window.unwrap_or(usize::MAX),
+            window: usize::MAX,
         }
+    }
+
+    /// As a layer of this window has it.
+    pub(super) fn seeing(self, window: usize) -> Self {
+        Self { window, ..self }
     }
 
     /// Query heads of a key/value head.

@@ -16,7 +16,7 @@ use super::matmul::{Panels, transposed_product};
 use super::packed::view;
 use super::pool::Buffer;
 use super::simd;
-use crate::lm::decoder::Layer;
+use crate::lm::decoder::{Layer, Linear};
 use crate::lm::{LmError, Model};
 
 /// Numbers of logits whose gradients are in memory at once.
@@ -177,7 +177,13 @@ impl Pass<'_> {
             if last { (self.scatter(&middle, width), self.scatter(&to_mixed, queries)) } else { (middle, to_mixed) };
         let mut to_qkv = pool.take(saved.qkv.len());
         let batch = attention::Backward { qkv: &saved.qkv, mixed: &saved.mixed, gradient: &to_mixed };
-        attention::backward(&context.shape, &self.layout.groups, &batch, &mut to_qkv, pool);
+        attention::backward(
+            &context.shape.seeing(context.packed.layers[index].window),
+            &self.layout.groups,
+            &batch,
+            &mut to_qkv,
+            pool,
+        );
         self.first_half(index, layer, saved, &mut to_qkv, &mut dx, gradients)?;
         Ok(dx)
     }
@@ -204,7 +210,13 @@ impl Pass<'_> {
         let (context, pool) = (self.context, &self.context.pool);
         let (width, inner, queries) = (context.width, context.inner, context.shape.queries());
         let packed = &context.packed.layers[index];
-        let (gate, up, down, output) = (view(&layer.gate)?, view(&layer.up)?, view(&layer.down)?, view(&layer.output)?);
+        let dense = super::packed::dense(layer);
+        let (gate, up, down, output) = (
+            view(&dense.gate.weight)?,
+            view(&dense.up.weight)?,
+            view(&dense.down.weight)?,
+            view(&layer.output.weight)?,
+        );
         let down = Panels::stacked(pool, &[&down], inner); // (D, F)
         let gate_up = Panels::stacked(pool, &[&gate, &up], width); // (2F, D)
         let output = Panels::stacked(pool, &[&output], queries); // (D, H·E)
@@ -241,8 +253,8 @@ impl Pass<'_> {
             .collect();
         let name = |part: &str| format!("model.layers.{index}.{part}.weight");
         self.put(gradients, &name("post_attention_layernorm"), &self.in_order(parts))?;
-        self.weights(gradients, &[name("mlp.down_proj")], &dx, &product)?;
-        self.weights(gradients, &[name("mlp.gate_proj"), name("mlp.up_proj")], &to_gate_up, &normed)?;
+        self.weights(gradients, &[&dense.down], &dx, &product)?;
+        self.weights(gradients, &[&dense.gate, &dense.up], &to_gate_up, &normed)?;
         let last = index + 1 == self.saved.len();
         let chosen;
         let mixed = if last {
@@ -251,7 +263,7 @@ impl Pass<'_> {
         } else {
             &*saved.mixed
         };
-        self.weights(gradients, &[name("self_attn.o_proj")], &middle, mixed)?;
+        self.weights(gradients, &[&layer.output], &middle, mixed)?;
         dx = middle;
         Ok((dx, to_mixed))
     }
@@ -269,7 +281,7 @@ impl Pass<'_> {
         let (context, pool) = (self.context, &self.context.pool);
         let (width, row) = (context.width, context.shape.row());
         let packed = &context.packed.layers[index];
-        let (query, key, value) = (view(&layer.query)?, view(&layer.key)?, view(&layer.value)?);
+        let (query, key, value) = (view(&layer.query.weight)?, view(&layer.key.weight)?, view(&layer.value.weight)?);
         let qkv = Panels::stacked(pool, &[&query, &key, &value], width); // ((H + 2K)·E, D)
         let mut normed = pool.take(dx.len());
         let parts: Vec<Vec<f32>> = to_qkv
@@ -288,21 +300,19 @@ impl Pass<'_> {
             .collect();
         let name = |part: &str| format!("model.layers.{index}.{part}.weight");
         self.put(gradients, &name("input_layernorm"), &self.in_order(parts))?;
-        let names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"].map(name);
-        self.weights(gradients, &names, to_qkv, &normed)
+        self.weights(gradients, &[&layer.query, &layer.key, &layer.value], to_qkv, &normed)
     }
 
-    /// The gradients to matrices one above the other: from those to their results (N, rows) and from what they were
-    /// applied to (N, columns).
-    fn weights(&self, gradients: &mut Gradients, names: &[String], to: &[f32], x: &[f32]) -> Result<(), LmError> {
-        if !names.iter().any(|name| self.wanted(name)) {
+    /// The gradients to the weights of linear layers of one input: from those to their results (N, rows), side by side, and
+    /// from what they were applied to (N, columns).
+    fn weights(&self, gradients: &mut Gradients, linears: &[&Linear], to: &[f32], x: &[f32]) -> Result<(), LmError> {
+        if !linears.iter().any(|linear| linear.weight.track_op()) {
             return Ok(());
         }
-        let shape = |name: &String| self.model.weights()[name].dims2();
         let mut rows = 0;
         let mut columns = 0;
-        for name in names {
-            let (height, width) = shape(name)?;
+        for linear in linears {
+            let (height, width) = linear.weight.dims2()?;
             rows += height;
             columns = width;
         }
@@ -310,9 +320,9 @@ impl Pass<'_> {
         let mut product = pool.take(rows * columns);
         transposed_product(pool, to, x, columns, &mut product, false);
         let mut start = 0;
-        for name in names {
-            let end = start + shape(name)?.0 * columns;
-            self.put(gradients, name, &product[start..end])?;
+        for linear in linears {
+            let end = start + linear.weight.elem_count();
+            self.put(gradients, &format!("{}.weight", linear.name), &product[start..end])?;
             start = end;
         }
         Ok(())

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::attend::{Reader, Sight};
+use super::attention::Shape;
 use super::cache::{Cache, Run};
 use super::forward::{Context, Share, layers, normalise};
 use super::graph::in_pool;
@@ -177,18 +178,18 @@ impl Decoding {
             readers.push(Reader { tokens, position: read.position, path: read.path.clone() });
         }
         let (context, cache) = (&self.context, &mut self.cache);
-        let (shape, pool) = (context.shape, &context.pool);
-        let sight = Sight::new(&shape, &readers);
+        let pool = &context.pool;
+        let sight = Sight::new(&context.shape, &readers);
         let mut writers: Vec<Option<&Reader>> = vec![None; cache.all_mut().len()];
         for reader in &readers {
             writers[reader.path[reader.path.len() - 1]] = Some(reader);
         }
         let few = layout.ids.len() < WORTH_A_THREAD;
-        let attend = |layer: usize, qkv: &[f32], mixed: &mut [f32]| {
+        let attend = |layer: usize, shape: &Shape, qkv: &[f32], mixed: &mut [f32]| {
             let put = |(run, writer): (&mut Option<Run>, &Option<&Reader>)| {
                 if let (Some(run), Some(reader)) = (run, writer) {
                     for (token, place) in reader.tokens.clone().zip(reader.position..) {
-                        run.put(&shape, layer, place, &qkv[token * shape.row()..][..shape.row()]);
+                        run.put(shape, layer, place, &qkv[token * shape.row()..][..shape.row()]);
                     }
                 }
             };
@@ -197,7 +198,7 @@ impl Decoding {
             } else {
                 cache.all_mut().par_iter_mut().zip(&writers).for_each(put);
             }
-            sight.attend(&shape, cache, layer, qkv, mixed, pool);
+            sight.attend(shape, cache, layer, qkv, mixed, pool);
         };
         let x = layers(context, model, &layout, attend, None)?;
         put_logits(context, &x, logits);

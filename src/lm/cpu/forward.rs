@@ -204,14 +204,14 @@ pub(super) fn gather(pool: &Arc<Pool>, rows: &[f32], width: usize, chosen: &[usi
 
 /// Runs the layers over a batch; returns the residual stream of the chosen tokens before the last norm: (M, D).
 ///
-/// The last layer's second half runs for the chosen tokens only. `attend` gets each layer's number, its queries, keys and
-/// values (N, (H + 2K)·E), turned, and where the mixed values go (N, H·E); `saved` gets what the gradient needs, if it is
+/// The last layer's second half runs for the chosen tokens only. `attend` gets each layer's number and shape, its queries,
+/// keys and values (N, (H + 2K)·E), turned, and where the mixed values go (N, H·E); `saved` gets what the gradient needs, if it is
 /// wanted.
 pub(super) fn layers(
     context: &Context,
     model: &Model,
     layout: &Layout,
-    mut attend: impl FnMut(usize, &[f32], &mut [f32]),
+    mut attend: impl FnMut(usize, &Shape, &[f32], &mut [f32]),
     mut saved: Option<&mut Vec<Saved>>,
 ) -> Result<Buffer, LmError> {
     let (pool, shape) = (&context.pool, &context.shape);
@@ -221,7 +221,7 @@ pub(super) fn layers(
         let mut qkv = pool.take(n * shape.row());
         project(context, layer, &x, &layout.positions, &mut qkv);
         let mut mixed = pool.take(n * shape.queries());
-        attend(index, &qkv, &mut mixed);
+        attend(index, &shape.seeing(layer.window), &qkv, &mut mixed);
         let last = index + 1 == context.packed.layers.len();
         let chosen = last.then(|| {
             let x = gather(pool, &x, context.width, &layout.chosen);

@@ -27,8 +27,8 @@ impl Run {
     fn new(model: &Model, layout: &Layout, saved: Option<&mut Vec<Saved>>) -> Result<Self, LmError> {
         let positions = layout.positions.iter().max().map_or(0, |last| *last as usize + 1);
         let context = Context::new(model, positions)?;
-        let attend = |_: usize, qkv: &[f32], mixed: &mut [f32]| {
-            attention::forward(&context.shape, &layout.groups, qkv, mixed, &context.pool);
+        let attend = |_: usize, shape: &attention::Shape, qkv: &[f32], mixed: &mut [f32]| {
+            attention::forward(shape, &layout.groups, qkv, mixed, &context.pool);
         };
         let x = layers(&context, model, layout, attend, saved)?;
         let hidden = Hidden::new(&context, &x);

@@ -29,5 +29,14 @@ mod tests;
 
 pub(super) use decode::{Decoding, TOKENS_PER_PASS};
 pub(super) use graph::{in_pool, scores_of};
-pub(super) use packed::Kept;
+pub(super) use packed::{Kept, can};
 pub(super) use simd::exp_all;
+
+/// The instructions that this processor has and the passes use.
+pub(super) fn instructions() -> &'static str {
+    match simd::level() {
+        simd::Level::Generic => "those of every processor of this kind",
+        simd::Level::Avx2 => "AVX2, FMA",
+        simd::Level::Avx512 => "AVX-512",
+    }
+}

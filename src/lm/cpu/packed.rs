@@ -7,8 +7,7 @@ use candle_core::{Storage, Tensor};
 
 use super::matmul::Panels;
 use super::pool::Pool;
-use crate::lm::decoder::Layer;
-use crate::lm::plain::frequency;
+use crate::lm::decoder::{Dense, Layer, Linear, Mlp};
 use crate::lm::{Config, LmError, Model};
 
 /// The numbers of a contiguous f32 tensor on the CPU.
@@ -41,10 +40,25 @@ impl<Guard: Deref<Target = Storage>> Deref for View<Guard> {
     }
 }
 
+/// Whether the passes here compute such a layer.
+pub(in crate::lm) fn can(layer: &Layer) -> bool {
+    let plain = |linear: &Linear| linear.bias.is_none() && linear.adapter.is_none();
+    layer.linears().into_iter().all(plain) && layer.query_norm.is_none() && matches!(layer.mlp, Mlp::Dense(_))
+}
+
+pub(super) fn dense(layer: &Layer) -> &Dense {
+    match &layer.mlp {
+        Mlp::Dense(dense) => dense,
+        Mlp::Experts { .. } => unreachable!("`can` has seen to it"),
+    }
+}
+
 /// The weights of one layer.
 #[derive(Debug)]
 pub(super) struct PackedLayer {
     pub(super) attention_norm: Vec<f32>,
+    /// Tokens that a token sees, itself among them.
+    pub(super) window: usize,
     /// (D, (H + 2K)·E)
     pub(super) qkv: Panels,
     /// (H·E, D)
@@ -74,13 +88,15 @@ impl Packed {
             Ok(Panels::transposed(pool, &views.iter().map(|numbers| &**numbers).collect::<Vec<_>>(), depth))
         };
         let layer = |layer: &Layer| -> Result<PackedLayer, LmError> {
+            let Dense { gate, up, down } = dense(layer);
             Ok(PackedLayer {
                 attention_norm: view(&layer.attention_norm)?.to_vec(),
-                qkv: transposed(&[&layer.query, &layer.key, &layer.value], width)?,
-                output: transposed(&[&layer.output], config.num_attention_heads * config.head_dim)?,
+                window: layer.window.unwrap_or(usize::MAX),
+                qkv: transposed(&[&layer.query.weight, &layer.key.weight, &layer.value.weight], width)?,
+                output: transposed(&[&layer.output.weight], config.num_attention_heads * config.head_dim)?,
                 mlp_norm: view(&layer.mlp_norm)?.to_vec(),
-                gate_up: transposed(&[&layer.gate, &layer.up], width)?,
-                down: transposed(&[&layer.down], config.intermediate_size)?,
+                gate_up: transposed(&[&gate.weight, &up.weight], width)?,
+                down: transposed(&[&down.weight], config.intermediate_size)?,
             })
         };
         Ok(Self {
@@ -102,7 +118,7 @@ pub(super) struct Angles {
 impl Angles {
     fn new(config: &Config, positions: usize) -> Self {
         let half = config.head_dim / 2;
-        let frequencies: Vec<f32> = (0..half).map(|pair| frequency(config, pair)).collect();
+        let frequencies: Vec<f32> = (0..half).map(|pair| config.frequency(pair)).collect();
         let (mut cos, mut sin) = (Vec::with_capacity(positions * half), Vec::with_capacity(positions * half));
         for position in 0..positions {
             for frequency in &frequencies {

