@@ -12,6 +12,7 @@ mod gradients;
 mod keys;
 mod kill;
 mod layers;
+mod lm_families;
 mod lm_golden;
 mod pictures;
 mod quickstart;
