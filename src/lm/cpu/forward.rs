@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::attention::{self, Shape};
+use super::attention::Shape;
 use super::experts::{self, PackedDense};
 use super::layout::Layout;
 use super::matmul::Panels;
@@ -257,13 +257,14 @@ pub(super) fn gather(pool: &Arc<Pool>, rows: &[f32], width: usize, chosen: &[usi
 
 /// Runs the layers over a batch; returns the residual stream of the chosen tokens before the last norm: (M, D).
 ///
-/// The last layer's second half runs for the chosen tokens only. `see_keys` gets each layer's queries, keys and values
-/// (N, (H + 2K)·E); `saved` gets what the gradient needs, if it is wanted.
+/// The last layer's second half runs for the chosen tokens only. `attend` gets each layer's number and shape, its queries,
+/// keys and values (N, (H + 2K)·E), turned, and where the mixed values go (N, H·E); `saved` gets what the gradient needs, if it is
+/// wanted.
 pub(super) fn layers(
     context: &Context,
     model: &Model,
     layout: &Layout,
-    mut see_keys: impl FnMut(usize, &[f32]),
+    mut attend: impl FnMut(usize, &Shape, &[f32], &mut [f32]),
     mut saved: Option<&mut Vec<Saved>>,
 ) -> Result<Buffer, LmError> {
     let (pool, shape) = (&context.pool, &context.shape);
@@ -272,9 +273,8 @@ pub(super) fn layers(
     for (index, layer) in context.packed.layers.iter().enumerate() {
         let mut qkv = pool.take(n * shape.row());
         project(context, layer, &x, &layout.positions, &mut qkv);
-        see_keys(index, &qkv);
         let mut mixed = pool.take(n * shape.queries());
-        attention::forward(&shape.seeing(layer.window), &layout.groups, &qkv, &mut mixed, pool);
+        attend(index, &shape.seeing(layer.window), &qkv, &mut mixed);
         let last = index + 1 == context.packed.layers.len();
         let chosen = last.then(|| {
             let x = gather(pool, &x, context.width, &layout.chosen);

@@ -168,6 +168,11 @@ pub(in crate::lm) struct Kept {
 }
 
 impl Kept {
+    /// From now on buffers are so many bytes at most, packed weights among them.
+    pub(in crate::lm) fn limit(&self, bytes: Option<u64>) {
+        self.pool.limit(bytes);
+    }
+
     /// The model's weights, packed; made anew for each pass where they may change.
     pub(super) fn packed(&self, model: &Model) -> Result<Arc<Packed>, LmError> {
         if let Some(packed) = self.packed.get() {

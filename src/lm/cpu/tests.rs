@@ -1,12 +1,14 @@
 //! The CPU's passes against `plain.rs`, and their two rules.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::{Decoding, scores_of};
-use crate::lm::decode::Plain;
+use super::scores_of;
+use crate::lm::decode::{Decoding, Entering, Plain};
 use crate::lm::logprobs::plain_scores;
+use crate::lm::prefixes::Prefixes;
 use crate::lm::random::Stream;
 use crate::lm::{Config, Experts, Family, Model, RopeScaling, Sequence};
 
@@ -154,46 +156,81 @@ fn a_batch_gives_the_bits_of_its_rows() {
     }
 }
 
+/// Begins to decode; the logits after each prompt.
+fn start(model: &Model, prompts: &[&[u32]], room: usize, pass: usize) -> (Decoding, Vec<f32>) {
+    let mut decoding = Decoding::new(model, &Arc::new(Prefixes::of(prompts)), pass).unwrap();
+    let entering: Vec<_> = prompts.iter().enumerate().map(|(prompt, ids)| Entering { ids, prompt, room }).collect();
+    let mut logits = Vec::new();
+    decoding.step(model, &[], &[], &entering, &mut logits).unwrap();
+    (decoding, logits)
+}
+
 #[test]
 fn token_by_token_gives_the_bits_of_all_at_once() {
     for config in configs() {
         let model = model(&config, 3);
-        // Long enough for more room to be made, and more angles.
+        // Long enough for more angles.
         let text = ids(400, 9);
-        let (mut logits, mut whole, mut plain) = (Vec::new(), Vec::new(), Vec::new());
-        let mut decoding = Decoding::start(&model, &[(&text[..1], 399)], &mut logits).unwrap();
+        let mut plain = Vec::new();
+        let (mut decoding, mut logits) = start(&model, &[&text[..1]], 399, 2048);
         let mut plainly = Plain::start(&model, &[(&text[..1], 399)], &mut plain).unwrap();
         for at in 1..400 {
             if at < 70 || at % 31 == 0 {
-                Decoding::start(&model, &[(&text[..at], 0)], &mut whole).unwrap();
-                assert_eq!(logits, whole, "token {at} of {config:?}");
+                for pass in [2048, 7] {
+                    assert_eq!(logits, start(&model, &[&text[..at]], 0, pass).1, "token {at} of {config:?}");
+                }
             }
             assert!(difference(&logits, &plain) < 1e-4, "token {at} of {config:?}");
-            decoding.step(&model, &[0], &text[at..=at], &mut logits).unwrap();
+            decoding.step(&model, &[0], &text[at..=at], &[], &mut logits).unwrap();
             plainly.step(&model, &[0], &text[at..=at], &mut plain).unwrap();
         }
     }
+}
+
+/// Prompts of which some share one or two beginnings, of lengths that are no multiples of anything.
+fn prompts() -> Vec<Vec<u32>> {
+    let prompt = |row: usize| match row % 4 {
+        0 => ids(1 + row % 13, row as u64 / 2),
+        1 => [ids(45, 1), ids(1 + row % 5, row as u64)].concat(),
+        2 => [ids(45, 1), ids(23, 2), ids(1 + row % 9, row as u64)].concat(),
+        _ => [ids(45, 1), ids(23, 2)].concat(),
+    };
+    (0..40).map(prompt).collect()
 }
 
 #[test]
 fn decoding_a_batch_gives_the_bits_of_its_rows() {
     for config in configs() {
         let model = model(&config, 3);
-        let prompts: Vec<Vec<u32>> = (0..40).map(|row| ids(1 + row % 13, row as u64 / 2)).collect();
-        let all: Vec<(&[u32], usize)> = prompts.iter().map(|ids| (ids.as_slice(), 5)).collect();
-        let (mut together, mut alone) = (Vec::new(), Vec::new());
-        let mut batch = Decoding::start(&model, &all, &mut together).unwrap();
-        // Every third row leaves after the first token.
-        let kept: Vec<usize> = (0..40).filter(|row| row % 3 != 0).collect();
-        let rows: Vec<Vec<f32>> = together.chunks(61).map(<[f32]>::to_vec).collect();
-        batch.step(&model, &kept, &vec![7; kept.len()], &mut together).unwrap();
-        let mut after = together.chunks(61);
-        for (row, prompt) in all.iter().enumerate() {
-            let mut decoding = Decoding::start(&model, &[*prompt], &mut alone).unwrap();
-            assert_eq!(alone, rows[row]);
-            if row % 3 != 0 {
-                decoding.step(&model, &[0], &[7], &mut alone).unwrap();
-                assert_eq!(alone, after.next().unwrap());
+        let prompts = prompts();
+        let all: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let prefixes = Arc::new(Prefixes::of(&all));
+        assert!(prefixes.runs.len() >= 2, "some is shared");
+        let alone: Vec<_> = all
+            .iter()
+            .map(|prompt| {
+                let (mut decoding, first) = start(&model, &[prompt], 5, 2048);
+                let mut second = Vec::new();
+                decoding.step(&model, &[0], &[7], &[], &mut second).unwrap();
+                (first, second)
+            })
+            .collect();
+        for pass in [2048, 50] {
+            let mut batch = Decoding::new(&model, &prefixes, pass).unwrap();
+            let (mut logits, mut kept, mut going) = (Vec::new(), Vec::new(), Vec::new());
+            // Six rows enter with every token; every third leaves after its first, the others after their second.
+            for entering in prefixes.order.chunks(6) {
+                let rows: Vec<_> =
+                    entering.iter().map(|row| Entering { ids: all[*row], prompt: *row, room: 5 }).collect();
+                batch.step(&model, &kept, &vec![7; going.len()], &rows, &mut logits).unwrap();
+                let wanted =
+                    going.iter().map(|row: &usize| &alone[*row].1).chain(entering.iter().map(|row| &alone[*row].0));
+                for (found, wanted) in logits.chunks(61).zip(wanted) {
+                    assert_eq!(found, wanted);
+                }
+                assert_eq!(logits.len(), (going.len() + entering.len()) * 61);
+                kept = (going.len()..going.len() + entering.len()).filter(|place| place % 3 != 0).collect();
+                going = kept.iter().map(|place| entering[place - going.len()]).collect();
             }
         }
     }
@@ -240,10 +277,10 @@ fn nothing_depends_on_the_number_of_threads() {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let mut logits = Vec::new();
                 let model = model(&config, 3);
-                Decoding::start(&model, &[(&ids(50, 1), 0), (&ids(20, 2), 0)], &mut logits).unwrap();
-                (logits, gradients(&config, true))
+                let prompts = prompts();
+                let all: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+                (start(&model, &all, 0, 2048).1, start(&model, &all[..1], 0, 2048).1, gradients(&config, true))
             })
         };
         let one = run(1);
