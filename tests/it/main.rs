@@ -13,6 +13,7 @@ mod keys;
 mod kill;
 mod layers;
 mod lm_golden;
+mod parity;
 mod pictures;
 mod quickstart;
 mod real;
