@@ -18,6 +18,7 @@ mod kill;
 mod layers;
 mod lm_families;
 mod lm_golden;
+mod parity;
 mod pictures;
 mod quickstart;
 mod real;
