@@ -155,7 +155,8 @@ temperature = 1.0
         for query in &queries {
             for (place, constitution) in query.constitutions.iter().enumerate() {
                 let prompt = prompter.fill(&query.id, &query.row, constitution)?;
-                asks.push(Ask { prompt, seed: response_seed(self.seed, &query.id, place) });
+                let seed = response_seed(self.seed, &query.id, place);
+                asks.push(Ask { row: query.id.clone(), prompt, seed });
             }
         }
         let mut policy = Policy::new(cx, cx.input("model")?);

@@ -14,6 +14,7 @@ use super::backward::{Gradients, Pass};
 use super::forward::{Context, Saved, layers};
 use super::head::{Hidden, scores};
 use super::layout::Layout;
+use crate::lm::memory::guarded;
 use crate::lm::{LmError, Model, Sequence};
 
 /// A model's pass over a batch, up to the normalised hidden states.
@@ -69,7 +70,7 @@ impl Tape {
                 .filter(|_| kls.iter().any(|gradient| *gradient != 0.0))
                 .map(|run| (&run.context, &run.hidden)),
         };
-        let gradients = in_pool(|| pass.backward(logprobs, kls))?;
+        let gradients = guarded(|| in_pool(|| pass.backward(logprobs, kls)))?;
         *self.gradients() = gradients;
         Ok(())
     }
@@ -141,7 +142,7 @@ pub(in crate::lm) fn scores_of(
         let nothing = || Tensor::zeros(0, DType::F32, &Device::Cpu);
         return Ok((nothing()?, reference.map(|_| nothing()).transpose()?));
     }
-    let (tape, mut values) = in_pool(|| {
+    let forward = || {
         let mut saved = Vec::new();
         let mut run = Run::new(model, &layout, (!wanted.is_empty()).then_some(&mut saved))?;
         let mut reference = reference.map(|model| Run::new(model, &layout, None)).transpose()?;
@@ -150,8 +151,8 @@ pub(in crate::lm) fn scores_of(
         values.extend(kls.unwrap_or_default());
         let tape = Tape { model: model.clone(), layout, saved, run, reference, gradients: Mutex::default() };
         Ok::<_, LmError>((Arc::new(tape), values))
-    })
-    .map(|(tape, values)| (tape, values.into_iter().collect::<Vec<f32>>()))?;
+    };
+    let (tape, mut values) = guarded(|| in_pool(forward))?;
     let length = values.len();
     let mut result = Tensor::from_vec(std::mem::take(&mut values), length, &Device::Cpu)?;
     for (index, name) in wanted.iter().enumerate() {
