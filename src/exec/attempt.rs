@@ -123,6 +123,7 @@ impl Attempt {
             device: device.to_string(),
             threads: place.threads,
             micro_batch: pipeline.nodes[node].run.micro_batch,
+            activation_checkpointing: pipeline.nodes[node].run.activation_checkpointing,
             store: store.root().to_owned(),
             scratch,
             staging,

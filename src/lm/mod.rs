@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! - [`config`], [`weights`], [`tokenizer`]: files in the form of Hugging Face's `transformers`, in and out.
-//! - [`decoder`]: the model, differentiable.
+//! - [`decoder`]: the model, differentiable. [`adapter`]: changes of low rank to it.
 //! - [`logprobs`], [`sampling`]: what one does with a model. [`loss`], [`optimizer`], [`schedule`], [`train`]: making one better.
 //!
 //! # Letters
@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 pub use candle_core::{Device, Tensor, Var};
 
+pub mod adapter;
 pub mod config;
 mod cpu;
 mod decode;

@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::attention::{Shape, attend};
+use super::attention::{self, Shape, attend};
 use super::forward::{Context, Finished, Share, finish, layers, normalise, project};
 use super::graph::in_pool;
 use super::layout::Layout;
@@ -105,14 +105,16 @@ impl Decoding {
         let (layout, rows) = Layout::of_prompts(&prompts.iter().map(|(ids, _)| *ids).collect::<Vec<_>>());
         let slot = |(ids, room): &(&[u32], usize)| Slot::new(&shape, model.layers.len(), ids.len() + (*room).min(ROOM));
         let mut slots: Vec<Slot> = prompts.iter().map(slot).collect();
-        let keep = |layer: usize, qkv: &[f32]| {
+        let attend = |layer: usize, qkv: &[f32], mixed: &mut [f32]| {
             slots.par_iter_mut().zip(&rows).for_each(|(slot, row)| {
                 for (place, token) in layout.groups[*row].tokens().enumerate() {
                     slot.put(&shape, layer, place, &qkv[token * shape.row()..][..shape.row()]);
                 }
             });
+            let shape = shape.seeing(context.packed.layers[layer].window);
+            attention::forward(&shape, &layout.groups, qkv, mixed, &context.pool);
         };
-        let x = layers(context, model, &layout, keep, None)?;
+        let x = layers(context, model, &layout, attend, None)?;
         for (slot, row) in slots.iter_mut().zip(&rows) {
             slot.length = layout.groups[*row].tokens().len();
         }

@@ -4,9 +4,11 @@ use std::ops::{Deref, Range};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{Storage, Tensor};
+use rayon::prelude::*;
 
+use super::forward::BLOCK;
 use super::matmul::Panels;
-use super::pool::Pool;
+use super::pool::{Buffer, Pool};
 use crate::lm::decoder::{Dense, Layer, Linear, Mlp};
 use crate::lm::{Config, LmError, Model};
 
@@ -42,7 +44,7 @@ impl<Guard: Deref<Target = Storage>> Deref for View<Guard> {
 
 /// Whether the passes here compute such a layer.
 pub(in crate::lm) fn can(layer: &Layer) -> bool {
-    let plain = |linear: &Linear| linear.bias.is_none() && linear.adapter.is_none();
+    let plain = |linear: &Linear| linear.bias.is_none();
     layer.linears().into_iter().all(plain) && layer.query_norm.is_none() && matches!(layer.mlp, Mlp::Dense(_))
 }
 
@@ -50,6 +52,40 @@ pub(super) fn dense(layer: &Layer) -> &Dense {
     match &layer.mlp {
         Mlp::Dense(dense) => dense,
         Mlp::Experts { .. } => unreachable!("`can` has seen to it"),
+    }
+}
+
+/// The numbers of a linear layer's weight, with what an adapter adds: (out, in).
+pub(super) fn effective<'a>(
+    pool: &Arc<Pool>,
+    linear: &'a Linear,
+) -> Result<Effective<impl Deref<Target = [f32]> + use<'a>>, LmError> {
+    let weight = view(&linear.weight)?;
+    let Some(adapter) = &linear.adapter else { return Ok(Effective::Plain(weight)) };
+    let (rank, inputs) = adapter.a.dims2()?;
+    let mut sum = pool.take(weight.len());
+    sum.copy_from_slice(&weight);
+    let a = Panels::stacked(pool, &[&view(&adapter.a)?], inputs); // (r, in)
+    let scaled: Vec<f32> = view(&adapter.b)?.iter().map(|b| b * adapter.scale as f32).collect(); // (out, r)
+    let rows = sum.par_chunks_mut(BLOCK * inputs).zip(scaled.par_chunks(BLOCK * rank));
+    rows.for_each(|(sum, b)| a.multiply(b, sum, true));
+    Ok(Effective::Merged(sum))
+}
+
+/// Numbers as they are, or with something added.
+pub(super) enum Effective<Plain> {
+    Plain(Plain),
+    Merged(Buffer),
+}
+
+impl<Plain: Deref<Target = [f32]>> Deref for Effective<Plain> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Plain(numbers) => numbers,
+            Self::Merged(numbers) => numbers,
+        }
     }
 }
 
@@ -83,26 +119,26 @@ impl Packed {
     fn new(model: &Model, pool: &Arc<Pool>) -> Result<Self, LmError> {
         let config = model.config();
         let width = config.hidden_size;
-        let transposed = |tensors: &[&Tensor], depth| -> Result<Panels, LmError> {
-            let views = tensors.iter().copied().map(view).collect::<Result<Vec<_>, _>>()?;
-            Ok(Panels::transposed(pool, &views.iter().map(|numbers| &**numbers).collect::<Vec<_>>(), depth))
+        let transposed = |linears: &[&Linear], depth| -> Result<Panels, LmError> {
+            let weights = linears.iter().map(|linear| effective(pool, linear)).collect::<Result<Vec<_>, _>>()?;
+            Ok(Panels::transposed(pool, &weights.iter().map(|numbers| &**numbers).collect::<Vec<_>>(), depth))
         };
         let layer = |layer: &Layer| -> Result<PackedLayer, LmError> {
             let Dense { gate, up, down } = dense(layer);
             Ok(PackedLayer {
                 attention_norm: view(&layer.attention_norm)?.to_vec(),
                 window: layer.window.unwrap_or(usize::MAX),
-                qkv: transposed(&[&layer.query.weight, &layer.key.weight, &layer.value.weight], width)?,
-                output: transposed(&[&layer.output.weight], config.num_attention_heads * config.head_dim)?,
+                qkv: transposed(&[&layer.query, &layer.key, &layer.value], width)?,
+                output: transposed(&[&layer.output], config.num_attention_heads * config.head_dim)?,
                 mlp_norm: view(&layer.mlp_norm)?.to_vec(),
-                gate_up: transposed(&[&gate.weight, &up.weight], width)?,
-                down: transposed(&[&down.weight], config.intermediate_size)?,
+                gate_up: transposed(&[gate, up], width)?,
+                down: transposed(&[down], config.intermediate_size)?,
             })
         };
         Ok(Self {
             layers: model.layers.iter().map(layer).collect::<Result<_, _>>()?,
             norm: view(&model.norm)?.to_vec(),
-            head: transposed(&[&model.head], width)?,
+            head: Panels::transposed(pool, &[&view(&model.head)?], width),
         })
     }
 }
@@ -157,7 +193,7 @@ impl Kept {
             return Ok(Arc::clone(packed));
         }
         let packed = Arc::new(Packed::new(model, &self.pool)?);
-        if model.weights().values().all(|tensor| !tensor.track_op()) {
+        if model.wanted().next().is_none() {
             // Another thread may have been faster; then there are two for a while.
             let _ = self.packed.set(Arc::clone(&packed));
         }
