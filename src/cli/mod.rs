@@ -10,6 +10,7 @@ mod cache;
 mod check;
 mod context;
 mod dag;
+mod doctor;
 mod figures;
 mod find;
 mod help;
@@ -136,6 +137,8 @@ pub enum Command {
         #[command(subcommand)]
         command: CacheCommand,
     },
+    /// Show what machine and program offer: devices, memory, libraries, and what `auto` would use
+    Doctor,
     /// Describe a node kind and its fields, or a command
     Help {
         /// Node kind, or command such as `run` or `cache gc` (default: list both)
@@ -167,7 +170,7 @@ pub struct RunArgs {
     /// Attempts at once (default: as many as the threads of the machine allow)
     #[arg(short, long, value_name = "N")]
     pub jobs: Option<usize>,
-    /// Device for nodes that name none: auto, cpu or cuda:N
+    /// Device for nodes that name none: cpu, cuda:N, or auto (the GPUs shared out, the CPU if there are none)
     #[arg(long, default_value = "auto")]
     pub device: String,
 }
@@ -278,6 +281,7 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Runs { last } => runs::list(context, *last),
         Command::Show { what } => show::run(context, what),
         Command::Logs { node, run } => logs::run(context, node, run.as_deref()),
+        Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
         Command::Worker { job } => worker::run(job),
     }

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use super::context::Failure;
+use super::doctor;
 use super::report::Report;
 use super::{CommandResult, Context, DONE, FAILED, INTERRUPTED, RunArgs};
-use crate::exec::{self, Event, PlanOptions, RunOptions};
+use crate::exec::{self, Event, PlanOptions, RunOptions, State};
 use crate::store::{Index, Store};
 
 /// Brings nodes up to date.
@@ -14,16 +15,21 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let store = Store::open(&context.cache_directory(Some(&args.pipeline.pipeline))?)?;
     let mut index = Index::open(&store)?;
     let wanted = PlanOptions { targets: args.targets.clone(), force: args.force.clone(), put_sources: true };
+    let mut report = Report::new(context.json());
+    exec::fetch(&pipeline, &graph, &args.targets, &mut |event| report.tell(event))?;
     let mut plan = exec::plan(&pipeline, &graph, &store, &mut index, &wanted)?;
+    let program = program()?;
+    let stale = plan.order.iter().any(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
+    let gpus = if stale { doctor::gpus(&program) } else { Vec::new() };
     let options = RunOptions {
         file: args.pipeline.pipeline.display().to_string(),
-        program: program()?,
+        program,
         jobs: args.jobs,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         device: args.device.clone(),
+        gpus,
         keep_going: args.keep_going,
     };
-    let mut report = Report::new(context.json());
     let mut tell = |event: &Event| report.tell(event);
     let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell)?;
     report.end(&summary);

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
@@ -37,8 +36,6 @@ pub(super) struct Attempt {
     pub(super) recipe: Recipe,
     /// Its room on the machine.
     pub(super) place: Place,
-    /// `cpu` or `cuda:N`.
-    pub(super) device: Arc<str>,
     /// When it began, for people.
     pub(super) started: String,
     /// What it printed.
@@ -71,7 +68,6 @@ pub(super) struct Given {
     pub(super) number: u32,
     pub(super) reason: Reason,
     pub(super) recipe: Recipe,
-    pub(super) device: Arc<str>,
     pub(super) place: Place,
     pub(super) lock: KeyLock,
 }
@@ -105,7 +101,7 @@ pub(super) fn check_inputs(
 impl Attempt {
     /// Writes the job file and starts the worker.
     pub(super) fn start(start: &Start<'_>, given: Given) -> Result<Self, ExecError> {
-        let Given { node, number, reason, recipe, device, place, lock } = given;
+        let Given { node, number, reason, recipe, place, lock } = given;
         let Start { pipeline, store, journal, .. } = *start;
         let name = &pipeline.nodes[node].name;
         let directory = journal.attempt(name, number)?;
@@ -120,7 +116,7 @@ impl Attempt {
             inputs: inputs(pipeline, store, node, &recipe)?,
             key: recipe.key,
             output: pipeline.nodes[node].spec.output(),
-            device: device.to_string(),
+            device: place.device().to_owned(),
             threads: place.threads,
             micro_batch: pipeline.nodes[node].run.micro_batch,
             activation_checkpointing: pipeline.nodes[node].run.activation_checkpointing,
@@ -138,22 +134,7 @@ impl Attempt {
         let worker = Worker::start(start.program, &path, output, place.threads, start.serial, start.inbox)
             .map_err(ExecError::Spawn)?;
         let result = None;
-        Ok(Self {
-            node,
-            number,
-            reason,
-            recipe,
-            place,
-            device,
-            started,
-            log,
-            result,
-            began,
-            worker,
-            directory,
-            tmp,
-            lock,
-        })
+        Ok(Self { node, number, reason, recipe, place, started, log, result, began, worker, directory, tmp, lock })
     }
 
     /// Tells it to finish the batch, save and end.
@@ -184,7 +165,7 @@ impl Attempt {
             started: self.started.clone(),
             seconds,
             host: made.host.to_owned(),
-            device: self.device.to_string(),
+            device: self.place.device().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

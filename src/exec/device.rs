@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use super::ExecError;
-use super::room::is_light;
+use super::room::{ANY_GPU, computes_on_cpu};
 use crate::pipeline::Pipeline;
 
-/// The device that a name means: `cpu`, or `cuda:N`. `auto` is the CPU; `cuda` is the first GPU.
-pub(super) fn device(name: &str) -> Option<Arc<str>> {
+/// The device that a name means: `cpu`, `cuda:N`, or any GPU. `auto` is any GPU where there are `gpus`, else the CPU;
+/// `cuda` is the first GPU.
+pub(super) fn device(name: &str, gpus: bool) -> Option<Arc<str>> {
     match name {
+        "auto" if gpus => Some(ANY_GPU.into()),
         "auto" | "cpu" => Some("cpu".into()),
         "cuda" => Some("cuda:0".into()),
         _ => {
@@ -18,14 +20,15 @@ pub(super) fn device(name: &str) -> Option<Arc<str>> {
     }
 }
 
-/// The device of each node; `default` is for those that compute and name none.
-pub(super) fn devices(pipeline: &Pipeline, default: &str) -> Result<Vec<Arc<str>>, ExecError> {
-    let fallback = device(default).ok_or_else(|| ExecError::BadDevice { device: default.to_owned(), place: None })?;
+/// The device of each node; `default` is for those that compute and name none. `gpus`: whether `auto` may be a GPU.
+pub(super) fn devices(pipeline: &Pipeline, default: &str, gpus: bool) -> Result<Vec<Arc<str>>, ExecError> {
+    let bad = || ExecError::BadDevice { device: default.to_owned(), place: None };
+    let fallback = device(default, gpus).ok_or_else(bad)?;
     let cpu: Arc<str> = "cpu".into();
     let of_node = |node: &crate::pipeline::Node| match node.run.device.as_deref() {
-        None if is_light(node.kind.name) => Ok(Arc::clone(&cpu)),
+        None | Some("auto") if computes_on_cpu(node.kind.name) => Ok(Arc::clone(&cpu)),
         None | Some("auto") => Ok(Arc::clone(&fallback)),
-        Some(name) => device(name).ok_or_else(|| ExecError::BadDevice {
+        Some(name) => device(name, gpus).ok_or_else(|| ExecError::BadDevice {
             device: name.to_owned(),
             place: Some((Arc::clone(&pipeline.source), node.span.clone())),
         }),
@@ -39,9 +42,11 @@ mod tests {
 
     #[test]
     fn devices_have_one_name_each() {
-        let names = ["auto", "cpu", "cuda", "cuda:0", "cuda:01", "cuda:-1", "cuda:x", "gpu", ""].map(device);
+        let names = ["auto", "cpu", "cuda", "cuda:0", "cuda:01", "cuda:-1", "cuda:x", "gpu", ""];
+        let names = names.map(|name| device(name, false));
         let names = names.each_ref().map(Option::as_deref);
         assert_eq!(names[..5], [Some("cpu"), Some("cpu"), Some("cuda:0"), Some("cuda:0"), Some("cuda:1")]);
         assert_eq!(names[5..], [None; 4]);
+        assert_eq!(device("auto", true).as_deref(), Some("any GPU"));
     }
 }

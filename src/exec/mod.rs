@@ -13,10 +13,12 @@ mod attempt;
 mod device;
 mod error;
 mod event;
+mod fetch;
 mod interrupt;
 mod job;
 mod journal;
 mod local;
+mod model;
 mod phase;
 mod plan;
 mod reason;
@@ -31,6 +33,7 @@ mod worker;
 
 pub use error::ExecError;
 pub use event::Event;
+pub use fetch::fetch;
 pub use journal::attempt_directory;
 pub use plan::{Plan, PlanOptions, State, plan};
 pub use reason::Reason;
@@ -52,6 +55,8 @@ pub struct RunOptions {
     pub threads: usize,
     /// Device of nodes that name none: `auto`, `cpu` or `cuda:N`.
     pub device: String,
+    /// The GPUs that `auto` shares out, best first; without any it is the CPU.
+    pub gpus: Vec<String>,
     /// Whether to go on with what does not depend on a failed node.
     pub keep_going: bool,
 }

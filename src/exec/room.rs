@@ -2,7 +2,15 @@
 
 use std::collections::BTreeSet;
 
-/// Whether nodes of a kind do next to no computing themselves: one thread is theirs, and no GPU unless they name it.
+/// The device of nodes that may compute on any GPU of the machine.
+pub(super) const ANY_GPU: &str = "any GPU";
+
+/// Whether nodes of a kind compute nothing that a GPU does: they take none unless they name it.
+pub(super) fn computes_on_cpu(kind: &str) -> bool {
+    is_light(kind) || kind == "init"
+}
+
+/// Whether nodes of a kind do next to no computing themselves: one thread is theirs.
 pub(super) fn is_light(kind: &str) -> bool {
     ["command", "constitutions"].contains(&kind)
 }
@@ -45,6 +53,8 @@ pub(super) struct Room {
     jobs: usize,
     used: usize,
     attempts: usize,
+    /// GPUs that nodes have which name none, best first.
+    gpus: Vec<String>,
     devices: BTreeSet<String>,
 }
 
@@ -57,12 +67,21 @@ pub(super) struct Place {
     device: Option<String>,
 }
 
+impl Place {
+    /// The device that it is on: `cpu` or `cuda:N`.
+    pub(super) fn device(&self) -> &str {
+        self.device.as_deref().unwrap_or("cpu")
+    }
+}
+
 impl Room {
     /// An empty machine. `jobs` is how many attempts the user wants at once: more than there are threads if so wished.
-    pub(super) fn new(threads: usize, jobs: Option<usize>) -> Self {
+    /// `gpus` are those that [`ANY_GPU`] means, the first that is free first.
+    pub(super) fn new(threads: usize, jobs: Option<usize>, gpus: &[String]) -> Self {
         let threads = threads.max(1);
         let jobs = jobs.unwrap_or(threads).max(1);
-        Self { threads, capacity: threads.max(jobs), jobs, used: 0, attempts: 0, devices: BTreeSet::new() }
+        let (capacity, gpus) = (threads.max(jobs), gpus.to_vec());
+        Self { threads, capacity, jobs, used: 0, attempts: 0, gpus, devices: BTreeSet::new() }
     }
 
     /// Takes room for an attempt. `ready` nodes, this one among them, could start now.
@@ -81,7 +100,11 @@ impl Room {
         if counted > left {
             return Err(Full::Machine);
         }
-        let device = (device != "cpu").then(|| device.to_owned());
+        let device = match device {
+            "cpu" => None,
+            ANY_GPU => Some(self.gpus.iter().find(|gpu| !self.devices.contains(*gpu)).ok_or(Full::Device)?.clone()),
+            device => Some(device.to_owned()),
+        };
         if device.as_ref().is_some_and(|device| !self.devices.insert(device.clone())) {
             return Err(Full::Device);
         }
@@ -110,22 +133,22 @@ mod tests {
 
     #[test]
     fn one_node_has_all_threads_and_several_share_them() {
-        assert_eq!(threads(&mut Room::new(16, None), Wish::Share, 1), Ok(16));
-        let mut room = Room::new(16, None);
+        assert_eq!(threads(&mut Room::new(16, None, &[]), Wish::Share, 1), Ok(16));
+        let mut room = Room::new(16, None, &[]);
         let shares: Vec<_> = (1..=3).rev().map(|ready| threads(&mut room, Wish::Share, ready)).collect();
         assert_eq!(shares, [Ok(5), Ok(5), Ok(6)]);
         assert_eq!(threads(&mut room, Wish::Threads(1), 1), Err(Full::Machine));
-        let mut room = Room::new(16, Some(2));
+        let mut room = Room::new(16, Some(2), &[]);
         assert_eq!(threads(&mut room, Wish::Share, 9), Ok(8));
         assert_eq!(threads(&mut room, Wish::Share, 8), Ok(8));
     }
 
     #[test]
     fn jobs_may_be_fewer_or_more_than_threads() {
-        let mut room = Room::new(4, Some(1));
+        let mut room = Room::new(4, Some(1), &[]);
         room.enter(Wish::Threads(1), "cpu", 2).unwrap();
         assert_eq!(threads(&mut room, Wish::Threads(1), 1), Err(Full::Machine));
-        let mut room = Room::new(2, Some(4));
+        let mut room = Room::new(2, Some(4), &[]);
         for _ in 0..4 {
             assert_eq!(threads(&mut room, Wish::Threads(1), 4), Ok(1));
         }
@@ -134,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_wish_beyond_the_machine_is_granted_alone() {
-        let mut room = Room::new(2, None);
+        let mut room = Room::new(2, None, &[]);
         let place = room.enter(Wish::Threads(8), "cpu", 1).unwrap();
         assert_eq!(place.threads, 8);
         assert_eq!(threads(&mut room, Wish::Threads(1), 1), Err(Full::Machine));
@@ -144,11 +167,24 @@ mod tests {
 
     #[test]
     fn a_gpu_has_one_node_at_a_time() {
-        let mut room = Room::new(8, None);
+        let mut room = Room::new(8, None, &[]);
         let place = room.enter(Wish::Threads(1), "cuda:0", 1).unwrap();
         assert_eq!(room.enter(Wish::Threads(1), "cuda:0", 1).unwrap_err(), Full::Device);
         room.enter(Wish::Threads(1), "cuda:1", 1).unwrap();
         room.leave(&place);
         room.enter(Wish::Threads(1), "cuda:0", 1).unwrap();
+    }
+
+    #[test]
+    fn nodes_spread_over_the_gpus() {
+        let gpus = ["cuda:1", "cuda:0"].map(str::to_owned);
+        let mut room = Room::new(8, None, &gpus);
+        room.enter(Wish::Threads(1), "cuda:1", 3).unwrap();
+        let place = room.enter(Wish::Threads(1), ANY_GPU, 2).unwrap();
+        assert_eq!(place.device(), "cuda:0");
+        assert_eq!(room.enter(Wish::Threads(1), ANY_GPU, 1).unwrap_err(), Full::Device);
+        assert_eq!(room.enter(Wish::Threads(1), "cpu", 1).unwrap().device(), "cpu");
+        room.leave(&place);
+        assert_eq!(room.enter(Wish::Threads(1), ANY_GPU, 1).unwrap().device(), "cuda:0");
     }
 }

@@ -54,13 +54,13 @@ pub fn run(
     options: &RunOptions,
     report: &mut dyn FnMut(&Event),
 ) -> Result<Summary, ExecError> {
-    let devices = devices(pipeline, &options.device)?;
+    let devices = devices(pipeline, &options.device, !options.gpus.is_empty())?;
     let journal = Journal::begin(pipeline, store, &options.file)?;
     let (outbox, inbox) = channel();
     let scheduler = Scheduler {
         phases: phases(pipeline, plan),
         place: vec![0; pipeline.nodes.len()],
-        room: Room::new(options.threads, options.jobs),
+        room: Room::new(options.threads, options.jobs, &options.gpus),
         running: BTreeMap::new(),
         ready: BTreeMap::new(),
         held: BTreeSet::new(),
@@ -257,7 +257,7 @@ impl Scheduler<'_> {
         }
         let number = self.numbers.entry(node).or_default();
         *number += 1;
-        let (number, device) = (*number, self.devices[node].clone());
+        let number = *number;
         self.serial += 1;
         let start = Start {
             pipeline: self.pipeline,
@@ -267,14 +267,14 @@ impl Scheduler<'_> {
             inbox: &self.outbox,
             serial: self.serial,
         };
-        let attempt = Attempt::start(&start, Given { node, number, reason, recipe, device, place, lock })?;
+        let attempt = Attempt::start(&start, Given { node, number, reason, recipe, place, lock })?;
         let event = Event::NodeStart {
             node: self.pipeline.nodes[node].name.clone(),
             kind: self.pipeline.nodes[node].kind.name.to_owned(),
             key,
             attempt: number,
             why: attempt.reason.to_string(),
-            device: attempt.device.to_string(),
+            device: attempt.place.device().to_owned(),
             threads: attempt.place.threads,
             log: attempt.log.clone(),
         };

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::adapter::{Adapter, Adapters};
-use super::decode::Decoding;
+use super::decode::{Decoding, Entering};
+use super::prefixes::Prefixes;
 use super::random::Stream;
 use super::{Config, Files, LmError, adapter, cpu, weights};
 
@@ -64,17 +65,6 @@ pub(super) struct Dense {
 
 impl Layer {
     /// Its linear layers, but for the router.
-    pub(super) fn linears(&self) -> Vec<&Linear> {
-        let mut all = vec![&self.query, &self.key, &self.value, &self.output];
-        match &self.mlp {
-            Mlp::Dense(dense) => all.extend(dense.linears()),
-            Mlp::Experts { experts, .. } => all.extend(experts.iter().flat_map(Dense::linears)),
-        }
-        all
-    }
-}
-
-impl Layer {
     fn linears_mut(&mut self) -> Vec<&mut Linear> {
         let mut all = vec![&mut self.query, &mut self.key, &mut self.value, &mut self.output];
         match &mut self.mlp {
@@ -88,10 +78,6 @@ impl Layer {
 impl Dense {
     fn linears_mut(&mut self) -> [&mut Linear; 3] {
         [&mut self.gate, &mut self.up, &mut self.down]
-    }
-
-    fn linears(&self) -> [&Linear; 3] {
-        [&self.gate, &self.up, &self.down]
     }
 }
 
@@ -313,12 +299,18 @@ impl Model {
 
     /// Whether `cpu/` computes it, rather than candle's operations.
     pub(super) fn on_cpu(&self) -> bool {
-        self.device.is_cpu() && self.layers.iter().all(cpu::can)
+        self.device.is_cpu()
     }
 
     /// The weights by name, variables or not.
     pub fn weights(&self) -> &BTreeMap<String, Tensor> {
         &self.weights
+    }
+
+    /// From now on what passes on the CPU take beside the weights is so many bytes at most. Work that can be done in smaller
+    /// parts then is; [`LmError::OutOfMemory`] or [`LmError::RowOutOfMemory`] where even the smallest does not fit.
+    pub fn limit_buffers(&self, bytes: Option<u64>) {
+        self.kept.limit(bytes);
     }
 
     /// The logits of the token after each prompt: V numbers each. Builds no graph. Errs as [`super::sampling::sample`] does.
@@ -327,9 +319,11 @@ impl Model {
         if prompts.is_empty() {
             return Ok(Vec::new());
         }
-        let prompts: Vec<(&[u32], usize)> = prompts.iter().map(|prompt| (*prompt, 0)).collect();
+        let prefixes = Arc::new(Prefixes::of(prompts));
+        let entering: Vec<Entering<'_>> =
+            prompts.iter().enumerate().map(|(prompt, ids)| Entering { ids, prompt, room: 0 }).collect();
         let mut logits = Vec::new();
-        Decoding::start(self, &prompts, &mut logits)?;
+        Decoding::new(self, &prefixes, cpu::TOKENS_PER_PASS)?.step(self, &[], &[], &entering, &mut logits)?;
         Ok(logits.chunks(self.config.vocab_size).map(<[f32]>::to_vec).collect())
     }
 

@@ -19,11 +19,15 @@ pub mod config;
 mod cpu;
 mod decode;
 pub mod decoder;
+pub mod device;
+pub mod driver;
 pub mod error;
 pub mod logprobs;
 pub mod loss;
+pub mod memory;
 pub mod optimizer;
 mod plain;
+mod prefixes;
 pub(crate) mod random;
 pub mod sampling;
 pub mod schedule;
@@ -33,6 +37,7 @@ pub mod weights;
 
 pub use config::{Config, Experts, Family, RopeScaling};
 pub use decoder::Model;
+pub use device::device;
 pub use error::LmError;
 pub use logprobs::{Sequence, Tokens};
 pub use sampling::{Finish, Prompt, Response, SamplingSettings};
@@ -42,25 +47,3 @@ pub use tokenizer::{Tokenizer, TokenizerKind};
 ///
 /// The paths may be blobs named by their digest, so nothing is ever looked for beside one of them.
 pub type Files = BTreeMap<String, PathBuf>;
-
-/// Opens a device by its name: `cpu`, `cuda`, or `cuda:N`.
-///
-/// Errs if there is no such device, or if this build has no CUDA in it.
-pub fn device(name: &str) -> Result<Device, LmError> {
-    let fail = |what: &str| LmError::Device { name: name.to_owned(), what: what.to_owned() };
-    if name == "cpu" {
-        return Ok(Device::Cpu);
-    }
-    let ordinal = match name.strip_prefix("cuda") {
-        Some("") => 0,
-        Some(rest) => rest
-            .strip_prefix(':')
-            .and_then(|ordinal| ordinal.parse().ok())
-            .ok_or_else(|| fail("no such name; names are `cpu`, `cuda` and `cuda:N`"))?,
-        None => return Err(fail("no such name; names are `cpu`, `cuda` and `cuda:N`")),
-    };
-    if !candle_core::utils::cuda_is_available() {
-        return Err(fail("this program was built without CUDA"));
-    }
-    Device::new_cuda(ordinal).map_err(|error| fail(&error.to_string()))
-}

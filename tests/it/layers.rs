@@ -8,12 +8,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("digest", &[]),
     ("env", &[]),
     ("fs", &["env"]),
-    ("pipeline", &["diag", "digest", "fs"]),
+    // The name of a repository is the hub's word.
+    ("pipeline", &["diag", "digest", "fs", "hub"]),
     ("graph", &["diag", "digest", "pipeline"]),
     ("store", &["diag", "digest", "env", "fs"]),
-    ("lm", &["diag"]),
+    ("lm", &["diag", "env"]),
+    ("hub", &["diag", "env", "fs"]),
     ("kinds", &["diag", "digest", "fs", "pipeline", "store", "lm"]),
-    ("exec", &["diag", "digest", "env", "fs", "pipeline", "graph", "store", "kinds"]),
+    ("exec", &["diag", "digest", "env", "fs", "pipeline", "graph", "store", "hub", "kinds"]),
 ];
 const MOST_LINES: usize = 500;
 

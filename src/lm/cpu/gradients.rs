@@ -1,12 +1,15 @@
 //! Gradients to weights, added up over passes in one place.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::forward::{BLOCK, Context};
+use super::forward::BLOCK;
 use super::matmul::{Panels, transposed_product};
 use super::packed::view;
+use super::pool::Pool;
 use super::simd;
 use crate::lm::LmError;
 use crate::lm::adapter::Adapter;
@@ -42,16 +45,16 @@ impl Gradients {
     /// side, and from what they were applied to (N, columns). What wants none is not computed.
     pub(super) fn add_linears(
         &mut self,
-        context: &Context,
+        pool: &Arc<Pool>,
         linears: &[&Linear],
         to: &[f32],
         x: &[f32],
     ) -> Result<(), LmError> {
+        self.add_biases(linears, to)?;
         let wants = |linear: &&Linear| linear.weight.track_op() || linear.adapter.is_some();
         if !linears.iter().any(wants) {
             return Ok(());
         }
-        let pool = &context.pool;
         let mut row = 0;
         let mut columns = 0;
         for linear in linears {
@@ -69,9 +72,33 @@ impl Gradients {
                 transposed_product(&panels, mine, sum, there);
             }
             if let Some(adapter) = &linear.adapter {
-                self.add_adapter(context, linear, adapter, mine, (x, &panels))?;
+                self.add_adapter(pool, linear, adapter, mine, (x, &panels))?;
             }
             from += height;
+        }
+        Ok(())
+    }
+
+    /// The same to their biases.
+    fn add_biases(&mut self, linears: &[&Linear], to: &[f32]) -> Result<(), LmError> {
+        if !linears.iter().any(|linear| linear.bias.as_ref().is_some_and(Tensor::track_op)) {
+            return Ok(());
+        }
+        let lengths = linears.iter().map(|linear| linear.weight.dim(0)).collect::<Result<Vec<_>, _>>()?;
+        let row = lengths.iter().sum();
+        let of_a_block = |rows: &[f32]| {
+            let mut sum = vec![0.0; row];
+            rows.chunks_exact(row).for_each(|line| simd::add(&mut sum, line));
+            sum
+        };
+        let parts: Vec<Vec<f32>> = to.par_chunks(BLOCK * row).map(of_a_block).collect();
+        let sum = in_order(&parts, row);
+        let mut start = 0;
+        for (linear, length) in linears.iter().zip(lengths) {
+            if linear.bias.as_ref().is_some_and(Tensor::track_op) {
+                self.add(&format!("{}.bias", linear.name), &sum[start..start + length]);
+            }
+            start += length;
         }
         Ok(())
     }
@@ -79,7 +106,7 @@ impl Gradients {
     /// With u = x · Aᵀ: to B it is scale · gᵀ · u, to A scale · (g · B)ᵀ · x.
     fn add_adapter(
         &mut self,
-        context: &Context,
+        pool: &Arc<Pool>,
         linear: &Linear,
         adapter: &Adapter,
         to: Columns<'_>,
@@ -88,7 +115,6 @@ impl Gradients {
         if !adapter.a.track_op() && !adapter.b.track_op() {
             return Ok(());
         }
-        let pool = &context.pool;
         let (rank, inputs) = adapter.a.dims2()?;
         let rows = x.len() / inputs;
         let a = Panels::transposed(pool, &[&view(&adapter.a)?], inputs);
@@ -112,6 +138,15 @@ impl Gradients {
         transposed_product(panels, Columns { values: &inner, row: rank, from: 0, count: rank }, sum, there);
         Ok(())
     }
+}
+
+/// The sum of parts, in their order.
+pub(super) fn in_order(parts: &[impl AsRef<[f32]>], width: usize) -> Vec<f32> {
+    let mut total = vec![0.0; width];
+    for part in parts {
+        simd::add(&mut total, part.as_ref());
+    }
+    total
 }
 
 fn scale(values: &mut [f32], by: f64) {

@@ -1,6 +1,6 @@
 //! A pass over a batch: scores, and afterwards the gradients of a loss that knows the model through them.
 
-use super::attention;
+use super::attention::{self, Shape};
 use super::backward::Pass;
 use super::forward::{Context, Traces, layers};
 use super::gradients::Gradients;
@@ -8,6 +8,7 @@ use super::graph::in_pool;
 use super::head::{Hidden, scores};
 use super::layout::Layout;
 use super::pool::Buffer;
+use crate::lm::memory::guarded;
 use crate::lm::{LmError, Model, Sequence};
 
 /// How much a pass keeps for the gradient. The gradient is the same, to the bit.
@@ -31,11 +32,8 @@ struct Run {
 }
 
 /// Attention of a batch, as [`layers`] wants it.
-pub(super) fn attend(context: &Context, layout: &Layout) -> impl Fn(usize, &[f32], &mut [f32]) {
-    |layer, qkv, mixed| {
-        let shape = context.shape.seeing(context.packed.layers[layer].window);
-        attention::forward(&shape, &layout.groups, qkv, mixed, &context.pool);
-    }
+pub(super) fn attend(context: &Context, layout: &Layout) -> impl Fn(usize, &Shape, &[f32], &mut [f32]) {
+    |_, shape, qkv, mixed| attention::forward(shape, &layout.groups, qkv, mixed, &context.pool)
 }
 
 impl Run {
@@ -48,6 +46,11 @@ impl Run {
         let hidden = Hidden::new(&context, &x);
         Ok(Self { context, traces, x, hidden })
     }
+}
+
+/// As [`in_pool`]; where there is no memory, that is an error.
+fn in_pool_guarded<T: Send>(work: impl FnOnce() -> Result<T, LmError> + Send) -> Result<T, LmError> {
+    guarded(|| in_pool(work))
 }
 
 /// What a pass gave, and what its backward pass needs.
@@ -69,7 +72,7 @@ impl Scored {
         keep: Keep,
     ) -> Result<Self, LmError> {
         let layout = Layout::new(sequences);
-        in_pool(|| {
+        in_pool_guarded(|| {
             let mut run = Run::new(model, &layout, keep)?;
             let mut reference = reference.map(|model| Run::new(model, &layout, Keep::Nothing)).transpose()?;
             let theirs = reference.as_mut().map(|run| (&run.context, &mut run.hidden));
@@ -97,7 +100,7 @@ impl Scored {
         let reference = reference.filter(|_| kls.iter().any(|gradient| *gradient != 0.0));
         let reference = reference.as_ref().map(|run| (&run.context, &run.hidden));
         let pass = Pass { context: &context, model: &model, layout: &layout, reference };
-        in_pool(|| pass.backward(traces, x, hidden, (logprobs, kls), gradients))
+        in_pool_guarded(|| pass.backward(traces, x, hidden, (logprobs, kls), gradients))
     }
 }
 
@@ -111,13 +114,13 @@ impl Recalled {
     /// Runs the layers of a model that does not change.
     pub(in crate::lm) fn new(model: &Model, sequences: &[Sequence]) -> Result<Self, LmError> {
         let layout = Layout::new(sequences);
-        in_pool(|| Ok(Self { run: Run::new(model, &layout, Keep::Nothing)?, layout }))
+        in_pool_guarded(|| Ok(Self { run: Run::new(model, &layout, Keep::Nothing)?, layout }))
     }
 
     /// KL(policy‖model) at each response token, in nats: (outputs).
     pub(in crate::lm) fn kl(&mut self, policy: &Model) -> Result<Vec<f32>, LmError> {
         let Self { layout, run: theirs } = self;
-        in_pool(|| {
+        in_pool_guarded(|| {
             let mut run = Run::new(policy, layout, Keep::Nothing)?;
             let theirs = Some((&theirs.context, &mut theirs.hidden));
             Ok(scores(&run.context, &mut run.hidden, theirs, layout).1.unwrap_or_default())

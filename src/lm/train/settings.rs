@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::Config;
 use super::super::adapter::LoraSettings;
 use super::super::optimizer::OptimizerSettings;
 use super::super::schedule::Schedule;
+use super::super::{Config, memory};
 use super::objective::{KlOver, Objective};
 
 /// How to train.
@@ -59,12 +59,5 @@ pub(super) fn fits(config: &Config, tokens: usize) -> bool {
     let experts = config.experts.as_ref().map_or(1, |experts| experts.num_experts_per_tok);
     let layer = 2 * config.hidden_size + 2 * queries + 2 * keys + 2 * experts * config.intermediate_size;
     let bytes = 4 * (tokens * config.num_hidden_layers) as u64 * layer as u64;
-    free().is_none_or(|free| bytes <= free / 2)
-}
-
-/// Bytes of memory that are free; `None` where the system does not say.
-fn free() -> Option<u64> {
-    let text = fs_err::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok().map(|kibibytes| kibibytes << 10)
+    memory::free().is_none_or(|free| bytes <= free / 2)
 }
