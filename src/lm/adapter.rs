@@ -86,6 +86,17 @@ pub struct Adapter {
     pub scale: f64,
     /// Share of the numbers of x that are left out in training; the others grow by what that takes away.
     pub dropout: f64,
+    /// What is left out in a pass; none but in a step of training.
+    pub(super) noise: Option<Noise>,
+}
+
+/// Dropout in a pass.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Noise {
+    /// Of the step and the layer.
+    pub(super) seed: u64,
+    /// Of the numbers that are left out.
+    pub(super) share: f64,
 }
 
 /// Adapters by the names of their linear layers, such as `model.layers.0.self_attn.q_proj`.
@@ -140,6 +151,7 @@ pub fn fresh(
             b: b.as_tensor().clone(),
             scale: settings.alpha / settings.rank as f64,
             dropout: settings.dropout,
+            noise: None,
         };
         let [(name_of_a, _), (name_of_b, _)] = adapter.named(&name);
         variables.insert(name_of_a, a);
@@ -251,7 +263,7 @@ pub fn load(files: &Files, config: &Config, device: &Device) -> Result<Option<Ad
     for name in found {
         let [a, b] = ["A", "B"]
             .map(|part| tensors.remove(&format!("{PREFIX}{name}.lora_{part}.weight")).expect("it was just read"));
-        adapters.insert(name, Adapter { a, b, scale: form.lora_alpha / form.r as f64, dropout: 0.0 });
+        adapters.insert(name, Adapter { a, b, scale: form.lora_alpha / form.r as f64, dropout: 0.0, noise: None });
     }
     Ok(Some(adapters))
 }

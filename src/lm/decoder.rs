@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::adapter::{Adapter, Adapters};
+use super::adapter::{Adapter, Adapters, Noise};
 use super::decode::{Decoding, Entering};
 use super::prefixes::Prefixes;
 use super::random::Stream;
@@ -278,6 +278,18 @@ impl Model {
     /// The adapters, by the names of their linear layers.
     pub fn adapters(&self) -> &Adapters {
         &self.adapters
+    }
+
+    /// The model as a step of training sees it, with dropout on what its adapters see. The weights are shared.
+    pub(super) fn noisy(&self, seed: u64) -> Self {
+        let mut layers = (*self.layers).clone();
+        for linear in layers.iter_mut().flat_map(Layer::linears_mut) {
+            if let Some(adapter) = linear.adapter.as_mut().filter(|adapter| adapter.dropout > 0.0) {
+                let seed = Stream::new(seed, &linear.name).bits();
+                adapter.noise = Some(Noise { seed, share: adapter.dropout });
+            }
+        }
+        Self { layers: Arc::new(layers), kept: Arc::new(self.kept.beside()), ..self.clone() }
     }
 
     /// What has gradients, by name: variables, and what was computed from some.

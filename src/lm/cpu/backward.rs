@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::attention;
 use super::experts::{Gradient, PackedExperts};
-use super::forward::{BLOCK, Context, Saved, Share, Trace, Traces, again, heads_and_norms, normalise, turn};
+use super::forward::{BLOCK, Context, Saved, Share, Trace, Traces, again, heads_and_norms, normalise, swiglu, turn};
 use super::gradients::{Columns, Gradients, in_order};
 use super::head::{Hidden, logits, rows_of_a_task};
 use super::layout::Layout;
@@ -234,6 +234,9 @@ impl Pass<'_> {
             (Mlp::Experts { .. }, PackedMlp::Dense(_)) => unreachable!("they were made of each other"),
         };
         let output = Backwards::new(pool, &[&layer.output])?;
+        let last = index + 1 == self.model.layers.len();
+        let chosen = last.then(|| super::forward::gather(pool, &saved.mixed, queries, &self.layout.chosen));
+        let mixed = chosen.as_deref().unwrap_or(&saved.mixed);
         let mut middle = pool.take(dx.len());
         let mut to_mixed = pool.take(dx.len() / width * queries);
         let parts: Vec<Vec<f32>> = dx
@@ -242,22 +245,15 @@ impl Pass<'_> {
             .zip(to_normed.par_chunks(BLOCK * width))
             .zip(middle.par_chunks_mut(BLOCK * width))
             .zip(to_mixed.par_chunks_mut(BLOCK * queries))
-            .map(|((((dx, x), to_normed), middle), to_mixed)| {
+            .zip(mixed.par_chunks(BLOCK * queries))
+            .map(|(((((dx, x), to_normed), middle), to_mixed), mixed)| {
                 middle.copy_from_slice(dx);
                 let to_norm = self.norm_of_a_block(x, &packed.mlp_norm, to_normed, middle);
-                output.apply(middle, to_mixed);
+                output.apply(middle, to_mixed, || mixed);
                 to_norm
             })
             .collect();
         self.put(gradients, &Self::weight_name(index, "post_attention_layernorm"), &in_order(&parts, width));
-        let last = index + 1 == self.model.layers.len();
-        let chosen;
-        let mixed = if last {
-            chosen = super::forward::gather(pool, &saved.mixed, queries, &self.layout.chosen);
-            &*chosen
-        } else {
-            &*saved.mixed
-        };
         gradients.add_linears(pool, &[&layer.output], &middle, mixed)?;
         Ok((middle, to_mixed))
     }
@@ -283,14 +279,15 @@ impl Pass<'_> {
             .zip(product.par_chunks_mut(BLOCK * inner))
             .zip(to_gate_up.par_chunks_mut(BLOCK * 2 * inner))
             .zip(to_normed.par_chunks_mut(BLOCK * width))
-            .for_each(|((((dx, saved), product), to_gate_up), to_normed)| {
-                down.apply(dx, product);
+            .zip(normed.par_chunks(BLOCK * width))
+            .for_each(|(((((dx, saved), product), to_gate_up), to_normed), normed)| {
+                down.apply(dx, product, || swiglu(pool, saved, inner));
                 let rows = saved.chunks_exact(2 * inner).zip(product.chunks_exact_mut(inner));
                 for ((saved, product), to_both) in rows.zip(to_gate_up.chunks_exact_mut(2 * inner)) {
                     let ((gate, up), (to_gate, to_up)) = (saved.split_at(inner), to_both.split_at_mut(inner));
                     simd::swiglu_backward(gate, up, product, to_gate, to_up);
                 }
-                gate_up_back.apply(to_gate_up, to_normed);
+                gate_up_back.apply(to_gate_up, to_normed, || normed);
             });
         gradients.add_linears(pool, &[&dense.down], dx, &product)?;
         gradients.add_linears(pool, &[&dense.gate, &dense.up], &to_gate_up, normed)?;
@@ -362,7 +359,7 @@ impl Pass<'_> {
                 normalise(x, &packed.attention_norm, context.eps, normed);
                 let heads = self.head_norms_of_a_block(packed, normed, to_qkv);
                 let mut to_normed = pool.take(dx.len());
-                qkv.apply(to_qkv, &mut to_normed);
+                qkv.apply(to_qkv, &mut to_normed, || &*normed);
                 (self.norm_of_a_block(x, &packed.attention_norm, &to_normed, dx), heads)
             })
             .unzip();

@@ -167,6 +167,16 @@ pub(super) struct Finished<'a> {
     pub(super) out: &'a mut [f32],
 }
 
+/// silu(gate) · up of rows of both (N, 2F): (N, F).
+pub(super) fn swiglu(pool: &Arc<Pool>, gate_up: &[f32], inner: usize) -> Buffer {
+    let mut product = pool.take(gate_up.len() / 2);
+    for (both, product) in gate_up.chunks_exact(2 * inner).zip(product.chunks_exact_mut(inner)) {
+        let (gate, up) = both.split_at(inner);
+        simd::swiglu(gate, up, product);
+    }
+    product
+}
+
 /// A feed-forward layer of rows `x` (N, D), with gate and up in `gate_up` (N, 2F): writes to `out` (N, D), or adds to it.
 pub(super) fn feed_forward(
     context: &Context,
@@ -178,12 +188,8 @@ pub(super) fn feed_forward(
     add: bool,
 ) {
     let inner = context.inner;
-    let mut product = context.pool.take(x.len() / context.width * inner);
     dense.gate_up.apply(share, x, gate_up, false);
-    for (both, product) in gate_up.chunks_exact(2 * inner).zip(product.chunks_exact_mut(inner)) {
-        let (gate, up) = both.split_at(inner);
-        simd::swiglu(gate, up, product);
-    }
+    let product = swiglu(&context.pool, gate_up, inner);
     dense.down.apply(share, &product, out, add);
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::dropout::drop_some;
 use super::forward::BLOCK;
 use super::matmul::{Panels, transposed_product};
 use super::packed::view;
@@ -103,7 +104,7 @@ impl Gradients {
         Ok(())
     }
 
-    /// With u = x · Aᵀ: to B it is scale · gᵀ · u, to A scale · (g · B)ᵀ · x.
+    /// With x what dropout left and u = x · Aᵀ: to B it is scale · gᵀ · u, to A scale · (g · B)ᵀ · x.
     fn add_adapter(
         &mut self,
         pool: &Arc<Pool>,
@@ -117,6 +118,16 @@ impl Gradients {
         }
         let (rank, inputs) = adapter.a.dims2()?;
         let rows = x.len() / inputs;
+        // What the adapter saw.
+        let mut left = None;
+        if let Some(noise) = adapter.noise {
+            let left = left.get_or_insert_with(|| pool.take(x.len()));
+            let blocks = x.par_chunks(BLOCK * inputs).zip(left.par_chunks_mut(BLOCK * inputs));
+            blocks.for_each(|(x, left)| drop_some(noise, x, inputs, left));
+        }
+        let x = left.as_deref().unwrap_or(x);
+        let own = left.as_ref().map(|left| Panels::stacked(pool, &[left], inputs));
+        let panels = own.as_ref().unwrap_or(panels);
         let a = Panels::transposed(pool, &[&view(&adapter.a)?], inputs);
         let mut inner = pool.take(rows * rank);
         let blocks = x.par_chunks(BLOCK * inputs).zip(inner.par_chunks_mut(BLOCK * rank));

@@ -62,6 +62,11 @@ impl Panels {
         })
     }
 
+    /// Where their memory is from.
+    pub(super) fn pool(&self) -> &Arc<Pool> {
+        self.values.pool()
+    }
+
     /// Columns of the product.
     pub(super) fn columns(&self) -> usize {
         self.columns

@@ -2,7 +2,7 @@
 //!
 //! - `tile.rs`, `matmul.rs`, `simd.rs`: products and rows of numbers. `pool.rs`: memory that is used again.
 //! - `layout.rs`: a batch as one row of tokens without padding. `packed.rs`: weights as products want them.
-//! - `forward.rs`, `attention.rs`, `linear.rs`, `experts.rs`, `head.rs`: the passes. `backward.rs`, `gradients.rs`: their
+//! - `forward.rs`, `attention.rs`, `linear.rs`, `dropout.rs`, `experts.rs`, `head.rs`: the passes. `backward.rs`, `gradients.rs`: their
 //!   gradients. `scored.rs`: both together; `graph.rs`: the same in candle's graph.
 //! - `decode.rs`, `attend.rs`, `cache.rs`: prompts and what follows them, token by token.
 //!
@@ -15,6 +15,7 @@ mod attention;
 mod backward;
 mod cache;
 mod decode;
+mod dropout;
 mod experts;
 mod forward;
 mod gradients;

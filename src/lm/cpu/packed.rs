@@ -168,6 +168,11 @@ impl Kept {
         self.pool.limit(bytes);
     }
 
+    /// What another model with the same memory keeps.
+    pub(in crate::lm) fn beside(&self) -> Self {
+        Self { pool: Arc::clone(&self.pool), ..Self::default() }
+    }
+
     /// The model's weights, packed; made anew for each pass where they may change.
     pub(super) fn packed(&self, model: &Model) -> Result<Arc<Packed>, LmError> {
         if let Some(packed) = self.packed.get() {

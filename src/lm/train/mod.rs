@@ -39,6 +39,7 @@ use super::adapter::{self, Adapters};
 use super::cpu::Keep;
 use super::loss::Contrast;
 use super::optimizer::{Numbers, Optimizer};
+use super::random::hash;
 use super::{Config, Files, LmError, Model, Sequence, weights};
 
 /// What training sees at once of a query or a text.
@@ -141,6 +142,10 @@ impl Trainer {
             None => Model::trainable(config, weights)?,
             Some(lora) => {
                 let model = Model::new(config, weights)?;
+                if lora.dropout > 0.0 && !model.on_cpu() {
+                    let what = "is not 0, and made for the CPU only".to_owned();
+                    return Err(LmError::Setting { field: "lora.dropout", what });
+                }
                 let (adapters, variables) = adapter::fresh(lora, model.config(), settings.seed, model.device())?;
                 (model.adapted(adapters)?, variables)
             }
@@ -200,8 +205,12 @@ impl Trainer {
         let mut gathered = Gathered::default();
         let runs = examples_in_runs(&examples, self.settings.micro_batch);
         let keep = self.keep(&examples, &runs);
+        // Dropout is of the step, so that every pass over a sequence leaves out the same.
+        let noisy = self.settings.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0);
+        let noisy = noisy.then(|| self.policy.noisy(hash(self.settings.seed, step)));
+        let policy = noisy.as_ref().unwrap_or(&self.policy);
         for run in runs {
-            if !self.gather(&examples[run], totals, keep, &mut gathered)? {
+            if !self.gather(policy, &examples[run], totals, keep, &mut gathered)? {
                 return Err(not_finite("the loss"));
             }
         }
@@ -271,6 +280,7 @@ impl Trainer {
     /// Adds some of a step's examples to what is gathered. Returns false if their loss is not finite.
     fn gather(
         &self,
+        policy: &Model,
         examples: &[&Example],
         totals: Totals,
         keep: Keep,
@@ -291,7 +301,7 @@ impl Trainer {
         };
         let runs = sequences_in_runs(&sequences, self.settings.micro_batch);
         let verdict = if runs.len() == 1 {
-            let pass = Pass::new(&self.policy, self.reference.as_ref(), &sequences, keep)?;
+            let pass = Pass::new(policy, self.reference.as_ref(), &sequences, keep)?;
             let Some(verdict) = judge(&sums(&pass.logprobs, &lengths))? else { return Ok(false) };
             let rows = Rows { slopes: &verdict.slopes, lengths: &lengths, on_diagonal: &on_diagonal };
             self.backward(pass, rows, totals, gathered)?;
@@ -299,12 +309,12 @@ impl Trainer {
         } else {
             let mut all = Vec::with_capacity(sequences.len());
             for run in &runs {
-                let pass = Pass::new(&self.policy, None, &sequences[run.clone()], Keep::Nothing)?;
+                let pass = Pass::new(policy, None, &sequences[run.clone()], Keep::Nothing)?;
                 all.extend(sums(&pass.logprobs, &lengths[run.clone()]));
             }
             let Some(verdict) = judge(&all)? else { return Ok(false) };
             for run in runs {
-                let pass = Pass::new(&self.policy, self.reference.as_ref(), &sequences[run.clone()], keep)?;
+                let pass = Pass::new(policy, self.reference.as_ref(), &sequences[run.clone()], keep)?;
                 let rows = Rows {
                     slopes: &verdict.slopes[run.clone()],
                     lengths: &lengths[run.clone()],

@@ -46,6 +46,26 @@ pub struct TrainSettings {
 }
 
 impl TrainSettings {
+    /// With what is usual elsewhere: one example in each of 100 steps, a constant learning rate, clipped at a norm of 1.
+    pub fn new(objective: Objective, optimizer: OptimizerSettings) -> Self {
+        Self {
+            objective,
+            batch: 1,
+            steps: 100,
+            optimizer,
+            schedule: Schedule::default(),
+            clip: 1.0,
+            kl_weight: 0.0,
+            kl_over: KlOver::default(),
+            kl_budget: None,
+            probe_every: None,
+            seed: 0,
+            micro_batch: None,
+            lora: None,
+            activation_checkpointing: None,
+        }
+    }
+
     /// Steps from one measurement on the probes to the next; `None`: there are none.
     pub(super) fn probes(&self) -> Option<u64> {
         self.probe_every.or(self.kl_budget.map(|_| 1))

@@ -111,10 +111,12 @@ fn saved(trainer: &Trainer) -> Vec<u8> {
 
 fn gradient(trainer: &Trainer, indices: &[usize], keep: Keep) -> (f64, BTreeMap<String, Vec<f32>>) {
     let mut gathered = Gathered::default();
+    let noisy = trainer.policy.noisy(9);
+    let policy = if trainer.policy.adapters().values().any(|one| one.dropout > 0.0) { &noisy } else { &trainer.policy };
     let examples: Vec<&Example> = indices.iter().map(|index| &trainer.examples[*index]).collect();
     let totals = Totals::of(examples.iter().copied());
     for run in examples_in_runs(&examples, trainer.settings.micro_batch) {
-        assert!(trainer.gather(&examples[run], totals, keep, &mut gathered).expect("gathers"));
+        assert!(trainer.gather(policy, &examples[run], totals, keep, &mut gathered).expect("gathers"));
     }
     let flat = |gradient: &Tensor| gradient.flatten_all().and_then(|flat| flat.to_vec1()).expect("f32");
     let gradients = gathered.gradients.finish(&trainer.parameters).expect("all there");
@@ -128,7 +130,7 @@ fn interrupted_at_any_step_it_ends_in_the_same_bits() {
     let rmsprop = OptimizerSettings { weight_decay: 0.1, ..OptimizerSettings::new(OptimizerName::RmsProp, 1e-3) };
     // Wide enough for moments of eight bits.
     let wide = Config { hidden_size: 64, intermediate_size: 96, head_dim: 32, ..config() };
-    let lora = LoraSettings { rank: 4, ..LoraSettings::default() };
+    let lora = LoraSettings { rank: 4, dropout: 0.2, ..LoraSettings::default() };
     for (config, settings, examples) in [
         (config(), TrainSettings { lora: Some(lora), probe_every: Some(3), ..settings(sami()) }, queries(5, 2)),
         (config(), TrainSettings { kl_weight: 0.1, kl_budget: Some(1e9), ..settings(sami()) }, queries(5, 2)),
@@ -204,8 +206,10 @@ fn torn_and_foreign_checkpoints_are_ignored() {
 #[test]
 fn passes_add_up_to_one_large_batch() {
     let kl = |over| TrainSettings { kl_weight: 0.5, kl_over: over, ..settings(sami()) };
+    let lora = Some(LoraSettings { rank: 4, dropout: 0.3, ..LoraSettings::default() });
     for (settings, examples) in [
         (settings(sami()), queries(5, 3)),
+        (TrainSettings { lora, ..settings(sami()) }, queries(5, 2)),
         (kl(KlOver::Cells), queries(5, 2)),
         (kl(KlOver::Diagonal), queries(5, 2)),
         (settings(Objective::Likelihood), texts(5)),

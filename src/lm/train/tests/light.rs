@@ -45,3 +45,23 @@ fn adapters_learn_and_the_weights_below_them_stay() {
         assert!((one - other).abs() < 1e-4, "{one} {other}");
     }
 }
+
+#[test]
+fn dropout_is_of_the_step_and_the_text_not_of_the_batch() {
+    let examples = queries(5, 2);
+    let of = |dropout, keep, threads| {
+        let lora = LoraSettings { rank: 4, dropout, ..LoraSettings::default() };
+        let settings = TrainSettings { lora: Some(lora), ..settings(sami()) };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        pool.install(|| {
+            let mut trainer = trainer(&settings, &examples);
+            // B is 0 before the first step, and then dropout reaches nothing but the gradient to it.
+            trainer.step().expect("steps");
+            (gradient(&trainer, &[0, 1, 2, 3, 4], keep), run(trainer).records)
+        })
+    };
+    let dropped = of(0.4, Keep::Everything, 1);
+    assert!(dropped == of(0.4, Keep::Everything, 3) && dropped == of(0.4, Keep::Inputs, 2));
+    let whole = of(0.0, Keep::Everything, 1);
+    assert!(dropped.0.0 != whole.0.0 && dropped.1[2..] != whole.1[2..], "it does something");
+}
