@@ -29,6 +29,7 @@ pub mod keep;
 mod memo;
 mod policy;
 pub mod principles;
+mod prompter;
 mod query;
 mod responses;
 pub mod rows;

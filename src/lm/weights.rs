@@ -9,6 +9,7 @@ use fs_err::File;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::gguf::Gguf;
 use super::{Config, Files, LmError};
 
 const SINGLE: &str = "model.safetensors";
@@ -107,11 +108,14 @@ fn shards(path: &Path) -> Result<BTreeMap<String, String>, LmError> {
     Ok(index.weight_map)
 }
 
-/// Reads all tensors that a model of this form has, as f32: `model.safetensors`, or the shards of its index.
+/// Reads all tensors that a model of this form has, as f32: `model.safetensors`, the shards of its index, or `model.gguf`.
 ///
 /// Errs on missing files and tensors, on a file that is cut short or whose header lies, and on shapes that are not
 /// the configuration's. Tensors that the model does not have are ignored.
 pub fn load(files: &Files, config: &Config, device: &Device) -> Result<BTreeMap<String, Tensor>, LmError> {
+    if let Some(gguf) = Gguf::of(files)? {
+        return gguf.tensors(config, device);
+    }
     let missing = |name: &str| LmError::MissingFile { name: name.to_owned() };
     let shards = match (files.contains_key(SINGLE), files.get(INDEX)) {
         (true, _) => None,

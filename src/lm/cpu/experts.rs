@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::forward::{BLOCK, Context, Share, feed_forward};
+use super::forward::{BLOCK, Context, Share, feed_forward, swiglu};
 use super::linear::{Backwards, Forwards};
 use super::matmul::Panels;
 use super::packed::view;

@@ -195,6 +195,10 @@ pub(super) fn feed_forward(
 
 /// The rest of a layer: from its input `x` (N, D) and the mixed values (N, H·E).
 pub(super) fn finish(context: &Context, layer: &PackedLayer, x: &[f32], mixed: &[f32], to: Finished<'_>) {
+    // A prompt that is read in several passes wants nothing of the last layer in all but one.
+    if x.is_empty() {
+        return;
+    }
     let (width, queries, inner) = (context.width, context.shape.queries(), context.inner);
     let all = x.len() / width;
     let share = Share::of(all);

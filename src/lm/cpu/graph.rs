@@ -99,14 +99,14 @@ pub(in crate::lm) fn scores_of(
     graph: bool,
 ) -> Result<(Tensor, Option<Tensor>), LmError> {
     let wanted: Vec<(String, &Tensor)> = if graph { model.wanted().collect() } else { Vec::new() };
+    if sequences.iter().all(|sequence| sequence.ids.len() == sequence.prompt) {
+        let nothing = || Tensor::zeros(0, DType::F32, &Device::Cpu);
+        return Ok((nothing()?, reference.map(|_| nothing()).transpose()?));
+    }
     let keep = if wanted.is_empty() { Keep::Nothing } else { Keep::Everything };
     let mut scored = Scored::new(model, reference, sequences, keep)?;
     let (mut values, kls) = scored.take();
     let outputs = values.len();
-    if outputs == 0 {
-        let nothing = || Tensor::zeros(0, DType::F32, &Device::Cpu);
-        return Ok((nothing()?, reference.map(|_| nothing()).transpose()?));
-    }
     values.extend(kls.unwrap_or_default());
     let length = values.len();
     let mut result = Tensor::from_vec(values, length, &Device::Cpu)?;
