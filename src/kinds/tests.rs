@@ -65,6 +65,7 @@ impl Bench {
             device: "cpu".to_owned(),
             threads: 1,
             micro_batch: Some(8),
+            activation_checkpointing: None,
             progress: &mut progress,
             cancel: &self.cancel,
         };
