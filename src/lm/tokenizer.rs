@@ -43,6 +43,15 @@ const SETTINGS: &str = "tokenizer_config.json";
 /// The special tokens of a trained tokenizer; the place is the id.
 const SPECIAL: [&str; 4] = ["<pad>", "<bos>", "<eos>", "<unk>"];
 
+/// Errs on a token that the model's embedding has no row for.
+fn check_size(inner: &tokenizers::Tokenizer, vocab_size: usize) -> Result<(), LmError> {
+    let largest = inner.get_vocab(true).into_iter().max_by_key(|(_, token)| *token);
+    match largest.filter(|(_, token)| *token as usize >= vocab_size) {
+        Some((text, token)) => Err(LmError::Vocabulary { token, text, vocab_size }),
+        None => Ok(()),
+    }
+}
+
 fn failed(what: &str) -> impl FnOnce(tokenizers::Error) -> LmError {
     move |error| LmError::Tokenizer { what: format!("{what}: {error}") }
 }
@@ -60,7 +69,8 @@ impl Tokenizer {
                 return Err(LmError::NoTokenizer { sentencepiece: files.contains_key("tokenizer.model") });
             }
         };
-        let malformed = |error: tokenizers::Error| LmError::Malformed { file: TOKENIZER.to_owned(), what: error.to_string() };
+        let malformed =
+            |error: tokenizers::Error| LmError::Malformed { file: TOKENIZER.to_owned(), what: error.to_string() };
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(malformed)?;
         // Cutting off and filling up are the business of who makes a batch.
         inner.with_truncation(None).map_err(failed("cannot be set up"))?;
@@ -74,6 +84,9 @@ impl Tokenizer {
         }
         let has_config = files.contains_key("config.json") || files.contains_key(gguf::FILE);
         let config = has_config.then(|| Config::load(files)).transpose()?;
+        if let Some(config) = &config {
+            check_size(&inner, config.vocab_size)?;
+        }
         Self::new(inner, kept, &settings, config.as_ref())
     }
 
@@ -252,7 +265,8 @@ pub(super) fn settings(files: &Files) -> Result<Value, LmError> {
     let Some(path) = files.get(SETTINGS) else {
         return Gguf::of(files)?.map_or(Ok(Value::Null), |gguf| gguf.settings());
     };
-    let malformed = |error: serde_json::Error| LmError::Malformed { file: SETTINGS.to_owned(), what: error.to_string() };
+    let malformed =
+        |error: serde_json::Error| LmError::Malformed { file: SETTINGS.to_owned(), what: error.to_string() };
     serde_json::from_slice(&fs_err::read(path)?).map_err(malformed)
 }
 
