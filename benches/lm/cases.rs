@@ -131,7 +131,9 @@ impl Case {
                 let prompts: Vec<Vec<u64>> = (0..side).map(|_| tokens.take(200)).collect();
                 let responses: Vec<Vec<u64>> = (0..side).map(|_| tokens.take(60)).collect();
                 let cells = prompts.iter().flat_map(|prompt| responses.iter().map(move |response| (prompt, response)));
-                cells.map(|(prompt, response)| json!({"ids": ([&prompt[..], response].concat()), "prompt": 200})).collect()
+                cells
+                    .map(|(prompt, response)| json!({"ids": ([&prompt[..], response].concat()), "prompt": 200}))
+                    .collect()
             };
             (0..queries).map(&mut matrix).collect()
         };

@@ -151,9 +151,7 @@ impl Bench {
                 }
             }
         }
-        for ((side, measured), who) in
-            sides.into_iter().zip(&mut measured).zip(["sami", "PyTorch", "llama.cpp"])
-        {
+        for ((side, measured), who) in sides.into_iter().zip(&mut measured).zip(["sami", "PyTorch", "llama.cpp"]) {
             if let Some(side) = side {
                 self.versions.insert(who, side.version.clone());
                 measured.peak_kib = side.end()?;
@@ -170,7 +168,11 @@ fn apart(ours: &[Value], theirs: &[Value]) -> Option<f64> {
         (Some(a), Some(b)) => (a - b).abs() / b.abs().max(1e-9),
         _ => {
             let flat = |of: &Value| -> Vec<Value> {
-                of.as_array().into_iter().flatten().flat_map(|row| row.as_array().cloned().unwrap_or_default()).collect()
+                of.as_array()
+                    .into_iter()
+                    .flatten()
+                    .flat_map(|row| row.as_array().cloned().unwrap_or_default())
+                    .collect()
             };
             let (a, b) = (flat(a), flat(b));
             let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count() + a.len().abs_diff(b.len());
@@ -241,7 +243,9 @@ fn main() -> Result<(), Failure> {
     let mut parts = Vec::new();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--rounds" => bench.rounds = arguments.next().and_then(|count| count.parse().ok()).ok_or("--rounds NUMBER")?,
+            "--rounds" => {
+                bench.rounds = arguments.next().and_then(|count| count.parse().ok()).ok_or("--rounds NUMBER")?
+            }
             "--choose" => bench.choose = true,
             _ => parts.push(argument),
         }
@@ -254,7 +258,13 @@ fn main() -> Result<(), Failure> {
         out,
         "| model | case | sami, s | PyTorch, s | sami is × as fast | aim | sami, MiB | PyTorch, MiB | ratio | aim | llama.cpp, s | results differ | PyTorch's settings |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     )?;
-    for case in CASES.iter().filter(|case| parts.is_empty() || parts.iter().any(|part| case.name.contains(part.as_str()))) {
+    // A whole name means that case, and not those whose names go on.
+    let named = |part: &String| CASES.iter().any(|case| case.name == part);
+    let asked = |case: &&Case| {
+        let is = |part: &String| if named(part) { case.name == part } else { case.name.contains(part.as_str()) };
+        parts.is_empty() || parts.iter().any(is)
+    };
+    for case in CASES.iter().filter(asked) {
         let (measured, settings) = bench.run(case)?;
         writeln!(out, "{}", line(case, &measured, &settings))?;
         out.flush()?;

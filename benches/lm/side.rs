@@ -42,7 +42,8 @@ impl Side {
             .spawn()
             .map_err(|error| format!("{} does not start: {error}", program.display()))?;
         let (input, output) = (child.stdin.take(), child.stdout.take().ok_or("no output")?);
-        let mut side = Self { child, input, output: BufReader::new(output), version: String::new(), first: Value::Null };
+        let mut side =
+            Self { child, input, output: BufReader::new(output), version: String::new(), first: Value::Null };
         let ready = side.line()?;
         side.version = ready["ready"].as_str().unwrap_or_default().to_owned();
         side.first = ready["result"].clone();

@@ -80,7 +80,7 @@ impl Contest {
             let reused = answers.groups_reused(size);
             let answers: Vec<Answer> = answers.values.into_iter().map(trimmed).collect();
             let marks = mark(&mut judge, &queries, &answers, compared)?;
-            let pairs = cells(&questions.prompts, &answers, size, kind.score_eos);
+            let pairs = cells(&queries, &questions.prompts, &answers, kind.score_eos);
             let own = responses::diagonal(&pairs, size);
             let cells = work.logprobs(policy, &pairs)?.values;
             let mut kl = Vec::new();
@@ -212,7 +212,8 @@ fn questions(kind: &Evaluate, cx: &Cx<'_>, name: &str, queries: &[Query]) -> Res
                 Some(prompter) => prompter.fill(&query.id, &query.row, constitution)?,
                 None => asked.clone(),
             });
-            asks.push(Ask { prompt: asked, seed: response_seed(kind.seed, &query.id, place) });
+            let seed = response_seed(kind.seed, &query.id, place);
+            asks.push(Ask { row: query.id.clone(), prompt: asked, seed });
         }
     }
     Ok(Questions { asks, prompts })
@@ -241,11 +242,12 @@ fn mark(
 }
 
 /// The C×C cells of every query, see [`responses::cells`].
-fn cells(prompts: &[String], answers: &[Answer], size: usize, score_eos: bool) -> Vec<Pair> {
-    let each = prompts.chunks(size).zip(answers.chunks(size));
-    each.flat_map(|(prompts, answers)| {
+fn cells(queries: &[Query], prompts: &[String], answers: &[Answer], score_eos: bool) -> Vec<Pair> {
+    let size = answers.len() / queries.len();
+    let each = queries.iter().zip(prompts.chunks(size)).zip(answers.chunks(size));
+    each.flat_map(|((query, prompts), answers)| {
         let answers: Vec<_> = answers.iter().map(|answer| (answer.text.as_str(), answer.finish)).collect();
-        responses::cells(prompts, &answers, score_eos)
+        responses::cells(&query.id, prompts, &answers, score_eos)
     })
     .collect()
 }

@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 use super::check::{input, require, sampling};
 use super::contrast::Part;
 use super::keep::{Candidate, Keep};
-use super::prompter::{Prompter, check_system};
 use super::policy::{Answer, Ask, Policy, Rows, Work, response_seed};
+use super::prompter::{Prompter, check_system};
 use super::query::Query;
 use super::{Cx, NodeError, NodeKind, Outputs, query, rows, template};
 use crate::lm::{Finish, SamplingSettings};
@@ -155,7 +155,8 @@ temperature = 1.0
         for query in &queries {
             for (place, constitution) in query.constitutions.iter().enumerate() {
                 let prompt = prompter.fill(&query.id, &query.row, constitution)?;
-                asks.push(Ask { prompt, seed: response_seed(self.seed, &query.id, place) });
+                let seed = response_seed(self.seed, &query.id, place);
+                asks.push(Ask { row: query.id.clone(), prompt, seed });
             }
         }
         let mut policy = Policy::new(cx, cx.input("model")?);

@@ -183,6 +183,22 @@ pub fn load(files: &Files, config: &Config, device: &Device) -> Result<BTreeMap<
     Ok(tensors)
 }
 
+/// The names of the tensors of a file.
+pub(super) fn names(name: &str, path: &Path) -> Result<BTreeSet<String>, LmError> {
+    Ok(Reader::open(name, path)?.entries.into_keys().collect())
+}
+
+/// Reads tensors of a file, as f32.
+pub(super) fn read(
+    name: &str,
+    path: &Path,
+    shapes: &[(String, Vec<usize>)],
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>, LmError> {
+    let mut reader = Reader::open(name, path)?;
+    shapes.iter().map(|(name, shape)| Ok((name.clone(), reader.tensor(name, shape, device)?))).collect()
+}
+
 /// Writes tensors to one file of safetensors, as f32. The same tensors give the same bytes.
 ///
 /// The file is written in place: make it in a directory that is renamed when it is whole.

@@ -1,5 +1,6 @@
 //! The integration tests: one binary, because each would link the language model again.
 
+mod adapters;
 mod bad_cache;
 mod bad_input;
 mod bad_model;
@@ -18,6 +19,7 @@ mod kill;
 mod layers;
 mod lm_families;
 mod lm_golden;
+mod parity;
 mod pictures;
 mod quickstart;
 mod real;

@@ -5,7 +5,7 @@ use minijinja::{Error, ErrorKind, State};
 use serde::Serialize;
 
 /// Calls a method as Python would.
-pub(super) fn method(state: &State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+pub(super) fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     match value.kind() {
         ValueKind::String => string(value.as_str().unwrap_or_default(), name, args),
         ValueKind::Map => dictionary(state, value, name, args),
@@ -13,7 +13,7 @@ pub(super) fn method(state: &State<'_, '_>, value: &Value, name: &str, args: &[V
     }
 }
 
-fn dictionary(state: &State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+fn dictionary(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     match name {
         "items" => {
             let () = from_args(args)?;
@@ -66,7 +66,8 @@ fn string(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
         "split" => {
             let (by, most): (Option<Value>, Option<i64>) = from_args(args)?;
             let by = by.filter(|by| !by.is_none());
-            let most = most.and_then(|most| usize::try_from(most).ok()).map_or(usize::MAX, |most| most.saturating_add(1));
+            let most =
+                most.and_then(|most| usize::try_from(most).ok()).map_or(usize::MAX, |most| most.saturating_add(1));
             let parts: Vec<&str> = match by.as_ref().map(|by| by.as_str().unwrap_or_default()) {
                 Some("") => return Err(Error::new(ErrorKind::InvalidOperation, "a text cannot be split by nothing")),
                 Some(by) => text.splitn(most, by).collect(),
@@ -173,7 +174,9 @@ mod tests {
         let mut environment = minijinja::Environment::new();
         environment.set_unknown_method_callback(method);
         environment.add_filter("tojson", to_json);
-        environment.render_str(&format!("{{{{ ({expression}) | tojson }}}}"), ()).unwrap_or_else(|error| error.to_string())
+        environment
+            .render_str(&format!("{{{{ ({expression}) | tojson }}}}"), ())
+            .unwrap_or_else(|error| error.to_string())
     }
 
     #[test]
