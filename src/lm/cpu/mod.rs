@@ -15,7 +15,7 @@ mod decode;
 mod forward;
 mod graph;
 mod head;
-mod layout;
+use super::layout;
 mod matmul;
 mod packed;
 mod pool;
