@@ -27,6 +27,44 @@ pub const CUDA_LIBS: Variable = Variable {
     doc: "Directories, separated by `:`, where the driver and CUDA's libraries (`libcublas.so.13`, `libcurand.so.10`) are looked for before the usual ones. For a build with CUDA, on machines whose loader does not know them; `sami doctor` says what was found.",
 };
 
+/// Where the model hub's files are kept.
+pub const HF_HOME: Variable = Variable {
+    name: "HF_HOME",
+    doc: "Where Python's `huggingface_hub` keeps its things, shared with it. Default `$XDG_CACHE_HOME/huggingface`, or else `~/.cache/huggingface`.",
+};
+
+/// Where downloaded models are kept.
+pub const HF_HUB_CACHE: Variable = Variable {
+    name: "HF_HUB_CACHE",
+    doc: "The cache of models that `hf:` sources download, shared with Python's `huggingface_hub`. Default `$HF_HOME/hub`.",
+};
+
+/// Where caches are kept.
+pub const XDG_CACHE_HOME: Variable =
+    Variable { name: "XDG_CACHE_HOME", doc: "Decides the default of `HF_HOME`. Default `~/.cache`." };
+
+/// What lets private and gated models be read.
+pub const HF_TOKEN: Variable = Variable {
+    name: "HF_TOKEN",
+    doc: "The token for private and gated models of `hf:` sources. Sent to the hub's own host only; it is in no key, log or artifact.",
+};
+
+/// Where the token is.
+pub const HF_TOKEN_PATH: Variable = Variable {
+    name: "HF_TOKEN_PATH",
+    doc: "A file with the token, used without `HF_TOKEN`. Default `$HF_HOME/token`, where `hf auth login` puts it.",
+};
+
+/// Where the hub is.
+pub const HF_ENDPOINT: Variable =
+    Variable { name: "HF_ENDPOINT", doc: "The address of the hub or of a mirror. Default `https://huggingface.co`." };
+
+/// Whether the hub may be asked.
+pub const HF_HUB_OFFLINE: Variable = Variable {
+    name: "HF_HUB_OFFLINE",
+    doc: "Set to `1`: `hf:` sources come from the cache, and nothing is asked over the network.",
+};
+
 /// Optional real models and data.
 pub const TEST_DATA: Variable = Variable {
     name: "SAMI_TEST_DATA",
@@ -58,7 +96,23 @@ pub const VISIBLE: Variable = Variable {
 };
 
 /// All of them, in the order of the documentation.
-pub const ALL: &[&Variable] = &[&CACHE, &LOG, &NO_COLOR, &CUDA_LIBS, &VISIBLE, &TEST_DATA, &FAULT, &BLESS];
+pub const ALL: &[&Variable] = &[
+    &CACHE,
+    &LOG,
+    &NO_COLOR,
+    &HF_HUB_CACHE,
+    &HF_HOME,
+    &XDG_CACHE_HOME,
+    &HF_TOKEN,
+    &HF_TOKEN_PATH,
+    &HF_ENDPOINT,
+    &HF_HUB_OFFLINE,
+    &CUDA_LIBS,
+    &VISIBLE,
+    &TEST_DATA,
+    &FAULT,
+    &BLESS,
+];
 
 impl Variable {
     /// The value, if it is set to something that is valid Unicode and not empty.

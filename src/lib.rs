@@ -4,7 +4,7 @@
 //! In layer order; `tests/it/layers.rs` holds each module to what it may import.
 //! - [`diag`], [`digest`], [`mod@env`]: findings, content hashes, environment variables. [`fs`]: the door to the disk.
 //! - [`pipeline`]: TOML to typed nodes. [`graph`]: nodes to a DAG with keys.
-//! - [`store`]: artifacts on disk. [`lm`]: the language model.
+//! - [`store`]: artifacts on disk. [`lm`]: the language model. [`hub`]: models from the Hugging Face Hub.
 //! - [`kinds`]: what each node kind does, on top of those three.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
 //!
@@ -17,6 +17,7 @@ pub mod env;
 pub mod exec;
 pub mod fs;
 pub mod graph;
+pub mod hub;
 pub mod kinds;
 pub mod lm;
 pub mod pipeline;

@@ -142,6 +142,12 @@ impl Spec for Finetune {
             "`alpha` is not in [0, 1)",
             "0.99 is usual",
         );
+        want(
+            matches!(self.optimizer.state_bits, 8 | 32),
+            "optimizer.state_bits",
+            "`state_bits` is neither 32 nor 8",
+            "8 makes the optimiser's memory a quarter",
+        );
         want(self.optimizer.weight_decay >= 0.0, "optimizer.weight_decay", "the weight decay is below 0", "0 is none");
         want(
             (0.0..=1.0).contains(&self.schedule.floor),
@@ -228,7 +234,7 @@ impl NodeKind for Finetune {
 | `model` | where training starts; the method restarts from the base model in every iteration | |
 | `batch_queries` | queries (or texts) in an optimiser step | 16 |
 | `steps` or `epochs` | how long; examples are shuffled by `seed`, each used once before any is used again | |
-| `optimizer` | `{ name = "adamw" \| "rmsprop", lr, beta1, beta2, alpha, eps, weight_decay }` | `adamw`, .9, .999, .99, 1e-8, 0 |
+| `optimizer` | `{ name = "adamw" \| "rmsprop", lr, beta1, beta2, alpha, eps, weight_decay, state_bits }` | `adamw`, .9, .999, .99, 1e-8, 0, 32 |
 | `schedule` | `{ name = "constant" \| "linear" \| "cosine", warmup = steps, floor = share }` | constant |
 | `clip` | largest norm of the gradient; 0 does not clip | 1 |
 | `sides` | `"both"`, `"row"` (over responses), `"column"` (over constitutions) | `"both"` |

@@ -17,6 +17,11 @@ fn mix(mut value: u64) -> u64 {
 /// The odd number nearest to 2⁶⁴ over the golden ratio.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
+/// The bits at a place of the stream of a key, without the places before it.
+pub(crate) fn hash(key: u64, place: u64) -> u64 {
+    mix(key.wrapping_add(place.wrapping_add(1).wrapping_mul(GOLDEN)))
+}
+
 impl Stream {
     /// The stream of a seed and of a name, so that one seed serves several purposes.
     pub(crate) fn new(seed: u64, name: &str) -> Self {
@@ -27,7 +32,7 @@ impl Stream {
     /// The next 64 bits.
     pub(crate) fn bits(&mut self) -> u64 {
         self.counter += 1;
-        mix(self.key.wrapping_add(self.counter.wrapping_mul(GOLDEN)))
+        hash(self.key, self.counter - 1)
     }
 
     /// The next number of [0, 1), a multiple of 2⁻⁵³.

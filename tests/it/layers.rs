@@ -12,8 +12,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("graph", &["diag", "digest", "pipeline"]),
     ("store", &["diag", "digest", "env", "fs"]),
     ("lm", &["diag", "env"]),
+    ("hub", &["diag", "env", "fs"]),
     ("kinds", &["diag", "digest", "fs", "pipeline", "store", "lm"]),
-    ("exec", &["diag", "digest", "env", "fs", "pipeline", "graph", "store", "kinds"]),
+    ("exec", &["diag", "digest", "env", "fs", "pipeline", "graph", "store", "hub", "kinds"]),
 ];
 const MOST_LINES: usize = 500;
 

@@ -1,5 +1,6 @@
 use candle_core::Device;
 
+use super::update::CHUNK;
 use super::*;
 
 fn parameters(values: &[f32]) -> BTreeMap<String, Var> {
@@ -113,6 +114,11 @@ fn detached_tensors_follow_the_updates() {
     assert_ne!(values(&parameters), [1.0, 2.0]);
 }
 
+fn state(optimizer: &Optimizer) -> BTreeMap<String, Numbers<'static>> {
+    let state = optimizer.state().expect("reads").into_iter();
+    state.map(|(name, moment)| (name, moment.into_owned())).collect()
+}
+
 #[test]
 fn state_goes_on_to_the_same_bits() {
     for name in [OptimizerName::AdamW, OptimizerName::RmsProp] {
@@ -120,24 +126,77 @@ fn state_goes_on_to_the_same_bits() {
         let straight = parameters(&[1.0, -2.0, 3.0]);
         let mut optimizer = Optimizer::new(settings.clone(), &straight).expect("makes");
         optimizer.step(&gradients(&[0.1, 0.2, -0.3]), 0.1, 1.0).expect("steps");
-        let mut state: BTreeMap<String, Vec<f32>> =
-            optimizer.state().expect("reads").into_iter().map(|(name, moment)| (name, moment.into_owned())).collect();
+        let mut kept = state(&optimizer);
         let resumed = parameters(&values(&straight));
         for make in [|settings, of: &_| Optimizer::new(settings, of).expect("makes"), on_device] {
             let mut other = make(settings.clone(), &resumed);
             assert!(!other.restore(1, &mut BTreeMap::new()).expect("no fault"), "no state fits nothing");
-            assert!(other.restore(1, &mut state.clone()).expect("no fault"));
-            let again: BTreeMap<_, _> =
-                other.state().expect("reads").into_iter().map(|(name, moment)| (name, moment.into_owned())).collect();
-            assert_eq!((again, other.steps()), (state.clone(), 1));
+            assert!(other.restore(1, &mut kept.clone()).expect("no fault"));
+            assert_eq!((state(&other), other.steps()), (kept.clone(), 1));
         }
         let mut other = Optimizer::new(settings.clone(), &resumed).expect("makes");
-        assert!(other.restore(1, &mut state).expect("no fault"));
+        assert!(other.restore(1, &mut kept).expect("no fault"));
         for optimizer in [&mut optimizer, &mut other] {
             optimizer.step(&gradients(&[-0.4, 0.1, 0.2]), 0.1, 1.0).expect("steps");
         }
         assert_eq!(values(&straight), values(&resumed));
     }
+}
+
+/// Gradients of a weight in the middle of training: of all sizes, some nearly always 0, and noisy.
+fn noisy(count: usize, step: u64) -> Vec<f32> {
+    let mut noise = Stream::new(step, "gradient");
+    let size = |at: usize| 10f32.powi(-2 - (at % 4) as i32);
+    (0..count).map(|at| size(at) * (noise.normal() + (at as f32 * 0.61).sin())).collect()
+}
+
+#[test]
+fn eight_bits_follow_thirty_two_and_go_on_to_the_same_bits() {
+    for (name, threads) in [(OptimizerName::AdamW, [1, 3]), (OptimizerName::RmsProp, [2, 5])] {
+        let settings = OptimizerSettings { state_bits: 8, weight_decay: 0.01, ..OptimizerSettings::new(name, 1e-3) };
+        let count = 2 * CHUNK + 4099;
+        let start = wave(count, 0.5);
+        let train = |settings: &OptimizerSettings, threads, stop: Option<u64>| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+            pool.install(|| {
+                let parameters = parameters(&start);
+                let mut optimizer = Optimizer::new(settings.clone(), &parameters).expect("makes");
+                for step in 0..60 {
+                    if stop == Some(step) {
+                        let mut kept = state(&optimizer);
+                        optimizer = Optimizer::new(settings.clone(), &parameters).expect("makes");
+                        assert!(optimizer.restore(step, &mut kept).expect("no fault"));
+                    }
+                    optimizer.step(&gradients(&noisy(count, step)), 1e-3, 1.0).expect("steps");
+                }
+                let bytes: usize = state(&optimizer)
+                    .values()
+                    .map(|part| match part {
+                        Numbers::F32(numbers) => 4 * numbers.len(),
+                        Numbers::U8(numbers) => numbers.len(),
+                    })
+                    .sum();
+                (values(&parameters), bytes)
+            })
+        };
+        let (eight, bytes) = train(&settings, threads[0], None);
+        assert!(eight == train(&settings, threads[1], None).0, "{name:?} depends on the number of threads");
+        assert!(eight == train(&settings, threads[0], Some(23)).0, "{name:?} does not go on to the same bits");
+        let (exact, all) = train(&OptimizerSettings { state_bits: 32, ..settings.clone() }, 1, None);
+        assert!(bytes * 39 < all * 10, "{name:?}: {bytes} bytes of {all}");
+        // How far the ends are apart, measured by how far training went.
+        let distance =
+            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+        let off = distance(&eight, &exact) / distance(&start, &exact);
+        assert!(off < 0.08, "{name:?}: {off}");
+    }
+}
+
+#[test]
+fn small_tensors_keep_f32() {
+    let settings = OptimizerSettings { state_bits: 8, ..OptimizerSettings::new(OptimizerName::AdamW, 0.1) };
+    let optimizer = Optimizer::new(settings, &parameters(&[1.0; 100])).expect("makes");
+    assert!(state(&optimizer).values().all(|part| matches!(part, Numbers::F32(_))));
 }
 
 #[test]

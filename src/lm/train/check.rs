@@ -14,6 +14,7 @@ pub(super) fn settings(settings: &TrainSettings) -> Result<(), LmError> {
     want(settings.optimizer.lr.is_finite(), "optimizer.lr", "is not finite")?;
     // An embedding that never came up has a gradient and moments of 0, and 0/0 would make it NaN.
     want(settings.optimizer.eps > 0.0, "optimizer.eps", "is not above 0")?;
+    want(matches!(settings.optimizer.state_bits, 8 | 32), "optimizer.state_bits", "is neither 32 nor 8")?;
     want(settings.clip >= 0.0, "clip", "is below 0; 0 does not clip")?;
     want(settings.kl_weight >= 0.0 && settings.kl_weight.is_finite(), "kl_weight", "is not a weight of 0 or more")?;
     want(settings.kl_budget.is_none_or(|budget| budget > 0.0), "kl_budget", "is not above 0")
@@ -70,7 +71,10 @@ mod tests {
         lr.optimizer.lr = f64::NAN;
         let mut eps = sound.clone();
         eps.optimizer.eps = 0.0;
+        let mut bits = sound.clone();
+        bits.optimizer.state_bits = 16;
         for (field, broken) in [
+            ("optimizer.state_bits", bits),
             ("batch", TrainSettings { batch: 0, ..sound.clone() }),
             ("micro_batch", TrainSettings { micro_batch: Some(0), ..sound.clone() }),
             ("optimizer.lr", lr),

@@ -1,20 +1,19 @@
 //! A training run on disk, from which another process goes on to the same bits.
 //!
-//! One file of safetensors: `weight.NAME`, `first.NAME` and `second.NAME` as f32, the rest as JSON in its metadata, and
-//! as last tensor the BLAKE3 digest of every byte before it. It is written beside its place, waited for, and renamed, so
+//! One file of safetensors: `weight.NAME` as f32, the optimiser's moments as it keeps them, the rest as JSON in its
+//! metadata, and as last tensor the BLAKE3 digest of every byte before it. It is written beside its place, waited for, and renamed, so
 //! that there is always the old one or the new one; whatever else lies there is taken for none.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use candle_core::Tensor;
 use fs_err::File;
-use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::super::optimizer::Numbers;
 use super::super::{Config, LmError};
 use super::{Example, StepRecord, TrainSettings};
 
@@ -25,7 +24,7 @@ const UNFINISHED: &str = "checkpoint.safetensors.unfinished";
 /// The name of the last tensor.
 const CHECKSUM: &str = "checksum";
 /// Raised when equal settings and examples begin to give other bits, so that older checkpoints are left alone.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Everything but the tensors.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,27 +38,33 @@ pub(super) struct State {
 }
 
 /// Tensors that were read, flat.
-pub(super) type Tensors = BTreeMap<String, Vec<f32>>;
+pub(super) type Tensors = BTreeMap<String, Numbers<'static>>;
 
-/// The numbers of a tensor: there already, or copied from its device when they are written.
-pub(super) enum Numbers<'a> {
-    Here(Cow<'a, [f32]>),
+/// What is written as a tensor.
+pub(super) enum Source<'a> {
+    Here(Numbers<'a>),
+    /// Copied from its device when it is written.
     In(&'a Tensor),
 }
 
-impl Numbers<'_> {
-    fn len(&self) -> usize {
+impl Source<'_> {
+    /// Its type by the name that the format has for it, and how many numbers it has.
+    fn form(&self) -> (&'static str, usize) {
         match self {
-            Self::Here(numbers) => numbers.len(),
-            Self::In(tensor) => tensor.elem_count(),
+            Self::Here(Numbers::U8(numbers)) => ("U8", numbers.len()),
+            Self::Here(Numbers::F32(numbers)) => ("F32", numbers.len()),
+            Self::In(tensor) => ("F32", tensor.elem_count()),
         }
     }
 
-    fn read(&self) -> Result<Cow<'_, [f32]>, LmError> {
+    /// Hands on its bytes.
+    fn bytes(&self, mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> Result<(), LmError> {
         match self {
-            Self::Here(numbers) => Ok(Cow::Borrowed(numbers)),
-            Self::In(tensor) => Ok(Cow::Owned(tensor.flatten_all()?.to_vec1()?)),
+            Self::Here(Numbers::U8(numbers)) => sink(numbers)?,
+            Self::Here(Numbers::F32(numbers)) => bytes(numbers, sink)?,
+            Self::In(tensor) => bytes(&tensor.flatten_all()?.to_vec1::<f32>()?, sink)?,
         }
+        Ok(())
     }
 }
 
@@ -80,7 +85,7 @@ pub(super) fn digest(
         for (name, weight) in weights.into_iter().flatten() {
             text(&mut hasher, name);
             number(&mut hasher, weight.elem_count());
-            bytes(&Numbers::In(weight).read()?, |block| {
+            Source::In(weight).bytes(|block| {
                 hasher.update(block);
                 Ok(())
             })?;
@@ -122,7 +127,7 @@ fn bytes(numbers: &[f32], mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> io::
 }
 
 /// Writes a checkpoint into a directory that exists, in place of the one there.
-pub(super) fn write(directory: &Path, state: &State, tensors: &[(String, Numbers<'_>)]) -> Result<(), LmError> {
+pub(super) fn write(directory: &Path, state: &State, tensors: &[(String, Source<'_>)]) -> Result<(), LmError> {
     let unfinished = directory.join(UNFINISHED);
     let mut file = BufWriter::with_capacity(1 << 20, File::create(&unfinished)?);
     let mut hasher = blake3::Hasher::new();
@@ -134,7 +139,7 @@ pub(super) fn write(directory: &Path, state: &State, tensors: &[(String, Numbers
     put(&(header.len() as u64).to_le_bytes())?;
     put(header.as_bytes())?;
     for (_, numbers) in tensors {
-        bytes(&numbers.read()?, &mut put)?;
+        numbers.bytes(&mut put)?;
     }
     let checksum = hasher.finalize();
     file.write_all(checksum.as_bytes())?;
@@ -145,13 +150,19 @@ pub(super) fn write(directory: &Path, state: &State, tensors: &[(String, Numbers
     Ok(())
 }
 
-fn header(state: &State, tensors: &[(String, Numbers<'_>)]) -> String {
+/// Bytes of a number.
+fn width(dtype: &str) -> usize {
+    if dtype == "U8" { 1 } else { size_of::<f32>() }
+}
+
+fn header(state: &State, tensors: &[(String, Source<'_>)]) -> String {
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({ "state": json!(state).to_string() }));
     let mut start = 0;
     for (name, numbers) in tensors {
-        let end = start + numbers.len() * size_of::<f32>();
-        let entry = json!({ "dtype": "F32", "shape": [numbers.len()], "data_offsets": [start, end] });
+        let (dtype, count) = numbers.form();
+        let end = start + count * width(dtype);
+        let entry = json!({ "dtype": dtype, "shape": [count], "data_offsets": [start, end] });
         header.insert(name.clone(), entry);
         start = end;
     }
@@ -163,29 +174,75 @@ fn header(state: &State, tensors: &[(String, Numbers<'_>)]) -> String {
     header
 }
 
-/// Reads the checkpoint of a directory; `None` if there is none, or one that is not whole.
+/// Reads the checkpoint of a directory, a tensor at a time; `None` if there is none, or one that is not whole.
 ///
 /// Errs if there is one that may not be read.
 pub(super) fn read(directory: &Path) -> Result<Option<(State, Tensors)>, LmError> {
-    let file = match fs_err::read(directory.join(FILE)) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    Ok(parse(&file))
+    match File::open(directory.join(FILE)) {
+        Ok(file) => Ok(parse(file)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
-fn parse(file: &[u8]) -> Option<(State, Tensors)> {
-    let (content, checksum) = file.split_last_chunk::<{ blake3::OUT_LEN }>()?;
-    if blake3::hash(content) != *checksum {
-        return None;
+fn parse(mut file: File) -> io::Result<Option<(State, Tensors)>> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        state: String,
     }
-    let (_, metadata) = SafeTensors::read_metadata(file).ok()?;
-    let state = serde_json::from_str(metadata.metadata().as_ref()?.get("state")?).ok()?;
-    let tensors = SafeTensors::deserialize(file).ok()?;
-    let numbers = |bytes: &[u8]| bytes.as_chunks().0.iter().map(|number| f32::from_le_bytes(*number)).collect();
-    let tensors = tensors.iter().filter(|(name, _)| *name != CHECKSUM);
-    Some((state, tensors.map(|(name, tensor)| (name.to_owned(), numbers(tensor.data()))).collect()))
+    #[derive(Deserialize)]
+    struct Entry {
+        dtype: String,
+        shape: [usize; 1],
+        data_offsets: [u64; 2],
+    }
+    let Some(content) = file.metadata()?.len().checked_sub(blake3::OUT_LEN as u64) else { return Ok(None) };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader((&mut file).take(content))?;
+    let mut checksum = [0; blake3::OUT_LEN];
+    file.read_exact(&mut checksum)?;
+    if hasher.finalize() != checksum {
+        return Ok(None);
+    }
+    // From here on the file is one that `write` wrote.
+    file.rewind()?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let mut header = vec![0; u64::from_le_bytes(length) as usize];
+    file.read_exact(&mut header)?;
+    let Ok(mut header) = serde_json::from_slice::<Map<String, Value>>(&header) else { return Ok(None) };
+    let metadata = header.remove("__metadata__").map(serde_json::from_value::<Metadata>);
+    let Some(Ok(Ok(state))) = metadata.map(|read| read.map(|Metadata { state }| serde_json::from_str(&state))) else {
+        return Ok(None);
+    };
+    header.remove(CHECKSUM);
+    let start = file.stream_position()?;
+    let mut tensors = Tensors::new();
+    for (name, entry) in header {
+        let Ok(Entry { dtype, shape: [count], data_offsets: [from, _] }) = serde_json::from_value(entry) else {
+            return Ok(None);
+        };
+        file.seek(SeekFrom::Start(start + from))?;
+        tensors.insert(name, numbers(&mut file, &dtype, count)?);
+    }
+    Ok(Some((state, tensors)))
+}
+
+/// Reads numbers, in blocks that need little memory.
+fn numbers(file: &mut File, dtype: &str, count: usize) -> io::Result<Numbers<'static>> {
+    if dtype == "U8" {
+        let mut numbers = vec![0; count];
+        file.read_exact(&mut numbers)?;
+        return Ok(Numbers::U8(numbers.into()));
+    }
+    let mut numbers = Vec::with_capacity(count);
+    let mut block = vec![0; (count * size_of::<f32>()).min(1 << 16)];
+    while numbers.len() < count {
+        let here = &mut block[..((count - numbers.len()) * size_of::<f32>()).min(1 << 16)];
+        file.read_exact(here)?;
+        numbers.extend(here.as_chunks().0.iter().map(|number| f32::from_le_bytes(*number)));
+    }
+    Ok(Numbers::F32(numbers.into()))
 }
 
 #[cfg(test)]
@@ -205,16 +262,20 @@ mod tests {
         let tensor = Tensor::new(&[[1.5f32, -0.0], [f32::MIN_POSITIVE, 4.0]], &Device::Cpu).expect("fits");
         let record = StepRecord { step: 1, loss: 0.1 + 0.2, kl: Some(1e-300), ..StepRecord::default() };
         let tensors = [
-            ("weight.a".to_owned(), Numbers::In(&tensor)),
-            ("second.a".to_owned(), Numbers::Here(Cow::Owned(vec![0.25; 40_000]))),
+            ("weight.a".to_owned(), Source::In(&tensor)),
+            ("second.a".to_owned(), Source::Here(Numbers::F32(vec![0.25; 40_000].into()))),
+            ("second.b".to_owned(), Source::Here(Numbers::U8(vec![200; 5].into()))),
         ];
         write(directory.path(), &state(vec![record.clone()]), &tensors).expect("writes");
 
         let (found, numbers) = read(directory.path()).expect("no fault").expect("whole");
         assert_eq!((found.run.as_str(), found.updates, found.records), ("run", 3, vec![record]));
-        let bits: Vec<u32> = numbers["weight.a"].iter().map(|number| number.to_bits()).collect();
+        let Numbers::F32(weight) = &numbers["weight.a"] else { panic!("{numbers:?}") };
+        let bits: Vec<u32> = weight.iter().map(|number| number.to_bits()).collect();
         assert_eq!(bits, [1.5f32, -0.0, f32::MIN_POSITIVE, 4.0].map(f32::to_bits));
-        assert_eq!((numbers["second.a"].len(), numbers.len()), (40_000, 2));
+        assert_eq!(numbers["second.a"], Numbers::F32(vec![0.25; 40_000].into()));
+        assert_eq!(numbers["second.b"], Numbers::U8(vec![200; 5].into()));
+        assert_eq!(numbers.len(), 3);
 
         let path = directory.path().join(FILE);
         let whole = fs_err::read(&path).expect("there");

@@ -21,14 +21,14 @@ use candle_core::{Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use self::batch::{Order, runs};
-use self::checkpoint::{Numbers, State};
+use self::checkpoint::{Source, State};
 use self::gradients::Gradients;
 pub use self::objective::{KlOver, Objective};
 use self::objective::{Totals, Verdict, is_diagonal};
 pub use self::record::StepRecord;
 use super::logprobs::{response_kl, response_logprobs, token_logprobs, token_logprobs_and_kl};
 use super::loss::Contrast;
-use super::optimizer::{Optimizer, OptimizerSettings};
+use super::optimizer::{Numbers, Optimizer, OptimizerSettings};
 use super::schedule::Schedule;
 use super::{Config, Files, LmError, Model, Sequence, Tokens, weights};
 
@@ -365,8 +365,8 @@ impl Trainer {
     /// Whatever moment the machine stops at, the directory holds the old one or the new one.
     pub fn checkpoint(&self, directory: &Path) -> Result<(), LmError> {
         let weights =
-            self.parameters.iter().map(|(name, weight)| (format!("weight.{name}"), Numbers::In(weight.as_tensor())));
-        let moments = self.optimizer.state()?.into_iter().map(|(name, moment)| (name, Numbers::Here(moment)));
+            self.parameters.iter().map(|(name, weight)| (format!("weight.{name}"), Source::In(weight.as_tensor())));
+        let moments = self.optimizer.state()?.into_iter().map(|(name, moment)| (name, Source::Here(moment)));
         let state = State { run: self.run.clone(), updates: self.optimizer.steps(), records: self.records.clone() };
         checkpoint::write(directory, &state, &weights.chain(moments).collect::<Vec<_>>())
     }
@@ -380,7 +380,9 @@ impl Trainer {
         let mut weights = Vec::with_capacity(self.parameters.len());
         for (name, parameter) in &self.parameters {
             match tensors.remove(&format!("weight.{name}")) {
-                Some(numbers) if numbers.len() == parameter.elem_count() => weights.push(numbers),
+                Some(Numbers::F32(numbers)) if numbers.len() == parameter.elem_count() => {
+                    weights.push(numbers.into_owned());
+                }
                 _ => return Ok(false),
             }
         }
