@@ -93,7 +93,8 @@ impl Transfer<'_> {
 
     /// Receives until the connection ends with all bytes there, however often it has to be made again.
     fn receive(&self, incomplete: &Path) -> Result<(), HubError> {
-        let mut file = fs_err::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(incomplete)?;
+        let mut file =
+            fs_err::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(incomplete)?;
         let mut have = file.metadata()?.len();
         if self.info.size.is_some_and(|size| have > size) {
             file.set_len(0)?;

@@ -108,23 +108,28 @@ impl HubError {
                 .help("try again: what was downloaded is kept; or give the path of a directory that has the model"),
             Self::Offline { .. } => diagnostic("hub::offline")
                 .help("unset HF_HUB_OFFLINE, or name the cache that has the model with HF_HUB_CACHE"),
-            Self::NoRepo { token: true, .. } => {
-                diagnostic("hub::no-repo").help("check the name, and that the token in HF_TOKEN belongs to who may read it")
-            }
+            Self::NoRepo { token: true, .. } => diagnostic("hub::no-repo")
+                .help("check the name, and that the token in HF_TOKEN belongs to who may read it"),
             Self::NoRepo { .. } => diagnostic("hub::no-repo").help("check the name; for a private model set HF_TOKEN"),
-            Self::NoRevision { .. } => diagnostic("hub::no-revision").help("name a branch, a tag or a commit, or none for `main`"),
+            Self::NoRevision { .. } => {
+                diagnostic("hub::no-revision").help("name a branch, a tag or a commit, or none for `main`")
+            }
             Self::Gated { repo, token: true } => {
                 diagnostic("hub::gated").help(format!("accept the terms at {} with the token's account", page(repo)))
             }
             Self::Gated { repo, .. } => {
                 diagnostic("hub::gated").help(format!("accept the terms at {} and set HF_TOKEN", page(repo)))
             }
-            Self::Denied { .. } => diagnostic("hub::denied").help("set HF_TOKEN to a token that is valid and may read models"),
+            Self::Denied { .. } => {
+                diagnostic("hub::denied").help("set HF_TOKEN to a token that is valid and may read models")
+            }
             Self::Status { .. } => diagnostic("hub::status"),
             Self::Malformed { .. } => diagnostic("hub::malformed").help("check HF_ENDPOINT"),
             Self::NoModel { .. } => diagnostic("hub::no-model"),
             Self::Damaged { .. } => diagnostic("hub::damaged").help("try again later, or over another network"),
-            Self::Endpoint { .. } => diagnostic("hub::endpoint").help("set it to an address such as `https://HOST`, or unset it"),
+            Self::Endpoint { .. } => {
+                diagnostic("hub::endpoint").help("set it to an address such as `https://HOST`, or unset it")
+            }
             Self::Io(_) => diagnostic("hub::io"),
         }
     }

@@ -124,7 +124,8 @@ impl Client {
         self.retried(tries, || {
             let mut response = self.send(repo, Method::Get, path, 0)?;
             let text = response.body_mut().with_config().limit(LARGEST_LISTING).read_to_vec().map_err(transport)?;
-            serde_json::from_slice(&text).map_err(|error| Failure::Hub(HubError::Malformed { what: format!("`{path}`: {error}") }))
+            serde_json::from_slice(&text)
+                .map_err(|error| Failure::Hub(HubError::Malformed { what: format!("`{path}`: {error}") }))
         })
     }
 
@@ -135,8 +136,12 @@ impl Client {
             let headers = response.headers();
             let etag = header(headers, "x-linked-etag").or_else(|| header(headers, "etag"));
             let etag = etag.map(|etag| etag.trim_start_matches("W/").trim_matches('"').to_owned());
-            let plain = |etag: &String| !etag.is_empty() && etag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-            let etag = etag.filter(plain).ok_or_else(|| HubError::Malformed { what: format!("`{path}` has no usable etag") })?;
+            let plain = |etag: &String| {
+                !etag.is_empty() && etag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+            };
+            let etag = etag
+                .filter(plain)
+                .ok_or_else(|| HubError::Malformed { what: format!("`{path}` has no usable etag") })?;
             let linked = header(headers, "x-linked-size");
             // The length of a redirect's own text says nothing.
             let length = header(headers, "content-length").filter(|_| response.status() == StatusCode::OK);
@@ -206,7 +211,10 @@ impl Client {
                 .to_owned();
             let next = absolute(&at, &location).ok_or_else(|| malformed(format!("`{path}` leads to no address")))?;
             if at.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
-                return Err(malformed(format!("`{path}` leads from https to {}", next.scheme_str().unwrap_or("nowhere"))));
+                return Err(malformed(format!(
+                    "`{path}` leads from https to {}",
+                    next.scheme_str().unwrap_or("nowhere")
+                )));
             }
             at = next;
         }

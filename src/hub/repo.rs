@@ -104,7 +104,20 @@ mod tests {
 
     #[test]
     fn what_would_leave_the_cache_is_no_name() {
-        for text in ["", "a/b/c", "a//b", "../b", "a/..", "a/b@", "a/b@../x", "a/b@a/../b", "a b/c", "a--b/c", "a/b@x?y", "@main"] {
+        for text in [
+            "",
+            "a/b/c",
+            "a//b",
+            "../b",
+            "a/..",
+            "a/b@",
+            "a/b@../x",
+            "a/b@a/../b",
+            "a b/c",
+            "a--b/c",
+            "a/b@x?y",
+            "@main",
+        ] {
             assert!(text.parse::<Repo>().is_err(), "{text:?}");
         }
     }

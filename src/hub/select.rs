@@ -121,7 +121,10 @@ mod tests {
     #[test]
     fn a_model_is_what_transformers_would_load() {
         let single = ["README.md", "config.json", "tokenizer.json", "model.safetensors", "pytorch_model.bin", INDEX];
-        assert_eq!(select(&single), Ok(vec!["config.json".into(), "tokenizer.json".into(), "model.safetensors".into()]));
+        assert_eq!(
+            select(&single),
+            Ok(vec!["config.json".into(), "tokenizer.json".into(), "model.safetensors".into()])
+        );
         let sharded = [
             "config.json",
             "generation_config.json",

@@ -2,24 +2,32 @@
 
 use candle_core::Tensor;
 
+use super::decoder::Engine;
 use super::plain::{self, Cache, Places};
-use super::{LmError, Model, cpu};
+use super::{LmError, Model, cpu, gpu};
 
 /// Rows of a batch in the middle of decoding.
 pub(super) enum Decoding {
     /// On the CPU.
     Cpu(cpu::Decoding),
-    /// In candle's operations.
+    /// On other devices.
+    Tensors(gpu::Decoding),
+    /// In candle's operations, padded.
     Plain(Plain),
 }
 
 impl Decoding {
     /// Reads prompts, each with the number of tokens that may follow it. Puts the logits after each into `logits`: (B, V).
     pub(super) fn start(model: &Model, prompts: &[(&[u32], usize)], logits: &mut Vec<f32>) -> Result<Self, LmError> {
-        if model.on_cpu() {
-            return Ok(Self::Cpu(cpu::Decoding::start(model, prompts, logits)?));
+        match model.engine() {
+            Engine::Cpu => Ok(Self::Cpu(cpu::Decoding::start(model, prompts, logits)?)),
+            Engine::Tensors => {
+                let mut decoding = gpu::Decoding::new();
+                decoding.step(model, &[], &[], prompts, logits)?;
+                Ok(Self::Tensors(decoding))
+            }
+            Engine::Plain => Ok(Self::Plain(Plain::start(model, prompts, logits)?)),
         }
-        Ok(Self::Plain(Plain::start(model, prompts, logits)?))
     }
 
     /// Goes on with those rows that are kept, by their ascending places in the last call, and a token for each; puts the
@@ -33,6 +41,7 @@ impl Decoding {
     ) -> Result<(), LmError> {
         match self {
             Self::Cpu(decoding) => decoding.step(model, kept, tokens, logits),
+            Self::Tensors(decoding) => decoding.step(model, kept, tokens, &[], logits),
             Self::Plain(decoding) => decoding.step(model, kept, tokens, logits),
         }
     }

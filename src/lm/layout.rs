@@ -102,7 +102,7 @@ impl Layout {
         (layout, rows)
     }
 
-    fn push(&mut self, ids: &[u32], position: usize) -> Range<usize> {
+    pub(super) fn push(&mut self, ids: &[u32], position: usize) -> Range<usize> {
         let start = self.ids.len();
         self.ids.extend(ids);
         self.positions.extend((position as u32..).take(ids.len()));

@@ -21,6 +21,7 @@ pub mod decoder;
 pub mod device;
 pub mod driver;
 pub mod error;
+mod gpu;
 mod layout;
 pub mod logprobs;
 pub mod loss;

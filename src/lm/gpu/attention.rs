@@ -194,15 +194,8 @@ impl Attention {
         for batch in &self.batches {
             let values = batch.keys_of(value, self.heads)?; // (B·K, S, E)
             let (queries, keys, weights) = batch.weights(query, key, window, self.heads)?;
-            let gradient = batch.queries_of(&gradient, self.heads)?;
-            let gradient = match &batch.real {
-                None => gradient,
-                Some(real) => gradient
-                    .reshape((batch.rows, heads, batch.queries, width))?
-                    .broadcast_mul(real)?
-                    .reshape(gradient.shape())?,
-            };
-            let along = batch.queries_of(&along, Heads { width: 1, ..self.heads })?; // (B·K, H/K·T, 1)
+            let gradient = batch.real_queries_of(&gradient, self.heads)?;
+            let along = batch.real_queries_of(&along, Heads { width: 1, ..self.heads })?; // (B·K, H/K·T, 1)
             to_value.push(weights.t()?.contiguous()?.matmul(&gradient)?.reshape(((), width))?);
             let to_scores = (gradient.matmul(&values.t()?)?.broadcast_sub(&along)? * weights)?; // (B·K, H/K·T, S)
             to_query.push(to_scores.matmul(&keys)?.reshape(((), width))?);
@@ -212,7 +205,8 @@ impl Attention {
         let of_keys = |parts: &[Tensor]| -> Result<Tensor> {
             let all = Tensor::cat(parts, 0)?;
             let mut places = self.keys_back.iter();
-            let first = places.next().map_or_else(|| all.clone().narrow(0, 0, 0), |places| all.index_select(places, 0))?;
+            let first =
+                places.next().map_or_else(|| all.clone().narrow(0, 0, 0), |places| all.index_select(places, 0))?;
             let sum = places.try_fold(first, |sum, places| sum + all.index_select(places, 0)?)?;
             sum.reshape((tokens, kv_heads, width))
         };
@@ -229,13 +223,7 @@ fn rows(parts: &[Tensor], at: &Tensor) -> Result<Tensor> {
 }
 
 impl Batch {
-    fn new(
-        rows: &[Row],
-        heads: Heads,
-        windows: &[Option<usize>],
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Self> {
+    fn new(rows: &[Row], heads: Heads, windows: &[Option<usize>], dtype: DType, device: &Device) -> Result<Self> {
         let queries = rows.iter().map(|row| row.queries.len()).max().unwrap_or(0);
         // One more than there are, so that there is always a place that no query sees.
         let keys = (rows.iter().map(Row::keys).max().unwrap_or(0) + 1).next_multiple_of(8);
@@ -243,7 +231,9 @@ impl Batch {
         let mut keys_at = vec![0u32; rows.len() * heads.keys * keys];
         for (row, at) in rows.iter().zip(queries_at.chunks_exact_mut((heads.queries * queries).max(1))) {
             for (head, at) in at.chunks_exact_mut(queries).enumerate() {
-                at.iter_mut().zip(row.queries.clone()).for_each(|(at, token)| *at = (token * heads.queries + head) as u32);
+                at.iter_mut()
+                    .zip(row.queries.clone())
+                    .for_each(|(at, token)| *at = (token * heads.queries + head) as u32);
             }
         }
         for (row, at) in rows.iter().zip(keys_at.chunks_exact_mut(heads.keys * keys)) {
@@ -289,6 +279,14 @@ impl Batch {
     fn queries_of(&self, x: &Tensor, heads: Heads) -> Result<Tensor> {
         let shape = (self.rows * heads.keys, heads.queries / heads.keys * self.queries, heads.width);
         x.reshape(((), heads.width))?.index_select(&self.queries_at, 0)?.reshape(shape)
+    }
+
+    /// The same, zero where a query is padding.
+    fn real_queries_of(&self, x: &Tensor, heads: Heads) -> Result<Tensor> {
+        let of_rows = self.queries_of(x, heads)?;
+        let Some(real) = &self.real else { return Ok(of_rows) };
+        let by_row = (self.rows, heads.queries, self.queries, heads.width);
+        of_rows.reshape(by_row)?.broadcast_mul(real)?.reshape(of_rows.shape())
     }
 
     /// Of tokens (N, K, E) those that are keys here: (B·K, S, E).

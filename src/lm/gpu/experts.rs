@@ -90,7 +90,13 @@ fn dense_back(layer: &Dense, trace: &DenseTrace, gradient: &Tensor, gradients: &
 }
 
 /// The sum of the experts that each token uses. Rows are gathered, never scattered: each token has P of them.
-fn mixture(x: &Tensor, router: &Tensor, experts: &[Dense], per_token: usize, normalise: bool) -> Result<(Tensor, Mixed)> {
+fn mixture(
+    x: &Tensor,
+    router: &Tensor,
+    experts: &[Dense],
+    per_token: usize,
+    normalise: bool,
+) -> Result<(Tensor, Mixed)> {
     let device = x.device();
     let count = x.dim(0)?;
     let likely = softmax(&x.matmul(&router.detach().t()?)?.to_dtype(DType::F32)?)?; // (N, X)
@@ -108,8 +114,7 @@ fn mixture(x: &Tensor, router: &Tensor, experts: &[Dense], per_token: usize, nor
         tokens.push(*token as u32);
         order.push((token * per_token + place) as u32);
     }
-    let used: Vec<(usize, usize)> =
-        users.iter().map(Vec::len).enumerate().filter(|(_, count)| *count > 0).collect();
+    let used: Vec<(usize, usize)> = users.iter().map(Vec::len).enumerate().filter(|(_, count)| *count > 0).collect();
     let chosen: Vec<u32> = chosen.iter().flatten().map(|expert| *expert as u32).collect();
     let chosen = Tensor::from_vec(chosen, (count, per_token), device)?;
     let (tokens, order) = (Tensor::new(tokens.as_slice(), device)?, Tensor::new(order.as_slice(), device)?);
@@ -148,9 +153,8 @@ impl Mixed {
         let dtype = self.x.dtype();
         // To the shares: the gradient times what the expert gave.
         let wide = gradient.to_dtype(DType::F32)?;
-        let of_place = |rows: &Tensor| {
-            (self.results.index_select(rows, 0)?.to_dtype(DType::F32)? * &wide)?.sum_keepdim(D::Minus1)
-        };
+        let of_place =
+            |rows: &Tensor| (self.results.index_select(rows, 0)?.to_dtype(DType::F32)? * &wide)?.sum_keepdim(D::Minus1);
         let to_shares = Tensor::cat(&self.rows.iter().map(of_place).collect::<Result<Vec<_>>>()?, 1)?; // (N, P)
         let to_kept = if normalise {
             let along = (&to_shares * &self.shares)?.sum_keepdim(D::Minus1)?;

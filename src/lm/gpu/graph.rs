@@ -125,19 +125,29 @@ pub(in crate::lm) fn scores_of(
     sequences: &[Sequence],
     graph: bool,
 ) -> Result<(Tensor, Option<Tensor>), LmError> {
+    scores_keeping(model, reference, sequences, if graph { Keep::Everything } else { Keep::Nothing })
+}
+
+/// As [`scores_of`], with a graph if anything is kept for it.
+pub(super) fn scores_keeping(
+    model: &Model,
+    reference: Option<&Model>,
+    sequences: &[Sequence],
+    keep: Keep,
+) -> Result<(Tensor, Option<Tensor>), LmError> {
     let layout = Layout::new(sequences);
     let outputs = layout.outputs;
     if outputs == 0 {
         let nothing = || Tensor::zeros(0, DType::F32, model.device());
         return Ok((nothing()?, reference.map(|_| nothing()).transpose()?));
     }
-    let wanted: Vec<(String, Tensor)> = if graph {
+    let wanted: Vec<(String, Tensor)> = if keep != Keep::Nothing {
         let named = model.weights().iter().filter(|(_, weight)| wants(weight));
         named.map(|(name, weight)| (name.clone(), weight.clone())).collect()
     } else {
         Vec::new()
     };
-    let keep = if wanted.is_empty() { Keep::Nothing } else { Keep::Inputs };
+    let keep = if wanted.is_empty() { Keep::Nothing } else { keep };
     let mut scored = Scored::new(model, reference, layout, keep)?;
     let mut values = std::mem::take(&mut scored.logprobs);
     values.extend(scored.kls.take().unwrap_or_default());

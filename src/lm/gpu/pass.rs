@@ -31,13 +31,12 @@ pub(super) struct Context {
 pub(super) fn turn(model: &Model, positions: &[u32]) -> Result<Turn> {
     let half = model.config().head_dim / 2;
     let frequencies: Vec<f32> = (0..half).map(|pair| model.config().frequency(pair)).collect();
-    let angles = positions.iter().flat_map(|position| {
-        frequencies.iter().map(move |frequency| f64::from(*position as f32 * frequency))
-    });
+    let angles = positions
+        .iter()
+        .flat_map(|position| frequencies.iter().map(move |frequency| f64::from(*position as f32 * frequency)));
     let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
-    let tensor = |values: Vec<f32>| {
-        Tensor::from_vec(values, (positions.len(), half), model.device())?.to_dtype(model.dtype())
-    };
+    let tensor =
+        |values: Vec<f32>| Tensor::from_vec(values, (positions.len(), half), model.device())?.to_dtype(model.dtype());
     Ok(Turn { cos: tensor(cos)?, sin: tensor(sin)? })
 }
 
