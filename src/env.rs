@@ -71,6 +71,24 @@ pub const TEST_DATA: Variable = Variable {
     doc: "An optional directory of real models and data. Tests that need it skip with a printed reason where it is absent. Read by tests and benchmarks only.",
 };
 
+/// A Python with `torch` and `transformers`, for tests.
+pub const TEST_PYTHON: Variable = Variable {
+    name: "SAMI_TEST_PYTHON",
+    doc: "For tests: a Python that has `torch`, `transformers` and `peft`, which the language model is compared with. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
+};
+
+/// A Python with `torch` and `transformers`, for benchmarks.
+pub const BENCH_PYTHON: Variable = Variable {
+    name: "SAMI_BENCH_PYTHON",
+    doc: "For benchmarks: a Python that has `torch` and `transformers`, to be compared with. Default `python3`.",
+};
+
+/// A Python with llama.cpp, for benchmarks.
+pub const BENCH_LLAMA: Variable = Variable {
+    name: "SAMI_BENCH_LLAMA",
+    doc: "For benchmarks: a Python that has `llama-cpp-python`, `gguf` and `numpy`. Without it llama.cpp is left out.",
+};
+
 /// Where a test makes the process fail.
 pub const FAULT: Variable = Variable {
     name: "SAMI_FAULT",
@@ -110,8 +128,11 @@ pub const ALL: &[&Variable] = &[
     &CUDA_LIBS,
     &VISIBLE,
     &TEST_DATA,
+    &TEST_PYTHON,
     &FAULT,
     &BLESS,
+    &BENCH_PYTHON,
+    &BENCH_LLAMA,
 ];
 
 impl Variable {

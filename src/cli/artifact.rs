@@ -36,7 +36,7 @@ pub(super) fn show(context: &Context, store: &Store, index: &Index, what: &str) 
             "size": known.manifest.size(),
             "files": known.manifest.files,
             "paths": store.files(&known.id)?,
-            "external": store.external_directory(&known.id)?,
+            "external": store.external(&known.id)?.map(|external| external.directory),
             "record": known.record,
             "made_by": known.makers,
             "used_by": known.users,
@@ -64,8 +64,8 @@ fn page(store: &Store, index: &Index, known: &Known) -> Result<String, StoreErro
         Some(record) => page.record(store, index, record),
         None => page.line("source", "read from outside the pipeline; no node made it"),
     }
-    if let Some(directory) = store.external_directory(&known.id)? {
-        page.line("left in", &directory.display().to_string());
+    if let Some(external) = store.external(&known.id)? {
+        page.line("left in", &external.directory.display().to_string());
     }
     uses("also by", known.makers.get(1..).unwrap_or_default(), &mut page);
     uses("used by", &known.users, &mut page);

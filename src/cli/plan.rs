@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::figures::{clock, count, cut, plural, seconds};
+use super::figures::{bytes, clock, count, cut, plural, seconds};
 use super::table::Table;
 use super::{CommandResult, Context, DONE, PipelineArgs, PlanArgs, context};
 use crate::exec::{self, Bare, Finding, Plan, PlanOptions, Reason, State, Step};
@@ -23,11 +23,17 @@ pub(crate) fn describe(pipeline: &Pipeline, state: &State) -> (&'static str, Str
         State::Outside => ("", String::new()),
         State::Hit { .. } => ("hit", String::new()),
         State::Run { reason, .. } => ("run", reason.to_string()),
-        State::Unknown { until } => {
-            let names: Vec<&str> = until.iter().map(|node| pipeline.nodes[*node].name.as_str()).collect();
-            ("unknown", format!("until {}", names.join(", ")))
+        State::Unknown { until, downloads } => {
+            let names = until.iter().map(|node| pipeline.nodes[*node].name.clone());
+            let models = downloads.iter().map(|(name, bytes)| format!("{name} is downloaded{}", size(*bytes)));
+            ("unknown", format!("until {}", names.chain(models).collect::<Vec<_>>().join(", ")))
         }
     }
+}
+
+/// ` (14.5 GiB)`, if it is known.
+fn size(of: Option<u64>) -> String {
+    of.map(|size| format!(" ({})", bytes(size))).unwrap_or_default()
 }
 
 /// What planning needs and gives.
@@ -174,14 +180,22 @@ fn explanation(store: &Store, steps: &[Step]) -> Result<String, context::Failure
                 format!("{name} is fresh: artifact {}{}", artifact.short(), made.unwrap_or_default())
             }
             Finding::Waits { input } => {
-                let next = steps.get(at + 1).map_or("another node", |next| next.name.as_str());
-                format!("{name} is unknown until {next} has run: input {input} comes from it")
+                let next = steps.get(at + 1);
+                let verb = match next {
+                    Some(Step { finding: Finding::Absent { .. }, .. }) => "is there",
+                    _ => "has run",
+                };
+                let next = next.map_or("another node", |next| next.name.as_str());
+                format!("{name} is unknown until {next} {verb}: input {input} comes from it")
             }
             Finding::Runs { reason: Reason::Changed(changes), .. } => format!("{name} has to run{}", listed(changes)),
             Finding::Runs { reason, .. } => format!("{name} has to run: {reason}"),
             Finding::Remade { changes } => format!("{name} made that anew{}", listed(changes)),
             Finding::Differs => format!("{name} made that anew from the same inputs and fields, with another result"),
             Finding::Source => format!("{name} comes from outside and is not what it was"),
+            Finding::Absent { bytes } => {
+                format!("{name} is not in the hub's cache{}; `sami run` downloads it", size(*bytes))
+            }
         };
         text.push_str(&line);
         text.push('\n');
@@ -211,6 +225,7 @@ fn step_as_json(step: &Step) -> Value {
         Finding::Remade { changes: list } => json!({"finding": "remade", "changes": changes(list)}),
         Finding::Differs => json!({"finding": "differs"}),
         Finding::Source => json!({"finding": "source"}),
+        Finding::Absent { bytes } => json!({"finding": "absent", "bytes": bytes}),
     };
     value["node"] = json!(step.name);
     value

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Map, Value};
 
-use super::figures::{count, cut, figure, plural, seconds};
+use super::figures::{bytes, count, cut, figure, plural, seconds};
 use super::table::Table;
 use super::{context, render};
 use crate::diag::Diagnostic;
@@ -87,18 +87,38 @@ impl Report {
                 });
             }
             Form::Lines(told) => {
-                if let Event::NodeProgress { node, progress, seconds: passed } = event {
-                    let last = told.entry(node.clone()).or_insert_with(Instant::now);
-                    if last.elapsed() >= BEAT {
-                        *last = Instant::now();
-                        let line = format!("      {node:<width$}  {}", how_far(progress, *passed), width = self.names);
-                        self.line(line.trim_end());
+                let (name, far) = match event {
+                    Event::NodeProgress { node, progress, seconds: passed } => (node, how_far(progress, *passed)),
+                    Event::Download { model, done, total, seconds: passed, finished: false } => {
+                        (model, downloaded(*done, *total, *passed))
                     }
+                    _ => return self.tell_in_words(event),
+                };
+                let last = told.entry(name.clone()).or_insert_with(Instant::now);
+                if last.elapsed() >= BEAT {
+                    *last = Instant::now();
+                    self.line(format!("      {name:<width$}  {far}", width = self.names).trim_end());
                 }
-                self.tell_in_words(event);
             }
             Form::Bars(all, bars) => {
                 match event {
+                    Event::Download { model, finished: true, .. } => {
+                        if let Some(bar) = bars.remove(model) {
+                            bar.finish_and_clear();
+                        }
+                    }
+                    Event::Download { model, done, total, .. } => {
+                        let bar = bars.entry(model.clone()).or_insert_with(|| {
+                            let bar = all.add(ProgressBar::new(*total).with_prefix(model.clone()));
+                            bar.set_style(
+                                style("{spinner} {prefix}  [{bar:24}] {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}, {eta} left")
+                                    .progress_chars("=> "),
+                            );
+                            bar
+                        });
+                        bar.set_length(*total);
+                        bar.set_position(*done);
+                    }
                     Event::NodeStart { node, why, .. } => {
                         let bar = all.add(ProgressBar::new_spinner().with_prefix(node.clone()));
                         bar.set_style(style("{spinner} {prefix}  {elapsed}  {wide_msg}"));
@@ -131,6 +151,9 @@ impl Report {
             self.line(line.trim_end());
         };
         match event {
+            Event::Download { model, total, seconds: took, finished: true, .. } => {
+                say("came", model, &format!("{} from the hub in {}", bytes(*total), seconds(*took)));
+            }
             Event::Start { run, nodes, hits, .. } => {
                 let hits = if *hits > 0 { format!(", {} fresh", count(*hits as u64)) } else { String::new() };
                 self.line(&format!("run {run}: {}{hits}", plural(*nodes as u64, "node")));
@@ -158,7 +181,7 @@ impl Report {
                 self.line("interrupted: finishing the batches in hand; once more to stop at once");
             }
             Event::Interrupt { again: true } => self.line("interrupted again: stopping at once"),
-            Event::NodeProgress { .. } | Event::NodeFail { .. } | Event::Done { .. } => {}
+            Event::Download { .. } | Event::NodeProgress { .. } | Event::NodeFail { .. } | Event::Done { .. } => {}
         }
     }
 
@@ -233,6 +256,12 @@ fn move_bar(bar: &ProgressBar, progress: &Progress) {
     bar.set_position(progress.done);
     let metrics: Vec<String> = headline(&progress.metrics);
     bar.set_message([vec![progress.unit.clone()], metrics].concat().join(" · "));
+}
+
+/// `1.2 GiB of 14.0 GiB, 80.0 MiB/s`
+fn downloaded(done: u64, total: u64, passed: f64) -> String {
+    let rate = if passed > 0.0 { format!(", {}/s", bytes((done as f64 / passed) as u64)) } else { String::new() };
+    format!("{} of {}{rate}", bytes(done), bytes(total))
 }
 
 /// `120/500 rows, 4.1/s, 1 m 33 s left · loss 0.5`

@@ -15,6 +15,8 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let store = Store::open(&context.cache_directory(Some(&args.pipeline.pipeline))?)?;
     let mut index = Index::open(&store)?;
     let wanted = PlanOptions { targets: args.targets.clone(), force: args.force.clone(), put_sources: true };
+    let mut report = Report::new(context.json());
+    exec::fetch(&pipeline, &graph, &args.targets, &mut |event| report.tell(event))?;
     let mut plan = exec::plan(&pipeline, &graph, &store, &mut index, &wanted)?;
     let program = program()?;
     let stale = plan.order.iter().any(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
@@ -28,7 +30,6 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         gpus,
         keep_going: args.keep_going,
     };
-    let mut report = Report::new(context.json());
     let mut tell = |event: &Event| report.tell(event);
     let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell)?;
     report.end(&summary);

@@ -13,6 +13,19 @@ use crate::store::RunNode;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
+    /// A model comes from the hub, before the run begins.
+    Download {
+        /// Its name in the pipeline.
+        model: String,
+        /// Bytes that are there.
+        done: u64,
+        /// Bytes that are downloaded, as far as they are known by now.
+        total: u64,
+        /// Wall seconds since the download began.
+        seconds: f64,
+        /// Whether it is whole and checked.
+        finished: bool,
+    },
     /// The run begins.
     Start {
         /// The run's id.

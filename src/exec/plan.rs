@@ -47,10 +47,12 @@ pub enum State {
         /// Why.
         reason: Reason,
     },
-    /// Whether it has to run shows when others have run.
+    /// Whether it has to run shows when others have run or models are there.
     Unknown {
         /// The nodes that have to run before, by index, ascending; the first few if they are many.
         until: Vec<usize>,
+        /// The models that have to be downloaded before, each with its bytes if the hub tells.
+        downloads: BTreeMap<String, Option<u64>>,
     },
 }
 
@@ -85,43 +87,55 @@ pub fn plan(
     index: &mut Index,
     options: &PlanOptions,
 ) -> Result<Plan, ExecError> {
-    let targets = match &options.targets[..] {
-        [] => (0..pipeline.nodes.len()).collect(),
-        names => select(pipeline, names, Bare::Last)?,
-    };
+    let order = asked(pipeline, graph, &options.targets)?;
     let force: BTreeSet<usize> = select(pipeline, &options.force, Bare::All)?.into_iter().collect();
-    let mut asked = vec![false; pipeline.nodes.len()];
-    graph.closure(&targets).into_iter().for_each(|node| asked[node] = true);
-    let order: Vec<usize> = graph.order().iter().copied().filter(|node| asked[*node]).collect();
     let sources = Sources::resolve(pipeline, &order, store, index, options.put_sources)?;
     let records = Records::load(&pipeline.name, index);
     let mut plan = Plan { nodes: vec![State::Outside; pipeline.nodes.len()], order, force, sources, records };
     for at in 0..plan.order.len() {
         let node = plan.order[at];
-        let until = plan.waits_for(pipeline, node);
-        plan.nodes[node] =
-            if until.is_empty() { plan.decide(pipeline, store, index, node)? } else { State::Unknown { until } };
+        let (until, downloads) = plan.waits_for(pipeline, node);
+        plan.nodes[node] = if until.is_empty() && downloads.is_empty() {
+            plan.decide(pipeline, store, index, node)?
+        } else {
+            State::Unknown { until, downloads }
+        };
     }
     index.save_stamps(&plan.records.stamps);
     Ok(plan)
 }
 
+/// The nodes of these names and all that they need, each after what it needs; all nodes if no name is given.
+pub(super) fn asked(pipeline: &Pipeline, graph: &Graph, targets: &[String]) -> Result<Vec<usize>, ExecError> {
+    let targets = match targets {
+        [] => (0..pipeline.nodes.len()).collect(),
+        names => select(pipeline, names, Bare::Last)?,
+    };
+    let mut asked = vec![false; pipeline.nodes.len()];
+    graph.closure(&targets).into_iter().for_each(|node| asked[node] = true);
+    Ok(graph.order().iter().copied().filter(|node| asked[*node]).collect())
+}
+
 impl Plan {
-    /// The nodes that have to run before anything is known of a node.
-    fn waits_for(&self, pipeline: &Pipeline, node: usize) -> Vec<usize> {
-        let mut until = Vec::new();
+    /// The nodes that have to run, and the models that have to be downloaded, before anything is known of a node.
+    fn waits_for(&self, pipeline: &Pipeline, node: usize) -> (Vec<usize>, BTreeMap<String, Option<u64>>) {
+        let (mut until, mut downloads) = (Vec::new(), BTreeMap::new());
         for link in &pipeline.nodes[node].links {
+            downloads.extend(self.sources.absent(link).map(|(name, bytes)| (name.clone(), bytes)));
             let Target::Node(input) = link.target else { continue };
             match &self.nodes[input] {
                 State::Run { .. } => until.push(input),
-                State::Unknown { until: further } => until.extend(further),
+                State::Unknown { until: further, downloads: more } => {
+                    until.extend(further);
+                    downloads.extend(more.iter().map(|(name, bytes)| (name.clone(), *bytes)));
+                }
                 State::Hit { .. } | State::Outside => {}
             }
         }
         until.sort_unstable();
         until.dedup();
         until.truncate(MOST_UNTIL);
-        until
+        (until, downloads)
     }
 
     /// The recipe of a node whose inputs are all known.

@@ -1,27 +1,25 @@
-//! What enters from outside: slices of datasets, and model directories.
+//! What enters from outside: slices of datasets, and models.
 //!
 //! Both are inputs by content. A slice becomes an artifact of its own, so that a row that no node takes makes nothing
-//! stale; a model's files are hashed where they are. What a source was is remembered by its declaration and the
+//! stale; a model's files are hashed where they are (`model`). What a source was is remembered by its declaration and the
 //! stamps of its files, so that one that no one touched is not read again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::json;
 
 use super::ExecError;
+use super::model::{Located, locate};
 use crate::diag::Diagnostic;
 use crate::digest::{Digest, Hasher};
-use crate::fs::{self, Stamp};
+use crate::fs::Stamp;
 use crate::pipeline::check;
 use crate::pipeline::dataset::{self, DatasetSpec, Row, RowSource};
-use crate::pipeline::{ArtifactType, Link, ModelSource, Pipeline, Target};
+use crate::pipeline::{ArtifactType, Link, Pipeline, Target};
 use crate::store::{Blob, Health, Index, Manifest, Stamps, Store, StoreError};
-
-/// The file of a model artifact that says how its weights are to be read, where the pipeline says so.
-const DTYPE_FILE: &str = "sami.json";
 
 /// A source as nodes take it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,6 +51,8 @@ type Slices = BTreeMap<(u64, Option<u64>), Range<usize>>;
 #[derive(Debug, Default)]
 pub(super) struct Sources {
     ids: HashMap<Source, Digest>,
+    /// Models that are to be downloaded before anything is known of them, each with its bytes if those are known.
+    absent: BTreeMap<String, Option<u64>>,
 }
 
 /// What sources are read for.
@@ -101,6 +101,14 @@ impl Sources {
     pub(super) fn id(&self, link: &Link) -> Option<Digest> {
         Source::of(link).and_then(|source| self.ids.get(&source).copied())
     }
+
+    /// The model that a link leads to, with its bytes, if it has to be downloaded first.
+    pub(super) fn absent(&self, link: &Link) -> Option<(&String, Option<u64>)> {
+        match &link.target {
+            Target::Model(name) => self.absent.get_key_value(name).map(|(name, bytes)| (name, *bytes)),
+            _ => None,
+        }
+    }
 }
 
 /// Sees to it that a source is in the store and whole before a node takes it. Returns what is wrong if it is no longer
@@ -125,10 +133,11 @@ pub(super) fn provide(
         }
         Source::Model(name) => {
             let Some(model) = pipeline.models.get(name) else { return Ok(changed(name)) };
-            let directory = pipeline.directory.join(&model.path);
-            let here = std::path::absolute(&directory)?;
-            if store.manifest(id).is_err() || store.external_directory(id)?.as_deref() != Some(here.as_path()) {
-                let put = model_artifact(model, &directory, Some(store))?;
+            let Ok(Located::Here(place)) = locate(name, model, pipeline) else {
+                return Ok(Some(format!("the files of model `{name}` are gone")));
+            };
+            if store.manifest(id).is_err() || store.external(id)?.as_ref() != Some(&place.external) {
+                let put = place.artifact(model, Some(store))?;
                 if put != *id {
                     return Ok(changed(name));
                 }
@@ -204,25 +213,33 @@ impl Reader<'_> {
         findings: &mut Vec<Diagnostic>,
     ) -> Result<(), ExecError> {
         let Some(model) = self.pipeline.models.get(name) else { return Ok(()) };
-        let directory = self.pipeline.directory.join(&model.path);
+        let place = match locate(name, model, self.pipeline) {
+            Ok(Located::Here(place)) => place,
+            Ok(Located::Absent { bytes }) => {
+                sources.absent.insert(name.to_owned(), bytes);
+                return Ok(());
+            }
+            Err(finding) => {
+                findings.push(*finding);
+                return Ok(());
+            }
+        };
         let source = Source::Model(name.to_owned());
-        let declared = model_files(&directory).and_then(|files| declaration_of_model(model, &directory, &files));
+        let declared = place.declaration(model);
         if let Some(id) = declared.as_ref().ok().and_then(|(declared, _)| index.source(declared)) {
             sources.ids.insert(source, id);
             return Ok(());
         }
-        if let Some(finding) = check::model_directory(name, model, self.pipeline) {
+        if let Some(finding) = check::model(name, model, self.pipeline) {
             findings.push(finding);
             return Ok(());
         }
         let read = match declared {
-            Ok((declared, settled)) => {
-                model_artifact(model, &directory, self.put.then_some(self.store)).inspect(|id| {
-                    if settled {
-                        index.remember_source(&declared, id);
-                    }
-                })
-            }
+            Ok((declared, settled)) => place.artifact(model, self.put.then_some(self.store)).inspect(|id| {
+                if settled {
+                    index.remember_source(&declared, id);
+                }
+            }),
             Err(error) => Err(error.into()),
         };
         match read {
@@ -239,13 +256,13 @@ impl Reader<'_> {
 }
 
 /// A hasher of declarations. What this version makes of a source, another one may not.
-fn hasher(what: &str) -> Hasher {
+pub(super) fn hasher(what: &str) -> Hasher {
     let mut hasher = Hasher::new();
     hasher.text(env!("CARGO_PKG_VERSION")).text(what);
     hasher
 }
 
-fn add_stamp(hasher: &mut Hasher, stamp: &Stamp) {
+pub(super) fn add_stamp(hasher: &mut Hasher, stamp: &Stamp) {
     hasher.number(stamp.size).number(stamp.modified as u64).number(stamp.changed as u64).number(stamp.inode);
 }
 
@@ -274,24 +291,6 @@ fn declaration_of_slice(declared: &Digest, skip: u64, take: Option<u64>) -> Dige
     hasher.digest(declared).number(skip).number(u64::from(take.is_some())).number(take.unwrap_or(0)).finish()
 }
 
-/// All that decides what a model is, and whether the stamps in it can be gone by.
-pub(super) fn declaration_of_model(
-    model: &ModelSource,
-    directory: &Path,
-    files: &BTreeMap<String, PathBuf>,
-) -> io::Result<(Digest, bool)> {
-    let mut hasher = hasher("model");
-    hasher.text(&std::path::absolute(directory)?.to_string_lossy()).text(model.dtype.as_deref().unwrap_or(""));
-    let mut settled = true;
-    for (name, path) in files {
-        let gone = || io::Error::new(io::ErrorKind::NotFound, format!("its `{name}` is gone"));
-        let stamp = Stamp::of(path)?.ok_or_else(gone)?;
-        settled &= stamp.is_settled();
-        add_stamp(hasher.text(name), &stamp);
-    }
-    Ok((hasher.finish(), settled))
-}
-
 /// The id of the artifact of rows; it is put into the store, if one is given.
 fn rows_artifact(rows: &[Row], store: Option<&Store>) -> Result<Digest, StoreError> {
     let mut bytes = Vec::new();
@@ -311,71 +310,6 @@ fn rows_artifact(rows: &[Row], store: Option<&Store>) -> Result<Digest, StoreErr
     }
 }
 
-/// The id of the artifact of a model directory; it is recorded in the store, if one is given. Reads all files.
-fn model_artifact(model: &ModelSource, directory: &Path, store: Option<&Store>) -> Result<Digest, StoreError> {
-    let mut files = BTreeMap::new();
-    for (name, path) in model_files(directory)? {
-        let (mut hasher, mut size) = (blake3::Hasher::new(), 0);
-        fs::each_block(&mut fs_err::File::open(&path)?, |block| {
-            hasher.update(block);
-            size += block.len() as u64;
-            Ok(())
-        })?;
-        files.insert(name, Blob { digest: hasher.finalize().into(), size });
-    }
-    if let Some(dtype) = &model.dtype {
-        let bytes = json!({"dtype": dtype}).to_string().into_bytes();
-        let blob = match store {
-            Some(store) => store.put_bytes(&bytes)?,
-            None => blob_of(&bytes),
-        };
-        files.insert(DTYPE_FILE.to_owned(), blob);
-    }
-    let kind = ArtifactType::Model.name();
-    match store {
-        Some(store) => store.put_external(kind, directory, &files),
-        None => Ok(Manifest { kind: kind.to_owned(), files }.id()),
-    }
-}
-
-fn blob_of(bytes: &[u8]) -> Blob {
+pub(super) fn blob_of(bytes: &[u8]) -> Blob {
     Blob { digest: Digest::of(bytes), size: bytes.len() as u64 }
-}
-
-/// The files of a directory that make it a model: configuration, tokenizer and weights. Of weights in several forms
-/// those count that `transformers` would load.
-pub(super) fn model_files(directory: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
-    const INDEX: &str = "model.safetensors.index.json";
-    let mut files = BTreeMap::new();
-    for entry in fs_err::read_dir(directory)? {
-        let path = entry?.path();
-        let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.')) else {
-            continue;
-        };
-        let counts = ["json", "jinja", "model", "safetensors", "txt"];
-        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        if counts.contains(&extension) && name != DTYPE_FILE && path.is_file() {
-            files.insert(name.to_owned(), path);
-        }
-    }
-    let one = files.contains_key("model.safetensors");
-    let shards: Option<BTreeSet<String>> = match files.get(INDEX) {
-        _ if one => Some(BTreeSet::from(["model.safetensors".to_owned()])),
-        Some(path) => shard_names(path)?,
-        None => None,
-    };
-    if one {
-        files.remove(INDEX);
-    }
-    if let Some(shards) = shards {
-        files.retain(|name, _| !name.ends_with(".safetensors") || shards.contains(name));
-    }
-    Ok(files)
-}
-
-/// The weight files that an index names; `None` if it cannot be read, which the worker will say better.
-fn shard_names(index: &Path) -> io::Result<Option<BTreeSet<String>>> {
-    let index: serde_json::Value = serde_json::from_slice(&fs_err::read(index)?).unwrap_or_default();
-    let map = index.get("weight_map").and_then(|map| map.as_object());
-    Ok(map.map(|map| map.values().filter_map(|name| name.as_str().map(str::to_owned)).collect()))
 }

@@ -103,7 +103,7 @@ impl Project {
             State::Outside => "outside".to_owned(),
             State::Hit { .. } => "hit".to_owned(),
             State::Run { reason, .. } => format!("run: {reason}"),
-            State::Unknown { until } => format!("until {}", until.iter().map(name).collect::<Vec<_>>().join(" ")),
+            State::Unknown { until, .. } => format!("until {}", until.iter().map(name).collect::<Vec<_>>().join(" ")),
         };
         plan.nodes.iter().map(word).collect()
     }
@@ -283,9 +283,10 @@ fn a_model_that_was_read_once_is_known_by_its_stamps_and_left_where_it_is() {
     assert_eq!(files["model.safetensors"], project.folder.path().join("model/model.safetensors"));
     assert_eq!(fs_err::read_to_string(&files["sami.json"]).unwrap(), "{\"dtype\":\"f16\"}");
     // It is not read again: an artifact remembered in its place is believed.
-    let directory = project.folder.path().join("model");
-    let files = source::model_files(&directory).unwrap();
-    let (declared, settled) = source::declaration_of_model(&pipeline.models["m"], &directory, &files).unwrap();
+    let model::Located::Here(place) = model::locate("m", &pipeline.models["m"], &pipeline).unwrap() else {
+        panic!("a directory is here")
+    };
+    let (declared, settled) = place.declaration(&pipeline.models["m"]).unwrap();
     assert!(settled && project.index.source(&declared) == Some(first));
     let fake = crate::digest::Digest::of(b"fake");
     project.index.remember_source(&declared, &fake);

@@ -39,6 +39,11 @@ pub enum Finding {
     Differs,
     /// A dataset or a model from outside that is not what it was.
     Source,
+    /// A model that is not in the hub's cache yet.
+    Absent {
+        /// What has to be downloaded, if the hub tells.
+        bytes: Option<u64>,
+    },
 }
 
 /// A step on the way up.
@@ -67,7 +72,13 @@ pub fn why(
             Target::Node(input) => plan.artifact(input).is_none(),
             _ => false,
         };
-        let Some(link) = pipeline.nodes[at].links.iter().find(open) else { break };
+        let links = &pipeline.nodes[at].links;
+        if let Some((link, (name, bytes))) = links.iter().find_map(|link| Some((link, plan.sources.absent(link)?))) {
+            steps.push(step(pipeline, at, Finding::Waits { input: link.field.path.clone() }));
+            steps.push(Step { name: name.clone(), finding: Finding::Absent { bytes } });
+            return Ok(steps);
+        }
+        let Some(link) = links.iter().find(open) else { break };
         let Target::Node(input) = link.target else { break };
         steps.push(step(pipeline, at, Finding::Waits { input: link.field.path.clone() }));
         at = input;

@@ -98,6 +98,13 @@ struct Sibling {
     size: Option<u64>,
 }
 
+/// The name that the hub gives a content: SHA-256 of a large file, git's digest of a small one.
+pub fn etag(content: &[u8], large: bool) -> String {
+    let mut digest = digest::Digest::of(&"0".repeat(if large { 64 } else { 40 }), content.len() as u64);
+    digest.update(content);
+    digest.finish().unwrap_or_default()
+}
+
 impl Settings {
     /// As the environment says, with the names and defaults of Python's `huggingface_hub`.
     pub fn from_env() -> Result<Self, HubError> {

@@ -1,48 +1,74 @@
 //! Reading prompts and going on from them token by token, with the keys and values of earlier tokens kept.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
 use super::decoder::Engine;
 use super::plain::{self, Cache, Places};
+use super::prefixes::Prefixes;
 use super::{LmError, Model, cpu, gpu};
 
+/// A row that enters.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entering<'a> {
+    /// Its tokens: the prompt, and what was sampled already if it was in before.
+    pub(super) ids: &'a [u32],
+    /// Which of the prompts it is.
+    pub(super) prompt: usize,
+    /// Tokens that may follow.
+    pub(super) room: usize,
+}
+
 /// Rows of a batch in the middle of decoding.
+///
+/// After an error nothing more can be asked of it.
 pub(super) enum Decoding {
     /// On the CPU.
-    Cpu(cpu::Decoding),
+    Cpu(Box<cpu::Decoding>),
     /// On other devices.
     Tensors(gpu::Decoding),
     /// In candle's operations, padded.
-    Plain(Plain),
+    Plain(Option<Plain>),
 }
 
 impl Decoding {
-    /// Reads prompts, each with the number of tokens that may follow it. Puts the logits after each into `logits`: (B, V).
-    pub(super) fn start(model: &Model, prompts: &[(&[u32], usize)], logits: &mut Vec<f32>) -> Result<Self, LmError> {
-        match model.engine() {
-            Engine::Cpu => Ok(Self::Cpu(cpu::Decoding::start(model, prompts, logits)?)),
-            Engine::Tensors => {
-                let mut decoding = gpu::Decoding::new();
-                decoding.step(model, &[], &[], prompts, logits)?;
-                Ok(Self::Tensors(decoding))
-            }
-            Engine::Plain => Ok(Self::Plain(Plain::start(model, prompts, logits)?)),
-        }
+    /// Without rows. `prefixes` is what all prompts share, `pass` the number of tokens in one pass at most.
+    pub(super) fn new(model: &Model, prefixes: &Arc<Prefixes>, pass: usize) -> Result<Self, LmError> {
+        Ok(match model.engine() {
+            Engine::Cpu => Self::Cpu(Box::new(cpu::Decoding::new(model, Arc::clone(prefixes), pass)?)),
+            Engine::Tensors => Self::Tensors(gpu::Decoding::new(pass)),
+            Engine::Plain => Self::Plain(None),
+        })
     }
 
-    /// Goes on with those rows that are kept, by their ascending places in the last call, and a token for each; puts the
-    /// logits after each into `logits`: (B, V).
+    /// Whether rows may enter while others are going on.
+    pub(super) fn joins(&self) -> bool {
+        !matches!(self, Self::Plain(_))
+    }
+
+    /// Goes on with those rows that are kept, by their ascending places in the last call, and a token for each; the others
+    /// are finished. Others enter after them. Puts the logits after each into `logits`: (B, V).
     pub(super) fn step(
         &mut self,
         model: &Model,
         kept: &[usize],
         tokens: &[u32],
+        entering: &[Entering<'_>],
         logits: &mut Vec<f32>,
     ) -> Result<(), LmError> {
         match self {
-            Self::Cpu(decoding) => decoding.step(model, kept, tokens, logits),
-            Self::Tensors(decoding) => decoding.step(model, kept, tokens, &[], logits),
-            Self::Plain(decoding) => decoding.step(model, kept, tokens, logits),
+            Self::Cpu(decoding) => decoding.step(model, kept, tokens, entering, logits),
+            Self::Tensors(decoding) => decoding.step(model, kept, tokens, entering, logits),
+            Self::Plain(decoding) if kept.is_empty() => {
+                let prompts: Vec<(&[u32], usize)> = entering.iter().map(|row| (row.ids, row.room)).collect();
+                *decoding = Some(Plain::start(model, &prompts, logits)?);
+                Ok(())
+            }
+            Self::Plain(decoding) => {
+                let decoding = decoding.as_mut().expect("kept rows have entered");
+                decoding.step(model, kept, tokens, logits)
+            }
         }
     }
 }

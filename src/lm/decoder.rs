@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::decode::Decoding;
+use super::decode::{Decoding, Entering};
+use super::prefixes::Prefixes;
 use super::random::Stream;
 use super::{Config, Files, LmError, cpu, weights};
 
@@ -317,15 +318,23 @@ impl Model {
         &self.weights
     }
 
+    /// From now on what passes on the CPU take beside the weights is so many bytes at most. Work that can be done in smaller
+    /// parts then is; [`LmError::OutOfMemory`] or [`LmError::RowOutOfMemory`] where even the smallest does not fit.
+    pub fn limit_buffers(&self, bytes: Option<u64>) {
+        self.kept.limit(bytes);
+    }
+
     /// The logits of the token after each prompt: V numbers each. Builds no graph. Errs as [`super::sampling::sample`] does.
     pub fn next_logits(&self, prompts: &[&[u32]]) -> Result<Vec<Vec<f32>>, LmError> {
         self.check_prompts(prompts)?;
         if prompts.is_empty() {
             return Ok(Vec::new());
         }
-        let prompts: Vec<(&[u32], usize)> = prompts.iter().map(|prompt| (*prompt, 0)).collect();
+        let prefixes = Arc::new(Prefixes::of(prompts));
+        let entering: Vec<Entering<'_>> =
+            prompts.iter().enumerate().map(|(prompt, ids)| Entering { ids, prompt, room: 0 }).collect();
         let mut logits = Vec::new();
-        Decoding::start(self, &prompts, &mut logits)?;
+        Decoding::new(self, &prefixes, cpu::TOKENS_PER_PASS)?.step(self, &[], &[], &entering, &mut logits)?;
         Ok(logits.chunks(self.config.vocab_size).map(<[f32]>::to_vec).collect())
     }
 

@@ -21,6 +21,20 @@ pub enum LmError {
         /// Why not.
         what: String,
     },
+    /// There is no memory for what is to be computed together; fewer rows may fit.
+    #[error("the memory is full: {what}")]
+    OutOfMemory {
+        /// What could not be had.
+        what: String,
+    },
+    /// Not even one row fits the memory.
+    #[error("row {row} does not fit the memory, even by itself: {what}")]
+    RowOutOfMemory {
+        /// Index in the batch, from 0.
+        row: usize,
+        /// What could not be had.
+        what: String,
+    },
     /// A model directory lacks a file.
     #[error("the model has no `{name}`")]
     MissingFile {
@@ -165,6 +179,10 @@ impl LmError {
             Self::Io(_) => diagnostic("lm::io"),
             Self::Candle(_) => diagnostic("lm::tensor"),
             Self::Device { .. } => diagnostic("lm::device").help("name `cpu`, or `cuda:0` on a machine that has one"),
+            Self::OutOfMemory { .. } => diagnostic("lm::out-of-memory")
+                .help("lower `run.micro_batch`, run fewer nodes at once with `-j`, or take a machine with more memory"),
+            Self::RowOutOfMemory { .. } => diagnostic("lm::row-out-of-memory")
+                .help("shorten or drop the row, run fewer nodes at once with `-j`, or take a machine with more memory"),
             Self::MissingFile { .. } => diagnostic("lm::missing-file")
                 .help("name a directory with `config.json`, `tokenizer.json` and `model.safetensors`"),
             Self::PickledWeights { .. } => diagnostic("lm::pickled-weights")

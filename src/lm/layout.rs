@@ -83,25 +83,7 @@ impl Layout {
         layout
     }
 
-    /// Lays out prompts, their last tokens chosen. Equal prompts are laid out once: `rows[i]` says which chosen token is
-    /// the `i`th prompt's last.
-    pub(super) fn of_prompts(prompts: &[&[u32]]) -> (Self, Vec<usize>) {
-        let mut layout = Self::default();
-        let mut known: HashMap<&[u32], usize> = HashMap::new();
-        let mut rows = Vec::with_capacity(prompts.len());
-        for prompt in prompts {
-            let row = *known.entry(prompt).or_insert_with(|| {
-                let branch = layout.push(prompt, 0);
-                layout.chosen.push(branch.end - 1);
-                layout.predictions.push(Vec::new());
-                layout.groups.push(Group { prefix: branch.start..branch.start, branches: vec![branch] });
-                layout.groups.len() - 1
-            });
-            rows.push(row);
-        }
-        (layout, rows)
-    }
-
+    /// Adds tokens at the places from `position` on.
     pub(super) fn push(&mut self, ids: &[u32], position: usize) -> Range<usize> {
         let start = self.ids.len();
         self.ids.extend(ids);
@@ -159,11 +141,5 @@ mod tests {
         assert_eq!(layout.chosen, [3, 4, 5]);
         assert_eq!(layout.predictions, [vec![(0, 5), (3, 7)], vec![(1, 6)], vec![(2, 8)]]);
         assert_eq!(layout.outputs, 4);
-    }
-
-    #[test]
-    fn equal_prompts_are_read_once() {
-        let (layout, rows) = Layout::of_prompts(&[&[1, 2], &[3], &[1, 2]]);
-        assert_eq!((layout.ids, layout.chosen, rows), (vec![1, 2, 3], vec![1, 2], vec![0, 1, 0]));
     }
 }

@@ -1,12 +1,12 @@
 //! Sampling responses.
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::cpu::{exp_all, in_pool};
-use super::decode::Decoding;
-use super::random::Stream;
+use super::cpu::in_pool;
 use super::{LmError, Model, Tokenizer};
+
+mod batch;
+mod pick;
 
 /// How responses are sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,189 +76,58 @@ impl SamplingSettings {
     }
 }
 
-/// The likeliest token; the first of several.
-fn likeliest(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (token, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = token;
-        }
-    }
-    best as u32
+/// How many rows are sampled together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Rows at most; else as many as fit the memory and are worth it.
+    pub rows: Option<usize>,
 }
 
-/// Picks the next token of a row; `None` if a logit is not a number.
-fn pick(settings: &SamplingSettings, logits: &[f32], stream: &mut Stream) -> Option<u32> {
-    // One number for every token, whatever the settings.
-    let number = stream.uniform();
-    let mut weights = logits.to_vec();
-    let scale = (1.0 / settings.temperature).min(f64::from(f32::MAX)) as f32;
-    exp_all(&mut weights, if settings.temperature == 0.0 { 1.0 } else { scale });
-    let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
-    if !total.is_finite() {
-        return None;
-    }
-    if settings.temperature == 0.0 {
-        return Some(likeliest(logits));
-    }
-    let total = narrow(settings, &mut weights).unwrap_or(total);
-    let mut left = number * total;
-    for (token, weight) in weights.iter().enumerate() {
-        left -= f64::from(*weight);
-        if left < 0.0 {
-            return Some(token as u32);
-        }
-    }
-    // Rounding may leave a rest; the last token that can be has it.
-    weights.iter().rposition(|weight| *weight > 0.0).map(|token| token as u32)
-}
-
-/// Makes the weights zero that `top_k` and `top_p` do not want, and returns the sum of the others, if any did not want
-/// some. Of equally likely tokens the first stays.
-fn narrow(settings: &SamplingSettings, weights: &mut [f32]) -> Option<f64> {
-    let all = weights.len();
-    let few = settings.top_k > 0 && settings.top_k < all;
-    if !few && settings.top_p >= 1.0 {
-        return None;
-    }
-    let mut order: Vec<(f32, u32)> = weights.iter().copied().zip(0..).collect();
-    let likelier = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-    let mut kept = all;
-    if few {
-        kept = settings.top_k;
-        order.select_nth_unstable_by(kept - 1, likelier);
-    }
-    let sum = |weights: &[(f32, u32)]| -> f64 { weights.iter().map(|(weight, _)| f64::from(*weight)).sum() };
-    if settings.top_p < 1.0 {
-        order[..kept].sort_unstable_by(likelier);
-        let enough = settings.top_p * sum(&order[..kept]);
-        let mut before = 0.0;
-        let wanted = order[..kept].iter().take_while(|(weight, _)| {
-            let needed = before < enough;
-            before += f64::from(*weight);
-            needed
-        });
-        kept = wanted.count().max(1);
-    }
-    for (_, token) in &order[kept..] {
-        weights[*token as usize] = 0.0;
-    }
-    Some(weights.iter().map(|weight| f64::from(*weight)).sum())
-}
-
-/// A row that is not finished.
-struct Row {
-    index: usize,
-    stream: Stream,
-    ids: Vec<u32>,
-    room: usize,
-}
-
-/// Where the earliest stop text begins in a text.
-fn stop_at(text: &str, stop: &[String]) -> Option<usize> {
-    stop.iter().filter_map(|stop| text.find(stop.as_str())).min()
-}
-
-impl Row {
-    /// Takes a sampled token; returns the response if that ends it.
-    fn take(
-        &mut self,
-        token: u32,
-        ends: bool,
-        tokenizer: &Tokenizer,
-        stop: &[String],
-    ) -> Result<Option<Response>, LmError> {
-        if ends {
-            return self.end(Finish::Eos, tokenizer.decode(&self.ids)?);
-        }
-        self.ids.push(token);
-        if !stop.is_empty() {
-            let mut text = tokenizer.decode(&self.ids)?;
-            if let Some(end) = stop_at(&text, stop) {
-                text.truncate(end);
-                return self.end(Finish::Stop, text);
-            }
-        }
-        if self.ids.len() < self.room {
-            return Ok(None);
-        }
-        self.end(Finish::Length, tokenizer.decode(&self.ids)?)
-    }
-
-    fn end(&mut self, finish: Finish, text: String) -> Result<Option<Response>, LmError> {
-        Ok(Some(Response { ids: std::mem::take(&mut self.ids), text, finish }))
-    }
-}
-
-/// Samples a response to each prompt, as one batch.
+/// Samples a response to each prompt.
 ///
-/// A response to a prompt is the same whatever else is in the batch (CPU: to the bit). Errs on settings that mean
-/// nothing, and on a prompt that is empty or leaves no position for a new token, with its index.
+/// A response to a prompt is the same whatever the other prompts are (CPU: to the bit). Errs on settings that mean
+/// nothing, and on a prompt that is empty or leaves no position for a new token, with its index, before anything is
+/// sampled.
 pub fn sample(
     model: &Model,
     tokenizer: &Tokenizer,
     prompts: &[Prompt],
     settings: &SamplingSettings,
 ) -> Result<Vec<Response>, LmError> {
-    settings.check()?;
-    model.check_prompts(&prompts.iter().map(|prompt| prompt.ids.as_slice()).collect::<Vec<_>>())?;
-    if prompts.is_empty() || settings.max_new_tokens == 0 {
-        let nothing = |_| Response { ids: Vec::new(), text: String::new(), finish: Finish::Length };
-        return Ok(prompts.iter().map(nothing).collect());
-    }
-    in_pool(|| sample_rows(model, tokenizer, prompts, settings))
+    let mut responses: Vec<Option<Response>> = prompts.iter().map(|_| None).collect();
+    sample_each(model, tokenizer, prompts, settings, Limits::default(), |finished| {
+        for (index, response) in finished {
+            responses[index] = Some(response);
+        }
+        Ok::<_, LmError>(())
+    })?;
+    Ok(responses.into_iter().map(|response| response.expect("every prompt has a response")).collect())
 }
 
-fn sample_rows(
+/// As [`sample`], for any number of prompts: responses are handed over as they are finished, with their prompts' indices.
+///
+/// A bounded number of rows is in work at a time: finished ones leave, waiting ones enter. What prompts begin with in
+/// common is read once (CPU). Where the memory is full, fewer rows go on together, and nothing changes but the time.
+///
+/// `each` is called after every token, also if no row is finished then; its error ends the work.
+pub fn sample_each<E: From<LmError> + Send>(
     model: &Model,
     tokenizer: &Tokenizer,
     prompts: &[Prompt],
     settings: &SamplingSettings,
-) -> Result<Vec<Response>, LmError> {
-    let config = model.config();
-    let vocabulary = config.vocab_size;
-    let room = |prompt: &Prompt| settings.max_new_tokens.min(config.max_position_embeddings - prompt.ids.len());
-    let row = |(index, prompt): (usize, &Prompt)| Row {
-        index,
-        stream: Stream::new(prompt.seed, "sampling"),
-        ids: Vec::new(),
-        room: room(prompt),
-    };
-    let mut rows: Vec<Row> = prompts.iter().enumerate().map(row).collect();
-    let batch: Vec<(&[u32], usize)> = prompts.iter().map(|prompt| (prompt.ids.as_slice(), room(prompt))).collect();
-    let mut logits = Vec::new();
-    let mut decoding = Decoding::start(model, &batch, &mut logits)?;
-    let ends = |token| config.eos_token_ids.contains(&token) || tokenizer.eos().contains(&token);
-    let mut responses: Vec<Option<Response>> = prompts.iter().map(|_| None).collect();
-    loop {
-        let results: Vec<(u32, Option<Response>)> = rows
-            .par_iter_mut()
-            .zip(logits.par_chunks_exact(vocabulary))
-            .map(|(row, logits)| {
-                let token = pick(settings, logits, &mut row.stream).ok_or_else(|| LmError::Sequence {
-                    row: row.index,
-                    what: "has logits that are not numbers: the model is broken".to_owned(),
-                })?;
-                Ok((token, row.take(token, ends(token), tokenizer, &settings.stop)?))
-            })
-            .collect::<Result<_, LmError>>()?;
-        let (mut kept, mut tokens, mut going) = (Vec::new(), Vec::new(), Vec::new());
-        for (place, (row, (token, response))) in rows.into_iter().zip(results).enumerate() {
-            match response {
-                Some(response) => responses[row.index] = Some(response),
-                None => {
-                    kept.push(place);
-                    tokens.push(token);
-                    going.push(row);
-                }
-            }
-        }
-        rows = going;
-        if rows.is_empty() {
-            return Ok(responses.into_iter().map(|response| response.expect("every row has ended")).collect());
-        }
-        decoding.step(model, &kept, &tokens, &mut logits)?;
+    limits: Limits,
+    mut each: impl FnMut(Vec<(usize, Response)>) -> Result<(), E> + Send,
+) -> Result<(), E> {
+    settings.check()?;
+    model.check_prompts(&prompts.iter().map(|prompt| prompt.ids.as_slice()).collect::<Vec<_>>())?;
+    if settings.max_new_tokens == 0 {
+        let nothing = |index| (index, Response { ids: Vec::new(), text: String::new(), finish: Finish::Length });
+        return each((0..prompts.len()).map(nothing).collect());
     }
+    if prompts.is_empty() {
+        return Ok(());
+    }
+    in_pool(|| batch::Batch::new(model, tokenizer, prompts, settings, limits).run(&mut each))
 }
 
 #[cfg(test)]

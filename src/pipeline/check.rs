@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::dataset::{self, DatasetSpec, Row};
 use super::rows::shown;
-use super::{Link, ModelSource, Pipeline, Target};
+use super::{Link, ModelSource, Origin, Pipeline, Target};
 use crate::diag::{Diagnostic, did_you_mean};
 
 /// What reading all data of a pipeline found.
@@ -27,7 +27,7 @@ pub fn data(pipeline: &Pipeline) -> DataCheck {
         }
     }
     for (name, model) in &pipeline.models {
-        check.findings.extend(model_directory(name, model, pipeline));
+        check.findings.extend(self::model(name, model, pipeline));
     }
     // One finding per place in the file: the iterations of a loop share it.
     let mut seen = BTreeSet::new();
@@ -66,19 +66,56 @@ fn similar_file(finding: Diagnostic, spec: &DatasetSpec, pipeline: &Pipeline) ->
     }
 }
 
-/// Looks into the directory of a model for what it must have; returns what is wrong with it.
-pub fn model_directory(name: &str, model: &ModelSource, pipeline: &Pipeline) -> Option<Diagnostic> {
-    let directory = pipeline.directory.join(&model.path);
+/// Looks at the files of a model for what it must have; returns what is wrong with them. What comes from the hub is
+/// looked at when it is downloaded.
+pub fn model(name: &str, model: &ModelSource, pipeline: &Pipeline) -> Option<Diagnostic> {
+    match &model.origin {
+        Origin::Directory(path) => model_directory(name, model, &pipeline.directory.join(path), pipeline),
+        Origin::Gguf { file, tokenizer } => gguf_files(
+            &pipeline.directory.join(file),
+            tokenizer.as_ref().map(|path| pipeline.directory.join(path)).as_deref(),
+        )
+        .map(|(what, help)| {
+            let title = format!("the GGUF file of model `{name}` cannot be used");
+            Diagnostic::error("pipeline::gguf", title).label(&pipeline.source, model.span.clone(), what).help(help)
+        }),
+        Origin::Hub(_) => None,
+    }
+}
+
+/// What is wrong with a GGUF file and the tokenizer named for it, and what to do.
+fn gguf_files(file: &Path, tokenizer: Option<&Path>) -> Option<(String, &'static str)> {
+    use std::io::Read;
+    let mut magic = [0; 4];
+    match fs_err::File::open(file).and_then(|mut file| file.read_exact(&mut magic)) {
+        Ok(()) if magic == *b"GGUF" => {}
+        Ok(()) => {
+            return Some((
+                format!("`{}` does not begin as GGUF files do", shown(file)),
+                "give a file that ends in .gguf",
+            ));
+        }
+        Err(error) => return Some((error.to_string(), "give the path of a GGUF file")),
+    }
+    match tokenizer {
+        Some(path) if !path.is_file() => {
+            Some((format!("there is no file `{}`", shown(path)), "give a `tokenizer.json`, or remove `tokenizer`"))
+        }
+        _ => None,
+    }
+}
+
+fn model_directory(name: &str, model: &ModelSource, directory: &Path, pipeline: &Pipeline) -> Option<Diagnostic> {
     let fault = |what: String, help: &str| {
         let finding =
             Diagnostic::error("pipeline::model-directory", format!("the directory of model `{name}` cannot be used"));
         Some(finding.label(&pipeline.source, model.span.clone(), what).help(help))
     };
     let fix = "give a directory with config.json, tokenizer.json and *.safetensors, as `save_pretrained` writes it";
-    let names: BTreeSet<String> = match fs_err::read_dir(&directory) {
+    let names: BTreeSet<String> = match fs_err::read_dir(directory) {
         Ok(entries) => entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return fault(format!("there is no directory `{}`", shown(&directory)), fix);
+            return fault(format!("there is no directory `{}`", shown(directory)), fix);
         }
         Err(error) => return fault(error.to_string(), fix),
     };

@@ -12,6 +12,7 @@ use indexmap::IndexMap;
 use serde_json::Value;
 
 use crate::diag::{Diagnostic, Severity, Source};
+use crate::hub::Repo;
 
 pub mod check;
 pub mod dataset;
@@ -62,11 +63,27 @@ pub struct Pipeline {
     pub nodes: Vec<Node>,
 }
 
-/// A model directory in Hugging Face format.
+/// Where a model comes from. Paths start from the pipeline file's directory.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Origin {
+    /// A directory in Hugging Face format.
+    Directory(PathBuf),
+    /// `hf:…`: the hub.
+    Hub(Repo),
+    /// `gguf:…`.
+    Gguf {
+        /// The file.
+        file: PathBuf,
+        /// A `tokenizer.json` to use instead of what the file says.
+        tokenizer: Option<PathBuf>,
+    },
+}
+
+/// A model from outside.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSource {
-    /// Where it is.
-    pub path: PathBuf,
+    /// Where it comes from.
+    pub origin: Origin,
     /// `f32`, `bf16` or `f16`; what the checkpoint says without it.
     pub dtype: Option<String>,
     /// Place of the `source` value.

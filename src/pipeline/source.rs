@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::ModelSource;
 use super::dataset::{DatasetSpec, RowSource};
 use super::findings::Findings;
 use super::make;
 use super::tree::{Tree, from_tree};
+use super::{ModelSource, Origin};
 use crate::diag::{Diagnostic, did_you_mean};
 
 /// A template dataset larger than this is a slip of the pen.
@@ -21,6 +21,7 @@ const MOST_ROWS: u64 = 100_000_000;
 struct ModelTable {
     source: Option<String>,
     dtype: Option<String>,
+    tokenizer: Option<String>,
     // Said of endpoints, which have no kind yet; known so that the one error is about that.
     #[serde(rename = "base_url")]
     _base_url: Option<String>,
@@ -31,7 +32,7 @@ struct ModelTable {
 /// A model as declared.
 #[derive(Debug)]
 pub(super) enum ModelDeclaration {
-    /// `source = "directory"`.
+    /// `source = "…"`.
     Source(ModelSource),
     /// `init = { … }`: the fields of a node of kind `init`.
     Init(Tree),
@@ -62,23 +63,44 @@ pub(super) fn model(
         }
         return Some(ModelDeclaration::Init(init.value));
     }
-    let Some(path) = table.source else {
+    let Some(text) = table.source else {
         findings.add(
             Diagnostic::error("pipeline::no-source", format!("{what} has neither `source` nor `init`"))
                 .label(&source, key_span.clone(), "comes from nowhere")
-                .help("add `source = \"DIRECTORY\"` (Hugging Face format) or `init = { … }` for a random one"),
+                .help("add `source = \"DIRECTORY\"`, `\"hf:REPO\"` or `\"gguf:FILE\"`, or `init = { … }` for a random one"),
         );
         return None;
     };
-    for (prefix, meaning) in [("hf:", "downloads"), ("gguf:", "GGUF files"), ("openai:", "endpoints")] {
-        if path.starts_with(prefix) {
+    let tokenizer = table.tokenizer.map(PathBuf::from);
+    let origin = match text.split_once(':') {
+        Some(("openai", _)) => {
             findings.add(
-                Diagnostic::error("pipeline::source-not-supported", format!("{what} comes from `{path}`"))
-                    .label(&source, place.clone(), format!("{meaning} are not supported yet"))
-                    .help("give the path of a directory in Hugging Face format"),
+                Diagnostic::error("pipeline::source-not-supported", format!("{what} comes from `{text}`"))
+                    .label(&source, place.clone(), "endpoints are not supported yet")
+                    .help("give `hf:REPO`, `gguf:FILE`, or the path of a directory in Hugging Face format"),
             );
             return None;
         }
+        Some(("hf", repo)) => match repo.parse() {
+            Ok(repo) => Origin::Hub(repo),
+            Err(fault) => {
+                findings.add(
+                    Diagnostic::error("pipeline::hub-name", format!("{what} comes from `{text}`"))
+                        .label(&source, place, fault)
+                        .help("write `hf:ORGANISATION/NAME`, or `hf:ORGANISATION/NAME@REVISION`"),
+                );
+                return None;
+            }
+        },
+        Some(("gguf", file)) => Origin::Gguf { file: PathBuf::from(file), tokenizer: tokenizer.clone() },
+        _ => Origin::Directory(PathBuf::from(text)),
+    };
+    if tokenizer.is_some() && !matches!(origin, Origin::Gguf { .. }) {
+        findings.add(
+            Diagnostic::error("pipeline::tokenizer", format!("{what} names a tokenizer and has its own"))
+                .label(&source, tree.place("tokenizer"), "only for `gguf:` sources")
+                .help("remove `tokenizer`"),
+        );
     }
     if let Some(dtype) = &table.dtype
         && !["f32", "bf16", "f16"].contains(&dtype.as_str())
@@ -89,7 +111,7 @@ pub(super) fn model(
                 .help("give `f32`, `bf16` or `f16`"),
         );
     }
-    Some(ModelDeclaration::Source(ModelSource { path: PathBuf::from(path), dtype: table.dtype, span: place }))
+    Some(ModelDeclaration::Source(ModelSource { origin, dtype: table.dtype, span: place }))
 }
 
 #[derive(Deserialize, Default)]

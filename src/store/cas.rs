@@ -46,9 +46,26 @@ impl Manifest {
     }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct External {
-    directory: PathBuf,
+/// Where the files of an artifact are that were not copied in. Paths are absolute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct External {
+    /// The directory in which they have their names.
+    pub directory: PathBuf,
+    /// Those that are elsewhere, or there under another name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub at: BTreeMap<String, PathBuf>,
+}
+
+impl External {
+    /// All files under their names in one directory.
+    pub fn in_directory(directory: &Path) -> std::io::Result<Self> {
+        Ok(Self { directory: std::path::absolute(directory)?, at: BTreeMap::new() })
+    }
+
+    /// Where a file is.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.at.get(name).cloned().unwrap_or_else(|| self.directory.join(name))
+    }
 }
 
 /// Hashes a file without holding it.
@@ -153,16 +170,15 @@ impl Store {
         Ok(id)
     }
 
-    /// Puts an artifact whose files stay where they are, in `directory`, under their names.
+    /// Puts an artifact whose files stay where they are.
     pub fn put_external(
         &self,
         kind: &str,
-        directory: &Path,
+        external: &External,
         files: &BTreeMap<String, Blob>,
     ) -> Result<Digest, StoreError> {
         let id = self.put_manifest(&Manifest { kind: kind.to_owned(), files: files.clone() })?;
-        let external = External { directory: std::path::absolute(directory)? };
-        let bytes = serde_json::to_vec(&external)?;
+        let bytes = serde_json::to_vec(external)?;
         let path = self.external_path(&id);
         if std::fs::metadata(&path).is_err() || fs_err::read(&path)? != bytes {
             self.write(&path, &bytes)?;
@@ -190,9 +206,9 @@ impl Store {
     /// Where an artifact's files are, by name: in the store, or in the directory that they were left in.
     pub fn files(&self, id: &Digest) -> Result<BTreeMap<String, PathBuf>, StoreError> {
         let manifest = self.manifest(id)?;
-        let external = self.external_directory(id)?;
+        let external = self.external(id)?;
         let place = |(name, blob): (String, Blob)| {
-            let path = self.place_of(&name, &blob, external.as_deref());
+            let path = self.place_of(&name, &blob, external.as_ref());
             (name, path)
         };
         Ok(manifest.files.into_iter().map(place).collect())
@@ -208,19 +224,19 @@ impl Store {
         self.sharded_ids("objects", "")
     }
 
-    /// The directory in which an artifact's files were left, if they were not copied in.
-    pub fn external_directory(&self, id: &Digest) -> Result<Option<PathBuf>, StoreError> {
+    /// Where an artifact's files were left, if they were not copied in.
+    pub fn external(&self, id: &Digest) -> Result<Option<External>, StoreError> {
         match fs_err::read(self.external_path(id)) {
-            Ok(bytes) => Ok(serde_json::from_slice::<External>(&bytes).ok().map(|external| external.directory)),
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
-    pub(super) fn place_of(&self, name: &str, blob: &Blob, external: Option<&Path>) -> PathBuf {
+    pub(super) fn place_of(&self, name: &str, blob: &Blob, external: Option<&External>) -> PathBuf {
         let object = self.blob_path(&blob.digest);
         match external {
-            Some(directory) if !object.exists() => directory.join(name),
+            Some(external) if !object.exists() => external.path(name),
             _ => object,
         }
     }

@@ -134,9 +134,9 @@ impl Store {
             Err(error) => return Err(error),
         };
         self.seal(seal, &path, stamp);
-        let external = self.external_directory(id)?;
+        let external = self.external(id)?;
         for (name, blob) in &manifest.files {
-            let path = self.place_of(name, blob, external.as_deref());
+            let path = self.place_of(name, blob, external.as_ref());
             let Some(stamp) = Stamp::of(&path)? else { return Ok(Health::Missing(name.clone())) };
             let short = path.strip_prefix(&self.root).unwrap_or(&path);
             let is_trusted = short.to_str().is_some_and(|short| trusted.contains(&short));
@@ -161,6 +161,7 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use super::super::External;
     use super::super::record::tests::record;
     use super::*;
     use std::io::Write;
@@ -204,7 +205,9 @@ mod tests {
         fs_err::create_dir(&model).unwrap();
         fs_err::write(model.join("config.json"), "{}").unwrap();
         let blob = hash_file(&model.join("config.json")).unwrap();
-        let id = store.put_external("model", &model, &[("config.json".to_owned(), blob)].into()).unwrap();
+        let id = store
+            .put_external("model", &External::in_directory(&model).unwrap(), &[("config.json".to_owned(), blob)].into())
+            .unwrap();
         let mut stamps = Stamps::default();
         std::thread::sleep(Duration::from_millis(60));
         assert_eq!(store.health(&id, &mut stamps).unwrap(), Health::Whole);

@@ -5,7 +5,7 @@
 //!   VERSION                 format version, a number
 //!   objects/ab/cdef…        blobs by blake3, read-only
 //!   artifacts/ab/cdef….json manifests: {"type", "files": {name: {digest, size}}}; named by the digest of their bytes
-//!   external/ID.json        {"directory"}: where a model artifact's files are that were not copied in
+//!   external/ID.json        {"directory", "at"}: where a model artifact's files are that were not copied in
 //!   nodes/ab/cdef….json     node records: key → artifact, preimage, metrics, provenance
 //!   rows/SPACE/…jsonl       row memos, one append-only segment per attempt
 //!   partial/KEY/            scratch of unfinished attempts (checkpoints)
@@ -35,7 +35,7 @@ mod preview;
 mod record;
 mod verify;
 
-pub use cas::{Blob, Manifest};
+pub use cas::{Blob, External, Manifest};
 pub use error::StoreError;
 pub use gc::Garbage;
 pub use health::{Health, Stamps};

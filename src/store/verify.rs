@@ -88,10 +88,10 @@ impl Store {
                 }
                 Err(error) => return Err(error),
             };
-            let external = self.external_directory(&id)?;
+            let external = self.external(&id)?;
             for (name, blob) in &manifest.files {
                 owners.entry(blob.digest).or_default().insert(id);
-                let path = self.place_of(name, blob, external.as_deref());
+                let path = self.place_of(name, blob, external.as_ref());
                 if !path.is_file() {
                     faults.push(("missing", if external.is_some() { "file" } else { "object" }, path, [id].into()));
                 } else if external.is_some() && !path.starts_with(&self.root) && hash_file(&path)? != *blob {

@@ -8,7 +8,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("digest", &[]),
     ("env", &[]),
     ("fs", &["env"]),
-    ("pipeline", &["diag", "digest", "fs"]),
+    // The name of a repository is the hub's word.
+    ("pipeline", &["diag", "digest", "fs", "hub"]),
     ("graph", &["diag", "digest", "pipeline"]),
     ("store", &["diag", "digest", "env", "fs"]),
     ("lm", &["diag", "env"]),

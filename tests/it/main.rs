@@ -9,6 +9,8 @@ mod docs;
 mod doctor;
 mod explain;
 mod gradients;
+mod hub;
+mod hub_server;
 mod keys;
 mod kill;
 mod layers;

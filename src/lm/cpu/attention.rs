@@ -76,7 +76,7 @@ impl Shape {
         tokens.next_multiple_of(COLUMNS) * self.width
     }
 
-    fn scale(&self) -> f32 {
+    pub(super) fn scale(&self) -> f32 {
         1.0 / (self.width as f32).sqrt()
     }
 
@@ -94,7 +94,7 @@ impl Shape {
     }
 
     /// The keys that a token sees.
-    fn sees(&self, token: usize) -> Range<usize> {
+    pub(super) fn sees(&self, token: usize) -> Range<usize> {
         (token + 1).saturating_sub(self.window)..token + 1
     }
 }
@@ -142,29 +142,6 @@ fn mix(shape: &Shape, rows: usize, a: Strided<'_>, keys: Range<usize>, b: &[f32]
         let width = (shape.width - start).min(COLUMNS);
         let b = &b[keys.start * padded + start..];
         tile(level, (rows, keys.len(), width), a, b, padded, &mut out.values[start..], out.row, add);
-    }
-}
-
-/// What some query heads of one token see in the keys and values so far.
-///
-/// `query` and `out` are the heads of one key/value head, one after the other; `scores` has room for as many rows of keys.
-pub(super) fn attend(
-    shape: &Shape,
-    token: usize,
-    query: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    scores: &mut [f32],
-    out: &mut [f32],
-) {
-    let width = shape.width;
-    for (query, out) in query.chunks(ROWS * width).zip(out.chunks_mut(ROWS * width)) {
-        let rows = query.len() / width;
-        let stride = scores.len() / rows;
-        let query = Strided { values: query, row: width, column: 1 };
-        let seen = weights(shape, rows, query, keys, |_| token, scores, stride);
-        let scores = Strided { values: scores, row: stride, column: 1 };
-        mix(shape, rows, scores, seen, values, Target { values: out, row: width }, false);
     }
 }
 

@@ -9,14 +9,16 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::attention;
-use super::forward::{BLOCK, Context, Saved, normalise, turn};
+use super::experts::{Gradient, PackedExperts};
+use super::forward::{BLOCK, Context, Saved, Share, heads_and_norms, normalise, turn};
 use super::head::{Hidden, logits, rows_of_a_task};
 use super::layout::Layout;
+use super::linear::Backwards;
 use super::matmul::{Panels, transposed_product};
-use super::packed::view;
+use super::packed::{PackedLayer, PackedMlp, view};
 use super::pool::Buffer;
 use super::simd;
-use crate::lm::decoder::{Layer, Linear};
+use crate::lm::decoder::{Dense, Layer, Linear, Mlp};
 use crate::lm::{LmError, Model};
 
 /// Numbers of logits whose gradients are in memory at once.
@@ -138,7 +140,7 @@ impl Pass<'_> {
             .zip(dx.par_chunks_mut(rows))
             .map(|((x, gradient), dx)| self.norm_of_a_block(x, weight, gradient, dx))
             .collect();
-        self.in_order(parts)
+        in_order(&parts, self.context.width)
     }
 
     fn norm_of_a_block(&self, x: &[f32], weight: &[f32], gradient: &[f32], dx: &mut [f32]) -> Vec<f32> {
@@ -150,14 +152,6 @@ impl Pass<'_> {
             simd::rms_norm_backward(x, weight, self.context.eps, gradient, dx, &mut to_weight);
         }
         to_weight
-    }
-
-    fn in_order(&self, parts: Vec<Vec<f32>>) -> Vec<f32> {
-        let mut total = vec![0.0; self.context.width];
-        for part in &parts {
-            simd::add(&mut total, part);
-        }
-        total
     }
 
     /// From the gradient to a layer's output to that to its input: both (N, D), the last layer's output (M, D).
@@ -204,57 +198,42 @@ impl Pass<'_> {
         index: usize,
         layer: &Layer,
         saved: &Saved,
-        mut dx: Buffer,
+        dx: Buffer,
         gradients: &mut Gradients,
     ) -> Result<(Buffer, Buffer), LmError> {
         let (context, pool) = (self.context, &self.context.pool);
-        let (width, inner, queries) = (context.width, context.inner, context.shape.queries());
+        let (width, queries) = (context.width, context.shape.queries());
         let packed = &context.packed.layers[index];
-        let dense = super::packed::dense(layer);
-        let (gate, up, down, output) = (
-            view(&dense.gate.weight)?,
-            view(&dense.up.weight)?,
-            view(&dense.down.weight)?,
-            view(&layer.output.weight)?,
-        );
-        let down = Panels::stacked(pool, &[&down], inner); // (D, F)
-        let gate_up = Panels::stacked(pool, &[&gate, &up], width); // (2F, D)
-        let output = Panels::stacked(pool, &[&output], queries); // (D, H·E)
-        let rows = dx.len() / width;
-        let mut product = pool.take(rows * inner);
-        let mut to_gate_up = pool.take(rows * 2 * inner);
-        let mut normed = pool.take(rows * width);
-        let mut to_mixed = pool.take(rows * queries);
+        let mut normed = pool.take(dx.len());
+        normed
+            .par_chunks_mut(BLOCK * width)
+            .zip(saved.middle.par_chunks(BLOCK * width))
+            .for_each(|(normed, x)| normalise(x, &packed.mlp_norm, context.eps, normed));
+        let to_normed = match (&layer.mlp, &packed.mlp) {
+            (Mlp::Experts { router, experts, .. }, PackedMlp::Experts(packed)) => {
+                let passed = (&*normed, &*saved.gate_up, &*dx);
+                self.experts(index, (router, experts, packed), passed, gradients)?
+            }
+            (Mlp::Dense(dense), _) => self.dense(dense, &normed, &saved.gate_up, &dx, gradients)?,
+            (Mlp::Experts { .. }, PackedMlp::Dense(_)) => unreachable!("they were made of each other"),
+        };
+        let output = Backwards::new(pool, &[&layer.output])?;
         let mut middle = pool.take(dx.len());
+        let mut to_mixed = pool.take(dx.len() / width * queries);
         let parts: Vec<Vec<f32>> = dx
             .par_chunks(BLOCK * width)
             .zip(saved.middle.par_chunks(BLOCK * width))
-            .zip(saved.gate_up.par_chunks(BLOCK * 2 * inner))
-            .zip(product.par_chunks_mut(BLOCK * inner))
-            .zip(to_gate_up.par_chunks_mut(BLOCK * 2 * inner))
-            .zip(normed.par_chunks_mut(BLOCK * width))
+            .zip(to_normed.par_chunks(BLOCK * width))
             .zip(middle.par_chunks_mut(BLOCK * width))
             .zip(to_mixed.par_chunks_mut(BLOCK * queries))
-            .map(|(((((((dx, x), saved), product), to_gate_up), normed), middle), to_mixed)| {
-                down.multiply(dx, product, false);
-                let rows = saved.chunks_exact(2 * inner).zip(product.chunks_exact_mut(inner));
-                for ((saved, product), to_both) in rows.zip(to_gate_up.chunks_exact_mut(2 * inner)) {
-                    let ((gate, up), (to_gate, to_up)) = (saved.split_at(inner), to_both.split_at_mut(inner));
-                    simd::swiglu_backward(gate, up, product, to_gate, to_up);
-                }
-                let mut to_normed = pool.take(dx.len());
-                gate_up.multiply(to_gate_up, &mut to_normed, false);
-                normalise(x, &packed.mlp_norm, context.eps, normed);
+            .map(|((((dx, x), to_normed), middle), to_mixed)| {
                 middle.copy_from_slice(dx);
-                let to_norm = self.norm_of_a_block(x, &packed.mlp_norm, &to_normed, middle);
-                output.multiply(middle, to_mixed, false);
+                let to_norm = self.norm_of_a_block(x, &packed.mlp_norm, to_normed, middle);
+                output.apply(middle, to_mixed);
                 to_norm
             })
             .collect();
-        let name = |part: &str| format!("model.layers.{index}.{part}.weight");
-        self.put(gradients, &name("post_attention_layernorm"), &self.in_order(parts))?;
-        self.weights(gradients, &[&dense.down], &dx, &product)?;
-        self.weights(gradients, &[&dense.gate, &dense.up], &to_gate_up, &normed)?;
+        self.put(gradients, &Self::weight_name(index, "post_attention_layernorm"), &in_order(&parts, width))?;
         let last = index + 1 == self.saved.len();
         let chosen;
         let mixed = if last {
@@ -264,8 +243,80 @@ impl Pass<'_> {
             &*saved.mixed
         };
         self.weights(gradients, &[&layer.output], &middle, mixed)?;
-        dx = middle;
-        Ok((dx, to_mixed))
+        Ok((middle, to_mixed))
+    }
+
+    /// A feed-forward layer. Returns the gradient to its input: (N, D).
+    fn dense(
+        &self,
+        dense: &Dense,
+        normed: &[f32],
+        gate_up: &[f32],
+        dx: &[f32],
+        gradients: &mut Gradients,
+    ) -> Result<Buffer, LmError> {
+        let (pool, width, inner) = (&self.context.pool, self.context.width, self.context.inner);
+        let down = Backwards::new(pool, &[&dense.down])?;
+        let gate_up_back = Backwards::new(pool, &[&dense.gate, &dense.up])?;
+        let rows = dx.len() / width;
+        let mut product = pool.take(rows * inner);
+        let mut to_gate_up = pool.take(rows * 2 * inner);
+        let mut to_normed = pool.take(rows * width);
+        dx.par_chunks(BLOCK * width)
+            .zip(gate_up.par_chunks(BLOCK * 2 * inner))
+            .zip(product.par_chunks_mut(BLOCK * inner))
+            .zip(to_gate_up.par_chunks_mut(BLOCK * 2 * inner))
+            .zip(to_normed.par_chunks_mut(BLOCK * width))
+            .for_each(|((((dx, saved), product), to_gate_up), to_normed)| {
+                down.apply(dx, product);
+                let rows = saved.chunks_exact(2 * inner).zip(product.chunks_exact_mut(inner));
+                for ((saved, product), to_both) in rows.zip(to_gate_up.chunks_exact_mut(2 * inner)) {
+                    let ((gate, up), (to_gate, to_up)) = (saved.split_at(inner), to_both.split_at_mut(inner));
+                    simd::swiglu_backward(gate, up, product, to_gate, to_up);
+                }
+                gate_up_back.apply(to_gate_up, to_normed);
+            });
+        self.weights(gradients, &[&dense.down], dx, &product)?;
+        self.weights(gradients, &[&dense.gate, &dense.up], &to_gate_up, normed)?;
+        Ok(to_normed)
+    }
+
+    /// A layer's experts and their router. Returns the gradient to their input: (N, D).
+    fn experts(
+        &self,
+        index: usize,
+        (router, experts, packed): (&Tensor, &[Dense], &PackedExperts),
+        (normed, gate_up, dx): (&[f32], &[f32], &[f32]),
+        gradients: &mut Gradients,
+    ) -> Result<Buffer, LmError> {
+        let (context, pool) = (self.context, &self.context.pool);
+        let (width, inner) = (context.width, context.inner);
+        let Gradient { routing, mut to_normed, to_logits, to_results, product, to_gate_up } =
+            Gradient::new(context, packed, experts, (normed, gate_up, dx))?;
+        for (expert, dense) in experts.iter().enumerate() {
+            let uses = routing.uses(expert);
+            let of = |width: usize| uses.start * width..uses.end * width;
+            let inputs = routing.inputs(pool, normed, width, expert);
+            self.weights(gradients, &[&dense.down], &to_results[of(width)], &product[of(inner)])?;
+            self.weights(gradients, &[&dense.gate, &dense.up], &to_gate_up[of(2 * inner)], &inputs)?;
+        }
+        let back = Panels::stacked(pool, &[&view(router)?], width); // (X, D)
+        let all = experts.len();
+        to_normed
+            .par_chunks_mut(BLOCK * width)
+            .zip(to_logits.par_chunks(BLOCK * all))
+            .for_each(|(to_normed, to_logits)| back.multiply(to_logits, to_normed, true));
+        let name = Self::weight_name(index, self.model.config().router_name());
+        if self.wanted(&name) {
+            let mut to_router = pool.take(all * width);
+            transposed_product(pool, &to_logits, normed, width, &mut to_router, false);
+            self.put(gradients, &name, &to_router)?;
+        }
+        Ok(to_normed)
+    }
+
+    fn weight_name(index: usize, part: &str) -> String {
+        format!("model.layers.{index}.{part}.weight")
     }
 
     /// Queries, keys and values. Adds the gradient to the layer's input to `dx` (N, D).
@@ -279,12 +330,12 @@ impl Pass<'_> {
         gradients: &mut Gradients,
     ) -> Result<(), LmError> {
         let (context, pool) = (self.context, &self.context.pool);
-        let (width, row) = (context.width, context.shape.row());
+        let (width, row, head) = (context.width, context.shape.row(), context.shape.width);
         let packed = &context.packed.layers[index];
-        let (query, key, value) = (view(&layer.query.weight)?, view(&layer.key.weight)?, view(&layer.value.weight)?);
-        let qkv = Panels::stacked(pool, &[&query, &key, &value], width); // ((H + 2K)·E, D)
+        let linears = [&layer.query, &layer.key, &layer.value];
+        let qkv = Backwards::new(pool, &linears)?;
         let mut normed = pool.take(dx.len());
-        let parts: Vec<Vec<f32>> = to_qkv
+        let (parts, heads): (Vec<Vec<f32>>, Vec<[Vec<f32>; 2]>) = to_qkv
             .par_chunks_mut(BLOCK * row)
             .zip(self.layout.positions.par_chunks(BLOCK))
             .zip(saved.x.par_chunks(BLOCK * width))
@@ -292,20 +343,49 @@ impl Pass<'_> {
             .zip(dx.par_chunks_mut(BLOCK * width))
             .map(|((((to_qkv, positions), x), normed), dx)| {
                 turn(context, to_qkv, positions, -1.0);
-                let mut to_normed = pool.take(dx.len());
-                qkv.multiply(to_qkv, &mut to_normed, false);
                 normalise(x, &packed.attention_norm, context.eps, normed);
-                self.norm_of_a_block(x, &packed.attention_norm, &to_normed, dx)
+                let heads = self.head_norms_of_a_block(packed, normed, to_qkv);
+                let mut to_normed = pool.take(dx.len());
+                qkv.apply(to_qkv, &mut to_normed);
+                (self.norm_of_a_block(x, &packed.attention_norm, &to_normed, dx), heads)
             })
-            .collect();
-        let name = |part: &str| format!("model.layers.{index}.{part}.weight");
-        self.put(gradients, &name("input_layernorm"), &self.in_order(parts))?;
-        self.weights(gradients, &[&layer.query, &layer.key, &layer.value], to_qkv, &normed)
+            .unzip();
+        self.put(gradients, &Self::weight_name(index, "input_layernorm"), &in_order(&parts, width))?;
+        if packed.head_norms.is_some() {
+            for (kind, name) in ["self_attn.q_norm", "self_attn.k_norm"].into_iter().enumerate() {
+                let parts: Vec<&[f32]> = heads.iter().map(|both| both[kind].as_slice()).collect();
+                self.put(gradients, &Self::weight_name(index, name), &in_order(&parts, head))?;
+            }
+        }
+        self.weights(gradients, &linears, to_qkv, &normed)
+    }
+
+    /// The gradient through the norms of the heads of queries and keys, in place; returns those to their weights.
+    ///
+    /// What they were applied to is computed again from `normed` (rows, D).
+    fn head_norms_of_a_block(&self, layer: &PackedLayer, normed: &[f32], to_qkv: &mut [f32]) -> [Vec<f32>; 2] {
+        let Some(norms) = &layer.head_norms else { return [Vec::new(), Vec::new()] };
+        let (context, shape) = (self.context, &self.context.shape);
+        let mut qkv = context.pool.take(to_qkv.len());
+        layer.qkv.apply(Share::Rows(BLOCK), normed, &mut qkv, false);
+        let mut to_norms = [vec![0.0; shape.width], vec![0.0; shape.width]];
+        let mut to_head = context.pool.take(shape.width);
+        for (before, to_qkv) in qkv.chunks_exact_mut(shape.row()).zip(to_qkv.chunks_exact_mut(shape.row())) {
+            let heads = heads_and_norms(shape, before, norms).zip(to_qkv.chunks_exact_mut(shape.width)).enumerate();
+            for (head, ((before, norm), to)) in heads {
+                let kind = usize::from(head >= shape.heads);
+                to_head.fill(0.0);
+                simd::rms_norm_backward(before, norm, context.eps, to, &mut to_head, &mut to_norms[kind]);
+                to.copy_from_slice(&to_head);
+            }
+        }
+        to_norms
     }
 
     /// The gradients to the weights of linear layers of one input: from those to their results (N, rows), side by side, and
     /// from what they were applied to (N, columns).
     fn weights(&self, gradients: &mut Gradients, linears: &[&Linear], to: &[f32], x: &[f32]) -> Result<(), LmError> {
+        self.biases(gradients, linears, to)?;
         if !linears.iter().any(|linear| linear.weight.track_op()) {
             return Ok(());
         }
@@ -327,4 +407,36 @@ impl Pass<'_> {
         }
         Ok(())
     }
+    /// The gradients to the biases of linear layers, from those to their results (N, rows), side by side.
+    fn biases(&self, gradients: &mut Gradients, linears: &[&Linear], to: &[f32]) -> Result<(), LmError> {
+        if !linears.iter().any(|linear| linear.bias.as_ref().is_some_and(Tensor::track_op)) {
+            return Ok(());
+        }
+        let lengths = linears.iter().map(|linear| linear.weight.dim(0)).collect::<Result<Vec<_>, _>>()?;
+        let row = lengths.iter().sum();
+        let of_a_block = |rows: &[f32]| {
+            let mut sum = vec![0.0; row];
+            rows.chunks_exact(row).for_each(|line| simd::add(&mut sum, line));
+            sum
+        };
+        let parts: Vec<Vec<f32>> = to.par_chunks(BLOCK * row).map(of_a_block).collect();
+        let sum = in_order(&parts, row);
+        let mut start = 0;
+        for (linear, length) in linears.iter().zip(lengths) {
+            if linear.bias.is_some() {
+                self.put(gradients, &format!("{}.bias", linear.name), &sum[start..start + length])?;
+            }
+            start += length;
+        }
+        Ok(())
+    }
+}
+
+/// The sum of parts, in their order.
+fn in_order(parts: &[impl AsRef<[f32]>], width: usize) -> Vec<f32> {
+    let mut total = vec![0.0; width];
+    for part in parts {
+        simd::add(&mut total, part.as_ref());
+    }
+    total
 }

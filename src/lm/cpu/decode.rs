@@ -1,199 +1,225 @@
-//! Token by token on the CPU: keys and values of each row lie by themselves, so that rows of different lengths need no
-//! padding and a row that is finished just leaves.
+//! Reading prompts and going on from them token by token: what a prompt shares with others is read once, and rows enter
+//! and leave as they like.
+
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::attention::{Shape, attend};
-use super::forward::{Context, Finished, Share, finish, layers, normalise, project};
+use super::attend::{Reader, Sight};
+use super::attention::Shape;
+use super::cache::{Cache, Run};
+use super::forward::{Context, Share, layers, normalise};
 use super::graph::in_pool;
 use super::layout::Layout;
-use super::tile::{COLUMNS, ROWS};
+use crate::lm::decode::Entering;
+use crate::lm::memory::guarded;
+use crate::lm::prefixes::Prefixes;
 use crate::lm::{LmError, Model};
 
-/// Tokens that a row has room for at first beyond its prompt; more room is made when it is needed.
-const ROOM: usize = 64;
-/// Prompt tokens in one pass; more are split up.
-const TOKENS_PER_PASS: usize = 1 << 14;
+/// Tokens in one pass at most, from the start; more are split up.
+pub(in crate::lm) const TOKENS_PER_PASS: usize = 1 << 11;
+/// Fewer new keys and values are not worth a second thread.
+const WORTH_A_THREAD: usize = 32;
 
-/// Keys and values of one row: for each layer and key/value head the keys (panels, E, 32), then the values (S, E filled up).
-struct Slot {
-    values: Vec<f32>,
-    length: usize,
-    capacity: usize,
+/// A row in the middle of decoding.
+struct Row {
+    prompt: usize,
+    /// Its runs in the cache; the last is its own.
+    path: Vec<usize>,
 }
 
-impl Slot {
-    fn new(shape: &Shape, layers: usize, capacity: usize) -> Self {
-        let values = vec![0.0; layers * shape.kv_heads * Self::size(shape, capacity)];
-        Self { values, length: 0, capacity }
-    }
-
-    /// Numbers of one layer and key/value head.
-    fn size(shape: &Shape, capacity: usize) -> usize {
-        shape.keys_size(capacity) + capacity * shape.padded()
-    }
-
-    /// Makes room for one more token, and for more to come.
-    fn make_room(&mut self, shape: &Shape, layers: usize) {
-        if self.length < self.capacity {
-            return;
-        }
-        let mut larger = Self::new(shape, layers, self.capacity * 2);
-        for layer in 0..layers {
-            for ((from_keys, from_values), (keys, values)) in self.layer(shape, layer).zip(larger.layer(shape, layer)) {
-                keys[..from_keys.len()].copy_from_slice(from_keys);
-                values[..from_values.len()].copy_from_slice(from_values);
-            }
-        }
-        *self = Self { length: self.length, ..larger };
-    }
-
-    /// Keys and values of one layer, head by head.
-    fn layer(&mut self, shape: &Shape, layer: usize) -> impl Iterator<Item = (&mut [f32], &mut [f32])> {
-        let size = Self::size(shape, self.capacity);
-        let (heads, keys) = (shape.kv_heads, shape.keys_size(self.capacity));
-        let part = &mut self.values[layer * heads * size..][..heads * size];
-        part.chunks_exact_mut(size).map(move |part| part.split_at_mut(keys))
-    }
-
-    /// Adds a token's keys and values to one layer's, from its row of queries, keys and values.
-    fn put(&mut self, shape: &Shape, layer: usize, token: usize, row: &[f32]) {
-        let (keys_at, values_at) = (shape.queries(), shape.queries() + shape.kv_heads * shape.width);
-        for (head, (keys, values)) in self.layer(shape, layer).enumerate() {
-            shape.put_key(keys, token, &row[keys_at + head * shape.width..][..shape.width]);
-            shape.put_row(values, token, &row[values_at + head * shape.width..][..shape.width]);
-        }
-    }
-}
-
-/// Rows of a batch in the middle of decoding.
+/// Rows in the middle of decoding.
+///
+/// After an error nothing more can be asked of it.
 pub(in crate::lm) struct Decoding {
     context: Context,
-    slots: Vec<Slot>,
+    cache: Cache,
+    prefixes: Arc<Prefixes>,
+    /// The shared runs in the cache.
+    shared: Vec<Option<usize>>,
+    /// How many prompts still need each shared run.
+    needed: Vec<usize>,
+    rows: Vec<Row>,
+    /// Tokens in one pass at most.
+    pass: usize,
+}
+
+/// Tokens to be read into a run.
+struct Read<'a> {
+    ids: &'a [u32],
+    /// The place of the first in its sequence.
+    position: usize,
+    path: Vec<usize>,
+    /// Whether the logits after the last are wanted.
+    wanted: bool,
 }
 
 impl Decoding {
-    /// Reads prompts, each with the number of tokens that may follow it. Puts the logits after each into `logits`: (B, V).
-    pub(in crate::lm) fn start(
-        model: &Model,
-        prompts: &[(&[u32], usize)],
-        logits: &mut Vec<f32>,
-    ) -> Result<Self, LmError> {
-        in_pool(|| {
-            let longest = prompts.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0);
-            let context = Context::new(model, longest + ROOM)?;
-            let mut decoding = Self { context, slots: Vec::with_capacity(prompts.len()) };
-            logits.clear();
-            let mut rest = prompts;
-            while !rest.is_empty() {
-                let mut tokens = 0;
-                let fits = rest.iter().take_while(|(ids, _)| {
-                    tokens += ids.len();
-                    tokens <= TOKENS_PER_PASS
-                });
-                let (pass, after) = rest.split_at(fits.count().max(1));
-                decoding.read(model, pass, logits)?;
-                rest = after;
-            }
-            Ok(decoding)
+    /// Without rows. `pass` is the number of tokens in one pass at most.
+    pub(in crate::lm) fn new(model: &Model, prefixes: Arc<Prefixes>, pass: usize) -> Result<Self, LmError> {
+        let context = guarded(|| Context::new(model, 1))?;
+        Ok(Self {
+            cache: Cache::new(context.packed.layers.len(), &context.pool),
+            context,
+            shared: vec![None; prefixes.runs.len()],
+            needed: prefixes.runs.iter().map(|run| run.prompts).collect(),
+            prefixes,
+            rows: Vec::new(),
+            pass: pass.max(1),
         })
     }
 
-    /// Reads some prompts, and adds their rows and the logits after them.
-    fn read(&mut self, model: &Model, prompts: &[(&[u32], usize)], logits: &mut Vec<f32>) -> Result<(), LmError> {
-        let (context, shape) = (&self.context, self.context.shape);
-        let (layout, rows) = Layout::of_prompts(&prompts.iter().map(|(ids, _)| *ids).collect::<Vec<_>>());
-        let slot = |(ids, room): &(&[u32], usize)| Slot::new(&shape, model.layers.len(), ids.len() + (*room).min(ROOM));
-        let mut slots: Vec<Slot> = prompts.iter().map(slot).collect();
-        let keep = |layer: usize, qkv: &[f32]| {
-            slots.par_iter_mut().zip(&rows).for_each(|(slot, row)| {
-                for (place, token) in layout.groups[*row].tokens().enumerate() {
-                    slot.put(&shape, layer, place, &qkv[token * shape.row()..][..shape.row()]);
-                }
-            });
-        };
-        let x = layers(context, model, &layout, keep, None)?;
-        for (slot, row) in slots.iter_mut().zip(&rows) {
-            slot.length = layout.groups[*row].tokens().len();
-        }
-        let mut unique = Vec::new();
-        put_logits(context, &x, &mut unique);
-        let vocabulary = context.packed.head.columns();
-        for row in rows {
-            logits.extend_from_slice(&unique[row * vocabulary..][..vocabulary]);
-        }
-        self.slots.extend(slots);
-        Ok(())
-    }
-
-    /// Goes on with those rows that are kept, by their ascending places in the last call, and a token for each; puts the
-    /// logits after each into `logits`: (B, V).
+    /// Goes on with those rows that are kept, by their ascending places in the last call, and a token for each; the others
+    /// are finished. Others enter after them. Puts the logits after each into `logits`: (B, V).
     pub(in crate::lm) fn step(
         &mut self,
         model: &Model,
         kept: &[usize],
         tokens: &[u32],
+        entering: &[Entering<'_>],
         logits: &mut Vec<f32>,
     ) -> Result<(), LmError> {
-        let mut place = 0;
-        let mut left = kept.iter().peekable();
-        self.slots.retain(|_| {
-            place += 1;
-            left.next_if(|kept| **kept + 1 == place).is_some()
-        });
-        in_pool(|| self.forward(model, tokens, logits))
+        self.leave(kept);
+        self.context.pool.begin();
+        let mut reads = Vec::with_capacity(tokens.len() + entering.len());
+        for (row, token) in self.rows.iter().zip(tokens.chunks(1)) {
+            let position = self.cache.run(row.path[row.path.len() - 1]).end();
+            reads.push(Read { ids: token, position, path: row.path.clone(), wanted: true });
+        }
+        for row in entering {
+            self.enter(row, &mut reads)?;
+        }
+        let end = reads.iter().map(|read| read.position + read.ids.len()).max().unwrap_or(0);
+        self.context.reach(model, end);
+        logits.clear();
+        guarded(|| in_pool(|| self.read(model, reads, logits)))
     }
 
-    fn forward(&mut self, model: &Model, tokens: &[u32], logits: &mut Vec<f32>) -> Result<(), LmError> {
-        let longest = self.slots.iter().map(|slot| slot.length).max().unwrap_or(0);
-        self.context.reach(model, longest + 1);
-        let (context, slots) = (&self.context, &mut self.slots);
-        let (shape, pool, n) = (&context.shape, &context.pool, tokens.len());
-        let (row, queries, heads) = (shape.row(), shape.queries(), shape.repeats() * shape.width);
-        let positions: Vec<u32> = slots.iter().map(|slot| slot.length as u32).collect();
-        for slot in slots.iter_mut() {
-            slot.make_room(shape, context.packed.layers.len());
+    /// Takes rows out that are not kept.
+    fn leave(&mut self, kept: &[usize]) {
+        let mut kept = kept.iter().peekable();
+        let mut staying = Vec::with_capacity(self.rows.len());
+        for (place, row) in std::mem::take(&mut self.rows).into_iter().enumerate() {
+            if kept.next_if(|kept| **kept == place).is_some() {
+                staying.push(row);
+                continue;
+            }
+            self.cache.remove(row.path[row.path.len() - 1]);
+            for run in self.prefixes.path(row.prompt) {
+                self.needed[run] -= 1;
+                if self.needed[run] == 0
+                    && let Some(number) = self.shared[run].take()
+                {
+                    self.cache.remove(number);
+                }
+            }
         }
-        let mut x = context.embed(model, tokens)?;
-        let mut qkv = pool.take(n * row);
-        let mut mixed = pool.take(n * queries);
-        let mut middle = pool.take(n * context.width);
-        let mut out = pool.take(n * context.width);
-        for (index, layer) in context.packed.layers.iter().enumerate() {
-            project(context, layer, &x, &positions, &mut qkv);
-            let shape = &shape.seeing(layer.window);
-            let see = |((slot, qkv), mixed): ((&mut Slot, &[f32]), &mut [f32])| {
-                let token = slot.length;
-                slot.put(shape, index, token, qkv);
-                let mut scores = pool.take(ROWS * (token + 1).next_multiple_of(COLUMNS));
-                let heads = qkv[..queries].chunks_exact(heads).zip(mixed.chunks_exact_mut(heads));
-                for ((keys, values), (query, out)) in slot.layer(shape, index).zip(heads) {
-                    attend(shape, token, query, keys, values, &mut scores, out);
+        self.rows = staying;
+    }
+
+    /// Makes room for a row, and adds what is to be read for it.
+    fn enter<'a>(&mut self, row: &Entering<'a>, reads: &mut Vec<Read<'a>>) -> Result<(), LmError> {
+        let shape = self.context.shape;
+        let mut path = Vec::new();
+        let mut position = 0;
+        for run in self.prefixes.path(row.prompt) {
+            let places = self.prefixes.runs[run].places.clone();
+            position = places.end;
+            if let Some(number) = self.shared[run] {
+                path.push(number);
+                continue;
+            }
+            let number = self.cache.add(&shape, places.start, places.len())?;
+            self.shared[run] = Some(number);
+            path.push(number);
+            reads.push(Read {
+                ids: &row.ids[places.clone()],
+                position: places.start,
+                path: path.clone(),
+                wanted: false,
+            });
+        }
+        path.push(self.cache.add(&shape, position, row.ids.len() - position + row.room)?);
+        reads.push(Read { ids: &row.ids[position..], position, path: path.clone(), wanted: true });
+        self.rows.push(Row { prompt: row.prompt, path });
+        Ok(())
+    }
+
+    /// Reads tokens, in passes of few enough of them.
+    fn read(&mut self, model: &Model, reads: Vec<Read<'_>>, logits: &mut Vec<f32>) -> Result<(), LmError> {
+        let mut pass: Vec<Read<'_>> = Vec::new();
+        let mut room = self.pass;
+        for mut read in reads {
+            while read.ids.len() > room {
+                let (now, later) = read.ids.split_at(room);
+                if !now.is_empty() {
+                    pass.push(Read { ids: now, position: read.position, path: read.path.clone(), wanted: false });
+                }
+                self.forward(model, &std::mem::take(&mut pass), logits)?;
+                read = Read { ids: later, position: read.position + now.len(), ..read };
+                room = self.pass;
+            }
+            room -= read.ids.len();
+            pass.push(read);
+        }
+        if pass.is_empty() { Ok(()) } else { self.forward(model, &pass, logits) }
+    }
+
+    fn forward(&mut self, model: &Model, reads: &[Read<'_>], logits: &mut Vec<f32>) -> Result<(), LmError> {
+        let mut layout = Layout::default();
+        let mut readers = Vec::with_capacity(reads.len());
+        for read in reads {
+            let tokens = layout.push(read.ids, read.position);
+            if read.wanted {
+                layout.chosen.push(tokens.end - 1);
+            }
+            let own = self.cache.run_mut(read.path[read.path.len() - 1]);
+            own.length += read.ids.len();
+            readers.push(Reader { tokens, position: read.position, path: read.path.clone() });
+        }
+        let (context, cache) = (&self.context, &mut self.cache);
+        let pool = &context.pool;
+        let sight = Sight::new(&context.shape, &readers);
+        let mut writers: Vec<Option<&Reader>> = vec![None; cache.all_mut().len()];
+        for reader in &readers {
+            writers[reader.path[reader.path.len() - 1]] = Some(reader);
+        }
+        let few = layout.ids.len() < WORTH_A_THREAD;
+        let attend = |layer: usize, shape: &Shape, qkv: &[f32], mixed: &mut [f32]| {
+            let put = |(run, writer): (&mut Option<Run>, &Option<&Reader>)| {
+                if let (Some(run), Some(reader)) = (run, writer) {
+                    for (token, place) in reader.tokens.clone().zip(reader.position..) {
+                        run.put(shape, layer, place, &qkv[token * shape.row()..][..shape.row()]);
+                    }
                 }
             };
-            slots.par_iter_mut().zip(qkv.par_chunks_exact(row)).zip(mixed.par_chunks_exact_mut(queries)).for_each(see);
-            finish(context, layer, &x, &mixed, Finished { middle: &mut middle, gate_up: None, out: &mut out });
-            std::mem::swap(&mut x, &mut out);
-        }
-        for slot in slots.iter_mut() {
-            slot.length += 1;
-        }
+            if few {
+                cache.all_mut().iter_mut().zip(&writers).for_each(put);
+            } else {
+                cache.all_mut().par_iter_mut().zip(&writers).for_each(put);
+            }
+            sight.attend(shape, cache, layer, qkv, mixed, pool);
+        };
+        let x = layers(context, model, &layout, attend, None)?;
         put_logits(context, &x, logits);
         Ok(())
     }
 }
 
-/// The logits of rows of the residual stream after the last layer (N, D): (N, V).
+/// Adds the logits of rows of the residual stream after the last layer (N, D): (N, V).
 fn put_logits(context: &Context, x: &[f32], logits: &mut Vec<f32>) {
     let (width, vocabulary) = (context.width, context.packed.head.columns());
-    let n = x.len() / width;
-    logits.resize(n * vocabulary, 0.0);
+    let (n, before) = (x.len() / width, logits.len());
+    if n == 0 {
+        return;
+    }
+    logits.resize(before + n * vocabulary, 0.0);
     let mut hidden = context.pool.take(x.len());
     normalise(x, &context.packed.norm, context.eps, &mut hidden);
     let share = Share::of(n);
     let rows = share.rows(n);
     hidden
         .par_chunks(rows * width)
-        .zip(logits.par_chunks_mut(rows * vocabulary))
+        .zip(logits[before..].par_chunks_mut(rows * vocabulary))
         .for_each(|(hidden, logits)| share.multiply(&context.packed.head, hidden, logits, false));
 }

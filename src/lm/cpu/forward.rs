@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::attention::{self, Shape};
+use super::attention::Shape;
+use super::experts::{self, PackedDense};
 use super::layout::Layout;
 use super::matmul::Panels;
-use super::packed::{Angles, Kept, Packed, PackedLayer, view};
+use super::packed::{Angles, Kept, Packed, PackedLayer, PackedMlp, view};
 use super::pool::{Buffer, Pool};
 use super::simd;
 use crate::lm::{LmError, Model};
@@ -116,9 +117,33 @@ pub(super) fn project(context: &Context, layer: &PackedLayer, x: &[f32], positio
     blocks.for_each(|((x, qkv), positions)| {
         let mut normed = context.pool.take(x.len());
         normalise(x, &layer.attention_norm, context.eps, &mut normed);
-        share.multiply(&layer.qkv, &normed, qkv, false);
+        layer.qkv.apply(share, &normed, qkv, false);
+        normalise_heads(context, layer, qkv);
         turn(context, qkv, positions, 1.0);
     });
+}
+
+/// Normalises the heads of queries and keys of rows, where a layer has norms for them.
+fn normalise_heads(context: &Context, layer: &PackedLayer, qkv: &mut [f32]) {
+    let Some(norms) = &layer.head_norms else { return };
+    let mut before = context.pool.take(context.shape.width);
+    for qkv in qkv.chunks_exact_mut(context.shape.row()) {
+        for (head, norm) in heads_and_norms(&context.shape, qkv, norms) {
+            before.copy_from_slice(head);
+            simd::rms_norm(&before, norm, context.eps, head);
+        }
+    }
+}
+
+/// The heads of queries and of keys of a token's row, each with its kind's of two norms.
+pub(super) fn heads_and_norms<'a>(
+    shape: &Shape,
+    row: &'a mut [f32],
+    [query, key]: &'a [Vec<f32>; 2],
+) -> impl Iterator<Item = (&'a mut [f32], &'a [f32])> {
+    let (queries, all, width) = (shape.heads, shape.heads + shape.kv_heads, shape.width);
+    let heads = row[..all * width].chunks_exact_mut(width).enumerate();
+    heads.map(move |(head, row)| (row, if head < queries { query.as_slice() } else { key.as_slice() }))
 }
 
 /// Turns queries and keys of rows by the angles of their positions, or back with `sign` −1.
@@ -136,10 +161,30 @@ pub(super) fn turn(context: &Context, qkv: &mut [f32], positions: &[u32], sign: 
 pub(super) struct Finished<'a> {
     /// The residual stream after attention: (N, D).
     pub(super) middle: &'a mut [f32],
-    /// Gate and up, if they are kept: (N, 2F).
+    /// Gate and up, if they are kept: (N, 2F), or (N·k, 2F) of k experts.
     pub(super) gate_up: Option<&'a mut [f32]>,
     /// The residual stream after the layer: (N, D).
     pub(super) out: &'a mut [f32],
+}
+
+/// A feed-forward layer of rows `x` (N, D), with gate and up in `gate_up` (N, 2F): writes to `out` (N, D), or adds to it.
+pub(super) fn feed_forward(
+    context: &Context,
+    share: Share,
+    dense: &PackedDense,
+    x: &[f32],
+    gate_up: &mut [f32],
+    out: &mut [f32],
+    add: bool,
+) {
+    let inner = context.inner;
+    let mut product = context.pool.take(x.len() / context.width * inner);
+    dense.gate_up.apply(share, x, gate_up, false);
+    for (both, product) in gate_up.chunks_exact(2 * inner).zip(product.chunks_exact_mut(inner)) {
+        let (gate, up) = both.split_at(inner);
+        simd::swiglu(gate, up, product);
+    }
+    dense.down.apply(share, &product, out, add);
 }
 
 /// The rest of a layer: from its input `x` (N, D) and the mixed values (N, H·E).
@@ -148,26 +193,34 @@ pub(super) fn finish(context: &Context, layer: &PackedLayer, x: &[f32], mixed: &
     let all = x.len() / width;
     let share = Share::of(all);
     let rows = share.rows(all);
-    let block = |x: &[f32], mixed: &[f32], middle: &mut [f32], gate_up: &mut [f32], out: &mut [f32]| {
-        let mut normed = context.pool.take(x.len());
-        let mut product = context.pool.take(x.len() / width * inner);
-        middle.copy_from_slice(x);
-        share.multiply(&layer.output, mixed, middle, true);
-        normalise(middle, &layer.mlp_norm, context.eps, &mut normed);
-        share.multiply(&layer.gate_up, &normed, gate_up, false);
-        for (both, product) in gate_up.chunks_exact(2 * inner).zip(product.chunks_exact_mut(inner)) {
-            let (gate, up) = both.split_at(inner);
-            simd::swiglu(gate, up, product);
-        }
-        out.copy_from_slice(middle);
-        share.multiply(&layer.down, &product, out, true);
-    };
     let Finished { middle, gate_up, out } = to;
     let blocks = x
         .par_chunks(rows * width)
         .zip(mixed.par_chunks(rows * queries))
         .zip(middle.par_chunks_mut(rows * width))
         .zip(out.par_chunks_mut(rows * width));
+    let attended = |x: &[f32], mixed: &[f32], middle: &mut [f32], normed: &mut [f32]| {
+        middle.copy_from_slice(x);
+        layer.output.apply(share, mixed, middle, true);
+        normalise(middle, &layer.mlp_norm, context.eps, normed);
+    };
+    let dense = match &layer.mlp {
+        PackedMlp::Dense(dense) => dense,
+        PackedMlp::Experts(experts) => {
+            let mut normed = context.pool.take(x.len());
+            blocks.zip(normed.par_chunks_mut(rows * width)).for_each(|((((x, mixed), middle), out), normed)| {
+                attended(x, mixed, middle, normed);
+                out.copy_from_slice(middle);
+            });
+            return experts::forward(context, experts, &normed, gate_up, out);
+        }
+    };
+    let block = |x: &[f32], mixed: &[f32], middle: &mut [f32], gate_up: &mut [f32], out: &mut [f32]| {
+        let mut normed = context.pool.take(x.len());
+        attended(x, mixed, middle, &mut normed);
+        out.copy_from_slice(middle);
+        feed_forward(context, share, dense, &normed, gate_up, out, true);
+    };
     match gate_up {
         Some(kept) => blocks
             .zip(kept.par_chunks_mut(rows * 2 * inner))
@@ -189,7 +242,7 @@ pub(super) struct Saved {
     pub(super) mixed: Buffer,
     /// The residual stream after attention: (N, D), of the last layer (M, D).
     pub(super) middle: Buffer,
-    /// (N, 2F), of the last layer (M, 2F).
+    /// (N, 2F), of the last layer (M, 2F); of k experts (N·k, 2F), (M·k, 2F).
     pub(super) gate_up: Buffer,
 }
 
@@ -204,13 +257,14 @@ pub(super) fn gather(pool: &Arc<Pool>, rows: &[f32], width: usize, chosen: &[usi
 
 /// Runs the layers over a batch; returns the residual stream of the chosen tokens before the last norm: (M, D).
 ///
-/// The last layer's second half runs for the chosen tokens only. `see_keys` gets each layer's queries, keys and values
-/// (N, (H + 2K)·E); `saved` gets what the gradient needs, if it is wanted.
+/// The last layer's second half runs for the chosen tokens only. `attend` gets each layer's number and shape, its queries,
+/// keys and values (N, (H + 2K)·E), turned, and where the mixed values go (N, H·E); `saved` gets what the gradient needs, if it is
+/// wanted.
 pub(super) fn layers(
     context: &Context,
     model: &Model,
     layout: &Layout,
-    mut see_keys: impl FnMut(usize, &[f32]),
+    mut attend: impl FnMut(usize, &Shape, &[f32], &mut [f32]),
     mut saved: Option<&mut Vec<Saved>>,
 ) -> Result<Buffer, LmError> {
     let (pool, shape) = (&context.pool, &context.shape);
@@ -219,9 +273,8 @@ pub(super) fn layers(
     for (index, layer) in context.packed.layers.iter().enumerate() {
         let mut qkv = pool.take(n * shape.row());
         project(context, layer, &x, &layout.positions, &mut qkv);
-        see_keys(index, &qkv);
         let mut mixed = pool.take(n * shape.queries());
-        attention::forward(&shape.seeing(layer.window), &layout.groups, &qkv, &mut mixed, pool);
+        attend(index, &shape.seeing(layer.window), &qkv, &mut mixed);
         let last = index + 1 == context.packed.layers.len();
         let chosen = last.then(|| {
             let x = gather(pool, &x, context.width, &layout.chosen);
@@ -231,7 +284,7 @@ pub(super) fn layers(
         let rows = x_rows.len() / context.width;
         let mut middle = pool.take(rows * context.width);
         let mut out = pool.take(rows * context.width);
-        let mut gate_up = saved.is_some().then(|| pool.take(rows * 2 * context.inner));
+        let mut gate_up = saved.is_some().then(|| pool.take(rows * layer.mlp.per_token() * 2 * context.inner));
         let to = Finished { middle: &mut middle, gate_up: gate_up.as_deref_mut(), out: &mut out };
         finish(context, layer, x_rows, mixed_rows, to);
         let before = std::mem::replace(&mut x, out);

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout as Strides, Shape, Tensor};
 
+use super::attention;
 use super::backward::{Gradients, Pass};
 use super::forward::{Context, Saved, layers};
 use super::head::{Hidden, scores};
@@ -26,7 +27,10 @@ impl Run {
     fn new(model: &Model, layout: &Layout, saved: Option<&mut Vec<Saved>>) -> Result<Self, LmError> {
         let positions = layout.positions.iter().max().map_or(0, |last| *last as usize + 1);
         let context = Context::new(model, positions)?;
-        let x = layers(&context, model, layout, |_, _| (), saved)?;
+        let attend = |_: usize, shape: &attention::Shape, qkv: &[f32], mixed: &mut [f32]| {
+            attention::forward(shape, &layout.groups, qkv, mixed, &context.pool);
+        };
+        let x = layers(&context, model, layout, attend, saved)?;
         let hidden = Hidden::new(&context, &x);
         Ok(Self { context, x, hidden })
     }

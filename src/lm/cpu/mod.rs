@@ -2,20 +2,25 @@
 //!
 //! - `tile.rs`, `matmul.rs`, `simd.rs`: products and rows of numbers. `pool.rs`: memory that is used again.
 //! - `layout.rs`: a batch as one row of tokens without padding. `packed.rs`: weights as products want them.
-//! - `forward.rs`, `attention.rs`, `head.rs`: the passes. `backward.rs`: their gradients. `graph.rs`: both in candle's graph.
-//! - `decode.rs`: token by token.
+//! - `forward.rs`, `attention.rs`, `linear.rs`, `experts.rs`, `head.rs`: the passes. `backward.rs`: their gradients. `graph.rs`: both in candle's graph.
+//! - `decode.rs`, `attend.rs`, `cache.rs`: prompts and what follows them, token by token.
 //!
 //! Two rules hold everywhere. Results do not depend on the number of threads: sums run in fixed blocks that are added in
 //! order. A row's result does not depend on the other rows, to the bit: every number of a product is one chain over the
 //! depth (`tile.rs`), and every other sum runs over one row only.
 
+use super::layout;
+
+mod attend;
 mod attention;
 mod backward;
+mod cache;
 mod decode;
+mod experts;
 mod forward;
 mod graph;
 mod head;
-use super::layout;
+mod linear;
 mod matmul;
 mod packed;
 mod pool;
@@ -25,7 +30,7 @@ mod tile;
 #[cfg(test)]
 mod tests;
 
-pub(super) use decode::Decoding;
+pub(super) use decode::{Decoding, TOKENS_PER_PASS};
 pub(super) use graph::{in_pool, scores_of};
 pub(super) use packed::{Kept, can};
 pub(super) use simd::exp_all;

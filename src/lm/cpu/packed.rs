@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{Storage, Tensor};
 
+use super::experts::{PackedDense, PackedExperts};
+use super::linear::Forwards;
 use super::matmul::Panels;
 use super::pool::Pool;
-use crate::lm::decoder::{Dense, Layer, Linear, Mlp};
+use crate::lm::decoder::{Layer, Mlp};
 use crate::lm::{Config, LmError, Model};
 
 /// The numbers of a contiguous f32 tensor on the CPU.
@@ -42,15 +44,7 @@ impl<Guard: Deref<Target = Storage>> Deref for View<Guard> {
 
 /// Whether the passes here compute such a layer.
 pub(in crate::lm) fn can(layer: &Layer) -> bool {
-    let plain = |linear: &Linear| linear.bias.is_none() && linear.adapter.is_none();
-    layer.linears().into_iter().all(plain) && layer.query_norm.is_none() && matches!(layer.mlp, Mlp::Dense(_))
-}
-
-pub(super) fn dense(layer: &Layer) -> &Dense {
-    match &layer.mlp {
-        Mlp::Dense(dense) => dense,
-        Mlp::Experts { .. } => unreachable!("`can` has seen to it"),
-    }
+    layer.linears().into_iter().all(|linear| linear.adapter.is_none())
 }
 
 /// The weights of one layer.
@@ -59,15 +53,56 @@ pub(super) struct PackedLayer {
     pub(super) attention_norm: Vec<f32>,
     /// Tokens that a token sees, itself among them.
     pub(super) window: usize,
-    /// (D, (H + 2K)·E)
-    pub(super) qkv: Panels,
-    /// (H·E, D)
-    pub(super) output: Panels,
+    pub(super) qkv: Forwards, // D to (H + 2K)·E
+    /// Of the heads of queries and of keys: (E) each.
+    pub(super) head_norms: Option<[Vec<f32>; 2]>,
+    pub(super) output: Forwards, // H·E to D
     pub(super) mlp_norm: Vec<f32>,
-    /// (D, 2F)
-    pub(super) gate_up: Panels,
-    /// (F, D)
-    pub(super) down: Panels,
+    pub(super) mlp: PackedMlp,
+}
+
+/// What stands after attention.
+#[derive(Debug)]
+pub(super) enum PackedMlp {
+    Dense(PackedDense),
+    Experts(PackedExperts),
+}
+
+impl PackedMlp {
+    /// How many feed-forward layers a token goes through.
+    pub(super) fn per_token(&self) -> usize {
+        match self {
+            Self::Dense(_) => 1,
+            Self::Experts(experts) => experts.per_token,
+        }
+    }
+}
+
+impl PackedLayer {
+    fn new(layer: &Layer, pool: &Arc<Pool>) -> Result<Self, LmError> {
+        let numbers = |tensor: &Tensor| -> Result<Vec<f32>, LmError> { Ok(view(tensor)?.to_vec()) };
+        let mlp = match &layer.mlp {
+            Mlp::Dense(dense) => PackedMlp::Dense(PackedDense::new(pool, dense)?),
+            Mlp::Experts { router, experts, per_token, normalise } => PackedMlp::Experts(PackedExperts {
+                router: Panels::transposed(pool, &[&view(router)?], router.dim(1)?),
+                experts: experts.iter().map(|dense| PackedDense::new(pool, dense)).collect::<Result<_, _>>()?,
+                per_token: *per_token,
+                normalise: *normalise,
+            }),
+        };
+        Ok(Self {
+            attention_norm: numbers(&layer.attention_norm)?,
+            window: layer.window.unwrap_or(usize::MAX),
+            qkv: Forwards::new(pool, &[&layer.query, &layer.key, &layer.value])?,
+            head_norms: match (&layer.query_norm, &layer.key_norm) {
+                (Some(query), Some(key)) => Some([numbers(query)?, numbers(key)?]),
+                _ => None,
+            },
+            output: Forwards::new(pool, &[&layer.output])?,
+            mlp_norm: numbers(&layer.mlp_norm)?,
+            mlp,
+        })
+    }
 }
 
 /// The weights for the forward pass.
@@ -81,28 +116,10 @@ pub(super) struct Packed {
 
 impl Packed {
     fn new(model: &Model, pool: &Arc<Pool>) -> Result<Self, LmError> {
-        let config = model.config();
-        let width = config.hidden_size;
-        let transposed = |tensors: &[&Tensor], depth| -> Result<Panels, LmError> {
-            let views = tensors.iter().copied().map(view).collect::<Result<Vec<_>, _>>()?;
-            Ok(Panels::transposed(pool, &views.iter().map(|numbers| &**numbers).collect::<Vec<_>>(), depth))
-        };
-        let layer = |layer: &Layer| -> Result<PackedLayer, LmError> {
-            let Dense { gate, up, down } = dense(layer);
-            Ok(PackedLayer {
-                attention_norm: view(&layer.attention_norm)?.to_vec(),
-                window: layer.window.unwrap_or(usize::MAX),
-                qkv: transposed(&[&layer.query.weight, &layer.key.weight, &layer.value.weight], width)?,
-                output: transposed(&[&layer.output.weight], config.num_attention_heads * config.head_dim)?,
-                mlp_norm: view(&layer.mlp_norm)?.to_vec(),
-                gate_up: transposed(&[&gate.weight, &up.weight], width)?,
-                down: transposed(&[&down.weight], config.intermediate_size)?,
-            })
-        };
         Ok(Self {
-            layers: model.layers.iter().map(layer).collect::<Result<_, _>>()?,
+            layers: model.layers.iter().map(|layer| PackedLayer::new(layer, pool)).collect::<Result<_, _>>()?,
             norm: view(&model.norm)?.to_vec(),
-            head: transposed(&[&model.head], width)?,
+            head: Panels::transposed(pool, &[&view(&model.head)?], model.config().hidden_size),
         })
     }
 }
@@ -151,6 +168,11 @@ pub(in crate::lm) struct Kept {
 }
 
 impl Kept {
+    /// From now on buffers are so many bytes at most, packed weights among them.
+    pub(in crate::lm) fn limit(&self, bytes: Option<u64>) {
+        self.pool.limit(bytes);
+    }
+
     /// The model's weights, packed; made anew for each pass where they may change.
     pub(super) fn packed(&self, model: &Model) -> Result<Arc<Packed>, LmError> {
         if let Some(packed) = self.packed.get() {

@@ -3,6 +3,8 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::lm::{LmError, memory};
+
 /// Buffers that nobody uses at the moment.
 #[derive(Debug, Default)]
 pub(super) struct Pool(Mutex<Idle>);
@@ -12,6 +14,31 @@ struct Idle {
     buffers: Vec<(u64, Vec<f32>)>,
     /// Passes so far.
     pass: u64,
+    /// Bytes of all buffers, in use or not.
+    held: u64,
+    /// Bytes of buffers at most.
+    limit: Option<u64>,
+}
+
+fn bytes(numbers: usize) -> u64 {
+    numbers as u64 * size_of::<f32>() as u64
+}
+
+impl Idle {
+    /// Lets go of the buffers that nobody uses and that are not `wanted`.
+    fn release(&mut self, wanted: impl Fn(u64) -> bool) {
+        let held = &mut self.held;
+        self.buffers.retain(|(pass, values)| {
+            let wanted = wanted(*pass);
+            *held -= if wanted { 0 } else { bytes(values.len()) };
+            wanted
+        });
+    }
+
+    /// Whether so many bytes more are allowed.
+    fn allows(&self, bytes: u64) -> bool {
+        self.limit.is_none_or(|limit| self.held + bytes <= limit)
+    }
 }
 
 /// Numbers of a pool, to which they go back.
@@ -33,19 +60,40 @@ impl Pool {
         let mut idle = self.idle();
         idle.pass += 1;
         let oldest = idle.pass - 1;
-        idle.buffers.retain(|(pass, _)| *pass >= oldest);
+        idle.release(|pass| pass >= oldest);
     }
 
-    /// A buffer of this many numbers, whatever they are.
+    /// From now on buffers are so many bytes at most, in use or not.
+    pub(super) fn limit(&self, bytes: Option<u64>) {
+        self.idle().limit = bytes;
+    }
+
+    /// A buffer of this many numbers, whatever they are. Unwinds to [`memory::guarded`] where there is no memory for it.
     pub(super) fn take(self: &Arc<Self>, length: usize) -> Buffer {
+        self.try_take(length).unwrap_or_else(|_| memory::give_up(bytes(length)))
+    }
+
+    /// As [`Self::take`], with an error where there is no memory for it.
+    pub(super) fn try_take(self: &Arc<Self>, length: usize) -> Result<Buffer, LmError> {
         // Few sizes, so that batches that differ a little share their buffers.
         let step = (length.next_power_of_two() / 8).max(64);
         let capacity = length.next_multiple_of(step);
         let mut idle = self.idle();
         let fits = idle.buffers.iter().position(|(_, values)| values.len() == capacity);
-        let values = fits.map(|at| idle.buffers.swap_remove(at).1);
-        drop(idle);
-        Buffer { values: values.unwrap_or_else(|| vec![0.0; capacity]), length, pool: Arc::clone(self) }
+        let values = match fits {
+            Some(at) => idle.buffers.swap_remove(at).1,
+            None => {
+                let more = bytes(capacity);
+                if !idle.allows(more) {
+                    idle.release(|_| false);
+                }
+                let made = if idle.allows(more) { memory::zeros(capacity).ok() } else { None };
+                let values = made.ok_or_else(|| memory::full(more))?;
+                idle.held += more;
+                values
+            }
+        };
+        Ok(Buffer { values, length, pool: Arc::clone(self) })
     }
 
     /// A buffer of zeros.
@@ -99,5 +147,21 @@ mod tests {
         pool.begin();
         pool.begin();
         assert!(pool.idle().buffers.is_empty());
+        assert_eq!(pool.idle().held, 0);
+    }
+
+    #[test]
+    fn a_limit_holds_for_what_is_in_use() {
+        let pool = Arc::new(Pool::default());
+        pool.limit(Some(10_000));
+        drop(pool.take(1024));
+        let one = pool.take(2048);
+        assert_eq!(pool.idle().held, 8192, "what was idle had to go");
+        assert!(matches!(pool.try_take(1024), Err(LmError::OutOfMemory { .. })));
+        assert!(memory::guarded(|| Ok(pool.take(1024).len())).is_err());
+        drop(one);
+        assert_eq!(pool.try_take(1024).expect("there is room again").len(), 1024);
+        pool.limit(None);
+        assert_eq!(memory::guarded(|| Ok(pool.take(4096).len())).expect("no limit"), 4096);
     }
 }

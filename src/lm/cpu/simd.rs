@@ -151,6 +151,24 @@ for_each_level! {
 }
 
 for_each_level! {
+    /// y += x · factor.
+    pub(super) fn add_times(y: &mut [f32], x: &[f32], factor: f32) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += *x * factor;
+        }
+    }
+}
+
+for_each_level! {
+    /// x · factor, in place.
+    pub(super) fn scale(x: &mut [f32], factor: f32) {
+        for x in x.iter_mut() {
+            *x *= factor;
+        }
+    }
+}
+
+for_each_level! {
     /// Makes softmax(x · scale) of x, in place.
     pub(super) fn softmax(x: &mut [f32], scale: f32) {
         let top = largest(x) * scale;

@@ -1,14 +1,16 @@
 //! The CPU's passes against `plain.rs`, and their two rules.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::{Decoding, scores_of};
-use crate::lm::decode::Plain;
+use super::scores_of;
+use crate::lm::decode::{Decoding, Entering, Plain};
 use crate::lm::logprobs::plain_scores;
+use crate::lm::prefixes::Prefixes;
 use crate::lm::random::Stream;
-use crate::lm::{Config, Family, Model, Sequence};
+use crate::lm::{Config, Experts, Family, Model, RopeScaling, Sequence};
 
 /// Odd sizes on purpose: heads narrower than a tile, a vocabulary and an inner width that are no multiples of anything.
 fn config(kv_heads: usize, head_dim: usize, tie: bool, window: Option<usize>) -> Config {
@@ -39,7 +41,39 @@ fn configs() -> Vec<Config> {
         config(2, 10, false, None),
         config(1, 34, true, Some(7)),
         config(2, 16, false, Some(40)),
+        Config { attention_bias: true, mlp_bias: true, model_type: Family::Llama, ..config(2, 8, false, None) },
+        Config {
+            model_type: Family::Qwen2,
+            sliding_layers: Some(vec![false, true]),
+            rope_scaling: Some(RopeScaling::Linear { factor: 4.0 }),
+            ..config(2, 8, true, Some(9))
+        },
+        Config {
+            model_type: Family::Qwen3,
+            attention_bias: true,
+            rope_scaling: Some(RopeScaling::Llama3 {
+                factor: 8.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_max_position_embeddings: 64,
+            }),
+            ..config(2, 10, false, None)
+        },
+        mixtral(),
+        Config {
+            model_type: Family::Qwen3Moe,
+            experts: Some(Experts { num_local_experts: 3, num_experts_per_tok: 2, norm_topk_prob: false }),
+            ..config(1, 8, true, None)
+        },
     ]
+}
+
+fn mixtral() -> Config {
+    Config {
+        model_type: Family::Mixtral,
+        experts: Some(Experts { num_local_experts: 5, num_experts_per_tok: 2, norm_topk_prob: true }),
+        ..config(2, 16, false, Some(40))
+    }
 }
 
 /// Random weights with norms that are not all 1, and attention that is not nearly uniform.
@@ -47,7 +81,11 @@ fn weights(config: &Config, seed: u64) -> BTreeMap<String, Tensor> {
     let mut weights = Model::random(config.clone(), seed, &Device::Cpu).unwrap().weights().clone();
     for (name, tensor) in &mut weights {
         let mut stream = Stream::new(seed, name);
-        let mut value = |old: f32| if name.contains("norm") { 1.0 + 0.3 * stream.normal() } else { old * 2.0 };
+        let mut value = |old: f32| match name {
+            _ if name.contains("norm") => 1.0 + 0.3 * stream.normal(),
+            _ if name.contains("bias") => 0.3 * stream.normal(),
+            _ => old * 2.0,
+        };
         let values: Vec<f32> = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let values: Vec<f32> = values.into_iter().map(&mut value).collect();
         *tensor = Tensor::from_vec(values, tensor.shape(), &Device::Cpu).unwrap();
@@ -118,46 +156,81 @@ fn a_batch_gives_the_bits_of_its_rows() {
     }
 }
 
+/// Begins to decode; the logits after each prompt.
+fn start(model: &Model, prompts: &[&[u32]], room: usize, pass: usize) -> (Decoding, Vec<f32>) {
+    let mut decoding = Decoding::new(model, &Arc::new(Prefixes::of(prompts)), pass).unwrap();
+    let entering: Vec<_> = prompts.iter().enumerate().map(|(prompt, ids)| Entering { ids, prompt, room }).collect();
+    let mut logits = Vec::new();
+    decoding.step(model, &[], &[], &entering, &mut logits).unwrap();
+    (decoding, logits)
+}
+
 #[test]
 fn token_by_token_gives_the_bits_of_all_at_once() {
     for config in configs() {
         let model = model(&config, 3);
-        // Long enough for more room to be made, and more angles.
+        // Long enough for more angles.
         let text = ids(400, 9);
-        let (mut logits, mut whole, mut plain) = (Vec::new(), Vec::new(), Vec::new());
-        let mut decoding = Decoding::start(&model, &[(&text[..1], 399)], &mut logits).unwrap();
+        let mut plain = Vec::new();
+        let (mut decoding, mut logits) = start(&model, &[&text[..1]], 399, 2048);
         let mut plainly = Plain::start(&model, &[(&text[..1], 399)], &mut plain).unwrap();
         for at in 1..400 {
             if at < 70 || at % 31 == 0 {
-                Decoding::start(&model, &[(&text[..at], 0)], &mut whole).unwrap();
-                assert_eq!(logits, whole, "token {at} of {config:?}");
+                for pass in [2048, 7] {
+                    assert_eq!(logits, start(&model, &[&text[..at]], 0, pass).1, "token {at} of {config:?}");
+                }
             }
             assert!(difference(&logits, &plain) < 1e-4, "token {at} of {config:?}");
-            decoding.step(&model, &[0], &text[at..=at], &mut logits).unwrap();
+            decoding.step(&model, &[0], &text[at..=at], &[], &mut logits).unwrap();
             plainly.step(&model, &[0], &text[at..=at], &mut plain).unwrap();
         }
     }
+}
+
+/// Prompts of which some share one or two beginnings, of lengths that are no multiples of anything.
+fn prompts() -> Vec<Vec<u32>> {
+    let prompt = |row: usize| match row % 4 {
+        0 => ids(1 + row % 13, row as u64 / 2),
+        1 => [ids(45, 1), ids(1 + row % 5, row as u64)].concat(),
+        2 => [ids(45, 1), ids(23, 2), ids(1 + row % 9, row as u64)].concat(),
+        _ => [ids(45, 1), ids(23, 2)].concat(),
+    };
+    (0..40).map(prompt).collect()
 }
 
 #[test]
 fn decoding_a_batch_gives_the_bits_of_its_rows() {
     for config in configs() {
         let model = model(&config, 3);
-        let prompts: Vec<Vec<u32>> = (0..40).map(|row| ids(1 + row % 13, row as u64 / 2)).collect();
-        let all: Vec<(&[u32], usize)> = prompts.iter().map(|ids| (ids.as_slice(), 5)).collect();
-        let (mut together, mut alone) = (Vec::new(), Vec::new());
-        let mut batch = Decoding::start(&model, &all, &mut together).unwrap();
-        // Every third row leaves after the first token.
-        let kept: Vec<usize> = (0..40).filter(|row| row % 3 != 0).collect();
-        let rows: Vec<Vec<f32>> = together.chunks(61).map(<[f32]>::to_vec).collect();
-        batch.step(&model, &kept, &vec![7; kept.len()], &mut together).unwrap();
-        let mut after = together.chunks(61);
-        for (row, prompt) in all.iter().enumerate() {
-            let mut decoding = Decoding::start(&model, &[*prompt], &mut alone).unwrap();
-            assert_eq!(alone, rows[row]);
-            if row % 3 != 0 {
-                decoding.step(&model, &[0], &[7], &mut alone).unwrap();
-                assert_eq!(alone, after.next().unwrap());
+        let prompts = prompts();
+        let all: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let prefixes = Arc::new(Prefixes::of(&all));
+        assert!(prefixes.runs.len() >= 2, "some is shared");
+        let alone: Vec<_> = all
+            .iter()
+            .map(|prompt| {
+                let (mut decoding, first) = start(&model, &[prompt], 5, 2048);
+                let mut second = Vec::new();
+                decoding.step(&model, &[0], &[7], &[], &mut second).unwrap();
+                (first, second)
+            })
+            .collect();
+        for pass in [2048, 50] {
+            let mut batch = Decoding::new(&model, &prefixes, pass).unwrap();
+            let (mut logits, mut kept, mut going) = (Vec::new(), Vec::new(), Vec::new());
+            // Six rows enter with every token; every third leaves after its first, the others after their second.
+            for entering in prefixes.order.chunks(6) {
+                let rows: Vec<_> =
+                    entering.iter().map(|row| Entering { ids: all[*row], prompt: *row, room: 5 }).collect();
+                batch.step(&model, &kept, &vec![7; going.len()], &rows, &mut logits).unwrap();
+                let wanted =
+                    going.iter().map(|row: &usize| &alone[*row].1).chain(entering.iter().map(|row| &alone[*row].0));
+                for (found, wanted) in logits.chunks(61).zip(wanted) {
+                    assert_eq!(found, wanted);
+                }
+                assert_eq!(logits.len(), (going.len() + entering.len()) * 61);
+                kept = (going.len()..going.len() + entering.len()).filter(|place| place % 3 != 0).collect();
+                going = kept.iter().map(|place| entering[place - going.len()]).collect();
             }
         }
     }
@@ -199,18 +272,20 @@ fn gradients_equal_the_plain_ones() {
 
 #[test]
 fn nothing_depends_on_the_number_of_threads() {
-    let config = config(2, 10, true, Some(40));
-    let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
-            let mut logits = Vec::new();
-            let model = model(&config, 3);
-            Decoding::start(&model, &[(&ids(50, 1), 0), (&ids(20, 2), 0)], &mut logits).unwrap();
-            (logits, gradients(&config, true))
-        })
-    };
-    let one = run(1);
-    for threads in [2, 3, 8] {
-        assert!(run(threads) == one, "{threads} threads");
+    let qwen = Config { model_type: Family::Qwen3, attention_bias: true, ..config(2, 10, true, None) };
+    for config in [config(2, 10, true, Some(40)), mixtral(), qwen] {
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let model = model(&config, 3);
+                let prompts = prompts();
+                let all: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+                (start(&model, &all, 0, 2048).1, start(&model, &all[..1], 0, 2048).1, gradients(&config, true))
+            })
+        };
+        let one = run(1);
+        for threads in [2, 3, 8] {
+            assert!(run(threads) == one, "{threads} threads, {config:?}");
+        }
     }
 }

@@ -23,14 +23,22 @@ pub(super) struct Strided<'a> {
     pub(super) column: usize,
 }
 
-/// c = a · b, or c += a · b if `add`.
-///
-/// a is (rows, depth) with 1 to 8 rows; b is (depth, columns) with 1 to 32 columns, its rows `b_row` apart and readable
-/// up to the next multiple of 16 columns; c is (rows, columns), its rows `c_row` apart.
+/// What a product is added to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum To {
+    /// Nothing: c = a · b.
+    Nothing,
+    /// What is there: c = c + a · b.
+    Sum,
+    /// What is there, as the chain's first number: as if a and b began earlier and c held what came of that.
+    Chain,
+}
+
+/// c = a · b, or c += a · b if `add`, see [`tile_to`].
 #[expect(clippy::too_many_arguments, reason = "three matrices and their shapes")]
 pub(super) fn tile(
     level: Level,
-    (rows, depth, columns): (usize, usize, usize),
+    shape: (usize, usize, usize),
     a: Strided<'_>,
     b: &[f32],
     b_row: usize,
@@ -38,10 +46,28 @@ pub(super) fn tile(
     c_row: usize,
     add: bool,
 ) {
+    tile_to(level, shape, a, b, b_row, c, c_row, if add { To::Sum } else { To::Nothing });
+}
+
+/// The product of a and b, added to what `to` says.
+///
+/// a is (rows, depth) with 1 to 8 rows; b is (depth, columns) with 1 to 32 columns, its rows `b_row` apart and readable
+/// up to the next multiple of 16 columns; c is (rows, columns), its rows `c_row` apart.
+#[expect(clippy::too_many_arguments, reason = "three matrices and their shapes")]
+pub(super) fn tile_to(
+    level: Level,
+    (rows, depth, columns): (usize, usize, usize),
+    a: Strided<'_>,
+    b: &[f32],
+    b_row: usize,
+    c: &mut [f32],
+    c_row: usize,
+    to: To,
+) {
     assert!((1..=ROWS).contains(&rows) && (1..=COLUMNS).contains(&columns), "a tile of {rows} x {columns}");
     assert!((rows - 1) * c_row + columns <= c.len(), "c is too short");
     if depth == 0 {
-        if !add {
+        if to == To::Nothing {
             (0..rows).for_each(|row| c[row * c_row..][..columns].fill(0.0));
         }
         return;
@@ -55,7 +81,7 @@ pub(super) fn tile(
             #[expect(unsafe_code, reason = "the compiler does not keep the sums in registers by itself")]
             // SAFETY: the level says that the processor has AVX-512; the lengths were just checked.
             unsafe {
-                x86::tile_avx512((rows, depth, columns), a, b.as_ptr(), b_row, c.as_mut_ptr(), c_row, add);
+                x86::tile_avx512((rows, depth, columns), a, b.as_ptr(), b_row, c.as_mut_ptr(), c_row, to);
             }
         }
         #[cfg(target_arch = "x86_64")]
@@ -63,10 +89,10 @@ pub(super) fn tile(
             #[expect(unsafe_code, reason = "the compiler does not keep the sums in registers by itself")]
             // SAFETY: the level says that the processor has AVX2 and FMA; the lengths were just checked.
             unsafe {
-                x86::tile_avx2((rows, depth, columns), a, b.as_ptr(), b_row, c.as_mut_ptr(), c_row, add);
+                x86::tile_avx2((rows, depth, columns), a, b.as_ptr(), b_row, c.as_mut_ptr(), c_row, to);
             }
         }
-        _ => generic((rows, depth, columns), a, b, b_row, c, c_row, add),
+        _ => generic((rows, depth, columns), a, b, b_row, c, c_row, to),
     }
 }
 
@@ -83,12 +109,15 @@ fn generic(
     b_row: usize,
     c: &mut [f32],
     c_row: usize,
-    add: bool,
+    to: To,
 ) {
     for row in 0..rows {
         let out = &mut c[row * c_row..][..columns];
         for (start, out) in (0..).step_by(HALF).zip(out.chunks_mut(HALF)) {
             let mut sums = [0.0; HALF];
+            if to == To::Chain {
+                sums[..out.len()].copy_from_slice(out);
+            }
             for step in 0..depth {
                 let factor = a.values[row * a.row + step * a.column];
                 let line: &[f32; HALF] = b[step * b_row + start..][..HALF].try_into().expect("it has that length");
@@ -97,7 +126,7 @@ fn generic(
                 }
             }
             for (out, sum) in out.iter_mut().zip(sums) {
-                *out = if add { *out + sum } else { sum };
+                *out = if to == To::Sum { *out + sum } else { sum };
             }
         }
     }
@@ -112,7 +141,7 @@ mod x86 {
         _mm512_setzero_ps,
     };
 
-    use super::{HALF, Strided};
+    use super::{HALF, Strided, To};
 
     /// SAFETY: as for [`super::tile`], with the processor's features and all lengths checked.
     pub(super) unsafe fn tile_avx512(
@@ -122,13 +151,13 @@ mod x86 {
         b_row: usize,
         c: *mut f32,
         c_row: usize,
-        add: bool,
+        to: To,
     ) {
         macro_rules! of_rows {
             ($($rows:literal)*) => {
                 match (rows, columns > HALF) {
-                    $(($rows, false) => avx512::<$rows, 1>(depth, columns, a, b, b_row, c, c_row, add),
-                    ($rows, true) => avx512::<$rows, 2>(depth, columns, a, b, b_row, c, c_row, add),)*
+                    $(($rows, false) => avx512::<$rows, 1>(depth, columns, a, b, b_row, c, c_row, to),
+                    ($rows, true) => avx512::<$rows, 2>(depth, columns, a, b, b_row, c, c_row, to),)*
                     _ => unreachable!("a tile has 1 to 8 rows"),
                 }
             };
@@ -147,10 +176,19 @@ mod x86 {
         b_row: usize,
         c: *mut f32,
         c_row: usize,
-        add: bool,
+        to: To,
     ) {
         let left = a.values.as_ptr();
+        let mask = |vector: usize| u16::MAX >> (HALF - (columns - vector * HALF).min(HALF));
         let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+        if to == To::Chain {
+            for (row, sums) in sums.iter_mut().enumerate() {
+                for (vector, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: c has ROWS rows of `columns`, and the mask leaves out what is beyond.
+                    *sum = unsafe { _mm512_maskz_loadu_ps(mask(vector), c.add(row * c_row + vector * HALF)) };
+                }
+            }
+        }
         for step in 0..depth {
             let mut line = [_mm512_setzero_ps(); VECTORS];
             for (vector, line) in line.iter_mut().enumerate() {
@@ -167,12 +205,11 @@ mod x86 {
         }
         for (row, sums) in sums.into_iter().enumerate() {
             for (vector, mut sum) in sums.into_iter().enumerate() {
-                let here = (columns - vector * HALF).min(HALF);
-                let mask = u16::MAX >> (HALF - here);
+                let mask = mask(vector);
                 // SAFETY: c has ROWS rows of `columns`, and the mask leaves out what is beyond.
                 unsafe {
                     let out = c.add(row * c_row + vector * HALF);
-                    if add {
+                    if to == To::Sum {
                         sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sum);
                     }
                     _mm512_mask_storeu_ps(out, mask, sum);
@@ -189,7 +226,7 @@ mod x86 {
         b_row: usize,
         c: *mut f32,
         c_row: usize,
-        add: bool,
+        to: To,
     ) {
         // Four rows of sixteen columns are eight sums, which with b and a fit the sixteen registers.
         for start in (0..rows).step_by(4) {
@@ -200,10 +237,10 @@ mod x86 {
                 unsafe {
                     let (b, c) = (b.add(from), c.add(start * c_row + from));
                     match rows - start {
-                        1 => avx2::<1>(depth, here, a, b, b_row, c, c_row, add),
-                        2 => avx2::<2>(depth, here, a, b, b_row, c, c_row, add),
-                        3 => avx2::<3>(depth, here, a, b, b_row, c, c_row, add),
-                        _ => avx2::<4>(depth, here, a, b, b_row, c, c_row, add),
+                        1 => avx2::<1>(depth, here, a, b, b_row, c, c_row, to),
+                        2 => avx2::<2>(depth, here, a, b, b_row, c, c_row, to),
+                        3 => avx2::<3>(depth, here, a, b, b_row, c, c_row, to),
+                        _ => avx2::<4>(depth, here, a, b, b_row, c, c_row, to),
                     }
                 }
             }
@@ -220,10 +257,20 @@ mod x86 {
         b_row: usize,
         c: *mut f32,
         c_row: usize,
-        add: bool,
+        to: To,
     ) {
         let left = a.values.as_ptr();
         let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+        if to == To::Chain {
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let mut whole = [0.0; HALF];
+                // SAFETY: c has ROWS rows of `columns`, at most sixteen here.
+                let before = unsafe { std::slice::from_raw_parts(c.add(row * c_row), columns) };
+                whole[..columns].copy_from_slice(before);
+                // SAFETY: it has sixteen numbers.
+                *sums = unsafe { [_mm256_loadu_ps(whole.as_ptr()), _mm256_loadu_ps(whole.as_ptr().add(8))] };
+            }
+        }
         for step in 0..depth {
             // SAFETY: b has `depth` rows, readable to a multiple of 16 columns.
             let line = unsafe { [_mm256_loadu_ps(b.add(step * b_row)), _mm256_loadu_ps(b.add(step * b_row + 8))] };
@@ -245,7 +292,7 @@ mod x86 {
             // SAFETY: c has ROWS rows of `columns`.
             let out = unsafe { std::slice::from_raw_parts_mut(c.add(row * c_row), columns) };
             for (out, sum) in out.iter_mut().zip(whole) {
-                *out = if add { *out + sum } else { sum };
+                *out = if to == To::Sum { *out + sum } else { sum };
             }
         }
     }
@@ -284,6 +331,16 @@ mod tests {
                                 let inside = i < rows && j < columns;
                                 let wanted = f64::from(before[at]) + if inside { product } else { 0.0 };
                                 assert!((f64::from(c[at]) - wanted).abs() < 1e-5, "{tried:?} {rows}x{depth}x{columns}");
+                            }
+                            let mut whole = vec![0.0; 8 * 35];
+                            tile(tried, (rows, depth, columns), a, &b, 40, &mut whole, 35, false);
+                            for first in [0, depth.min(1), depth / 2, depth] {
+                                let (mut parts, rest) = (vec![0.0; 8 * 35], depth - first);
+                                tile(tried, (rows, first, columns), a, &b, 40, &mut parts, 35, false);
+                                let a = Strided { values: &a.values[first * column..], ..a };
+                                let b = &b[first * 40..];
+                                tile_to(tried, (rows, rest, columns), a, b, 40, &mut parts, 35, To::Chain);
+                                assert_eq!(parts, whole, "a chain in two parts is one chain");
                             }
                             of_levels.push(c);
                         }

@@ -11,6 +11,7 @@ use super::head::logits as logits_of;
 use super::linear::linear;
 use super::ops::{Turn, rms_norm, softmax};
 use super::pass::{Keep, Pass, turn};
+use crate::lm::decode::Entering;
 use crate::lm::layout::{Group, Layout};
 use crate::lm::{LmError, Model};
 
@@ -22,6 +23,7 @@ struct Cache {
 
 /// Rows of a batch in the middle of decoding.
 pub(in crate::lm) struct Decoding {
+    pass: usize,
     layers: Vec<Cache>,
     slots: usize,
     /// Tokens that a slot has room for.
@@ -35,20 +37,19 @@ pub(in crate::lm) struct Decoding {
 }
 
 impl Decoding {
-    /// Without rows.
-    pub(in crate::lm) fn new() -> Self {
-        Self { layers: Vec::new(), slots: 0, capacity: 0, lengths: Vec::new(), order: Vec::new(), turn: None }
+    /// Without rows; `pass` is the number of tokens in one pass at most.
+    pub(in crate::lm) fn new(pass: usize) -> Self {
+        Self { pass, layers: Vec::new(), slots: 0, capacity: 0, lengths: Vec::new(), order: Vec::new(), turn: None }
     }
 
     /// Goes on with those rows that are kept, by their ascending places in the last call, and a token for each; the others
-    /// are finished. Others enter after them, each with the number of tokens that may follow. Puts the logits after each
-    /// into `logits`: (B, V).
+    /// are finished. Others enter after them. Puts the logits after each into `logits`: (B, V).
     pub(in crate::lm) fn step(
         &mut self,
         model: &Model,
         kept: &[usize],
         tokens: &[u32],
-        entering: &[(&[u32], usize)],
+        entering: &[Entering<'_>],
         logits: &mut Vec<f32>,
     ) -> std::result::Result<(), LmError> {
         self.keep(kept)?;
@@ -59,8 +60,16 @@ impl Decoding {
                 logits.extend_from_slice(&by_slot[*slot]);
             }
         }
-        if !entering.is_empty() {
-            self.enter(model, entering, logits)?;
+        let mut rest = entering;
+        while !rest.is_empty() {
+            let mut tokens = 0;
+            let fits = rest.iter().take_while(|row| {
+                tokens += row.ids.len();
+                tokens <= self.pass
+            });
+            let (pass, after) = rest.split_at(fits.count().max(1));
+            self.enter(model, pass, logits)?;
+            rest = after;
         }
         Ok(())
     }
@@ -118,13 +127,13 @@ impl Decoding {
     }
 
     /// Reads the prompts of rows that enter, and adds the logits after them.
-    fn enter(&mut self, model: &Model, entering: &[(&[u32], usize)], logits: &mut Vec<f32>) -> Result<()> {
+    fn enter(&mut self, model: &Model, entering: &[Entering<'_>], logits: &mut Vec<f32>) -> Result<()> {
         let first = self.lengths.len();
-        let most = entering.iter().map(|(ids, room)| ids.len() + room).max().unwrap_or(0);
+        let most = entering.iter().map(|row| row.ids.len() + row.room).max().unwrap_or(0);
         self.reserve(model, first + entering.len(), most)?;
-        let (layout, branches) = layout(&entering.iter().map(|(ids, _)| *ids).collect::<Vec<_>>());
+        let (layout, branches) = layout(&entering.iter().map(|row| row.ids).collect::<Vec<_>>());
         let (kv_heads, width) = (model.config().num_key_value_heads, model.config().head_dim);
-        let longest = entering.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0);
+        let longest = entering.iter().map(|row| row.ids.len()).max().unwrap_or(0);
         // Which token's head each of (rows, K, T) is; what is past a row's end is never looked at.
         let mut at = vec![0u32; entering.len() * kv_heads * longest];
         for (branch, at) in branches.iter().zip(at.chunks_exact_mut(kv_heads * longest)) {
@@ -146,10 +155,10 @@ impl Decoding {
         };
         let pass = Pass::new(model, &layout, Keep::Nothing, see)?;
         let unique = logits_of(model, &pass.hidden)?.to_vec2::<f32>()?;
-        for ((ids, _), branch) in entering.iter().zip(branches) {
+        for (row, branch) in entering.iter().zip(branches) {
             logits.extend_from_slice(&unique[branch]);
             self.order.push(self.lengths.len());
-            self.lengths.push(ids.len());
+            self.lengths.push(row.ids.len());
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Held to `plain.rs`: on tensors of the CPU, in f32 and in bf16.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -8,7 +9,7 @@ use super::graph::scores_keeping;
 use super::pass::Keep;
 use super::{Decoding, scores_of};
 use crate::lm::config::Experts;
-use crate::lm::decode::Plain;
+use crate::lm::decode::{Decoding as AnyDecoding, Entering, Plain};
 use crate::lm::decoder::Engine;
 use crate::lm::logprobs::plain_scores;
 use crate::lm::random::Stream;
@@ -79,6 +80,10 @@ fn sequences() -> Vec<Sequence> {
     all.push(Sequence { ids: [shared.clone(), ids(1, 9)].concat(), prompt: 9 });
     all.push(Sequence { ids: shared, prompt: 9 });
     all
+}
+
+fn row(ids: &[u32], room: usize) -> Entering<'_> {
+    Entering { ids, prompt: 0, room }
 }
 
 fn numbers(tensor: &Tensor) -> Vec<f32> {
@@ -202,8 +207,8 @@ fn token_by_token_equals_the_plain_way() {
         // Long enough for more room to be made.
         let text = ids(140, 9);
         let (mut logits, mut plain) = (Vec::new(), Vec::new());
-        let mut decoding = Decoding::new();
-        decoding.step(&model, &[], &[], &[(&text[..1], 3)], &mut logits).unwrap();
+        let mut decoding = Decoding::new(1000);
+        decoding.step(&model, &[], &[], &[row(&text[..1], 3)], &mut logits).unwrap();
         let mut plainly = Plain::start(&model, &[(&text[..1], 139)], &mut plain).unwrap();
         for at in 1..140 {
             assert!(difference(&logits, &plain) < 1e-4, "token {at} of {config:?}");
@@ -218,7 +223,7 @@ fn token_by_token_equals_the_plain_way() {
 fn rows_enter_and_leave() {
     for config in configs() {
         let model = model(&config, 3, Engine::Tensors);
-        let mut decoding = Decoding::new();
+        let mut decoding = Decoding::new(1000);
         let mut stream = Stream::new(8, "rows");
         let mut rows: Vec<Vec<u32>> = Vec::new();
         let mut logits = Vec::new();
@@ -231,7 +236,7 @@ fn rows_enter_and_leave() {
             let entering: Vec<Vec<u32>> = (0..stream.below(4))
                 .map(|row| [ids(20, step % 2), ids(1 + 3 * (row as usize / 2), step)].concat())
                 .collect();
-            let prompts: Vec<(&[u32], usize)> = entering.iter().map(|ids| (ids.as_slice(), 2)).collect();
+            let prompts: Vec<Entering<'_>> = entering.iter().map(|ids| row(ids, 2)).collect();
             decoding.step(&model, &kept, &tokens, &prompts, &mut logits).unwrap();
             going.extend(entering.iter().cloned());
             rows = going;
@@ -251,14 +256,16 @@ fn sampling_gives_the_tokens_of_the_cpus_passes() {
     let greedy = |engine: Engine| {
         let model = model(&config, 5, engine);
         let mut rows: Vec<Vec<u32>> = (0..5).map(|row| ids(3 + 4 * row, row as u64)).collect();
-        let all: Vec<(&[u32], usize)> = rows.iter().map(|ids| (ids.as_slice(), 20)).collect();
         let mut logits = Vec::new();
-        let mut decoding = crate::lm::decode::Decoding::start(&model, &all, &mut logits).unwrap();
+        let mut decoding = AnyDecoding::new(&model, &Arc::default(), 30).unwrap();
+        let all: Vec<Vec<u32>> = rows.clone();
+        let all: Vec<Entering<'_>> = all.iter().map(|ids| row(ids, 20)).collect();
+        decoding.step(&model, &[], &[], &all, &mut logits).unwrap();
         for _ in 0..20 {
             let best = |logits: &[f32]| (0..61).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap() as u32;
             let tokens: Vec<u32> = logits.chunks(61).map(best).collect();
             rows.iter_mut().zip(&tokens).for_each(|(row, token)| row.push(*token));
-            decoding.step(&model, &[0, 1, 2, 3, 4], &tokens, &mut logits).unwrap();
+            decoding.step(&model, &[0, 1, 2, 3, 4], &tokens, &[], &mut logits).unwrap();
         }
         rows
     };

@@ -1,6 +1,8 @@
 use candle_core::Device;
 
+use super::pick::{likeliest, pick};
 use super::*;
+use crate::lm::random::Stream;
 use crate::lm::{Config, TokenizerKind};
 
 const WORDS: &str = "red green blue small large round cat dog bird runs sleeps sings";
@@ -77,6 +79,84 @@ fn the_likeliest_token_is_that_of_the_logits() {
     {
         assert_eq!(run(&prompts(), &only_one), run(&prompts(), &settings(0.0)));
     }
+}
+
+/// Prompts that share one or two beginnings, some of them all of it.
+fn sharing() -> Vec<Prompt> {
+    let begin: Vec<u32> = (0..18).map(|at| 4 + at * 5 % 12).collect();
+    let prompt = |seed: u64| {
+        let more = (0..seed % 5).map(|at| 4 + (seed / 5 + at) as u32 % 12);
+        let ids = begin.iter().copied().take(if seed.is_multiple_of(7) { 3 } else { 18 }).chain(more).collect();
+        Prompt { ids, seed }
+    };
+    (0..40).map(prompt).collect()
+}
+
+#[test]
+fn slots_and_shared_beginnings_change_nothing() {
+    let (model, tokenizer) = (model(vec![2]), tokenizer());
+    for temperature in [0.0, 1.0] {
+        let settings = settings(temperature);
+        let all = sample(&model, &tokenizer, &sharing(), &settings).unwrap();
+        let lengths: std::collections::BTreeSet<usize> = all.iter().map(|response| response.ids.len()).collect();
+        assert!(lengths.len() > 2, "rows leave at different times: {lengths:?}");
+        for rows in [1, 3, 16] {
+            let mut found: Vec<Option<Response>> = vec![None; 40];
+            let mut calls = 0;
+            sample_each(&model, &tokenizer, &sharing(), &settings, Limits { rows: Some(rows) }, |finished| {
+                calls += 1;
+                assert!(finished.len() <= rows);
+                for (index, response) in finished {
+                    assert!(found[index].replace(response).is_none(), "handed over once");
+                }
+                Ok::<_, LmError>(())
+            })
+            .unwrap();
+            assert!(found.iter().flatten().eq(&all), "{rows} rows at a time");
+            assert!(calls >= 40 / rows);
+        }
+        for (prompt, response) in sharing().iter().zip(&all).step_by(3) {
+            assert_eq!(&run(std::slice::from_ref(prompt), &settings)[0], response);
+        }
+    }
+}
+
+#[test]
+fn rows_in_work_stay_few_and_leave_as_they_finish() {
+    let model = model(vec![2]);
+    let mut seen = 0;
+    let error = sample_each(&model, &tokenizer(), &sharing(), &settings(1.0), Limits { rows: Some(4) }, |finished| {
+        seen += finished.len();
+        if seen >= 10 { Err(LmError::Mismatch { what: "enough".to_owned() }) } else { Ok(()) }
+    })
+    .unwrap_err();
+    assert!(error.to_string().contains("enough") && seen < 14, "{seen}");
+}
+
+#[test]
+fn a_full_memory_halves_the_rows_and_changes_nothing() {
+    let model = model(vec![2]);
+    let all = sample(&model, &tokenizer(), &sharing(), &settings(1.0)).unwrap();
+    let run = |bytes| {
+        model.limit_buffers(Some(bytes));
+        let mut finished = 0;
+        let result = sample_each(&model, &tokenizer(), &sharing(), &settings(1.0), Limits::default(), |responses| {
+            finished += responses.len();
+            responses.into_iter().for_each(|(index, response)| assert_eq!(response, all[index]));
+            Ok::<_, LmError>(())
+        });
+        model.limit_buffers(None);
+        (finished, result)
+    };
+    let (mut whole, mut none) = (0, 0);
+    for kib in (8..400).step_by(4) {
+        match run(kib << 10) {
+            (40, Ok(())) => whole += 1,
+            (0, Err(LmError::RowOutOfMemory { .. } | LmError::OutOfMemory { .. })) => none += 1,
+            (finished, result) => assert!(matches!(result, Err(LmError::RowOutOfMemory { .. })), "{finished}"),
+        }
+    }
+    assert!(whole > 20 && none > 0, "{whole} limits were enough, {none} were not");
 }
 
 /// How often each token is picked, of many.

@@ -1,0 +1,176 @@
+//! Models from outside: where their files are, and what they are by content.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::source::{add_stamp, blob_of, hasher};
+use crate::diag::Diagnostic;
+use crate::digest::Digest;
+use crate::fs::{self, Stamp};
+use crate::hub::{Hub, HubError, Repo, Settings};
+use crate::pipeline::{ArtifactType, ModelSource, Origin, Pipeline, check};
+use crate::store::{Blob, External, Manifest, Store, StoreError};
+
+/// The file of a model artifact that says how its weights are to be read, where the pipeline says so.
+const DTYPE_FILE: &str = "sami.json";
+/// What the one file of a GGUF model is called in its artifact, whatever it is called where it is.
+const GGUF: &str = "model.gguf";
+
+/// Where a model is.
+#[derive(Debug)]
+pub(super) enum Located {
+    /// Here.
+    Here(Place),
+    /// It has to be downloaded; how many bytes, if the hub tells.
+    Absent { bytes: Option<u64> },
+}
+
+/// The files of a model that is here.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) external: External,
+    /// Where they are, by their names in the artifact.
+    files: BTreeMap<String, PathBuf>,
+}
+
+/// Finds the files of a model. Of one that is to be downloaded the hub is asked for the size; of one in the cache it is
+/// asked nothing.
+pub(super) fn locate(name: &str, model: &ModelSource, pipeline: &Pipeline) -> Result<Located, Box<Diagnostic>> {
+    let here = |path: &Path| pipeline.directory.join(path);
+    let unreadable = |error: io::Error| {
+        let finding = check::model(name, model, pipeline).unwrap_or_else(|| {
+            Diagnostic::error("exec::model-source", format!("model `{name}` cannot be read"))
+                .label(&pipeline.source, model.span.clone(), error.to_string())
+                .help("give a directory with config.json, tokenizer.json and *.safetensors")
+        });
+        Box::new(finding)
+    };
+    let (external, files) = match &model.origin {
+        Origin::Directory(path) => {
+            let directory = here(path);
+            (External::in_directory(&directory), model_files(&directory).map_err(unreadable)?)
+        }
+        Origin::Gguf { file, tokenizer } => {
+            let mut files = BTreeMap::from([(GGUF.to_owned(), here(file))]);
+            files.extend(tokenizer.as_ref().map(|path| ("tokenizer.json".to_owned(), here(path))));
+            let absolute = files.iter().map(|(name, path)| Ok((name.clone(), std::path::absolute(path)?)));
+            let at: io::Result<BTreeMap<String, PathBuf>> = absolute.collect();
+            let directory = here(file).parent().unwrap_or(Path::new(".")).to_owned();
+            (at.and_then(|at| Ok(External { at, ..External::in_directory(&directory)? })), files)
+        }
+        Origin::Hub(repo) => {
+            let failed = |error: HubError| hub_finding(name, model, pipeline, &error);
+            let hub = open_hub().map_err(failed)?;
+            match hub.cached(repo).map_err(unreadable)? {
+                Some(snapshot) => (External::in_directory(&snapshot.directory), snapshot.files),
+                None => return absent(&hub, repo).map_err(failed),
+            }
+        }
+    };
+    Ok(Located::Here(Place { external: external.map_err(unreadable)?, files }))
+}
+
+/// The hub that the environment names.
+pub(super) fn open_hub() -> Result<Hub, HubError> {
+    Ok(Hub::new(Settings::from_env()?))
+}
+
+fn absent(hub: &Hub, repo: &Repo) -> Result<Located, HubError> {
+    match hub.to_download(repo) {
+        Ok(bytes) => Ok(Located::Absent { bytes }),
+        Err(HubError::Network { what }) => {
+            tracing::warn!("how large {repo} is cannot be told: {what}");
+            Ok(Located::Absent { bytes: None })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What the hub refused, at the place where the pipeline asks for it.
+pub(super) fn hub_finding(name: &str, model: &ModelSource, pipeline: &Pipeline, error: &HubError) -> Box<Diagnostic> {
+    Box::new(error.diagnostic().label(&pipeline.source, model.span.clone(), format!("of model `{name}`")))
+}
+
+impl Place {
+    /// All that decides what the model is, and whether the stamps in it can be gone by.
+    pub(super) fn declaration(&self, model: &ModelSource) -> io::Result<(Digest, bool)> {
+        let mut hasher = hasher("model");
+        hasher.text(&self.external.directory.to_string_lossy()).text(model.dtype.as_deref().unwrap_or(""));
+        let mut settled = true;
+        for (name, path) in &self.files {
+            let gone = || io::Error::new(io::ErrorKind::NotFound, format!("its `{}` is gone", path.display()));
+            let stamp = Stamp::of(path)?.ok_or_else(gone)?;
+            settled &= stamp.is_settled();
+            add_stamp(hasher.text(name).text(&self.external.path(name).to_string_lossy()), &stamp);
+        }
+        Ok((hasher.finish(), settled))
+    }
+
+    /// The id of the model's artifact; it is recorded in the store, if one is given. Reads all files.
+    pub(super) fn artifact(&self, model: &ModelSource, store: Option<&Store>) -> Result<Digest, StoreError> {
+        let mut files = BTreeMap::new();
+        for (name, path) in &self.files {
+            let (mut hasher, mut size) = (blake3::Hasher::new(), 0);
+            fs::each_block(&mut fs_err::File::open(path)?, |block| {
+                hasher.update(block);
+                size += block.len() as u64;
+                Ok(())
+            })?;
+            files.insert(name.clone(), Blob { digest: hasher.finalize().into(), size });
+        }
+        if let Some(dtype) = &model.dtype {
+            let bytes = json!({"dtype": dtype}).to_string().into_bytes();
+            let blob = match store {
+                Some(store) => store.put_bytes(&bytes)?,
+                None => blob_of(&bytes),
+            };
+            files.insert(DTYPE_FILE.to_owned(), blob);
+        }
+        let kind = ArtifactType::Model.name();
+        match store {
+            Some(store) => store.put_external(kind, &self.external, &files),
+            None => Ok(Manifest { kind: kind.to_owned(), files }.id()),
+        }
+    }
+}
+
+/// The files of a directory that make it a model: configuration, tokenizer and weights. Of weights in several forms
+/// those count that `transformers` would load.
+fn model_files(directory: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
+    const INDEX: &str = "model.safetensors.index.json";
+    let mut files = BTreeMap::new();
+    for entry in fs_err::read_dir(directory)? {
+        let path = entry?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.')) else {
+            continue;
+        };
+        let counts = ["json", "jinja", "model", "safetensors", "txt"];
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        if counts.contains(&extension) && name != DTYPE_FILE && path.is_file() {
+            files.insert(name.to_owned(), path);
+        }
+    }
+    let one = files.contains_key("model.safetensors");
+    let shards: Option<BTreeSet<String>> = match files.get(INDEX) {
+        _ if one => Some(BTreeSet::from(["model.safetensors".to_owned()])),
+        Some(path) => shard_names(path)?,
+        None => None,
+    };
+    if one {
+        files.remove(INDEX);
+    }
+    if let Some(shards) = shards {
+        files.retain(|name, _| !name.ends_with(".safetensors") || shards.contains(name));
+    }
+    Ok(files)
+}
+
+/// The weight files that an index names; `None` if it cannot be read, which the worker will say better.
+fn shard_names(index: &Path) -> io::Result<Option<BTreeSet<String>>> {
+    let index: serde_json::Value = serde_json::from_slice(&fs_err::read(index)?).unwrap_or_default();
+    let map = index.get("weight_map").and_then(|map| map.as_object());
+    Ok(map.map(|map| map.values().filter_map(|name| name.as_str().map(str::to_owned)).collect()))
+}

@@ -1,0 +1,145 @@
+//! How much memory there is, and memory that may not be there.
+
+use std::alloc::{Layout, alloc_zeroed};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+
+use super::{Config, LmError};
+
+/// A share of what is free that is never taken: for the rest of the program, and for those beside it.
+const SPARED: u64 = 4;
+
+/// Bytes that this process can still have: what the system calls available, or what the control groups leave if that is
+/// less. `None` where the system does not say.
+pub fn free() -> Option<u64> {
+    let available = fs_err::read_to_string("/proc/meminfo").ok().and_then(|text| field(&text, "MemAvailable:"));
+    let available = available.map(|kibibytes| kibibytes << 10);
+    let groups = fs_err::read_to_string("/proc/self/cgroup").ok();
+    let groups =
+        groups.iter().flat_map(|text| text.lines()).filter_map(|line| group(Path::new("/sys/fs/cgroup"), line));
+    available.into_iter().chain(groups).min()
+}
+
+/// Bytes that a batch may take: three quarters of what is free, or a gibibyte where nobody knows.
+pub(super) fn budget() -> u64 {
+    free().map_or(1 << 30, |free| free / SPARED * (SPARED - 1))
+}
+
+/// Bytes of the keys and values of so many tokens, in f32.
+pub(super) fn keys_and_values(config: &Config, tokens: usize) -> u64 {
+    let token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim.next_multiple_of(16);
+    token as u64 * tokens as u64 * 4
+}
+
+/// A number of a file of lines `NAME NUMBER …`.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
+}
+
+/// What a control group leaves, by its line of `/proc/self/cgroup`: `ID:CONTROLLERS:PATH`. The limit may be any parent's.
+fn group(root: &Path, line: &str) -> Option<u64> {
+    let mut parts = line.splitn(3, ':').skip(1);
+    let (controllers, path) = (parts.next()?, parts.next()?);
+    let (root, limit, used, cache) = match controllers {
+        "" => (root.to_owned(), "memory.max", "memory.current", "inactive_file "),
+        "memory" => (root.join("memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "),
+        _ => return None,
+    };
+    let number = |path: &Path| fs_err::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let own = root.join(path.trim_start_matches('/'));
+    let left = |directory: &Path| {
+        let limit = number(&directory.join(limit))?;
+        // Files that were read count as used, and go when memory is wanted.
+        let stat = fs_err::read_to_string(directory.join("memory.stat")).unwrap_or_default();
+        let used = number(&directory.join(used))?.saturating_sub(field(&stat, cache).unwrap_or(0));
+        Some(limit.saturating_sub(used))
+    };
+    // In a container the path may be the host's, and the group's files lie at the root.
+    own.ancestors().take_while(|directory| directory.starts_with(&root)).filter_map(left).min()
+}
+
+/// So many zeros, which take memory only once they are written to. Errs where the memory cannot be had.
+pub(super) fn zeros(numbers: usize) -> Result<Vec<f32>, LmError> {
+    if numbers == 0 {
+        return Ok(Vec::new());
+    }
+    let missing = || full(numbers as u64 * 4);
+    let layout = Layout::array::<f32>(numbers).map_err(|_| missing())?;
+    #[expect(unsafe_code, reason = "the standard library has no zeros that may fail and are not written at once")]
+    // SAFETY: the layout is not empty; what is not null is so many numbers of zero bits, and the vector owns it.
+    unsafe {
+        let start = alloc_zeroed(layout).cast::<f32>();
+        if start.is_null() { Err(missing()) } else { Ok(Vec::from_raw_parts(start, numbers, numbers)) }
+    }
+}
+
+/// Runs work that takes buffers; where there is no memory for one, that is an error.
+///
+/// Buffers are taken deep in loops over threads, where nothing can be returned: [`give_up`] unwinds to here.
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, LmError>) -> Result<T, LmError> {
+    // Nothing is used after an error but what the work's own locks guard.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| match payload.downcast::<Missing>() {
+        Ok(missing) => Err(full(missing.0)),
+        Err(other) => resume_unwind(other),
+    })
+}
+
+/// The error that so many bytes could not be had.
+pub(super) fn full(bytes: u64) -> LmError {
+    LmError::OutOfMemory { what: format!("{:.1} MiB more could not be had", bytes as f64 / f64::from(1 << 20)) }
+}
+
+/// Bytes that could not be had.
+struct Missing(u64);
+
+/// Ends what [`guarded`] runs, for want of so many bytes.
+pub(super) fn give_up(bytes: u64) -> ! {
+    resume_unwind(Box::new(Missing(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_found_where_linux_says_it() {
+        if Path::new("/proc/meminfo").exists() {
+            let free = free().expect("Linux says");
+            assert!(free > 1 << 20 && free < 1 << 50, "{free}");
+        }
+        assert!(budget() >= 1 << 20);
+    }
+
+    #[test]
+    fn a_groups_limit_or_its_parents_counts() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let write = |path: &str, text: &str| {
+            let path = folder.path().join(path);
+            fs_err::create_dir_all(path.parent().expect("has one")).expect("made");
+            fs_err::write(path, text).expect("written");
+        };
+        write("a/memory.max", "1000\n");
+        write("a/memory.current", "700\n");
+        write("a/memory.stat", "anon 500\ninactive_file 100\n");
+        write("a/b/memory.max", "max\n");
+        write("a/b/memory.current", "10\n");
+        assert_eq!(group(folder.path(), "0::/a/b"), Some(400));
+        write("a/b/memory.max", "15\n");
+        assert_eq!(group(folder.path(), "0::/a/b"), Some(5));
+        assert_eq!(group(folder.path(), "4:cpu:/a/b"), None);
+        assert_eq!(group(folder.path(), "0::/c"), None);
+        write("memory/c/memory.limit_in_bytes", "50\n");
+        write("memory/c/memory.usage_in_bytes", "60\n");
+        assert_eq!(group(folder.path(), "4:memory:/c"), Some(0));
+    }
+
+    #[test]
+    fn what_no_machine_has_is_an_error() {
+        assert!(matches!(zeros(1 << 58), Err(LmError::OutOfMemory { .. })));
+        assert_eq!(zeros(3).expect("is there"), [0.0; 3]);
+        assert!(zeros(0).expect("is there").is_empty());
+        let error = guarded(|| -> Result<(), LmError> { give_up(7 << 20) }).expect_err("there is no memory");
+        assert_eq!(error.to_string(), "the memory is full: 7.0 MiB more could not be had");
+        assert_eq!(guarded(|| Ok(1)).expect("works"), 1);
+    }
+}

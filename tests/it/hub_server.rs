@@ -1,0 +1,204 @@
+//! A hub on this machine, for one model: it answers as the real one does, counts what it is asked, and fails when told to.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use sami::hub::etag;
+
+/// How one request goes wrong; those whose path has `path` in it.
+#[derive(Debug, Clone)]
+pub(crate) struct Fault {
+    pub(crate) path: &'static str,
+    pub(crate) what: Wrong,
+    /// How many requests it meets.
+    pub(crate) times: usize,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Wrong {
+    /// A status with a header.
+    Status(u16, &'static str),
+    /// The connection ends after so many bytes of the body.
+    Cut(usize),
+    /// One bit of the body is another.
+    Bit,
+    /// The range that is asked for is ignored.
+    NoRange,
+}
+
+/// A request as it came.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) headers: BTreeMap<String, String>,
+    /// Whether it came to the content server and not to the hub.
+    pub(crate) content: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// What the repository has.
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
+    /// The commit that `main` stands for.
+    pub(crate) commit: String,
+    /// Who does not have it may not read.
+    pub(crate) token: Option<&'static str>,
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) requests: Vec<Request>,
+}
+
+/// The hub and, at another address, the server that it sends to for large files.
+#[derive(Debug)]
+pub(crate) struct Server {
+    state: Arc<Mutex<State>>,
+    pub(crate) endpoint: String,
+}
+
+pub(crate) const REPO: &str = "acme/tiny";
+const LARGE: usize = 1000;
+
+impl Server {
+    /// Serves until the process ends.
+    pub(crate) fn start(files: BTreeMap<String, Vec<u8>>) -> Self {
+        let state = Arc::new(Mutex::new(State { files, commit: "a".repeat(40), ..State::default() }));
+        let contents = listen(&state, None);
+        let endpoint = listen(&state, Some(contents));
+        Self { state, endpoint }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panicked")
+    }
+
+    pub(crate) fn fail(&self, path: &'static str, what: Wrong, times: usize) {
+        self.state().faults.push(Fault { path, what, times });
+    }
+
+    /// The requests since the last time.
+    pub(crate) fn take(&self) -> Vec<Request> {
+        std::mem::take(&mut self.state().requests)
+    }
+}
+
+fn listen(state: &Arc<Mutex<State>>, contents: Option<String>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!("http://{}", listener.local_addr().expect("it has one"));
+    let state = Arc::clone(state);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (state, contents) = (Arc::clone(&state), contents.clone());
+            std::thread::spawn(move || answer(&stream, &state, contents.as_deref()));
+        }
+    });
+    address
+}
+
+fn answer(stream: &TcpStream, state: &Mutex<State>, contents: Option<&str>) -> Option<()> {
+    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+    let first = lines.next()?;
+    let mut words = first.split(' ').map(str::to_owned);
+    let (method, path) = (words.next()?, words.next()?);
+    let headers: BTreeMap<String, String> = lines
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned())))
+        .collect();
+    let mut state = state.lock().ok()?;
+    let request = Request { method, path, headers, content: contents.is_none() };
+    state.requests.push(request.clone());
+    let fault = state.faults.iter_mut().find(|fault| request.path.contains(fault.path) && fault.times > 0);
+    let fault = fault.map(|fault| {
+        fault.times -= 1;
+        fault.what.clone()
+    });
+    if let Some(Wrong::Status(status, header)) = fault {
+        return send(stream, status, header, b"{\"error\":\"told to\"}", &request);
+    }
+    // The content server knows nothing of tokens, and must never see one.
+    let allowed = contents.is_none()
+        || state.token.is_none_or(|token| {
+            request.headers.get("authorization").is_some_and(|sent| *sent == format!("Bearer {token}"))
+        });
+    if !allowed {
+        return send(
+            stream,
+            401,
+            "x-error-code: GatedRepo",
+            b"{\"error\":\"Access to this model is restricted\"}",
+            &request,
+        );
+    }
+    if let Some(revision) = request.path.strip_prefix(&format!("/api/models/{REPO}/revision/")) {
+        let revision = revision.trim_end_matches("?blobs=true");
+        if revision != "main" && revision != state.commit {
+            return send(stream, 404, "x-error-code: RevisionNotFound", b"{}", &request);
+        }
+        let files = state.files.iter().map(|(name, bytes)| serde_json::json!({"rfilename": name, "size": bytes.len()}));
+        let listing = serde_json::json!({"id": REPO, "sha": state.commit, "siblings": files.collect::<Vec<_>>()});
+        return send(stream, 200, "", listing.to_string().as_bytes(), &request);
+    }
+    let name = request.path.rsplit('/').next()?.to_owned();
+    let prefix = format!("/{REPO}/resolve/{}/", state.commit);
+    let Some(mut bytes) = state.files.get(&name).filter(|_| request.path.starts_with(&prefix)).cloned() else {
+        return send(stream, 404, "x-error-code: RepoNotFound", b"{}", &request);
+    };
+    drop(state);
+    let large = bytes.len() >= LARGE;
+    let named = etag(&bytes, large);
+    match contents {
+        Some(contents) if large => {
+            let header = format!(
+                "location: {contents}{}\r\nx-linked-etag: \"{named}\"\r\nx-linked-size: {}\r\nx-repo-commit: {}",
+                request.path,
+                bytes.len(),
+                "a".repeat(40)
+            );
+            return send(stream, 302, &header, b"Found. Redirecting", &request);
+        }
+        _ => {}
+    }
+    if let Some(Wrong::Bit) = fault {
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+    }
+    let mut status = 200;
+    let mut header = format!("etag: \"{named}\"");
+    let from: Option<usize> =
+        request.headers.get("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+    if let Some(from) = from.filter(|_| !matches!(fault, Some(Wrong::NoRange))) {
+        status = 206;
+        let _ = write!(header, "\r\ncontent-range: bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
+        bytes.drain(..from);
+    }
+    let cut = match fault {
+        Some(Wrong::Cut(at)) => at,
+        _ => usize::MAX,
+    };
+    send_part(stream, status, &header, &bytes, cut, &request)
+}
+
+fn send(stream: &TcpStream, status: u16, header: &str, body: &[u8], request: &Request) -> Option<()> {
+    send_part(stream, status, header, body, usize::MAX, request)
+}
+
+fn send_part(
+    mut stream: &TcpStream,
+    status: u16,
+    header: &str,
+    body: &[u8],
+    cut: usize,
+    request: &Request,
+) -> Option<()> {
+    let mut head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n", body.len());
+    if !header.is_empty() {
+        let _ = write!(head, "{header}\r\n");
+    }
+    stream.write_all(format!("{head}\r\n").as_bytes()).ok()?;
+    if request.method != "HEAD" {
+        stream.write_all(&body[..cut.min(body.len())]).ok()?;
+    }
+    stream.flush().ok()
+}
