@@ -5,6 +5,7 @@ mod bad_input;
 mod bad_model;
 mod behaviour;
 mod cli;
+mod cuda;
 mod docs;
 mod doctor;
 mod explain;
