@@ -258,9 +258,13 @@ fn main() -> Result<(), Failure> {
         out,
         "| model | case | sami, s | PyTorch, s | sami is × as fast | aim | sami, MiB | PyTorch, MiB | ratio | aim | llama.cpp, s | results differ | PyTorch's settings |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     )?;
-    for case in
-        CASES.iter().filter(|case| parts.is_empty() || parts.iter().any(|part| case.name.contains(part.as_str())))
-    {
+    // A whole name means that case, and not those whose names go on.
+    let named = |part: &String| CASES.iter().any(|case| case.name == part);
+    let asked = |case: &&Case| {
+        let is = |part: &String| if named(part) { case.name == part } else { case.name.contains(part.as_str()) };
+        parts.is_empty() || parts.iter().any(is)
+    };
+    for case in CASES.iter().filter(asked) {
         let (measured, settings) = bench.run(case)?;
         writeln!(out, "{}", line(case, &measured, &settings))?;
         out.flush()?;

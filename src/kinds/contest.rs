@@ -9,8 +9,9 @@ use super::evaluate::{Compare, Evaluate};
 use super::figures::{ContrastFigures, wilson};
 use super::judge::rules::{Mark, RuleJudge};
 use super::policy::{Answer, Ask, Pair, Policy, Sum, Work, per_token, response_seed};
+use super::prompter::Prompter;
 use super::query::Query;
-use super::{Cx, NodeError, query, responses, rows, template};
+use super::{Cx, NodeError, query, responses, rows};
 use crate::lm::SamplingSettings;
 
 /// What came of it.
@@ -38,7 +39,7 @@ struct Candidate {
     kl: Vec<Sum>,
 }
 
-/// What every candidate is asked.
+/// What a candidate is asked.
 struct Questions {
     asks: Vec<Ask>,
     /// The training prompt under each constitution.
@@ -56,7 +57,10 @@ impl Contest {
         }
         let size = constitutions.per_query;
         let compared = if kind.compare == Compare::All { size } else { 1 };
-        let questions = questions(kind, &queries)?;
+        let mut questions = IndexMap::new();
+        for name in kind.candidates.keys() {
+            questions.insert(name.clone(), self::questions(kind, cx, name, &queries)?);
+        }
         let rules = kind.rules.as_ref().ok_or_else(|| NodeError::failed("there is no judge"))?;
         let mut judge = RuleJudge::new(rules)?;
         // One is borrowed beside another when KL is measured.
@@ -65,17 +69,18 @@ impl Contest {
             let input = cx.input(&format!("candidates.{name}"))?;
             policies.insert(name.clone(), RefCell::new(Policy::new(cx, input)));
         }
-        let asked = questions.asks.len();
+        let asked = queries.len() * size;
         let total = policies.len() * (asked + asked * size) + (policies.len() - 1) * asked;
         let mut work = Work::new(cx, "responses and log-probs", total);
         let mut candidates = IndexMap::new();
         for name in kind.candidates.keys() {
             let policy = &mut *policies[name].borrow_mut();
+            let questions = &questions[name];
             let answers = work.sample(policy, &settings(kind), &questions.asks)?;
             let reused = answers.groups_reused(size);
             let answers: Vec<Answer> = answers.values.into_iter().map(trimmed).collect();
             let marks = mark(&mut judge, &queries, &answers, compared)?;
-            let pairs = cells(&questions.prompts, &answers, size, kind.score_eos);
+            let pairs = cells(&queries, &questions.prompts, &answers, kind.score_eos);
             let own = responses::diagonal(&pairs, size);
             let cells = work.logprobs(policy, &pairs)?.values;
             let mut kl = Vec::new();
@@ -189,19 +194,26 @@ fn settings(kind: &Evaluate) -> SamplingSettings {
     }
 }
 
-fn questions(kind: &Evaluate, queries: &[Query]) -> Result<Questions, NodeError> {
-    let prompt = template::parse("prompt", &kind.prompt)?;
-    let (field, text) = match &kind.score_prompt {
-        Some(text) => ("score_prompt", text),
-        None => ("prompt", &kind.prompt),
+/// What a candidate is asked: the same as all others, or the same in its own form of conversation.
+fn questions(kind: &Evaluate, cx: &Cx<'_>, name: &str, queries: &[Query]) -> Result<Questions, NodeError> {
+    let (prompter, score_prompter) = if kind.chat.iter().any(|chat| chat == name) {
+        let (field, text) = kind.chat_prompt.as_ref().map_or(("prompt", &kind.prompt), |text| ("chat_prompt", text));
+        let input = cx.input(&format!("candidates.{name}"))?;
+        (Prompter::new(field, text)?.in_chat(input, kind.system.as_deref())?, None)
+    } else {
+        let score_prompter = kind.score_prompt.as_ref().map(|text| Prompter::new("score_prompt", text)).transpose()?;
+        (Prompter::new("prompt", &kind.prompt)?, score_prompter)
     };
-    let score_prompt = template::parse(field, text)?;
     let (mut asks, mut prompts) = (Vec::new(), Vec::new());
     for query in queries {
         for (place, constitution) in query.constitutions.iter().enumerate() {
-            let asked = query::prompt(&prompt, "prompt", &query.id, &query.row, constitution)?;
-            asks.push(Ask { prompt: asked, seed: response_seed(kind.seed, &query.id, place) });
-            prompts.push(query::prompt(&score_prompt, field, &query.id, &query.row, constitution)?);
+            let asked = prompter.fill(&query.id, &query.row, constitution)?;
+            prompts.push(match &score_prompter {
+                Some(prompter) => prompter.fill(&query.id, &query.row, constitution)?,
+                None => asked.clone(),
+            });
+            let seed = response_seed(kind.seed, &query.id, place);
+            asks.push(Ask { row: query.id.clone(), prompt: asked, seed });
         }
     }
     Ok(Questions { asks, prompts })
@@ -230,11 +242,12 @@ fn mark(
 }
 
 /// The C×C cells of every query, see [`responses::cells`].
-fn cells(prompts: &[String], answers: &[Answer], size: usize, score_eos: bool) -> Vec<Pair> {
-    let each = prompts.chunks(size).zip(answers.chunks(size));
-    each.flat_map(|(prompts, answers)| {
+fn cells(queries: &[Query], prompts: &[String], answers: &[Answer], score_eos: bool) -> Vec<Pair> {
+    let size = answers.len() / queries.len();
+    let each = queries.iter().zip(prompts.chunks(size)).zip(answers.chunks(size));
+    each.flat_map(|((query, prompts), answers)| {
         let answers: Vec<_> = answers.iter().map(|answer| (answer.text.as_str(), answer.finish)).collect();
-        responses::cells(prompts, &answers, score_eos)
+        responses::cells(&query.id, prompts, &answers, score_eos)
     })
     .collect()
 }

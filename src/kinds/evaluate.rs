@@ -9,6 +9,7 @@ use super::contest::Contest;
 use super::contrast::Part;
 use super::generate::{max_new_tokens, one};
 use super::judge::rules::Rules;
+use super::prompter::check_system;
 use super::{Cx, NodeError, NodeKind, Outputs, rows, template};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
@@ -34,6 +35,12 @@ pub struct Evaluate {
     pub(super) prompt: String,
     #[serde(default)]
     pub(super) score_prompt: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) chat: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) chat_prompt: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) system: Option<String>,
     #[serde(default = "all")]
     pub(super) combinations: Part,
     #[serde(default)]
@@ -100,9 +107,24 @@ impl Spec for Evaluate {
             ));
         }
         template::check(&mut problems, "prompt", &self.prompt);
-        if let Some(text) = &self.score_prompt {
-            template::check(&mut problems, "score_prompt", text);
+        for (field, text) in [("score_prompt", &self.score_prompt), ("chat_prompt", &self.chat_prompt)] {
+            if let Some(text) = text {
+                template::check(&mut problems, field, text);
+            }
         }
+        if let Some(name) = self.chat.iter().find(|name| !self.candidates.contains_key(*name)) {
+            let names: Vec<_> = self.candidates.keys().map(|name| format!("`{name}`")).collect();
+            let what = format!("`{name}` is not among the candidates");
+            problems.push(problem("chat", what, format!("name some of {}", names.join(", "))));
+        }
+        check_system(&mut problems, self.system.as_deref(), !self.chat.is_empty());
+        require(
+            &mut problems,
+            self.chat_prompt.is_none() || !self.chat.is_empty(),
+            "chat_prompt",
+            "`chat_prompt` without `chat`",
+            "name the candidates that are asked with it: `chat = [\"NAME\"]`",
+        );
         sampling(&mut problems, self.max_new_tokens, self.temperature, self.top_p, &self.stop);
         match (&self.judge, &self.rules) {
             (Some(_), _) => problems.push(problem(
@@ -133,6 +155,9 @@ the same prompt, settings and seeds; a judge that does not know whose response i
 | `against` | the candidate that the others are compared with, and that KL is measured from | |
 | `queries`, `constitutions`, `prompt`, sampling fields, `seed` | as in `generate` | |
 | `score_prompt` | the training prompt, for `bound`, `gap`, the accuracies and `kl` | `prompt` |
+| `chat` | candidates that were trained on conversations: each is asked through its own chat template | `[]` |
+| `chat_prompt` | what the user says to those, instead of `prompt` and `score_prompt` | `prompt` |
+| `system` | with `chat`: template of a system message before it | |
 | `combinations` | `"train"`, `"held-out"` or `"all"` combinations of principles | `"all"` |
 | `compare` | under the `"first"` constitution of a query, or under `"all"` | `"first"` |
 | `rules` | a judge that needs no model, see below | |

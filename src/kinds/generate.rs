@@ -7,6 +7,7 @@ use super::check::{input, require, sampling};
 use super::contrast::Part;
 use super::keep::{Candidate, Keep};
 use super::policy::{Answer, Ask, Policy, Rows, Work, response_seed};
+use super::prompter::{Prompter, check_system};
 use super::query::Query;
 use super::{Cx, NodeError, NodeKind, Outputs, query, rows, template};
 use crate::lm::{Finish, SamplingSettings};
@@ -20,6 +21,10 @@ pub struct Generate {
     pub(super) queries: Input,
     pub(super) constitutions: Input,
     pub(super) prompt: String,
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) chat: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) system: Option<String>,
     #[serde(default)]
     pub(super) combinations: Part,
     #[serde(default = "max_new_tokens")]
@@ -50,6 +55,11 @@ pub(super) fn one() -> f64 {
     1.0
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+pub(super) fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
 fn once() -> u64 {
     1
 }
@@ -74,6 +84,7 @@ impl Spec for Generate {
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         template::check(&mut problems, "prompt", &self.prompt);
+        check_system(&mut problems, self.system.as_deref(), self.chat);
         sampling(&mut problems, self.max_new_tokens, self.temperature, self.top_p, &self.stop);
         require(&mut problems, self.samples >= 1, "samples", "no samples", "give 1 or more");
         let varied = self.samples == 1 || self.temperature > 0.0;
@@ -102,6 +113,8 @@ the other rows do not matter. Rows are memoised: a dataset that grew by 100 rows
 | `queries` | a dataset; its fields can be used in `prompt` | |
 | `constitutions` | a `constitutions` node | |
 | `prompt` | template: the query's fields, `constitution` (text), `principles` (list of `name`, `polarity`, `text`) | |
+| `chat` | the prompt is what a user says: it is put into the model's chat template, for models that were trained on conversations | false |
+| `system` | with `chat`: template of a system message before it | |
 | `combinations` | constitutions are drawn from `"train"`, `"held-out"` or `"all"` combinations | `"train"` |
 | `max_new_tokens` | tokens of a response at most | 256 |
 | `temperature`, `top_k`, `top_p` | sampling; temperature 0 is greedy, `top_k` 0 and `top_p` 1 keep all tokens | 0, 0, 1 |
@@ -134,12 +147,16 @@ temperature = 1.0
         let constitutions = query::read_constitutions(cx.input("constitutions")?)?;
         let queries = rows::read_input(cx.input("queries")?)?;
         let queries = query::pose(&queries, &constitutions, self.seed, self.combinations, self.samples)?;
-        let prompt = template::parse("prompt", &self.prompt)?;
+        let mut prompter = Prompter::new("prompt", &self.prompt)?;
+        if self.chat {
+            prompter = prompter.in_chat(cx.input("model")?, self.system.as_deref())?;
+        }
         let mut asks = Vec::with_capacity(queries.len() * constitutions.per_query);
         for query in &queries {
             for (place, constitution) in query.constitutions.iter().enumerate() {
-                let prompt = query::prompt(&prompt, "prompt", &query.id, &query.row, constitution)?;
-                asks.push(Ask { prompt, seed: response_seed(self.seed, &query.id, place) });
+                let prompt = prompter.fill(&query.id, &query.row, constitution)?;
+                let seed = response_seed(self.seed, &query.id, place);
+                asks.push(Ask { row: query.id.clone(), prompt, seed });
             }
         }
         let mut policy = Policy::new(cx, cx.input("model")?);

@@ -1,7 +1,6 @@
 //! The language model as the row-wise kinds use it: rows remembered, batches sized, progress told, interrupts heeded.
 
-use std::collections::HashSet;
-use std::hash::Hash;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -11,17 +10,21 @@ use super::memo::RowMemo;
 use super::{Cx, InputArtifact, NodeError, Progress};
 use crate::digest::{Digest, Hasher};
 use crate::lm::logprobs::{response_kl, response_logprobs};
-use crate::lm::sampling::sample;
-use crate::lm::{Finish, Model, Prompt, Response, SamplingSettings, Sequence, Tokenizer};
+use crate::lm::sampling::{Limits, sample_each};
+use crate::lm::{Finish, LmError, Model, Prompt, Response, SamplingSettings, Sequence, Tokenizer};
+
+mod batches;
+
+use batches::{batches, first_of_each};
 
 /// Raised when equal rows would give other results.
 const VERSION: u64 = 1;
 
-/// Rows in a batch at most, so that a kill loses little and progress moves.
-const MOST_ROWS: usize = 128;
+/// Finished rows that are kept together, so that a kill loses little and the disk is not asked for every row.
+const KEPT_TOGETHER: usize = 16;
 
-/// Bytes of activations and KV cache that a batch may take.
-const BATCH_BYTES: usize = 1 << 30;
+/// How long finished rows wait for others to be kept with.
+const KEPT_AFTER: Duration = Duration::from_secs(2);
 
 /// A model that is loaded once it is needed: with every row remembered it never is.
 pub(super) struct Policy {
@@ -34,6 +37,8 @@ pub(super) struct Policy {
 /// A response that is wanted.
 #[derive(Debug, Clone)]
 pub(super) struct Ask {
+    /// The row it is for, for messages.
+    pub(super) row: String,
     /// The prompt.
     pub(super) prompt: String,
     /// Seed of its random numbers.
@@ -54,6 +59,8 @@ pub(super) struct Answer {
 /// A response whose log-probability is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Pair {
+    /// The row it is of, for messages.
+    pub(super) row: String,
     /// The prompt.
     pub(super) prompt: String,
     /// The response.
@@ -117,27 +124,25 @@ impl<'a, 'cx> Work<'a, 'cx> {
         let space = space("sample", &[&policy.input], &json!(settings));
         let keys: Vec<Digest> =
             asks.iter().map(|ask| Hasher::new().text(&ask.prompt).number(ask.seed).finish()).collect();
-        self.remembered(&space, &keys, policy, |policy, missing| {
+        let limits = Limits { rows: self.cx.micro_batch };
+        self.remembered(&space, &keys, |missing, keeper| {
             let (model, tokenizer) = policy.loaded()?;
             let mut prompts = Vec::with_capacity(missing.len());
             for at in missing {
-                let Ask { prompt, seed } = &asks[*at];
+                let Ask { row, prompt, seed } = &asks[*at];
                 let ids = tokenizer.prompt(prompt)?;
-                fits(model, ids.len() + 1, prompt)?;
+                fits(model, ids.len() + 1, row, prompt)?;
                 prompts.push(Prompt { ids, seed: *seed });
             }
-            let cost = |prompt: &Prompt| bytes(model, prompt.ids.len() + settings.max_new_tokens);
-            let lengths = prompts.iter().map(|prompt| (prompt.ids.len(), cost(prompt))).collect();
-            Ok((lengths, move |batch: &[usize]| {
-                let batch: Vec<Prompt> = batch.iter().map(|at| prompts[*at].clone()).collect();
-                let responses = sample(model, tokenizer, &batch, settings)?;
-                let answer = |response: Response| Answer {
-                    text: response.text,
-                    tokens: response.ids.len(),
-                    finish: response.finish,
-                };
-                Ok(responses.into_iter().map(answer).collect())
-            }))
+            let answer = |(at, response): (usize, Response)| {
+                let Response { ids, text, finish } = response;
+                (at, Answer { text, tokens: ids.len(), finish })
+            };
+            let finished = |responses: Vec<_>| keeper.take(responses.into_iter().map(answer));
+            sample_each(model, tokenizer, &prompts, settings, limits, finished).map_err(|error| match error {
+                NodeError::Lm(error) => named(error, |at| &asks[missing[at]].row),
+                other => other,
+            })
         })
     }
 
@@ -145,11 +150,9 @@ impl<'a, 'cx> Work<'a, 'cx> {
     pub(super) fn logprobs(&mut self, policy: &mut Policy, pairs: &[Pair]) -> Result<Rows<Sum>, NodeError> {
         let space = space("logprobs", &[&policy.input], &Value::Null);
         let keys: Vec<Digest> = pairs.iter().map(pair_key).collect();
-        self.remembered(&space, &keys, policy, |policy, missing| {
+        self.remembered(&space, &keys, |missing, keeper| {
             let (model, tokenizer) = policy.loaded()?;
-            let sequences = sequences(model, tokenizer, pairs, missing)?;
-            let lengths = costs(model, &sequences);
-            Ok((lengths, move |batch: &[usize]| sums(&sequences, batch, |batch| Ok(response_logprobs(model, batch)?))))
+            sums(model, tokenizer, pairs, missing, keeper, |batch| response_logprobs(model, batch))
         })
     }
 
@@ -163,59 +166,84 @@ impl<'a, 'cx> Work<'a, 'cx> {
         let space = space("kl", &[&policy.input, &reference.input], &Value::Null);
         let keys: Vec<Digest> = pairs.iter().map(pair_key).collect();
         let same = policy.input.id == reference.input.id;
-        let mut both = (policy, reference);
-        self.remembered(&space, &keys, &mut both, |(policy, reference), missing| {
+        self.remembered(&space, &keys, |missing, keeper| {
             let (model, tokenizer) = policy.loaded()?;
-            let sequences = sequences(model, tokenizer, pairs, missing)?;
-            let lengths = costs(model, &sequences);
-            let reference = if same { None } else { Some(reference.loaded()?.0) };
-            if let Some(reference) = reference
-                && reference.config().vocab_size != model.config().vocab_size
-            {
+            if same {
+                // A model does not differ from itself.
+                let nothing =
+                    |batch: &[Sequence]| Ok(batch.iter().map(|one| vec![0.0; response_tokens(one)]).collect());
+                return sums(model, tokenizer, pairs, missing, keeper, nothing);
+            }
+            let reference = reference.loaded()?.0;
+            if reference.config().vocab_size != model.config().vocab_size {
                 return Err(NodeError::with_help(
                     "KL needs two models with one vocabulary, and theirs differ in size",
                     "give a reference that the model was trained from",
                 ));
             }
-            Ok((lengths, move |batch: &[usize]| match reference {
-                Some(reference) => sums(&sequences, batch, |batch| Ok(response_kl(model, reference, batch)?)),
-                // A model does not differ from itself.
-                None => sums(&sequences, batch, |batch| {
-                    Ok(batch.iter().map(|one| vec![0.0; response_tokens(one)]).collect())
-                }),
-            }))
+            sums(model, tokenizer, pairs, missing, keeper, |batch| response_kl(model, reference, batch))
         })
     }
 
-    /// Looks rows up and computes the missing ones in batches of like length. `prepare` gets the places of the missing
-    /// rows and gives their lengths and costs in bytes, and what computes a batch of them.
-    fn remembered<'p, V, P, C>(
+    /// Looks rows up and computes the missing ones. `compute` gets their places, and hands each result over with its place
+    /// among them; what it has handed over is kept even if it errs.
+    fn remembered<V: Clone + Serialize + DeserializeOwned>(
         &mut self,
         space: &Digest,
         keys: &[Digest],
-        policy: &'p mut P,
-        prepare: impl FnOnce(&'p mut P, &[usize]) -> Result<(Vec<(usize, usize)>, C), NodeError>,
-    ) -> Result<Rows<V>, NodeError>
-    where
-        V: Clone + Serialize + DeserializeOwned,
-        C: FnMut(&[usize]) -> Result<Vec<V>, NodeError>,
-    {
-        let mut memo: RowMemo<V> = RowMemo::open(self.cx.store, space)?;
+        compute: impl FnOnce(&[usize], &mut Keeper<'_, 'a, 'cx, V>) -> Result<(), NodeError>,
+    ) -> Result<Rows<V>, NodeError> {
+        let memo: RowMemo<V> = RowMemo::open(self.cx.store, space)?;
         let reused: Vec<bool> = keys.iter().map(|key| memo.get(key).is_some()).collect();
         let missing = first_of_each(keys.iter().enumerate().filter(|(at, _)| !reused[*at]));
         self.advance(keys.len() - missing.len());
+        let missing_keys = missing.iter().map(|at| keys[*at]).collect();
+        let mut keeper = Keeper { memo, work: self, keys: missing_keys, pending: Vec::new(), kept: Instant::now() };
         if !missing.is_empty() {
-            let (lengths, mut compute) = prepare(policy, &missing)?;
-            for batch in batches(&lengths, self.cx.micro_batch) {
-                self.cx.check_interrupt()?;
-                let values = compute(&batch)?;
-                let batch_keys = batch.iter().map(|at| keys[missing[*at]]);
-                memo.add(batch_keys.zip(values).collect())?;
-                self.advance(batch.len());
-            }
+            keeper.work.cx.check_interrupt()?;
+            let result = compute(&missing, &mut keeper);
+            keeper.keep()?;
+            result?;
         }
+        let memo = keeper.memo;
         let value = |key| memo.get(key).cloned().ok_or_else(|| NodeError::failed("a row was not computed"));
         Ok(Rows { values: keys.iter().map(value).collect::<Result<_, _>>()?, reused })
+    }
+}
+
+/// Keeps rows as they are finished.
+struct Keeper<'w, 'a, 'cx, V> {
+    memo: RowMemo<V>,
+    work: &'w mut Work<'a, 'cx>,
+    /// Of the rows that are computed.
+    keys: Vec<Digest>,
+    /// Finished, and not kept yet.
+    pending: Vec<(Digest, V)>,
+    kept: Instant,
+}
+
+impl<V: Serialize + DeserializeOwned> Keeper<'_, '_, '_, V> {
+    /// Takes finished rows; errs once the run is interrupted.
+    fn take(&mut self, rows: impl Iterator<Item = (usize, V)>) -> Result<(), NodeError> {
+        self.pending.extend(rows.map(|(at, value)| (self.keys[at], value)));
+        let enough = self.work.cx.micro_batch.unwrap_or(KEPT_TOGETHER).min(KEPT_TOGETHER);
+        if self.pending.len() >= enough || self.kept.elapsed() >= KEPT_AFTER {
+            self.keep()?;
+        }
+        self.work.cx.check_interrupt()
+    }
+
+    /// Writes down what is finished.
+    fn keep(&mut self) -> Result<(), NodeError> {
+        self.kept = Instant::now();
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let rows = std::mem::take(&mut self.pending);
+        let count = rows.len();
+        self.memo.add(rows)?;
+        self.work.advance(count);
+        Ok(())
     }
 }
 
@@ -270,40 +298,38 @@ fn pair_key(pair: &Pair) -> Digest {
     Hasher::new().text(&pair.prompt).text(&pair.response).number(u64::from(pair.eos)).finish()
 }
 
-fn sequences(model: &Model, tokenizer: &Tokenizer, pairs: &[Pair], at: &[usize]) -> Result<Vec<Sequence>, NodeError> {
-    at.iter()
-        .map(|at| {
-            let Pair { prompt, response, eos } = &pairs[*at];
-            let sequence = tokenizer.sequence(prompt, response, *eos)?;
-            fits(model, sequence.ids.len(), prompt)?;
-            Ok(sequence)
-        })
-        .collect()
-}
-
-/// Errs, naming the prompt, if so many tokens are more than the model has positions: before anything is computed.
-fn fits(model: &Model, tokens: usize, prompt: &str) -> Result<(), NodeError> {
+/// Errs, naming the row, if so many tokens are more than the model has positions: before anything is computed.
+fn fits(model: &Model, tokens: usize, row: &str, prompt: &str) -> Result<(), NodeError> {
     let positions = model.config().max_position_embeddings;
     if tokens <= positions {
         return Ok(());
     }
     let begin: String = prompt.chars().take(60).collect();
     Err(NodeError::with_help(
-        format!("the prompt that begins with {begin:?} needs {tokens} positions, and the model has {positions}"),
+        format!(
+            "row `{row}`: the prompt that begins with {begin:?} needs {tokens} positions, and the model has {positions}"
+        ),
         "shorten the prompt's template or what is filled in, as in `{{ text[:2000] }}`, or give a model with more positions",
     ))
 }
 
-fn costs(model: &Model, sequences: &[Sequence]) -> Vec<(usize, usize)> {
-    sequences.iter().map(|sequence| (sequence.ids.len(), bytes(model, sequence.ids.len()))).collect()
-}
-
-/// What a sequence of so many tokens takes: keys and values of every layer, and as much again for what passes.
-fn bytes(model: &Model, tokens: usize) -> usize {
-    let config = model.config();
-    let cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
-    let passing = 4 * config.hidden_size + 2 * config.intermediate_size;
-    tokens.saturating_mul(cache + passing).saturating_mul(size_of::<f32>())
+/// An error of the language model, its index of a row made the row's name.
+fn named<'r>(error: LmError, name: impl Fn(usize) -> &'r String) -> NodeError {
+    let help = error.diagnostic().help.into_iter().next();
+    let what = match error {
+        LmError::TooLong { row, tokens, positions } => {
+            format!("row `{}` has {tokens} tokens, the model has {positions} positions", name(row))
+        }
+        LmError::Sequence { row, what } => format!("row `{}` {what}", name(row)),
+        LmError::RowOutOfMemory { row, what } => {
+            format!(
+                "row `{}` does not fit the memory, even by itself: {what}; the rows done so far are kept",
+                name(row)
+            )
+        }
+        other => return NodeError::Lm(other),
+    };
+    NodeError::Failed { what, help }
 }
 
 /// How many tokens of a sequence are the response.
@@ -311,72 +337,49 @@ pub(super) fn response_tokens(sequence: &Sequence) -> usize {
     sequence.ids.len().saturating_sub(sequence.prompt)
 }
 
-/// Computes a batch and sums over each response. One without tokens (the model ended at once) sums to nothing.
+/// Computes numbers for the response tokens of pairs, and sums over each response. One without tokens (the model ended at
+/// once) sums to nothing. Errs, naming the row, on a sum that is not finite.
 fn sums(
-    sequences: &[Sequence],
-    batch: &[usize],
-    compute: impl FnOnce(&[Sequence]) -> Result<Vec<Vec<f32>>, NodeError>,
-) -> Result<Vec<Sum>, NodeError> {
-    let with_tokens: Vec<Sequence> =
-        batch.iter().map(|at| &sequences[*at]).filter(|sequence| response_tokens(sequence) > 0).cloned().collect();
-    let mut computed = if with_tokens.is_empty() { Vec::new() } else { compute(&with_tokens)? }.into_iter();
-    let sum = |at: &usize| {
-        let tokens =
-            if response_tokens(&sequences[*at]) > 0 { computed.next().unwrap_or_default() } else { Vec::new() };
-        Sum { nats: tokens.iter().map(|nats| f64::from(*nats)).sum(), tokens: tokens.len() }
-    };
-    Ok(batch.iter().map(sum).collect())
-}
-
-/// The places of the first item of each value.
-fn first_of_each<'a, T: Eq + Hash + 'a>(items: impl Iterator<Item = (usize, &'a T)>) -> Vec<usize> {
-    let mut seen = HashSet::new();
-    items.filter(|(_, item)| seen.insert(*item)).map(|(at, _)| at).collect()
-}
-
-/// Splits rows, given as (length, bytes), into batches of like length, longest first, so that little of a batch is
-/// padding and a batch that would not fit fails at once and not after hours.
-fn batches(rows: &[(usize, usize)], micro_batch: Option<usize>) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..rows.len()).collect();
-    order.sort_by_key(|at| std::cmp::Reverse(rows[*at].0));
-    let mut batches: Vec<Vec<usize>> = Vec::new();
-    let mut left = 0;
-    for at in order {
-        let bytes = rows[at].1;
-        match batches.last_mut() {
-            Some(batch)
-                if batch.len() < micro_batch.unwrap_or(MOST_ROWS) && (micro_batch.is_some() || bytes <= left) =>
-            {
-                batch.push(at);
-            }
-            _ => {
-                batches.push(vec![at]);
-                left = BATCH_BYTES;
+    model: &Model,
+    tokenizer: &Tokenizer,
+    pairs: &[Pair],
+    missing: &[usize],
+    keeper: &mut Keeper<'_, '_, '_, Sum>,
+    compute: impl Fn(&[Sequence]) -> Result<Vec<Vec<f32>>, LmError>,
+) -> Result<(), NodeError> {
+    let mut sequences = Vec::with_capacity(missing.len());
+    for at in missing {
+        let Pair { row, prompt, response, eos } = &pairs[*at];
+        let sequence = tokenizer.sequence(prompt, response, *eos)?;
+        fits(model, sequence.ids.len(), row, prompt)?;
+        sequences.push(sequence);
+    }
+    let row = |at: usize| &pairs[missing[at]].row;
+    for batch in batches(&sequences, keeper.work.cx.micro_batch) {
+        let together: Vec<Sequence> = batch.iter().map(|at| sequences[*at].clone()).collect();
+        let computed = compute(&together).map_err(|error| named(error, |at| row(batch[at])))?;
+        let mut broken = None;
+        let mut sums = Vec::with_capacity(batch.len());
+        for (at, tokens) in batch.iter().zip(computed) {
+            let nats: f64 = tokens.iter().map(|nats| f64::from(*nats)).sum();
+            if nats.is_finite() {
+                sums.push((*at, Sum { nats, tokens: tokens.len() }));
+            } else {
+                broken.get_or_insert(*at);
             }
         }
-        left = left.saturating_sub(bytes);
+        keeper.take(sums.into_iter())?;
+        if let Some(at) = broken {
+            let what = format!("row `{}` has log-probabilities that are not finite: the model is broken", row(at));
+            return Err(NodeError::failed(what));
+        }
     }
-    batches
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn batches_hold_every_row_once_and_fit() {
-        let rows: Vec<(usize, usize)> = (0..300).map(|n| (n % 7, BATCH_BYTES / 10)).collect();
-        for (micro_batch, most) in [(None, 10), (Some(4), 4), (Some(50), 50)] {
-            let batches = batches(&rows, micro_batch);
-            let mut all: Vec<usize> = batches.iter().flatten().copied().collect();
-            all.sort_unstable();
-            assert_eq!(all, (0..300).collect::<Vec<_>>());
-            assert!(batches.iter().all(|batch| batch.len() <= most && !batch.is_empty()));
-            assert_eq!(batches[0].len(), most);
-            assert_eq!(rows[batches[0][0]].0, 6, "the longest come first");
-        }
-        assert_eq!(batches(&[(1, BATCH_BYTES * 2), (1, 1)], None).len(), 2, "what does not fit goes alone");
-    }
 
     #[test]
     fn seeds_depend_on_each_part() {

@@ -1,11 +1,10 @@
-//! A query posed: the constitutions drawn for it, and prompts filled in with them.
+//! A query posed: the constitutions drawn for it.
 
+use minijinja::Value as Context;
 use minijinja::value::Serde;
-use minijinja::{Value as Context, context};
 
 use super::contrast::{Constitution, Constitutions, Part};
 use super::rows::Row;
-use super::template::Template;
 use super::{InputArtifact, NodeError, rows};
 
 /// A query with its constitutions.
@@ -52,21 +51,6 @@ pub(super) fn read_constitutions(input: &InputArtifact) -> Result<Constitutions,
         .map_err(|error| NodeError::failed(format!("{} does not hold constitutions: {error}", path.display())))
 }
 
-/// Fills a prompt in: the query's fields, `constitution` (text) and `principles` (list).
-pub(super) fn prompt(
-    template: &Template,
-    field: &str,
-    id: &str,
-    row: &Row,
-    constitution: &Constitution,
-) -> Result<String, NodeError> {
-    let own = context! {
-        constitution => &constitution.text,
-        principles => Context::from(Serde(&constitution.principles)),
-    };
-    template.render_row(field, id, &context! { ..own, ..fields(row) })
-}
-
 /// A row's fields as a template sees them.
 pub(super) fn fields(row: &Row) -> Context {
     Context::from(Serde(row))
@@ -75,6 +59,7 @@ pub(super) fn fields(row: &Row) -> Context {
 #[cfg(test)]
 mod tests {
     use super::super::contrast::{Contrast, Format, HoldOut, Principle, Size};
+    use super::super::prompter::Prompter;
     use super::*;
     use serde_json::json;
 
@@ -116,11 +101,12 @@ mod tests {
     fn prompts_see_fields_constitution_and_principles() {
         let row = json!({"id": "7", "query": "why"}).as_object().cloned().expect("an object");
         let query = &pose(&[row], &constitutions(), 0, Part::All, 1).expect("poses")[0];
-        let template = Template::parse(
+        let prompter = Prompter::new(
+            "prompt",
             "{{ constitution }}|{% for p in principles %}{{ p.name }}={{ p.polarity }},{% endfor %}|{{ query }}",
         )
         .expect("parses");
-        let text = prompt(&template, "prompt", &query.id, &query.row, &query.constitutions[0]).expect("renders");
+        let text = prompter.fill(&query.id, &query.row, &query.constitutions[0]).expect("renders");
         assert!(text.starts_with(&query.constitutions[0].text) && text.ends_with("|why"), "{text}");
         assert!(text.contains("brief=") && text.contains("formal="), "{text}");
     }

@@ -41,14 +41,15 @@ impl Answered {
     pub(super) fn cells(&self, prompts: &[String], score_eos: bool) -> Vec<Pair> {
         let responses: Vec<_> =
             self.responses.iter().map(|response| (response.text.as_str(), response.finish)).collect();
-        cells(prompts, &responses, score_eos)
+        cells(&self.id, prompts, &responses, score_eos)
     }
 }
 
 /// The C×C cells of a query: constitution k's prompt with response j, row by row. With `score_eos` the end of a response
 /// is scored too, if the model ended it.
-pub(super) fn cells(prompts: &[String], responses: &[(&str, Finish)], score_eos: bool) -> Vec<Pair> {
+pub(super) fn cells(row: &str, prompts: &[String], responses: &[(&str, Finish)], score_eos: bool) -> Vec<Pair> {
     let cell = |prompt: &String, (text, finish): &(&str, Finish)| Pair {
+        row: row.to_owned(),
         prompt: prompt.clone(),
         response: (*text).to_owned(),
         eos: score_eos && *finish == Finish::Eos,

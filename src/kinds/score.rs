@@ -5,10 +5,11 @@ use serde_json::{Map, Value, json};
 
 use super::check::input;
 use super::figures::ContrastFigures;
+use super::generate::is_false;
 use super::policy::{Policy, Sum, Work, per_token};
+use super::prompter::{Prompter, check_system};
 use super::responses::{self, Answered};
-use super::template::{self, Template};
-use super::{Cx, NodeError, NodeKind, Outputs, query, rows};
+use super::{Cx, NodeError, NodeKind, Outputs, rows, template};
 use crate::digest::Hasher;
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
@@ -20,6 +21,10 @@ pub struct Score {
     pub(super) model: Input,
     pub(super) responses: Input,
     pub(super) prompt: String,
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) chat: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) system: Option<String>,
     #[serde(default)]
     pub(super) reference: Option<Input>,
     #[serde(default)]
@@ -55,6 +60,7 @@ impl Spec for Score {
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         template::check(&mut problems, "prompt", &self.prompt);
+        check_system(&mut problems, self.system.as_deref(), self.chat);
         problems
     }
 }
@@ -69,6 +75,7 @@ impl NodeKind for Score {
 | `model` | the model that scores | |
 | `responses` | a `generate` node | |
 | `prompt` | the *training* prompt, a template as in `generate`; kept in the rows, and what `finetune` trains on | |
+| `chat`, `system` | as in `generate`; the prompts that are kept and trained on are whole conversations then | false |
 | `reference` | a model; adds `kl` of `model` against it on the responses under their own constitutions | |
 | `score_eos` | whether the end-of-sequence token is scored too | false |
 | `shuffle_principles` | a new order of the principles in each constitution | true |
@@ -93,9 +100,12 @@ prompt = "rules : {{ constitution }} q : {{ query }} a :"
         let size = all.first().map_or(0, |row| row.responses.len());
         let mut pairs = Vec::with_capacity(all.len() * size * size);
         let mut prompts = Vec::with_capacity(all.len());
-        let template = template::parse("prompt", &self.prompt)?;
+        let mut prompter = Prompter::new("prompt", &self.prompt)?;
+        if self.chat {
+            prompter = prompter.in_chat(cx.input("model")?, self.system.as_deref())?;
+        }
         for row in &all {
-            let own = self.prompts(&template, row)?;
+            let own = self.prompts(&prompter, row)?;
             pairs.extend(row.cells(&own, self.score_eos));
             prompts.push(own);
         }
@@ -131,7 +141,7 @@ prompt = "rules : {{ constitution }} q : {{ query }} a :"
 
 impl Score {
     /// The training prompt under each constitution of a row.
-    fn prompts(&self, template: &Template, row: &Answered) -> Result<Vec<String>, NodeError> {
+    fn prompts(&self, prompter: &Prompter, row: &Answered) -> Result<Vec<String>, NodeError> {
         let shuffled = row.constitutions.iter().enumerate().map(|(place, constitution)| {
             if !self.shuffle_principles {
                 return constitution.clone();
@@ -140,7 +150,7 @@ impl Score {
             hasher.text("score").number(self.seed).text(&row.id).number(place as u64);
             constitution.shuffled(hasher.seed())
         });
-        shuffled.map(|one| query::prompt(template, "prompt", &row.id, &row.row, &one)).collect()
+        shuffled.map(|one| prompter.fill(&row.id, &row.row, &one)).collect()
     }
 }
 

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
+use super::adapter::{Adapter, Adapters, Noise};
 use super::decode::{Decoding, Entering};
 use super::prefixes::Prefixes;
 use super::random::Stream;
-use super::{Config, Files, LmError, cpu, weights};
+use super::{Config, Files, LmError, adapter, cpu, weights};
 
 /// The weights of one layer.
 #[derive(Debug, Clone)]
@@ -37,14 +38,6 @@ pub(super) struct Linear {
     pub(super) weight: Tensor,       // (out, in)
     pub(super) bias: Option<Tensor>, // (out)
     pub(super) adapter: Option<Adapter>,
-}
-
-/// A change of low rank to a linear layer: y += scale · (x · Aᵀ) · Bᵀ (Hu et al. 2021, "LoRA").
-#[derive(Debug, Clone)]
-pub(super) struct Adapter {
-    pub(super) a: Tensor, // (r, in)
-    pub(super) b: Tensor, // (out, r)
-    pub(super) scale: f64,
 }
 
 /// What stands after attention.
@@ -90,15 +83,22 @@ impl Layer {
             Mlp::Dense(_) => None,
             Mlp::Experts { router, .. } => Some(router),
         };
-        self.linears().into_iter().flat_map(Linear::weights).chain(norms).chain([router]).flatten()
+        let mut linears = vec![&self.query, &self.key, &self.value, &self.output];
+        match &self.mlp {
+            Mlp::Dense(dense) => linears.extend([&dense.gate, &dense.up, &dense.down]),
+            Mlp::Experts { experts, .. } => {
+                linears.extend(experts.iter().flat_map(|dense| [&dense.gate, &dense.up, &dense.down]));
+            }
+        }
+        linears.into_iter().flat_map(Linear::weights).chain(norms).chain([router]).flatten()
     }
 
     /// Its linear layers, but for the router.
-    pub(super) fn linears(&self) -> Vec<&Linear> {
-        let mut all = vec![&self.query, &self.key, &self.value, &self.output];
-        match &self.mlp {
-            Mlp::Dense(dense) => all.extend(dense.linears()),
-            Mlp::Experts { experts, .. } => all.extend(experts.iter().flat_map(Dense::linears)),
+    fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let mut all = vec![&mut self.query, &mut self.key, &mut self.value, &mut self.output];
+        match &mut self.mlp {
+            Mlp::Dense(dense) => all.extend(dense.linears_mut()),
+            Mlp::Experts { experts, .. } => all.extend(experts.iter_mut().flat_map(Dense::linears_mut)),
         }
         all
     }
@@ -113,8 +113,8 @@ impl Linear {
 }
 
 impl Dense {
-    fn linears(&self) -> [&Linear; 3] {
-        [&self.gate, &self.up, &self.down]
+    fn linears_mut(&mut self) -> [&mut Linear; 3] {
+        [&mut self.gate, &mut self.up, &mut self.down]
     }
 }
 
@@ -130,6 +130,8 @@ pub struct Model {
     device: Device,
     engine: Engine,
     weights: Arc<BTreeMap<String, Tensor>>,
+    /// Of the linear layers, by their names.
+    adapters: Arc<Adapters>,
     pub(super) embedding: Tensor, // (V, D)
     pub(super) layers: Arc<Vec<Layer>>,
     pub(super) norm: Tensor, // (D)
@@ -174,11 +176,13 @@ fn layer(config: &Config, weights: &BTreeMap<String, Tensor>, index: usize) -> L
 }
 
 impl Model {
-    /// Loads a frozen model.
+    /// Loads a frozen model, with its adapter where it has one.
     pub fn load(files: &Files, device: &Device) -> Result<Self, LmError> {
         let config = Config::load(files)?;
         let weights = weights::load(files, &config, device)?;
-        Self::new(config, weights)
+        let adapters = adapter::load(files, &config, device)?;
+        let model = Self::new(config, weights)?;
+        adapters.map_or(Ok(model.clone()), |adapters| model.adapted(adapters))
     }
 
     /// A frozen model with random weights; the same seed gives the same weights everywhere.
@@ -228,11 +232,12 @@ impl Model {
     /// A model whose weights are all variables, copied from `weights`, and the variables by name.
     pub fn trainable(
         config: Config,
-        weights: BTreeMap<String, Tensor>,
+        mut weights: BTreeMap<String, Tensor>,
     ) -> Result<(Self, BTreeMap<String, Var>), LmError> {
         let mut variables = BTreeMap::new();
         for (name, _) in config.tensors() {
-            if let Some(tensor) = weights.get(&name) {
+            // One after the other, so that there are not two models at a time.
+            if let Some(tensor) = weights.remove(&name) {
                 variables.insert(name, Var::from_tensor(&tensor.detach())?);
             }
         }
@@ -251,7 +256,7 @@ impl Model {
     }
 
     /// As [`Model::new`], computed in a way that is not the usual one of its device. [`Engine::Tensors`] computes in bf16
-    /// and f16 too, on a CPU as well. [`Engine::Cpu`] is for layers that it can compute; others get that.
+    /// and f16 too, on a CPU as well.
     pub fn computed_by(engine: Engine, config: Config, mut weights: BTreeMap<String, Tensor>) -> Result<Self, LmError> {
         config.check()?;
         let shapes: BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
@@ -279,9 +284,8 @@ impl Model {
         let layers: Vec<Layer> = (0..config.num_hidden_layers).map(|index| layer(&config, &weights, index)).collect();
         let embedding = take("model.embed_tokens.weight");
         let head = if config.tie_word_embeddings { embedding.clone() } else { take("lm_head.weight") };
-        let can = engine != Engine::Cpu || layers.iter().all(cpu::can);
         Ok(Self {
-            engine: if can { engine } else { Engine::Tensors },
+            engine,
             layers: Arc::new(layers),
             norm: take("model.norm.weight"),
             device: device.unwrap_or(Device::Cpu),
@@ -289,8 +293,63 @@ impl Model {
             head,
             config: Arc::new(config),
             weights: Arc::new(weights),
+            adapters: Arc::default(),
             kept: Arc::default(),
         })
+    }
+
+    /// The model with adapters on some of its linear layers. The weights are shared.
+    ///
+    /// Errs on an adapter of a layer that the model does not have, and on one that does not fit it.
+    pub fn adapted(mut self, adapters: Adapters) -> Result<Self, LmError> {
+        let mut layers = (*self.layers).clone();
+        let mut linears: BTreeMap<String, &mut Linear> = BTreeMap::new();
+        for linear in layers.iter_mut().flat_map(Layer::linears_mut) {
+            linears.insert(linear.name.clone(), linear);
+        }
+        for (name, adapter) in &adapters {
+            let a = format!("{name}.lora_A.weight");
+            let linear =
+                linears.get_mut(name).ok_or_else(|| LmError::MissingTensor { name: format!("{name}.weight") })?;
+            let ((outputs, inputs), rank) = (linear.weight.dims2()?, adapter.a.dim(0)?);
+            let fits = adapter.a.dims() == [rank, inputs] && adapter.b.dims() == [outputs, rank];
+            if !fits || adapter.a.dtype() != DType::F32 || adapter.b.dtype() != DType::F32 {
+                return Err(LmError::TensorForm {
+                    name: a,
+                    found: format!("{:?}, with B {:?}", adapter.a, adapter.b),
+                    expected: format!("[r, {inputs}], with B [{outputs}, r], of F32"),
+                });
+            }
+            linear.adapter = Some(adapter.clone());
+        }
+        self.layers = Arc::new(layers);
+        self.adapters = Arc::new(adapters);
+        self.kept = Arc::default();
+        Ok(self)
+    }
+
+    /// The adapters, by the names of their linear layers.
+    pub fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+
+    /// The model as a step of training sees it, with dropout on what its adapters see. The weights are shared.
+    pub(super) fn noisy(&self, seed: u64) -> Self {
+        let mut layers = (*self.layers).clone();
+        for linear in layers.iter_mut().flat_map(Layer::linears_mut) {
+            if let Some(adapter) = linear.adapter.as_mut().filter(|adapter| adapter.dropout > 0.0) {
+                let seed = Stream::new(seed, &linear.name).bits();
+                adapter.noise = Some(Noise { seed, share: adapter.dropout });
+            }
+        }
+        Self { layers: Arc::new(layers), kept: Arc::new(self.kept.beside()), ..self.clone() }
+    }
+
+    /// What has gradients, by name: variables, and what was computed from some.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        let adapters = self.adapters.iter().flat_map(|(name, adapter)| adapter.named(name));
+        let weights = self.weights.iter().map(|(name, weight)| (name.clone(), weight));
+        weights.chain(adapters).filter(|(_, tensor)| tensor.track_op())
     }
 
     /// The form.
@@ -311,6 +370,11 @@ impl Model {
     /// What computes it.
     pub fn engine(&self) -> Engine {
         self.engine
+    }
+
+    /// Whether `cpu/` computes it.
+    pub(super) fn on_cpu(&self) -> bool {
+        self.engine == Engine::Cpu
     }
 
     /// The weights by name, variables or not.

@@ -101,6 +101,21 @@ pub enum LmError {
         /// Whether `tokenizer.model` is there.
         sentencepiece: bool,
     },
+    /// A model without a chat template.
+    #[error("the model has no chat template")]
+    NoChatTemplate,
+    /// A chat template that does not parse or refuses a conversation.
+    #[error("the model's chat template: {what}")]
+    ChatTemplate {
+        /// What it says, and where.
+        what: String,
+    },
+    /// A GGUF file that cannot be used.
+    #[error("the GGUF file {what}")]
+    Gguf {
+        /// What is wrong, as the end of a sentence.
+        what: String,
+    },
     /// A tokenizer that cannot be loaded, trained or used.
     #[error("the tokenizer {what}")]
     Tokenizer {
@@ -202,6 +217,11 @@ impl LmError {
             Self::NoTokenizer { .. } => {
                 diagnostic("lm::no-tokenizer").help("put the model's `tokenizer.json` into its directory")
             }
+            Self::NoChatTemplate => diagnostic("lm::no-chat-template").help(
+                "give a model that was trained on conversations, or leave `chat` out and write the prompt as the model knows it",
+            ),
+            Self::ChatTemplate { .. } => diagnostic("lm::chat-template"),
+            Self::Gguf { .. } => diagnostic("lm::gguf"),
             Self::Tokenizer { .. } => diagnostic("lm::tokenizer"),
             Self::TooLong { .. } => diagnostic("lm::too-long").help("shorten the prompt, or drop the row"),
             Self::Sequence { .. } => diagnostic("lm::sequence"),

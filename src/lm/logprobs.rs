@@ -25,8 +25,8 @@ pub struct Tokens {
     pub segments: Vec<Range<usize>>,
 }
 
-/// Tokens in one pass without a graph; more are split up.
-const TOKENS_PER_PASS: usize = 1 << 14;
+/// Tokens in one pass without a graph, a shared prompt counted once; more are split up.
+const TOKENS_PER_PASS: usize = 1 << 12;
 
 /// Errs on sequences that this model cannot have.
 fn check(model: &Model, sequences: &[Sequence]) -> Result<(), LmError> {
@@ -59,40 +59,68 @@ fn segments(sequences: &[Sequence]) -> Vec<Range<usize>> {
         .collect()
 }
 
-/// Splits sequences into runs of few enough tokens.
-fn passes(sequences: &[Sequence]) -> impl Iterator<Item = &[Sequence]> {
-    let mut rest = sequences;
-    std::iter::from_fn(move || {
-        let mut tokens = 0;
-        let fits = |sequence: &&Sequence| {
-            tokens += sequence.ids.len();
-            tokens <= TOKENS_PER_PASS
-        };
-        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
-        let (pass, after) = rest.split_at(count);
-        rest = after;
-        (!pass.is_empty()).then_some(pass)
-    })
+/// Splits sequences, by their indices, into passes of few enough tokens. Those of one prompt come one after the other, so that
+/// they share it.
+fn passes(sequences: &[Sequence]) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    order.sort_by_key(|at| &sequences[*at].ids[..sequences[*at].prompt]);
+    let mut passes: Vec<Vec<usize>> = Vec::new();
+    let mut left = 0;
+    let mut prompt: &[u32] = &[];
+    for at in order {
+        let Sequence { ids, prompt: length } = &sequences[at];
+        let shared = std::mem::replace(&mut prompt, &ids[..*length]) == prompt;
+        let mut needed = if shared { ids.len() - length } else { ids.len() };
+        match passes.last_mut() {
+            Some(pass) if needed <= left => pass.push(at),
+            _ => {
+                passes.push(vec![at]);
+                (left, needed) = (TOKENS_PER_PASS, ids.len());
+            }
+        }
+        left = left.saturating_sub(needed);
+    }
+    passes
 }
 
-/// The numbers of a pass, sequence by sequence.
-fn by_sequence(sequences: &[Sequence], values: &[f32]) -> impl Iterator<Item = Vec<f32>> {
-    segments(sequences).into_iter().map(|segment| values[segment].to_vec())
+/// Computes numbers for the response tokens of each sequence, in passes of few enough tokens. A pass that does not fit the
+/// memory is halved.
+fn in_passes(
+    sequences: &[Sequence],
+    compute: impl Fn(&[Sequence]) -> Result<Vec<f32>, LmError>,
+) -> Result<Vec<Vec<f32>>, LmError> {
+    let mut all = vec![Vec::new(); sequences.len()];
+    let mut waiting = passes(sequences);
+    waiting.reverse();
+    while let Some(pass) = waiting.pop() {
+        let together: Vec<Sequence> = pass.iter().map(|at| sequences[*at].clone()).collect();
+        match compute(&together) {
+            Ok(values) => {
+                for (at, segment) in pass.iter().zip(segments(&together)) {
+                    all[*at] = values[segment].to_vec();
+                }
+            }
+            Err(LmError::OutOfMemory { what }) if pass.len() == 1 => {
+                return Err(LmError::RowOutOfMemory { row: pass[0], what });
+            }
+            Err(LmError::OutOfMemory { .. }) => {
+                let (first, second) = pass.split_at(pass.len() / 2);
+                waiting.extend([second.to_vec(), first.to_vec()]);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
 }
 
 /// Returns the log-probability of each response token, in nats. Builds no graph.
 ///
-/// Any number of sequences: they are split up where they are too many for one pass. The result for a sequence does not
+/// Any number of sequences: they are split up where they are too many for one pass or for the memory. The result for a sequence does not
 /// depend on what else is in the batch, to the bit (CPU). Errs on a sequence that is longer than the model's positions,
 /// or has no prompt, or has a token that the model does not have.
 pub fn response_logprobs(model: &Model, sequences: &[Sequence]) -> Result<Vec<Vec<f32>>, LmError> {
     check(model, sequences)?;
-    let mut all = Vec::with_capacity(sequences.len());
-    for pass in passes(sequences) {
-        let values = scores(model, None, pass, false)?.0.to_vec1::<f32>()?;
-        all.extend(by_sequence(pass, &values));
-    }
-    Ok(all)
+    in_passes(sequences, |pass| Ok(scores(model, None, pass, false)?.0.to_vec1()?))
 }
 
 /// Returns KL(policy‖reference) over the whole vocabulary at each response token, in nats. Builds no graph.
@@ -100,13 +128,10 @@ pub fn response_logprobs(model: &Model, sequences: &[Sequence]) -> Result<Vec<Ve
 /// Errs where [`response_logprobs`] does, and on models of different vocabularies or devices.
 pub fn response_kl(policy: &Model, reference: &Model, sequences: &[Sequence]) -> Result<Vec<Vec<f32>>, LmError> {
     check_both(policy, reference, sequences)?;
-    let mut all = Vec::with_capacity(sequences.len());
-    for pass in passes(sequences) {
+    in_passes(sequences, |pass| {
         let kl = scores(policy, Some(reference), pass, false)?.1;
-        let values = kl.map(|kl| kl.to_vec1::<f32>()).transpose()?.unwrap_or_default();
-        all.extend(by_sequence(pass, &values));
-    }
-    Ok(all)
+        Ok(kl.map(|kl| kl.to_vec1()).transpose()?.unwrap_or_default())
+    })
 }
 
 /// As [`response_logprobs`], with gradients to those weights that are variables, and as one pass.

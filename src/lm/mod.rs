@@ -1,8 +1,9 @@
 //! The language model: decoder, tokenizer, sampling, log-probabilities, losses and training.
 //!
 //! # Layout
-//! - [`config`], [`weights`], [`tokenizer`]: files in the form of Hugging Face's `transformers`, in and out.
-//! - [`decoder`]: the model, differentiable.
+//! - [`config`], [`weights`], [`tokenizer`], [`chat`]: files in the form of Hugging Face's `transformers`, in and out.
+//!   [`gguf`]: the same out of llama.cpp's.
+//! - [`decoder`]: the model, differentiable. [`adapter`]: changes of low rank to it.
 //! - [`logprobs`], [`sampling`]: what one does with a model. [`loss`], [`optimizer`], [`schedule`], [`train`]: making one better.
 //!
 //! # Letters
@@ -14,6 +15,8 @@ use std::path::PathBuf;
 
 pub use candle_core::{Device, Tensor, Var};
 
+pub mod adapter;
+pub mod chat;
 pub mod config;
 mod cpu;
 mod decode;
@@ -21,6 +24,7 @@ pub mod decoder;
 pub mod device;
 pub mod driver;
 pub mod error;
+pub mod gguf;
 mod gpu;
 mod layout;
 pub mod logprobs;
@@ -36,6 +40,7 @@ pub mod tokenizer;
 pub mod train;
 pub mod weights;
 
+pub use chat::{ChatTemplate, Message};
 pub use config::{Config, Experts, Family, RopeScaling};
 pub use decoder::Model;
 pub use device::device;

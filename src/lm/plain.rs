@@ -169,7 +169,14 @@ fn mixture(x: &Tensor, router: &Tensor, experts: &[Dense], per_token: usize, nor
     }
     let weights = weights.to_dtype(x.dtype())?;
     let mut sum = x.zeros_like()?;
-    for (index, (expert, users)) in experts.iter().zip(users).enumerate().filter(|(_, (_, users))| !users.is_empty()) {
+    for (index, (expert, mut users)) in experts.iter().zip(users).enumerate() {
+        if users.is_empty() {
+            if !expert.gate.weight.track_op() {
+                continue;
+            }
+            // With a weight of 0: so an expert that no token uses gets a gradient, of zeros.
+            users.push(0);
+        }
         let users = Tensor::new(users, x.device())?;
         let mine = weights.narrow(1, index, 1)?.contiguous()?.index_select(&users, 0)?; // (M, 1)
         let change = feed_forward(&x.index_select(&users, 0)?, expert)?.broadcast_mul(&mine)?; // (M, D)

@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cpu::in_pool;
 use super::{LmError, Model, Tokenizer};
 
 mod batch;
@@ -110,13 +109,13 @@ pub fn sample(
 /// common is read once (CPU). Where the memory is full, fewer rows go on together, and nothing changes but the time.
 ///
 /// `each` is called after every token, also if no row is finished then; its error ends the work.
-pub fn sample_each<E: From<LmError> + Send>(
+pub fn sample_each<E: From<LmError>>(
     model: &Model,
     tokenizer: &Tokenizer,
     prompts: &[Prompt],
     settings: &SamplingSettings,
     limits: Limits,
-    mut each: impl FnMut(Vec<(usize, Response)>) -> Result<(), E> + Send,
+    mut each: impl FnMut(Vec<(usize, Response)>) -> Result<(), E>,
 ) -> Result<(), E> {
     settings.check()?;
     model.check_prompts(&prompts.iter().map(|prompt| prompt.ids.as_slice()).collect::<Vec<_>>())?;
@@ -127,7 +126,7 @@ pub fn sample_each<E: From<LmError> + Send>(
     if prompts.is_empty() {
         return Ok(());
     }
-    in_pool(|| batch::Batch::new(model, tokenizer, prompts, settings, limits).run(&mut each))
+    batch::Batch::new(model, tokenizer, prompts, settings, limits).run(&mut each)
 }
 
 #[cfg(test)]

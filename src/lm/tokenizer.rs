@@ -13,6 +13,7 @@ use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, ModelWrapper};
 
+use super::gguf::{self, Gguf};
 use super::{Config, Files, LmError, Sequence};
 
 /// How a tokenizer that is trained here cuts text.
@@ -47,29 +48,33 @@ fn failed(what: &str) -> impl FnOnce(tokenizers::Error) -> LmError {
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json`.
+    /// Loads `tokenizer.json`, or makes one of what a GGUF file says.
     ///
     /// What begins a text is what its post-processor puts there; failing that, `bos_token` where
     /// `tokenizer_config.json` wants it added. What ends one comes from there and from the model's configuration.
     pub fn load(files: &Files) -> Result<Self, LmError> {
-        let path = files
-            .get(TOKENIZER)
-            .ok_or_else(|| LmError::NoTokenizer { sentencepiece: files.contains_key("tokenizer.model") })?;
-        let bytes = fs_err::read(path)?;
-        let malformed = |file: &str, what: String| LmError::Malformed { file: file.to_owned(), what };
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| malformed(TOKENIZER, error.to_string()))?;
+        let bytes = match (files.get(TOKENIZER), Gguf::of(files)?) {
+            (Some(path), _) => fs_err::read(path)?,
+            (None, Some(gguf)) => gguf.tokenizer()?.to_string().into_bytes(),
+            (None, None) => {
+                return Err(LmError::NoTokenizer { sentencepiece: files.contains_key("tokenizer.model") });
+            }
+        };
+        let malformed =
+            |error: tokenizers::Error| LmError::Malformed { file: TOKENIZER.to_owned(), what: error.to_string() };
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(malformed)?;
         // Cutting off and filling up are the business of who makes a batch.
         inner.with_truncation(None).map_err(failed("cannot be set up"))?;
         inner.with_padding(None);
         let mut kept = BTreeMap::from([(TOKENIZER, bytes)]);
-        let mut settings = Value::Null;
-        if let Some(path) = files.get(SETTINGS) {
-            let bytes = fs_err::read(path)?;
-            settings = serde_json::from_slice(&bytes).map_err(|error| malformed(SETTINGS, error.to_string()))?;
-            kept.insert(SETTINGS, bytes);
+        let settings = settings(files)?;
+        match files.get(SETTINGS) {
+            Some(path) => _ = kept.insert(SETTINGS, fs_err::read(path)?),
+            None if settings.is_null() => {}
+            None => _ = kept.insert(SETTINGS, format!("{settings:#}\n").into_bytes()),
         }
-        let config = files.contains_key("config.json").then(|| Config::load(files)).transpose()?;
+        let has_config = files.contains_key("config.json") || files.contains_key(gguf::FILE);
+        let config = has_config.then(|| Config::load(files)).transpose()?;
         Self::new(inner, kept, &settings, config.as_ref())
     }
 
@@ -170,12 +175,19 @@ impl Tokenizer {
         self.inner.encode(text, false).map_err(failed("cannot encode a text"))
     }
 
-    /// The tokens of a prompt, after the token that begins a text if the model has one.
+    /// The token that begins a text, if it is wanted and the text does not begin with it, as one that a chat template
+    /// made does.
+    fn beginning(&self, ids: &[u32]) -> Option<u32> {
+        self.bos.filter(|bos| ids.first() != Some(bos))
+    }
+
+    /// The tokens of a prompt, after the token that begins a text if the model has one and the prompt does not name it.
     ///
     /// May be empty: an empty text and no such token.
     pub fn prompt(&self, text: &str) -> Result<Vec<u32>, LmError> {
-        let mut ids: Vec<u32> = self.bos.into_iter().collect();
-        ids.extend(self.encode(text)?.get_ids());
+        let encoding = self.encode(text)?;
+        let mut ids: Vec<u32> = self.beginning(encoding.get_ids()).into_iter().collect();
+        ids.extend(encoding.get_ids());
         Ok(ids)
     }
 
@@ -191,7 +203,7 @@ impl Tokenizer {
         }
         text.push_str(response);
         let encoding = self.encode(&text)?;
-        let mut ids: Vec<u32> = self.bos.into_iter().collect();
+        let mut ids: Vec<u32> = self.beginning(encoding.get_ids()).into_iter().collect();
         let before = encoding.get_offsets().iter().take_while(|(_, end)| *end <= prompt.len()).count();
         let prompt = (ids.len() + before).max(1);
         ids.extend(encoding.get_ids());
@@ -234,6 +246,16 @@ impl Tokenizer {
         let ids = self.inner.get_vocab(true);
         ids.values().max().map_or(0, |largest| *largest as usize + 1)
     }
+}
+
+/// `tokenizer_config.json`, or what a GGUF file says in its place; null without either.
+pub(super) fn settings(files: &Files) -> Result<Value, LmError> {
+    let Some(path) = files.get(SETTINGS) else {
+        return Gguf::of(files)?.map_or(Ok(Value::Null), |gguf| gguf.settings());
+    };
+    let malformed =
+        |error: serde_json::Error| LmError::Malformed { file: SETTINGS.to_owned(), what: error.to_string() };
+    serde_json::from_slice(&fs_err::read(path)?).map_err(malformed)
 }
 
 fn words<'a>(texts: impl Iterator<Item = &'a str>, vocab_size: usize) -> Result<tokenizers::Tokenizer, LmError> {

@@ -1,6 +1,6 @@
 //! Weights on disk, in safetensors: eight bytes of header length, a JSON header, then the numbers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
@@ -9,6 +9,7 @@ use fs_err::File;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::gguf::Gguf;
 use super::{Config, Files, LmError};
 
 const SINGLE: &str = "model.safetensors";
@@ -107,11 +108,14 @@ fn shards(path: &Path) -> Result<BTreeMap<String, String>, LmError> {
     Ok(index.weight_map)
 }
 
-/// Reads all tensors that a model of this form has, as f32: `model.safetensors`, or the shards of its index.
+/// Reads all tensors that a model of this form has, as f32: `model.safetensors`, the shards of its index, or `model.gguf`.
 ///
 /// Errs on missing files and tensors, on a file that is cut short or whose header lies, and on shapes that are not
 /// the configuration's. Tensors that the model does not have are ignored.
 pub fn load(files: &Files, config: &Config, device: &Device) -> Result<BTreeMap<String, Tensor>, LmError> {
+    if let Some(gguf) = Gguf::of(files)? {
+        return gguf.tensors(config, device);
+    }
     let missing = |name: &str| LmError::MissingFile { name: name.to_owned() };
     let shards = match (files.contains_key(SINGLE), files.get(INDEX)) {
         (true, _) => None,
@@ -141,6 +145,22 @@ pub fn load(files: &Files, config: &Config, device: &Device) -> Result<BTreeMap<
         tensors.insert(name.clone(), reader.tensor(&name, &shape, device)?);
     }
     Ok(tensors)
+}
+
+/// The names of the tensors of a file.
+pub(super) fn names(name: &str, path: &Path) -> Result<BTreeSet<String>, LmError> {
+    Ok(Reader::open(name, path)?.entries.into_keys().collect())
+}
+
+/// Reads tensors of a file, as f32.
+pub(super) fn read(
+    name: &str,
+    path: &Path,
+    shapes: &[(String, Vec<usize>)],
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>, LmError> {
+    let mut reader = Reader::open(name, path)?;
+    shapes.iter().map(|(name, shape)| Ok((name.clone(), reader.tensor(name, shape, device)?))).collect()
 }
 
 /// Writes tensors to one file of safetensors, as f32. The same tensors give the same bytes.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
 use sami::lm::logprobs::{token_kl, token_logprobs};
-use sami::lm::{Config, Family, Model, Sequence};
+use sami::lm::{Config, Experts, Family, Model, RopeScaling, Sequence};
 
 const VOCABULARY: usize = 11;
 
@@ -34,7 +34,14 @@ fn config(kv_heads: usize, tie: bool, window: Option<usize>) -> Config {
 fn weights(config: &Config, seed: u64) -> BTreeMap<String, Tensor> {
     let model = Model::random(config.clone(), seed, &Device::Cpu).expect("a valid configuration");
     let scale = |name: &str| if name.contains("embed") { 8.0 } else { 1.5 };
-    model.weights().iter().map(|(name, tensor)| (name.clone(), (tensor * scale(name)).expect("a tensor"))).collect()
+    let changed = |(name, tensor): (&String, &Tensor)| {
+        if !name.contains("bias") {
+            return (name.clone(), (tensor * scale(name)).expect("a tensor"));
+        }
+        let values = (0..tensor.elem_count()).map(|at| ((at * 5 + name.len()) % 7) as f32 / 10.0 - 0.25);
+        (name.clone(), Tensor::from_iter(values, &Device::Cpu).expect("a tensor"))
+    };
+    model.weights().iter().map(changed).collect()
 }
 
 /// Every token of the vocabulary occurs as input, and two sequences share their prompt.
@@ -99,6 +106,29 @@ fn of_log_probabilities() {
     for (kv_heads, tie, window) in [(2, true, None), (1, false, None), (1, true, Some(3)), (2, false, Some(3))] {
         let config = config(kv_heads, tie, window);
         let name = format!("{kv_heads} key/value heads, tied {tie}, window {window:?}");
+        check(&name, &config, |model| token_logprobs(model, &sequences()).expect("log-probabilities").logprobs);
+    }
+}
+
+#[test]
+fn of_every_family() {
+    let experts = |norm_topk_prob| Some(Experts { num_local_experts: 3, num_experts_per_tok: 2, norm_topk_prob });
+    let llama3 = RopeScaling::Llama3 {
+        factor: 4.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 16,
+    };
+    let of = |model_type, window| Config { model_type, ..config(1, true, window) };
+    let sliding_layers = Some(vec![false, true]);
+    for config in [
+        Config { attention_bias: true, mlp_bias: true, rope_scaling: Some(llama3), ..of(Family::Llama, None) },
+        Config { sliding_layers, ..of(Family::Qwen2, Some(3)) },
+        Config { attention_bias: true, ..of(Family::Qwen3, None) },
+        Config { experts: experts(true), ..of(Family::Mixtral, None) },
+        Config { experts: experts(false), ..of(Family::Qwen3Moe, None) },
+    ] {
+        let name = format!("{:?}", config.model_type);
         check(&name, &config, |model| token_logprobs(model, &sequences()).expect("log-probabilities").logprobs);
     }
 }

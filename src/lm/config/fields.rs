@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::lm::gguf::Gguf;
 use crate::lm::{Files, LmError};
 
 /// A file of JSON in a model's directory, which names a value to every field.
@@ -9,7 +10,11 @@ pub(super) struct Fields(Value);
 
 impl Fields {
     pub(super) fn of(files: &Files, name: &str) -> Result<Option<Self>, LmError> {
-        let Some(path) = files.get(name) else { return Ok(None) };
+        let Some(path) = files.get(name) else {
+            // A GGUF file says it all, the end tokens too.
+            let gguf = if name == "config.json" { Gguf::of(files)? } else { None };
+            return gguf.map(|mut gguf| Ok(Self(gguf.config()?))).transpose();
+        };
         let text = fs_err::read(path)?;
         let malformed = |what: String| LmError::Malformed { file: name.to_owned(), what };
         let value: Value = serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;

@@ -6,8 +6,9 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout as Strides, Shape, Tensor};
 
 use super::head;
-use super::linear::{Gradients, wants};
-use super::pass::{Keep, Pass};
+use super::linear::Gradients;
+use super::pass::Pass;
+use crate::lm::cpu::Keep;
 use crate::lm::layout::Layout;
 use crate::lm::{LmError, Model, Sequence};
 
@@ -24,7 +25,16 @@ pub(in crate::lm) struct Scored {
 impl Scored {
     /// Scores the response tokens of sequences, at least one: log-probabilities, and KL(policy‖reference), if there is a
     /// reference.
-    fn new(model: &Model, reference: Option<&Model>, layout: Layout, keep: Keep) -> Result<Self, LmError> {
+    pub(in crate::lm) fn new(
+        model: &Model,
+        reference: Option<&Model>,
+        sequences: &[Sequence],
+        keep: Keep,
+    ) -> Result<Self, LmError> {
+        let layout = Layout::new(sequences);
+        if layout.outputs == 0 {
+            return Err(LmError::Sequence { row: 0, what: "has no response, nor have the others".to_owned() });
+        }
         let nothing = |_, _: &Tensor, _: &Tensor| Ok(());
         let reference = match reference {
             None => None,
@@ -36,8 +46,18 @@ impl Scored {
         Ok(Self { model: model.clone(), layout, pass, reference, logprobs, kls })
     }
 
+    /// Log-probabilities and divergences: (outputs) each.
+    pub(in crate::lm) fn take(&mut self) -> (Vec<f32>, Option<Vec<f32>>) {
+        (std::mem::take(&mut self.logprobs), self.kls.take())
+    }
+
     /// Adds the gradients to all weights that want one, from those to log-probabilities and divergences (outputs each).
-    fn backward(self, logprobs: &[f32], kls: &[f32], gradients: &mut Gradients) -> Result<(), LmError> {
+    pub(in crate::lm) fn backward(
+        self,
+        logprobs: &[f32],
+        kls: &[f32],
+        gradients: &mut Gradients,
+    ) -> Result<(), LmError> {
         let Self { model, layout, pass, reference, .. } = self;
         let theirs = reference.as_ref().map(|(model, hidden)| (model, hidden));
         let to_hidden = head::backward(&model, &pass.hidden, theirs, &layout, (logprobs, kls), gradients)?;
@@ -135,29 +155,23 @@ pub(super) fn scores_keeping(
     sequences: &[Sequence],
     keep: Keep,
 ) -> Result<(Tensor, Option<Tensor>), LmError> {
-    let layout = Layout::new(sequences);
-    let outputs = layout.outputs;
+    let outputs = sequences.iter().map(|sequence| sequence.ids.len() - sequence.prompt).sum();
     if outputs == 0 {
         let nothing = || Tensor::zeros(0, DType::F32, model.device());
         return Ok((nothing()?, reference.map(|_| nothing()).transpose()?));
     }
-    let wanted: Vec<(String, Tensor)> = if keep != Keep::Nothing {
-        let named = model.weights().iter().filter(|(_, weight)| wants(weight));
-        named.map(|(name, weight)| (name.clone(), weight.clone())).collect()
-    } else {
-        Vec::new()
-    };
+    let wanted: Vec<(String, &Tensor)> = if keep == Keep::Nothing { Vec::new() } else { model.wanted().collect() };
     let keep = if wanted.is_empty() { Keep::Nothing } else { keep };
-    let mut scored = Scored::new(model, reference, layout, keep)?;
-    let mut values = std::mem::take(&mut scored.logprobs);
-    values.extend(scored.kls.take().unwrap_or_default());
+    let mut scored = Scored::new(model, reference, sequences, keep)?;
+    let (mut values, kls) = scored.take();
+    values.extend(kls.unwrap_or_default());
     let length = values.len();
     let mut result = Tensor::from_vec(values, length, model.device())?;
     let tape = Arc::new(Tape { outputs, state: Mutex::new((Some(scored), Gradients::default())) });
     for (index, (name, weight)) in wanted.iter().enumerate() {
         let (first, last) = (index == 0, index + 1 == wanted.len());
         let link = Link { tape: Arc::clone(&tape), weight: name.clone(), first, last };
-        result = result.apply_op2(weight, link)?;
+        result = result.apply_op2(*weight, link)?;
     }
     let kl = reference.map(|_| result.narrow(0, outputs, outputs)).transpose()?;
     Ok((if length == outputs { result } else { result.narrow(0, 0, outputs)? }, kl))

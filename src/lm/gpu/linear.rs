@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
-use crate::lm::decoder::{Adapter, Linear};
+use crate::lm::adapter::Adapter;
+use crate::lm::decoder::Linear;
 
-/// Gradients by the names of weights, in the types of the weights.
+/// Gradients by the names of weights: in the types of the weights, but f32 where several were added up.
 #[derive(Debug, Default)]
-pub(super) struct Gradients(BTreeMap<String, Tensor>);
+pub(in crate::lm) struct Gradients(BTreeMap<String, Tensor>);
 
 impl Gradients {
     /// Adds to a weight's gradient.
     pub(super) fn add(&mut self, name: &str, gradient: Tensor) -> Result<()> {
         let sum = match self.0.remove(name) {
-            Some(sum) => (sum + gradient)?,
+            Some(sum) => (sum.to_dtype(DType::F32)? + gradient.to_dtype(DType::F32)?)?,
             None => gradient,
         };
         self.0.insert(name.to_owned(), sum);
@@ -22,7 +23,7 @@ impl Gradients {
     }
 
     /// Takes a weight's gradient out.
-    pub(super) fn take(&mut self, name: &str) -> Option<Tensor> {
+    pub(in crate::lm) fn take(&mut self, name: &str) -> Option<Tensor> {
         self.0.remove(name)
     }
 }
@@ -43,9 +44,15 @@ pub(super) fn linear(x: &Tensor, layer: &Linear) -> Result<Tensor> {
 
 /// What an adapter adds to a layer's result.
 pub(super) fn add_adapter(y: Tensor, x: &Tensor, adapter: Option<&Adapter>) -> Result<Tensor> {
-    let Some(Adapter { a, b, scale, .. }) = adapter else { return Ok(y) };
-    let low = (x.matmul(&a.detach().t()?)? * *scale)?; // (N, r)
-    y + low.matmul(&b.detach().t()?)?
+    let Some(adapter) = adapter else { return Ok(y) };
+    let (a, b) = matrices(adapter, x)?;
+    let low = (x.matmul(&a.t()?)? * adapter.scale)?; // (N, r)
+    y + low.matmul(&b.t()?)?
+}
+
+/// An adapter's matrices in the type that is computed in; they are f32 whatever the weights are.
+fn matrices(adapter: &Adapter, x: &Tensor) -> Result<(Tensor, Tensor)> {
+    Ok((adapter.a.detach().to_dtype(x.dtype())?, adapter.b.detach().to_dtype(x.dtype())?))
 }
 
 /// The gradient to a layer's input (N, in) from that to its result (N, out); those to its weights that want one go into
@@ -61,26 +68,18 @@ pub(super) fn linear_back(x: &Tensor, layer: &Linear, gradient: &Tensor, gradien
         let sum = ones.t()?.matmul(gradient)?.reshape(bias.shape())?;
         gradients.add(&format!("{}.bias", layer.name), sum)?;
     }
-    if let Some(Adapter { a, b, scale, .. }) = &layer.adapter {
-        let to_low = (gradient.matmul(&b.detach())? * *scale)?; // (N, r)
-        if wants(a) {
-            gradients.add(&a_name(layer), to_low.t()?.matmul(x)?)?;
+    if let Some(adapter) = &layer.adapter {
+        let (a, b) = matrices(adapter, x)?;
+        let to_low = (gradient.matmul(&b)? * adapter.scale)?; // (N, r)
+        let [(a_name, _), (b_name, _)] = adapter.named(&layer.name);
+        if wants(&adapter.a) {
+            gradients.add(&a_name, to_low.t()?.matmul(x)?.to_dtype(adapter.a.dtype())?)?;
         }
-        if wants(b) {
-            let low = (x.matmul(&a.detach().t()?)? * *scale)?;
-            gradients.add(&b_name(layer), gradient.t()?.matmul(&low)?)?;
+        if wants(&adapter.b) {
+            let low = (x.matmul(&a.t()?)? * adapter.scale)?;
+            gradients.add(&b_name, gradient.t()?.matmul(&low)?.to_dtype(adapter.b.dtype())?)?;
         }
-        to_x = (to_x + to_low.matmul(&a.detach())?)?;
+        to_x = (to_x + to_low.matmul(&a)?)?;
     }
     Ok(to_x)
-}
-
-/// The name of the first matrix of a layer's adapter.
-pub(super) fn a_name(layer: &Linear) -> String {
-    format!("{}.lora_A.weight", layer.name)
-}
-
-/// The name of the second.
-pub(super) fn b_name(layer: &Linear) -> String {
-    format!("{}.lora_B.weight", layer.name)
 }

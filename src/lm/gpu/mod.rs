@@ -25,4 +25,5 @@ mod pass;
 mod tests;
 
 pub(super) use decode::Decoding;
-pub(super) use graph::scores_of;
+pub(super) use graph::{Scored, scores_of};
+pub(super) use linear::Gradients;

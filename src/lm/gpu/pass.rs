@@ -7,6 +7,7 @@ use super::experts::{self, Trace};
 use super::linear::{Gradients, linear, linear_back, wants};
 use super::ops::{Turn, rms_norm, rms_norm_back};
 use crate::lm::Model;
+use crate::lm::cpu::Keep;
 use crate::lm::decoder::Layer;
 use crate::lm::layout::Layout;
 
@@ -191,17 +192,6 @@ fn layer_back(
     to_normed = (to_normed + linear_back(&normed, &layer.value, &to_value, gradients)?)?;
     let norm = (name("input_layernorm"), &layer.attention_norm);
     to_x + norm_back(context, x, norm, &to_normed, gradients)?
-}
-
-/// What a pass keeps for the way back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Keep {
-    /// Nothing: there is no way back.
-    Nothing,
-    /// Each layer's input; the rest is made again, a layer at a time.
-    Inputs,
-    /// Everything.
-    Everything,
 }
 
 /// A pass up to the normalised hidden states of the chosen tokens.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::graph::scores_keeping;
-use super::pass::Keep;
 use super::{Decoding, scores_of};
 use crate::lm::config::Experts;
+use crate::lm::cpu::Keep;
 use crate::lm::decode::{Decoding as AnyDecoding, Entering, Plain};
 use crate::lm::decoder::Engine;
 use crate::lm::logprobs::plain_scores;

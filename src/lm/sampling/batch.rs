@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::pick::pick;
 use super::{Finish, Limits, Prompt, Response, SamplingSettings};
-use crate::lm::cpu::TOKENS_PER_PASS;
+use crate::lm::cpu::{TOKENS_PER_PASS, in_pool};
 use crate::lm::decode::{Decoding, Entering};
 use crate::lm::prefixes::Prefixes;
 use crate::lm::random::Stream;
@@ -123,20 +123,24 @@ impl<'a> Batch<'a> {
             if self.working.is_empty() {
                 return Ok(());
             }
-            match self.step(&mut decoding, going, &kept, &tokens, &mut logits) {
-                Ok(()) => {}
+            let picked = in_pool(|| {
+                self.step(&mut decoding, going, &kept, &tokens, &mut logits)?;
+                self.pick(&logits)
+            });
+            match picked {
+                Ok(picked) => {
+                    let finished;
+                    (kept, tokens, finished) = picked;
+                    each(finished)?;
+                }
                 Err(LmError::OutOfMemory { what }) => {
                     drop(decoding);
                     self.retreat(what)?;
                     decoding = Decoding::new(self.model, &self.prefixes, self.pass)?;
                     (kept, tokens) = (Vec::new(), Vec::new());
-                    continue;
                 }
                 Err(error) => return Err(error.into()),
             }
-            let finished;
-            (kept, tokens, finished) = self.pick(&logits)?;
-            each(finished)?;
         }
     }
 
