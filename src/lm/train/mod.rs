@@ -265,6 +265,8 @@ impl Trainer {
     fn keep(&self, examples: &[&Example], runs: &[std::ops::Range<usize>]) -> Keep {
         let whole = match self.settings.activation_checkpointing {
             Some(wanted) => !wanted,
+            // Weights, masters and moments fill a GPU's memory.
+            None if !self.policy.on_cpu() => false,
             None => {
                 let size = |run: &std::ops::Range<usize>| {
                     let sequences = examples[run.clone()].iter().flat_map(|example| &example.sequences);
