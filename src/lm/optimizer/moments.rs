@@ -56,8 +56,8 @@ pub(super) enum Moments {
     Host { first: Option<Vec<f32>>, second: Vec<f32> },
     /// On the CPU, in eight bits.
     Eight { first: Option<Eight>, second: Eight },
-    /// Elsewhere.
-    Device { first: Option<Tensor>, second: Tensor },
+    /// Elsewhere: in f32, and so is what is changed: updates may be too small for the parameter's type.
+    Device { first: Option<Tensor>, second: Tensor, master: Option<Tensor> },
 }
 
 impl Moments {
@@ -70,8 +70,7 @@ impl Moments {
                 let what = "is 8, which is made for the CPU only".to_owned();
                 return Err(LmError::Setting { field: "optimizer.state_bits", what });
             }
-            let first = has_first.then(|| parameter.zeros_like()).transpose()?;
-            return Ok(Self::Device { first, second: parameter.zeros_like()? });
+            return Self::on_device(has_first, parameter);
         }
         if parameter.dtype() != DType::F32 {
             let what = format!("are {:?}, an optimiser changes f32", parameter.dtype());
@@ -82,6 +81,14 @@ impl Moments {
         } else {
             Self::Host { first: has_first.then(|| vec![0.0; count]), second: vec![0.0; count] }
         })
+    }
+
+    /// Zeros, and a master of a parameter that is not f32.
+    pub(super) fn on_device(has_first: bool, parameter: &Var) -> Result<Self, LmError> {
+        let zeros = || Tensor::zeros(parameter.shape(), DType::F32, parameter.device());
+        let exact = parameter.dtype() == DType::F32;
+        let master = (!exact).then(|| parameter.as_detached_tensor().to_dtype(DType::F32)).transpose()?;
+        Ok(Self::Device { first: has_first.then(zeros).transpose()?, second: zeros()?, master })
     }
 
     /// Everything there is, by name.
@@ -107,9 +114,11 @@ impl Moments {
                     }
                 }
             }
-            Self::Device { first, second } => {
-                if let Some(first) = first {
-                    parts.push(("first", read(first)?));
+            Self::Device { first, second, master } => {
+                for (name, part) in [("first", first), ("master", master)] {
+                    if let Some(part) = part {
+                        parts.push((name, read(part)?));
+                    }
                 }
                 parts.push(("second", read(second)?));
             }
@@ -130,10 +139,12 @@ impl Moments {
                 }
                 *second = f32s(take("second"));
             }
-            Self::Device { first, second } => {
+            Self::Device { first, second, master } => {
                 let tensor = |of: Vec<f32>| Tensor::from_vec(of, parameter.shape(), parameter.device());
-                if let Some(first) = first {
-                    *first = tensor(f32s(take("first")))?;
+                for (name, part) in [("first", first), ("master", master)] {
+                    if let Some(part) = part {
+                        *part = tensor(f32s(take(name)))?;
+                    }
                 }
                 *second = tensor(f32s(take("second")))?;
             }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var};
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Tensor, Var};
 use rayon::prelude::*;
 
 use super::super::LmError;
@@ -44,9 +44,13 @@ pub(super) fn update(
     key: u64,
 ) -> Result<(), LmError> {
     match moments {
-        Moments::Device { first, second } => {
-            let updated = plain(rates, parameter, gradient, first, second)?;
-            parameter.set(&updated)?;
+        Moments::Device { first, second, master } => {
+            let exact = master.clone().unwrap_or_else(|| parameter.as_detached_tensor());
+            let updated = plain(rates, exact, &gradient.to_dtype(DType::F32)?, first, second)?;
+            parameter.set(&updated.to_dtype(parameter.dtype())?)?;
+            if let Some(master) = master {
+                *master = updated;
+            }
         }
         host => parameter.inplace_op2(gradient, &Update { rates, moments: RefCell::new(host), key })?,
     }
@@ -186,12 +190,11 @@ fn rmsprop(rates: &Rates, parameter: &mut [f32], second: &mut [f32], gradient: &
 /// The same in candle's operations, for devices without a kernel here. Returns the parameter's new value.
 fn plain(
     rates: &Rates,
-    parameter: &Var,
+    parameter: Tensor,
     gradient: &Tensor,
     first: &mut Option<Tensor>,
     second: &mut Tensor,
 ) -> Result<Tensor, LmError> {
-    let parameter = parameter.as_detached_tensor();
     let gradient = ((gradient.detach() * rates.scale)? + (&parameter * rates.pull)?)?;
     *second = ((&*second * rates.second)? + (gradient.sqr()? * (1.0 - rates.second))?)?;
     let direction = match first {

@@ -385,7 +385,8 @@ impl Trainer {
             return Ok(false);
         }
         for (parameter, numbers) in self.parameters.values().zip(weights) {
-            parameter.set(&Tensor::from_vec(numbers, parameter.shape(), parameter.device())?)?;
+            let numbers = Tensor::from_vec(numbers, parameter.shape(), parameter.device())?;
+            parameter.set(&numbers.to_dtype(parameter.dtype())?)?;
         }
         self.records = state.records;
         Ok(true)
