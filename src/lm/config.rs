@@ -80,6 +80,8 @@ const LARGEST: u64 = 1 << 24;
 const MOST_LAYERS: u64 = 1 << 12;
 /// Above any model that exists.
 const MOST_EXPERTS: u64 = 1 << 10;
+/// Above any model that exists; each has weights with names of their own.
+const MOST_EXPERTS_IN_ALL: usize = 1 << 17;
 
 impl Default for Config {
     fn default() -> Self {
@@ -310,6 +312,10 @@ impl Config {
             && (experts as u64 > MOST_EXPERTS || !(1..=experts).contains(&used))
         {
             return fail("num_experts_per_tok", format!("is {used} of {experts} experts"));
+        }
+        let experts = self.experts.map_or(0, |experts| experts.num_local_experts) * self.num_hidden_layers;
+        if experts > MOST_EXPERTS_IN_ALL {
+            return fail("num_local_experts", format!("makes {experts} in all layers, at most {MOST_EXPERTS_IN_ALL}"));
         }
         let tokens = self.bos_token_id.iter().chain(&self.eos_token_ids).chain(&self.pad_token_id);
         match tokens.into_iter().find(|token| **token as usize >= self.vocab_size) {
