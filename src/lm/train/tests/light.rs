@@ -29,7 +29,7 @@ fn adapters_learn_and_the_weights_below_them_stay() {
     let trainer = run(trainer(&settings, &examples));
     let (first, last) = (&trainer.records()[0], trainer.records().last().expect("there"));
     assert!(first.kl.is_some_and(|kl| kl.abs() < 1e-6), "adapters begin with nothing: {first:?}");
-    assert!(last.objective < 0.3 * first.objective && last.kl.is_some_and(|kl| kl > 0.01), "{first:?} {last:?}");
+    assert!(last.objective < 0.5 * first.objective && last.kl.is_some_and(|kl| kl > 0.01), "{first:?} {last:?}");
     for (name, weight) in weights() {
         let now = trainer.model().weights()[&name].flatten_all().and_then(|flat| flat.to_vec1::<f32>());
         let before = weight.flatten_all().and_then(|flat| flat.to_vec1::<f32>());
