@@ -9,12 +9,12 @@ use serde_json::{Map, Value, json};
 
 use super::check::input;
 use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, Progress, examples};
-use crate::lm::Tokenizer;
 use crate::lm::adapter::{self, LoraSettings};
 use crate::lm::loss::{LengthNorm, Sides};
 use crate::lm::optimizer::OptimizerSettings;
 use crate::lm::schedule::Schedule;
 use crate::lm::train::{self, Compute, Example, KlOver, StepRecord, TrainSettings, Trainer};
+use crate::lm::{Tokenizer, gguf};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// What is minimised.
@@ -288,7 +288,8 @@ impl Finetune {
             // The very files: the store has them already.
             let is_weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
             let kept = |name: &str| {
-                !name.contains('/') && (is_weights(name) || ["config.json", "generation_config.json"].contains(&name))
+                !name.contains('/')
+                    && (is_weights(name) || ["config.json", "generation_config.json", gguf::FILE].contains(&name))
             };
             files.extend(
                 model.files.iter().filter(|(name, _)| kept(name)).map(|(name, path)| (name.clone(), path.clone())),
@@ -301,6 +302,10 @@ impl Finetune {
         }
         let lines: Vec<String> = trainer.records().iter().map(|record| json!(record).to_string()).collect();
         fs_err::write(cx.staging.join("train.jsonl"), lines.join("\n") + "\n")?;
+        // A GGUF file has the tokenizer in it; other programs want it in files.
+        if model.files.contains_key(gguf::FILE) {
+            Tokenizer::load(&model.files)?.save(&cx.staging)?;
+        }
         for name in TOKENIZER_FILES {
             if let Some(path) = model.files.get(*name) {
                 fs_err::copy(path, cx.staging.join(name))?;

@@ -95,6 +95,32 @@ pub enum LmError {
         /// What should be.
         expected: String,
     },
+    /// A tensor of a layer that the configuration does not have.
+    #[error("the weights have a tensor `{name}`, which a {model_type} model of this `config.json` does not have")]
+    StrayTensor {
+        /// The tensor.
+        name: String,
+        /// What `config.json` says.
+        model_type: &'static str,
+    },
+    /// A weight that is no number.
+    #[error("the tensor `{name}` has {what}")]
+    NotANumber {
+        /// The tensor.
+        name: String,
+        /// `NaN` or `infinite numbers`.
+        what: &'static str,
+    },
+    /// A tokenizer with more tokens than the embedding has rows.
+    #[error("the tokenizer has the token {token} (`{text}`), the model has {vocab_size} tokens")]
+    Vocabulary {
+        /// The largest token.
+        token: u32,
+        /// What it stands for.
+        text: String,
+        /// `vocab_size` of `config.json`.
+        vocab_size: usize,
+    },
     /// A model without a tokenizer.
     #[error("the model has no `tokenizer.json`{}", if *.sentencepiece { ", only `tokenizer.model` (SentencePiece)" } else { "" })]
     NoTokenizer {
@@ -212,6 +238,16 @@ impl LmError {
             Self::TensorForm { .. } => {
                 diagnostic("lm::tensor-form").help("check that weights and `config.json` are of the same model")
             }
+            Self::StrayTensor { .. } => {
+                diagnostic("lm::stray-tensor").help("check that weights and `config.json` are of the same model")
+            }
+            Self::NotANumber { .. } => {
+                diagnostic("lm::not-a-number").help("the model went astray when it was trained, or its file is damaged")
+            }
+            Self::Vocabulary { .. } => diagnostic("lm::vocabulary").help(
+                "check that tokenizer and weights are of the same model; in Python, \
+                 `model.resize_token_embeddings(len(tokenizer))` makes room for added tokens",
+            ),
             Self::NoTokenizer { sentencepiece: true } => diagnostic("lm::no-tokenizer")
                 .help("convert it in Python: `AutoTokenizer.from_pretrained(DIR, use_fast=True).save_pretrained(DIR)`"),
             Self::NoTokenizer { .. } => {

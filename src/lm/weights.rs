@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Storage, Tensor};
 use fs_err::File;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -93,7 +93,39 @@ impl Reader {
         self.file.seek(SeekFrom::Start(self.start + from))?;
         self.file.read_exact(&mut raw)?;
         let tensor = Tensor::from_raw_buffer(&raw, dtype, shape, &Device::Cpu)?.to_dtype(DType::F32)?;
+        check_numbers(name, &tensor)?;
         Ok(tensor.to_device(device)?)
+    }
+}
+
+/// Errs if a tensor on the CPU has NaN or infinite numbers in it.
+pub(super) fn check_numbers(name: &str, tensor: &Tensor) -> Result<(), LmError> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else { return Ok(()) };
+    let numbers = &storage.as_slice::<f32>()?[start..end];
+    // Zero times a number that is none is NaN, and stays so in a sum; eight sums at a time are fast.
+    let mut sums = [0f32; 8];
+    let chunks = numbers.chunks_exact(8);
+    let rest: f32 = chunks.remainder().iter().map(|number| number * 0.0).sum();
+    for chunk in chunks {
+        sums.iter_mut().zip(chunk).for_each(|(sum, number)| *sum += number * 0.0);
+    }
+    if sums.iter().sum::<f32>() + rest == 0.0 {
+        return Ok(());
+    }
+    let what = if numbers.iter().any(|number| number.is_nan()) { "NaN" } else { "infinite numbers" };
+    Err(LmError::NotANumber { name: name.to_owned(), what })
+}
+
+/// Errs on weights and biases of layers that the model does not have: it would compute something else without them.
+fn refuse_strays<'a>(names: impl IntoIterator<Item = &'a String>, config: &Config) -> Result<(), LmError> {
+    let known: BTreeSet<String> = config.tensors().into_iter().map(|(name, _)| name).collect();
+    let weighs = |name: &&String| {
+        name.starts_with("model.layers.") && matches!(name.rsplit('.').next(), Some("weight" | "bias"))
+    };
+    match names.into_iter().filter(weighs).find(|name| !known.contains(*name)) {
+        None => Ok(()),
+        Some(name) => Err(LmError::StrayTensor { name: name.clone(), model_type: config.model_type.model_type() }),
     }
 }
 
@@ -111,7 +143,8 @@ fn shards(path: &Path) -> Result<BTreeMap<String, String>, LmError> {
 /// Reads all tensors that a model of this form has, as f32: `model.safetensors`, the shards of its index, or `model.gguf`.
 ///
 /// Errs on missing files and tensors, on a file that is cut short or whose header lies, and on shapes that are not
-/// the configuration's. Tensors that the model does not have are ignored.
+/// the configuration's, on numbers that are none, and on weights of layers that the configuration does not have. Other
+/// tensors that the model does not have are ignored.
 pub fn load(files: &Files, config: &Config, device: &Device) -> Result<BTreeMap<String, Tensor>, LmError> {
     if let Some(gguf) = Gguf::of(files)? {
         return gguf.tensors(config, device);
@@ -143,6 +176,9 @@ pub fn load(files: &Files, config: &Config, device: &Device) -> Result<BTreeMap<
         }
         let reader = readers.get_mut(file).expect("it was just put there");
         tensors.insert(name.clone(), reader.tensor(&name, &shape, device)?);
+    }
+    for reader in readers.values() {
+        refuse_strays(reader.entries.keys(), config)?;
     }
     Ok(tensors)
 }
