@@ -159,7 +159,7 @@ impl Bench {
 
     fn train(&self, case: &Case, out: &mut impl Write) -> Result<(), Failure> {
         let (config, (rows, length)) = (&case.config, case.train);
-        let example = |row| Example {
+        let example = |row: usize| Example {
             id: row.to_string(),
             sequences: vec![Sequence { ids: tokens(length, row, config.vocab_size), prompt: 1 }],
         };

@@ -1,5 +1,6 @@
 //! What a model's `config.json` says about its form.
 
+use candle_core::DType;
 use serde_json::Value;
 
 use self::fields::Fields;
@@ -55,6 +56,8 @@ pub struct Config {
     pub sliding_layers: Option<Vec<bool>>,
     /// The experts of each layer; `None`: a feed-forward layer.
     pub experts: Option<Experts>,
+    /// The type that it is made to be computed in, whatever its weights are stored in. A CPU computes in f32.
+    pub dtype: DType,
     /// The token that begins a text, if any.
     pub bos_token_id: Option<u32>,
     /// The tokens that end a text.
@@ -104,6 +107,7 @@ impl Default for Config {
             sliding_window: None,
             sliding_layers: None,
             experts: None,
+            dtype: DType::F32,
             bos_token_id: Some(1),
             eos_token_ids: vec![2],
             pad_token_id: None,
@@ -253,6 +257,11 @@ impl Config {
             sliding_window,
             sliding_layers,
             experts: experts(&fields, family)?,
+            dtype: match fields.get("dtype").or_else(|| fields.get("torch_dtype")).and_then(Value::as_str) {
+                Some("bfloat16") => DType::BF16,
+                Some("float16") => DType::F16,
+                _ => DType::F32,
+            },
             bos_token_id: fields.tokens("bos_token_id")?.first().copied(),
             eos_token_ids,
             // Some models have -1 or a token past the end here, and nothing depends on it.

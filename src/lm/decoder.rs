@@ -423,13 +423,7 @@ impl Model {
     /// Writes `config.json`, `generation_config.json` and `model.safetensors` into a directory that exists.
     pub fn save(&self, directory: &Path) -> Result<(), LmError> {
         let write = |name: &str, json: serde_json::Value| fs_err::write(directory.join(name), format!("{json:#}\n"));
-        let mut json = self.config.to_json();
-        match self.dtype() {
-            DType::BF16 => json["torch_dtype"] = "bfloat16".into(),
-            DType::F16 => json["torch_dtype"] = "float16".into(),
-            _ => {}
-        }
-        write("config.json", json)?;
+        write("config.json", self.config.to_json())?;
         write("generation_config.json", self.config.generation_json())?;
         weights::save(&directory.join("model.safetensors"), &self.weights)
     }

@@ -59,15 +59,6 @@ impl Reader {
         Ok(Self { name: name.to_owned(), file, entries, start: 8 + header, length: bytes - 8 - header })
     }
 
-    /// The type of a tensor that was read: of floating point, of at most four bytes.
-    fn dtype(&self, name: &str) -> DType {
-        match self.entries.get(name).and_then(|entry| entry["dtype"].as_str()) {
-            Some("BF16") => DType::BF16,
-            Some("F16") => DType::F16,
-            _ => DType::F32,
-        }
-    }
-
     /// Reads one tensor as f32.
     fn tensor(&mut self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, LmError> {
         let damaged = |what: String| LmError::Weights { file: self.name.clone(), what };
@@ -150,12 +141,22 @@ fn shards(path: &Path) -> Result<BTreeMap<String, String>, LmError> {
     Ok(index.weight_map)
 }
 
-/// Reads all tensors that a model of this form has, as f32 on the CPU and as they are stored elsewhere: `model.safetensors`, the shards of its index, or `model.gguf`.
+/// Reads all tensors that a model of this form has, as f32 on the CPU and in the type of `config.json` elsewhere: `model.safetensors`, the shards of its index, or `model.gguf`.
 ///
 /// Errs on missing files and tensors, on a file that is cut short or whose header lies, and on shapes that are not
 /// the configuration's, on numbers that are none, and on weights of layers that the configuration does not have. Other
 /// tensors that the model does not have are ignored.
 pub fn load(files: &Files, config: &Config, device: &Device) -> Result<BTreeMap<String, Tensor>, LmError> {
+    load_in(if device.is_cpu() { DType::F32 } else { config.dtype }, files, config, device)
+}
+
+/// As [`load`], in a type of one's own choice.
+pub fn load_in(
+    dtype: DType,
+    files: &Files,
+    config: &Config,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>, LmError> {
     if let Some(gguf) = Gguf::of(files)? {
         return gguf.tensors(config, device);
     }
@@ -174,7 +175,6 @@ pub fn load(files: &Files, config: &Config, device: &Device) -> Result<BTreeMap<
         }
     };
     let mut readers: BTreeMap<String, Reader> = BTreeMap::new();
-    let mut of_all = None;
     let mut tensors = BTreeMap::new();
     for (name, shape) in config.tensors() {
         let file = match &shards {
@@ -187,8 +187,6 @@ pub fn load(files: &Files, config: &Config, device: &Device) -> Result<BTreeMap<
         }
         let reader = readers.get_mut(file).expect("it was just put there");
         let tensor = reader.tensor(&name, &shape, &Device::Cpu)?;
-        // Of one type, the first's: a GPU computes in it.
-        let dtype = if device.is_cpu() { DType::F32 } else { *of_all.get_or_insert(reader.dtype(&name)) };
         tensors.insert(name, tensor.to_dtype(dtype)?.to_device(device)?);
     }
     for reader in readers.values() {

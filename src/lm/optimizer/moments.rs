@@ -56,8 +56,8 @@ pub(super) enum Moments {
     Host { first: Option<Vec<f32>>, second: Vec<f32> },
     /// On the CPU, in eight bits.
     Eight { first: Option<Eight>, second: Eight },
-    /// Elsewhere: in f32, and so is what is changed: updates may be too small for the parameter's type.
-    Device { first: Option<Tensor>, second: Tensor, master: Option<Tensor> },
+    /// Elsewhere.
+    Device { first: Option<Tensor>, second: Tensor },
 }
 
 impl Moments {
@@ -83,12 +83,10 @@ impl Moments {
         })
     }
 
-    /// Zeros, and a master of a parameter that is not f32.
+    /// Zeros of the kind that other devices have.
     pub(super) fn on_device(has_first: bool, parameter: &Var) -> Result<Self, LmError> {
-        let zeros = || Tensor::zeros(parameter.shape(), DType::F32, parameter.device());
-        let exact = parameter.dtype() == DType::F32;
-        let master = (!exact).then(|| parameter.as_detached_tensor().to_dtype(DType::F32)).transpose()?;
-        Ok(Self::Device { first: has_first.then(zeros).transpose()?, second: zeros()?, master })
+        let first = has_first.then(|| parameter.zeros_like()).transpose()?;
+        Ok(Self::Device { first, second: parameter.zeros_like()? })
     }
 
     /// Everything there is, by name.
@@ -114,11 +112,9 @@ impl Moments {
                     }
                 }
             }
-            Self::Device { first, second, master } => {
-                for (name, part) in [("first", first), ("master", master)] {
-                    if let Some(part) = part {
-                        parts.push((name, read(part)?));
-                    }
+            Self::Device { first, second } => {
+                if let Some(first) = first {
+                    parts.push(("first", read(first)?));
                 }
                 parts.push(("second", read(second)?));
             }
@@ -139,12 +135,10 @@ impl Moments {
                 }
                 *second = f32s(take("second"));
             }
-            Self::Device { first, second, master } => {
+            Self::Device { first, second } => {
                 let tensor = |of: Vec<f32>| Tensor::from_vec(of, parameter.shape(), parameter.device());
-                for (name, part) in [("first", first), ("master", master)] {
-                    if let Some(part) = part {
-                        *part = tensor(f32s(take(name)))?;
-                    }
+                if let Some(first) = first {
+                    *first = tensor(f32s(take("first")))?;
                 }
                 *second = tensor(f32s(take("second")))?;
             }

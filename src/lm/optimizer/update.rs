@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Tensor, Var};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var};
 use rayon::prelude::*;
 
 use super::super::LmError;
@@ -44,13 +44,11 @@ pub(super) fn update(
     key: u64,
 ) -> Result<(), LmError> {
     match moments {
-        Moments::Device { first, second, master } => {
-            let exact = master.clone().unwrap_or_else(|| parameter.as_detached_tensor());
-            let updated = plain(rates, exact, &gradient.to_dtype(DType::F32)?, first, second)?;
-            parameter.set(&updated.to_dtype(parameter.dtype())?)?;
-            if let Some(master) = master {
-                *master = updated;
-            }
+        Moments::Device { first, second } => {
+            // Gradients may be of the type that passes compute in.
+            let gradient = gradient.to_dtype(parameter.dtype())?;
+            let updated = plain(rates, parameter.as_detached_tensor(), &gradient, first, second)?;
+            parameter.set(&updated)?;
         }
         host => parameter.inplace_op2(gradient, &Update { rates, moments: RefCell::new(host), key })?,
     }
