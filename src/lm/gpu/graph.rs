@@ -124,7 +124,7 @@ impl CustomOp2 for Link {
     fn bwd(
         &self,
         _values: &Tensor,
-        _weight: &Tensor,
+        weight: &Tensor,
         _result: &Tensor,
         gradient: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
@@ -132,6 +132,7 @@ impl CustomOp2 for Link {
             self.tape.backward(gradient).map_err(|error| candle_core::Error::Msg(error.to_string()).bt())?;
         }
         let to_weight = self.tape.state().1.take(&self.weight);
+        let to_weight = to_weight.map(|gradient| gradient.to_dtype(weight.dtype())).transpose()?;
         Ok(((!self.first).then(|| gradient.clone()), to_weight))
     }
 }

@@ -12,6 +12,7 @@ use crate::lm::cpu::Keep;
 use crate::lm::decode::{Decoding as AnyDecoding, Entering, Plain};
 use crate::lm::decoder::Engine;
 use crate::lm::logprobs::plain_scores;
+use crate::lm::prefixes::Prefixes;
 use crate::lm::random::Stream;
 use crate::lm::{Config, Family, Model, Sequence};
 
@@ -257,9 +258,11 @@ fn sampling_gives_the_tokens_of_the_cpus_passes() {
         let model = model(&config, 5, engine);
         let mut rows: Vec<Vec<u32>> = (0..5).map(|row| ids(3 + 4 * row, row as u64)).collect();
         let mut logits = Vec::new();
-        let mut decoding = AnyDecoding::new(&model, &Arc::default(), 30).unwrap();
+        let ids: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+        let mut decoding = AnyDecoding::new(&model, &Arc::new(Prefixes::of(&ids)), 30).unwrap();
         let all: Vec<Vec<u32>> = rows.clone();
-        let all: Vec<Entering<'_>> = all.iter().map(|ids| row(ids, 20)).collect();
+        let all: Vec<Entering<'_>> =
+            all.iter().enumerate().map(|(prompt, ids)| Entering { ids, prompt, room: 20 }).collect();
         decoding.step(&model, &[], &[], &all, &mut logits).unwrap();
         for _ in 0..20 {
             let best = |logits: &[f32]| (0..61).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap() as u32;
