@@ -271,7 +271,7 @@ impl Policy {
             self.tokenizer = Some(Tokenizer::load(&self.input.files)?);
         }
         if self.model.is_none() {
-            self.model = Some(Model::load(&self.input.files, &crate::lm::device(&self.device)?)?);
+            self.model = Some(Model::load_to_use(&self.input.files, &crate::lm::device(&self.device)?)?);
         }
         match (&self.model, &self.tokenizer) {
             (Some(model), Some(tokenizer)) => Ok((model, tokenizer)),

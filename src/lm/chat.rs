@@ -134,16 +134,22 @@ mod tests {
 
     #[test]
     fn faults_say_what_the_template_says_and_where() {
-        let error = render("{{ messages[0]['content'] }}\n{{ raise_exception('no system role') }}").expect_err("it refuses");
+        let error =
+            render("{{ messages[0]['content'] }}\n{{ raise_exception('no system role') }}").expect_err("it refuses");
         assert!(error.contains("no system role") && error.contains("line 2"), "{error}");
         assert!(render("{% for m in messages %}").expect_err("no end").contains("line 1"));
-        assert!(render("{% for i in range(100000) %}{% for j in range(100000) %}{{ j }}{% endfor %}{% endfor %}").is_err());
+        assert!(
+            render("{% for i in range(100000) %}{% for j in range(100000) %}{{ j }}{% endfor %}{% endfor %}").is_err()
+        );
     }
 
     #[test]
     fn marks_of_what_the_assistant_says_are_passed_over() {
         assert_eq!(render("{%- generation -%} a {%- endgeneration -%} {{ eos_token }}").as_deref(), Ok("a</s>"));
-        assert_eq!(without_tracking("{% generation %}x{% endgeneration %}{% set a = 1"), "{% if true %}x{% endif %}{% set a = 1");
+        assert_eq!(
+            without_tracking("{% generation %}x{% endgeneration %}{% set a = 1"),
+            "{% if true %}x{% endif %}{% set a = 1"
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::decode::{Decoding, Entering};
+use super::gguf::Gguf;
 use super::prefixes::Prefixes;
 use super::random::Stream;
 use super::{Config, Files, LmError, cpu, weights};
@@ -150,6 +151,38 @@ impl Model {
         Self::new(config, weights)
     }
 
+    /// Loads a frozen model that samples and scores, and nothing else: on the CPU its weights are held once, as the passes
+    /// want them. [`Self::weights`] then lacks most of them, and it cannot be saved.
+    pub fn load_to_use(files: &Files, device: &Device) -> Result<Self, LmError> {
+        if !device.is_cpu() || Gguf::of(files)?.is_some() {
+            return Self::load(files, device);
+        }
+        let config = Config::load(files)?;
+        config.check()?;
+        let outside = weights::load_some(files, &config, device, |name| !name.starts_with("model.layers."))?;
+        let (embedding, norm) = (outside["model.embed_tokens.weight"].clone(), outside["model.norm.weight"].clone());
+        let head = outside.get("lm_head.weight").cloned().unwrap_or_else(|| embedding.clone());
+        drop(outside);
+        let mut packing = cpu::Packing::new(&norm, &head)?;
+        drop(head);
+        for index in 0..config.num_hidden_layers {
+            let prefix = format!("model.layers.{index}.");
+            let weights = weights::load_some(files, &config, device, |name| name.starts_with(&prefix))?;
+            packing.add(&layer(&config, &weights, index))?;
+        }
+        Ok(Self {
+            layers: Arc::default(),
+            device: device.clone(),
+            weights: Arc::new(BTreeMap::from([("model.embed_tokens.weight".to_owned(), embedding.clone())])),
+            // Packed as the head is, nobody reads it here.
+            head: embedding.clone(),
+            embedding,
+            norm,
+            config: Arc::new(config),
+            kept: Arc::new(packing.finish()),
+        })
+    }
+
     /// A frozen model with random weights; the same seed gives the same weights everywhere.
     ///
     /// The embedding has a standard deviation of 0.05, other matrices of one over the square root of their inputs, and
@@ -261,7 +294,7 @@ impl Model {
         self.device.is_cpu() && self.layers.iter().all(cpu::can)
     }
 
-    /// The weights by name, variables or not.
+    /// The weights by name, variables or not; of a model that was loaded to use, only some.
     pub fn weights(&self) -> &BTreeMap<String, Tensor> {
         &self.weights
     }
@@ -304,8 +337,12 @@ impl Model {
         Ok(())
     }
 
-    /// Writes `config.json`, `generation_config.json` and `model.safetensors` into a directory that exists.
+    /// Writes `config.json`, `generation_config.json` and `model.safetensors` into a directory that exists. Errs on a model
+    /// that was loaded to use only.
     pub fn save(&self, directory: &Path) -> Result<(), LmError> {
+        if let Some((name, _)) = self.config.tensors().into_iter().find(|(name, _)| !self.weights.contains_key(name)) {
+            return Err(LmError::MissingTensor { name });
+        }
         let write = |name: &str, json: serde_json::Value| fs_err::write(directory.join(name), format!("{json:#}\n"));
         write("config.json", self.config.to_json())?;
         write("generation_config.json", self.config.generation_json())?;

@@ -81,13 +81,17 @@ impl Gguf {
             ("qwen3", None) => "qwen3",
             ("qwen3moe", Some(_)) => "qwen3_moe",
             (other, _) => {
-                return fail(format!("has the architecture `{other}`, which is not supported; supported are {SUPPORTED}"));
+                return fail(format!(
+                    "has the architecture `{other}`, which is not supported; supported are {SUPPORTED}"
+                ));
             }
         };
         let required = |name: &str| {
-            self.size(name).ok_or_else(|| LmError::Gguf { what: format!("does not say its `{}.{name}`", self.architecture) })
+            self.size(name)
+                .ok_or_else(|| LmError::Gguf { what: format!("does not say its `{}.{name}`", self.architecture) })
         };
-        let vocabulary = self.content.tensor_infos.get("token_embd.weight").and_then(|info| info.shape.dims().first().copied());
+        let vocabulary =
+            self.content.tensor_infos.get("token_embd.weight").and_then(|info| info.shape.dims().first().copied());
         let Some(vocabulary) = vocabulary else { return fail("has no `token_embd.weight`") };
         let heads = required("attention.head_count")?;
         let token = |name: &str| self.value(&format!("tokenizer.ggml.{name}_token_id")).and_then(whole);
@@ -133,7 +137,9 @@ impl Gguf {
                 config["rope_scaling"] = json!({"rope_type": "linear", "factor": factor});
             }
             Some(other) => {
-                return fail(format!("scales its positions as {other:?}, which is not supported; supported is `linear`"));
+                return fail(format!(
+                    "scales its positions as {other:?}, which is not supported; supported is `linear`"
+                ));
             }
         }
         if self.has("rope_freqs.weight") {
@@ -178,7 +184,8 @@ impl Gguf {
     /// One expert's part of a tensor (X, out, in).
     fn expert(&mut self, stack: &str, expert: usize, device: &Device) -> Result<Tensor, LmError> {
         if !self.stacked.contains_key(stack) {
-            let layer = stack.rsplit_once('.').and_then(|(rest, _)| rest.rsplit_once('.')).map_or("", |(layer, _)| layer);
+            let layer =
+                stack.rsplit_once('.').and_then(|(rest, _)| rest.rsplit_once('.')).map_or("", |(layer, _)| layer);
             self.stacked.retain(|other, _| other.starts_with(&format!("{layer}.")));
             let tensor = self.read(stack, device)?;
             self.stacked.insert(stack.to_owned(), tensor);

@@ -60,7 +60,8 @@ impl Tokenizer {
                 return Err(LmError::NoTokenizer { sentencepiece: files.contains_key("tokenizer.model") });
             }
         };
-        let malformed = |error: tokenizers::Error| LmError::Malformed { file: TOKENIZER.to_owned(), what: error.to_string() };
+        let malformed =
+            |error: tokenizers::Error| LmError::Malformed { file: TOKENIZER.to_owned(), what: error.to_string() };
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(malformed)?;
         // Cutting off and filling up are the business of who makes a batch.
         inner.with_truncation(None).map_err(failed("cannot be set up"))?;
@@ -252,7 +253,8 @@ pub(super) fn settings(files: &Files) -> Result<Value, LmError> {
     let Some(path) = files.get(SETTINGS) else {
         return Gguf::of(files)?.map_or(Ok(Value::Null), |gguf| gguf.settings());
     };
-    let malformed = |error: serde_json::Error| LmError::Malformed { file: SETTINGS.to_owned(), what: error.to_string() };
+    let malformed =
+        |error: serde_json::Error| LmError::Malformed { file: SETTINGS.to_owned(), what: error.to_string() };
     serde_json::from_slice(&fs_err::read(path)?).map_err(malformed)
 }
 

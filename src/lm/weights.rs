@@ -113,6 +113,16 @@ fn shards(path: &Path) -> Result<BTreeMap<String, String>, LmError> {
 /// Errs on missing files and tensors, on a file that is cut short or whose header lies, and on shapes that are not
 /// the configuration's. Tensors that the model does not have are ignored.
 pub fn load(files: &Files, config: &Config, device: &Device) -> Result<BTreeMap<String, Tensor>, LmError> {
+    load_some(files, config, device, |_| true)
+}
+
+/// As [`load`], of those tensors whose names are wanted.
+pub(super) fn load_some(
+    files: &Files,
+    config: &Config,
+    device: &Device,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<BTreeMap<String, Tensor>, LmError> {
     if let Some(gguf) = Gguf::of(files)? {
         return gguf.tensors(config, device);
     }
@@ -132,7 +142,7 @@ pub fn load(files: &Files, config: &Config, device: &Device) -> Result<BTreeMap<
     };
     let mut readers: BTreeMap<String, Reader> = BTreeMap::new();
     let mut tensors = BTreeMap::new();
-    for (name, shape) in config.tensors() {
+    for (name, shape) in config.tensors().into_iter().filter(|(name, _)| wanted(name)) {
         let file = match &shards {
             None => SINGLE,
             Some(map) => map.get(&name).ok_or_else(|| LmError::MissingTensor { name: name.clone() })?,

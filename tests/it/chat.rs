@@ -29,7 +29,8 @@ fn conversation(turns: &Value) -> Vec<Message> {
 fn conversations_are_put_as_transformers_puts_them() {
     let golden = golden();
     let tokens = BTreeMap::from([("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")]);
-    let tokens: BTreeMap<String, String> = tokens.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
+    let tokens: BTreeMap<String, String> =
+        tokens.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
     for case in golden["cases"].as_array().expect("a list") {
         let text = case["template"].as_str().expect("a text");
         let template = ChatTemplate::new(text, tokens.clone()).expect("parses");
@@ -109,7 +110,18 @@ rules.principles.brief = { definition = { max_words = 3 }, antithesis = { min_wo
 fn a_pipeline_asks_an_instruct_model_in_its_own_form() {
     let sandbox = Sandbox::with(PIPELINE);
     sandbox.write("make.toml", PIPELINE.split("[models.instruct]").next().expect("a part"));
-    sandbox.write("make.toml", &format!("{}[datasets{}", sandbox.read("make.toml"), PIPELINE.split("[datasets").nth(1).and_then(|rest| rest.split("[nodes.constitutions]").next()).expect("a part")));
+    sandbox.write(
+        "make.toml",
+        &format!(
+            "{}[datasets{}",
+            sandbox.read("make.toml"),
+            PIPELINE
+                .split("[datasets")
+                .nth(1)
+                .and_then(|rest| rest.split("[nodes.constitutions]").next())
+                .expect("a part")
+        ),
+    );
     sandbox.sami(&["run", "make.toml", "models.base"]).exits(DONE.into());
     sandbox.sami(&["cache", "checkout", "models.base", "model"]).exits(DONE.into());
     let refused = sandbox.sami(&["run", "p.toml", "generate"]).exits(FAILED.into());
@@ -144,7 +156,10 @@ fn a_pipeline_asks_an_instruct_model_in_its_own_form() {
 
     // A template that refuses a conversation is told with the row.
     sandbox.write("p.toml", PIPELINE);
-    sandbox.write("model/chat_template.jinja", "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}x");
+    sandbox.write(
+        "model/chat_template.jinja",
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}x",
+    );
     let output = sandbox.sami(&["run", "p.toml", "generate"]).exits(FAILED.into());
     assert!(output.stderr.contains("no system here") && output.stderr.contains("row `0`"), "{}", output.stderr);
 }

@@ -18,12 +18,14 @@ fn a_gguf_file_is_the_model_that_it_was_made_of() {
         (model, Tokenizer::load(&files).expect("loads"))
     });
     for (name, tensor) in safe.0.weights() {
-        let values = |tensor: &sami::lm::Tensor| tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("numbers");
+        let values =
+            |tensor: &sami::lm::Tensor| tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("numbers");
         let (a, b) = (values(tensor), values(&gguf.0.weights()[name]));
         let off = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(a.len() == b.len() && off < 1e-6, "{name}: {off}");
     }
-    let texts = ["Once upon a time", " two  spaces\n\nand lines ", "ünï 你好 <s> </s>", "", "Lily's 12 dogs; \"why?\"", "\t"];
+    let texts =
+        ["Once upon a time", " two  spaces\n\nand lines ", "ünï 你好 <s> </s>", "", "Lily's 12 dogs; \"why?\"", "\t"];
     let books = directory.join("../../queries/vicuna_bench_questions.jsonl");
     let more = fs_err::read_to_string(books).unwrap_or_default();
     for text in texts.iter().copied().chain(more.lines()) {

@@ -66,7 +66,8 @@ fn string(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
         "split" => {
             let (by, most): (Option<Value>, Option<i64>) = from_args(args)?;
             let by = by.filter(|by| !by.is_none());
-            let most = most.and_then(|most| usize::try_from(most).ok()).map_or(usize::MAX, |most| most.saturating_add(1));
+            let most =
+                most.and_then(|most| usize::try_from(most).ok()).map_or(usize::MAX, |most| most.saturating_add(1));
             let parts: Vec<&str> = match by.as_ref().map(|by| by.as_str().unwrap_or_default()) {
                 Some("") => return Err(Error::new(ErrorKind::InvalidOperation, "a text cannot be split by nothing")),
                 Some(by) => text.splitn(most, by).collect(),
@@ -173,7 +174,9 @@ mod tests {
         let mut environment = minijinja::Environment::new();
         environment.set_unknown_method_callback(method);
         environment.add_filter("tojson", to_json);
-        environment.render_str(&format!("{{{{ ({expression}) | tojson }}}}"), ()).unwrap_or_else(|error| error.to_string())
+        environment
+            .render_str(&format!("{{{{ ({expression}) | tojson }}}}"), ())
+            .unwrap_or_else(|error| error.to_string())
     }
 
     #[test]

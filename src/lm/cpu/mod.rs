@@ -31,7 +31,7 @@ mod tests;
 
 pub(super) use decode::{Decoding, TOKENS_PER_PASS};
 pub(super) use graph::{in_pool, scores_of};
-pub(super) use packed::{Kept, can};
+pub(super) use packed::{Kept, Packing, can};
 pub(super) use simd::exp_all;
 
 /// The instructions that this processor has and the passes use.

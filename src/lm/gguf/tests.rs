@@ -86,13 +86,18 @@ fn load(path: &Path) -> Result<Model, LmError> {
 }
 
 /// The largest difference of the logits after a prompt from those of an independent implementation.
-fn difference(model: &Model, oracle: impl FnOnce(Content, &mut File, &Tensor) -> candle_core::Result<Tensor>, path: &Path) -> f32 {
+fn difference(
+    model: &Model,
+    oracle: impl FnOnce(Content, &mut File, &Tensor) -> candle_core::Result<Tensor>,
+    path: &Path,
+) -> f32 {
     let ids = [1_u32, 7, 23, 39, 5, 5, 12, 30, 2, 18];
     let own = &model.next_logits(&[&ids]).expect("computes")[0];
     let mut file = File::open(path).expect("a file");
     let content = Content::read(&mut file).expect("a GGUF file");
     let ids = Tensor::new(&ids, &Device::Cpu).and_then(|ids| ids.unsqueeze(0)).expect("a row");
-    let other = oracle(content, &mut file, &ids).and_then(|logits| logits.flatten_all()?.to_vec1::<f32>()).expect("computes");
+    let other =
+        oracle(content, &mut file, &ids).and_then(|logits| logits.flatten_all()?.to_vec1::<f32>()).expect("computes");
     own.iter().zip(&other[other.len() - own.len()..]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
@@ -106,7 +111,8 @@ fn families_give_the_logits_of_candles_own() {
         let model = load(&path).expect("loads");
         assert_eq!(model.config(), written.config());
         for (name, tensor) in written.weights() {
-            let values = |tensor: &Tensor| tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("numbers");
+            let values =
+                |tensor: &Tensor| tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("numbers");
             assert_eq!(values(&model.weights()[name]), values(tensor), "{name}");
         }
         let off = difference(
@@ -166,7 +172,10 @@ fn scaled_positions_are_those_of_llama_3_or_refused() {
     let error = llama3_scaling(&[1.0, 2.0, 3.0, 4.0], config.rope_theta).expect_err("is not").to_string();
     assert!(error.contains("another way"), "{error}");
     let written = Model::random(form(Family::Llama), 3, &Device::Cpu).expect("a model");
-    let linear = [("llama.rope.scaling.type", Value::String("linear".to_owned())), ("llama.rope.scaling.factor", Value::F32(4.0))];
+    let linear = [
+        ("llama.rope.scaling.type", Value::String("linear".to_owned())),
+        ("llama.rope.scaling.factor", Value::F32(4.0)),
+    ];
     write(&path, "llama", &written, GgmlDType::F32, &linear);
     assert_eq!(load(&path).expect("loads").config().rope_scaling, Some(RopeScaling::Linear { factor: 4.0 }));
     write(&path, "llama", &written, GgmlDType::F32, &[("llama.rope.scaling.type", Value::String("yarn".to_owned()))]);
@@ -235,7 +244,15 @@ fn byte_pairs_are_read_with_their_special_tokens() {
         assert_eq!(tokenizer.decode(&ids).expect("decodes"), text.replace("<|im_end|>", ""), "{pre}");
         let digits = ids.iter().filter(|id| **id == 263).count();
         // Qwen cuts between all digits, so that no pair of them is merged.
-        assert_eq!(digits, match pre { "qwen2" => 0, "llama-bpe" => 1, _ => 2 }, "{pre}");
+        assert_eq!(
+            digits,
+            match pre {
+                "qwen2" => 0,
+                "llama-bpe" => 1,
+                _ => 2,
+            },
+            "{pre}"
+        );
         let chat = crate::lm::ChatTemplate::load(&files).expect("a template");
         let said = chat.render(&[crate::lm::Message { role: "user", content: "the".to_owned() }]).expect("renders");
         assert_eq!(said, "<bos>the<|im_end|>");

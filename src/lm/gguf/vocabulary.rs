@@ -14,10 +14,8 @@ const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
 
 /// How Llama 3 and Qwen 2 cut text before pairs are merged: all but how many digits stay together.
-const WORDS: [&str; 2] = [
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|",
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-];
+const WORDS: [&str; 2] =
+    [r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|", r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"];
 
 impl Gguf {
     /// `tokenizer.json`.
@@ -34,7 +32,11 @@ impl Gguf {
                 ));
             }
         };
-        let added = tokens.iter().zip(&types).enumerate().filter(|(_, (_, kind))| [UNKNOWN, CONTROL, USER_DEFINED].contains(kind));
+        let added = tokens
+            .iter()
+            .zip(&types)
+            .enumerate()
+            .filter(|(_, (_, kind))| [UNKNOWN, CONTROL, USER_DEFINED].contains(kind));
         let added: Vec<Value> = added
             .map(|(id, (content, kind))| {
                 json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
@@ -46,7 +48,10 @@ impl Gguf {
         if self.adds_bos()
             && let Some((id, bos)) = self.special(&tokens, "bos")
         {
-            let (start, text) = (json!({"SpecialToken": {"id": bos, "type_id": 0}}), |name, id| json!({"Sequence": {"id": name, "type_id": id}}));
+            let (start, text) = (
+                json!({"SpecialToken": {"id": bos, "type_id": 0}}),
+                |name, id| json!({"Sequence": {"id": name, "type_id": id}}),
+            );
             tokenizer["post_processor"] = json!({
                 "type": "TemplateProcessing",
                 "single": [start, text("A", 0)],
@@ -66,7 +71,9 @@ impl Gguf {
             "add_eos_token": false,
             "clean_up_tokenization_spaces": false,
         });
-        for (name, own) in [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")] {
+        for (name, own) in
+            [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")]
+        {
             if let Some((_, text)) = self.special(&tokens, own) {
                 settings[name] = json!(text);
             }
@@ -102,8 +109,12 @@ impl Gguf {
 
     /// What each token is; ordinary ones where the file does not say.
     fn types(&self, tokens: usize) -> Vec<u64> {
-        let mut types: Vec<u64> =
-            self.list("tokenizer.ggml.token_type").unwrap_or_default().iter().map(|kind| whole(kind).unwrap_or(1)).collect();
+        let mut types: Vec<u64> = self
+            .list("tokenizer.ggml.token_type")
+            .unwrap_or_default()
+            .iter()
+            .map(|kind| whole(kind).unwrap_or(1))
+            .collect();
         types.resize(tokens, 1);
         types
     }
@@ -183,7 +194,9 @@ impl Gguf {
         }
         // As transformers makes the merges of such a model.
         let letters = |text: &str| text.chars().count();
-        merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(letters(b.1).cmp(&letters(a.1))).then(letters(b.2).cmp(&letters(a.2))));
+        merges.sort_by(|a, b| {
+            b.0.total_cmp(&a.0).then(letters(b.1).cmp(&letters(a.1))).then(letters(b.2).cmp(&letters(a.2)))
+        });
         let merges: Vec<[&str; 2]> = merges.into_iter().map(|(_, left, right)| [left, right]).collect();
         let prefix = !matches!(self.value("tokenizer.ggml.add_space_prefix"), Some(gguf_file::Value::Bool(false)));
         let spaces = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
