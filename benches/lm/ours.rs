@@ -8,8 +8,7 @@ use sami::lm::logprobs::response_logprobs;
 use sami::lm::loss::{LengthNorm, Sides};
 use sami::lm::optimizer::{OptimizerName, OptimizerSettings};
 use sami::lm::sampling::sample;
-use sami::lm::schedule::Schedule;
-use sami::lm::train::{Example, KlOver, Objective, TrainSettings, Trainer};
+use sami::lm::train::{Example, Objective, TrainSettings, Trainer};
 use sami::lm::{Config, Device, Files, Model, Prompt, SamplingSettings, Sequence, Tokenizer, TokenizerKind};
 use serde_json::{Value, json};
 
@@ -90,18 +89,12 @@ fn job(work: &Value, files: &Files) -> Result<Job, Failure> {
                 Some("text") => Objective::Likelihood,
                 _ => Objective::Sami { sides: Sides::Both, length_norm: LengthNorm::Mean },
             };
+            let optimizer = OptimizerSettings::new(OptimizerName::AdamW, LEARNING_RATE);
             let settings = TrainSettings {
-                objective,
                 batch: examples.len(),
                 steps: 1000,
-                optimizer: OptimizerSettings::new(OptimizerName::AdamW, LEARNING_RATE),
-                schedule: Schedule::default(),
                 clip: 0.0,
-                kl_weight: 0.0,
-                kl_over: KlOver::default(),
-                kl_budget: None,
-                seed: 0,
-                micro_batch: None,
+                ..TrainSettings::new(objective, optimizer)
             };
             let mut trainer = Trainer::new(files, None, examples, settings, &Device::Cpu)?;
             Ok(Box::new(move || Ok(json!(trainer.step()?.loss))))

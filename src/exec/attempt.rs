@@ -119,6 +119,7 @@ impl Attempt {
             device: place.device().to_owned(),
             threads: place.threads,
             micro_batch: pipeline.nodes[node].run.micro_batch,
+            activation_checkpointing: pipeline.nodes[node].run.activation_checkpointing,
             store: store.root().to_owned(),
             scratch,
             staging,

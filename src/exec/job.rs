@@ -31,6 +31,8 @@ pub(super) struct Job {
     pub(super) threads: usize,
     /// Rows to compute together, if the user said.
     pub(super) micro_batch: Option<usize>,
+    /// Whether to keep little for gradients, if the user said.
+    pub(super) activation_checkpointing: Option<bool>,
     /// Root of the store.
     pub(super) store: PathBuf,
     /// Survives kills; given again to the next attempt at the key.

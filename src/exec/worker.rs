@@ -81,6 +81,7 @@ fn attempt(job: &Job, mouth: &mut Mouth, cancel: &AtomicBool) -> Result<JobResul
         device: job.device.clone(),
         threads: job.threads,
         micro_batch: job.micro_batch,
+        activation_checkpointing: job.activation_checkpointing,
         progress: &mut progress,
         cancel,
     };

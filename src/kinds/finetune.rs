@@ -1,11 +1,16 @@
 //! Kind `finetune`: trains a model on scored responses (SAMI) or on texts.
 
+mod validate;
+
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::check::{input, problem, require};
-use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, Progress, examples, template};
+use super::check::input;
+use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, Progress, examples};
 use crate::lm::Tokenizer;
+use crate::lm::adapter::{self, LoraSettings};
 use crate::lm::loss::{LengthNorm, Sides};
 use crate::lm::optimizer::OptimizerSettings;
 use crate::lm::schedule::Schedule;
@@ -49,6 +54,12 @@ pub struct Finetune {
     #[serde(default)]
     pub(super) kl_budget: Option<f64>,
     #[serde(default)]
+    pub(super) probe_every: Option<u64>,
+    #[serde(default)]
+    pub(super) lora: Option<LoraSettings>,
+    #[serde(default = "merge")]
+    pub(super) merge: bool,
+    #[serde(default)]
     pub(super) sides: Sides,
     #[serde(default)]
     pub(super) length_norm: LengthNorm,
@@ -70,6 +81,10 @@ fn batch_queries() -> usize {
     16
 }
 
+fn merge() -> bool {
+    true
+}
+
 fn clip() -> f64 {
     1.0
 }
@@ -81,7 +96,7 @@ fn checkpoint_every() -> u64 {
 impl Finetune {
     /// Whether a frozen model is needed beside the one that trains.
     pub(super) fn wants_reference(&self) -> bool {
-        self.kl_weight > 0.0 || self.kl_budget.is_some()
+        self.kl_weight > 0.0 || self.kl_budget.is_some() || self.probe_every.is_some()
     }
 }
 
@@ -107,114 +122,7 @@ impl Spec for Finetune {
     }
 
     fn validate(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let mut want = |holds, path: &str, what: &str, help: &str| require(&mut problems, holds, path, what, help);
-        want(self.batch_queries >= 1, "batch_queries", "a batch of nothing", "give 1 or more");
-        want(
-            self.steps.is_some() != self.epochs.is_some(),
-            "steps",
-            "give either `steps` or `epochs`",
-            "for example `steps = 10`",
-        );
-        want(self.steps != Some(0), "steps", "no steps", "give 1 or more");
-        want(
-            self.epochs.is_none_or(|epochs| epochs > 0.0 && epochs.is_finite()),
-            "epochs",
-            "`epochs` is not above 0",
-            "1.0 is one pass over the examples",
-        );
-        want(
-            self.optimizer.lr > 0.0 && self.optimizer.lr.is_finite(),
-            "optimizer.lr",
-            "the learning rate is not above 0",
-            "for example `lr = 5e-7`",
-        );
-        want((0.0..1.0).contains(&self.optimizer.beta1), "optimizer.beta1", "`beta1` is not in [0, 1)", "0.9 is usual");
-        want(
-            (0.0..1.0).contains(&self.optimizer.beta2),
-            "optimizer.beta2",
-            "`beta2` is not in [0, 1)",
-            "0.999 is usual",
-        );
-        want(
-            (0.0..1.0).contains(&self.optimizer.alpha),
-            "optimizer.alpha",
-            "`alpha` is not in [0, 1)",
-            "0.99 is usual",
-        );
-        want(
-            matches!(self.optimizer.state_bits, 8 | 32),
-            "optimizer.state_bits",
-            "`state_bits` is neither 32 nor 8",
-            "8 makes the optimiser's memory a quarter",
-        );
-        want(self.optimizer.weight_decay >= 0.0, "optimizer.weight_decay", "the weight decay is below 0", "0 is none");
-        want(
-            (0.0..=1.0).contains(&self.schedule.floor),
-            "schedule.floor",
-            "`floor` is not in [0, 1]",
-            "0 lets the rate fall to nothing",
-        );
-        want(self.clip >= 0.0, "clip", "the gradient's norm cannot be below 0", "1 is usual, 0 does not clip");
-        want(self.kl_weight >= 0.0 && self.kl_weight.is_finite(), "kl_weight", "`kl_weight` is below 0", "0 is none");
-        want(
-            self.kl_budget.is_none_or(|budget| budget > 0.0),
-            "kl_budget",
-            "the KL budget is not above 0",
-            "for example 0.1 nats a token",
-        );
-        want(self.checkpoint_every >= 1, "checkpoint_every", "a checkpoint every 0 steps", "give 1 or more");
-        if self.objective != Objective::Sami {
-            want(self.sides == Sides::Both, "sides", "only the objective `sami` has sides", "remove `sides`");
-        }
-        match self.objective {
-            Objective::Sami => {
-                for (path, field) in [("text", &self.text), ("prompt", &self.prompt), ("response", &self.response)] {
-                    want(
-                        field.is_none(),
-                        path,
-                        "the objective `sami` takes prompts and responses from the scores",
-                        "remove the field",
-                    );
-                }
-            }
-            Objective::Sft => {
-                want(
-                    self.text.is_none(),
-                    "text",
-                    "the objective `sft` takes `prompt` and `response`",
-                    "use `objective = \"lm\"` to train on whole texts",
-                );
-                want(
-                    self.prompt.is_some() == self.response.is_some(),
-                    "prompt",
-                    "`prompt` and `response` go together",
-                    "give both (or neither, with scores as examples)",
-                );
-            }
-            Objective::Lm => {
-                let pair = self.prompt.is_some() || self.response.is_some();
-                want(
-                    !pair,
-                    "prompt",
-                    "the objective `lm` takes `text`",
-                    "use `objective = \"sft\"` to train on responses",
-                );
-            }
-        }
-        if self.reference.is_some() && !self.wants_reference() {
-            problems.push(problem(
-                "reference",
-                "a reference without `kl_weight` or `kl_budget` does nothing",
-                "give one of them or remove `reference`",
-            ));
-        }
-        for (path, field) in [("text", &self.text), ("prompt", &self.prompt), ("response", &self.response)] {
-            if let Some(text) = field {
-                template::check(&mut problems, path, text);
-            }
-        }
-        problems
+        validate::validate(self)
     }
 }
 
@@ -242,15 +150,31 @@ impl NodeKind for Finetune {
 | `score_eos` | whether the end-of-sequence token belongs to the response, where the model ended it; with `lm` a text always ends in it | false |
 | `reference` | the model that KL is measured against | `model` |
 | `kl_weight` | weight of KL(policy‖reference), nats a response token, added to the loss | 0 |
-| `kl_budget` | training stops once KL on a fixed set of probes is above it, nats a token | none |
+| `kl_budget` | training stops once KL on a fixed set of probes is above it, nats a token; the step that brought it there stays | none |
+| `probe_every` | steps from one measurement of that KL to the next; the last step is measured too | 1 with `kl_budget`, else never |
+| `lora` | `{ rank, alpha, dropout, targets = ["q_proj", …] \| "all-linear" }`: trains adapters of low rank instead of the weights | 16, 32, 0, `"all-linear"` |
+| `merge` | with `lora`: whether the model that is made has the adapters in its weights, or beside them | true |
 | `seed` | seed of the order of examples | 0 |
 | `checkpoint_every` | steps between checkpoints, from which an interrupted attempt goes on to the same bits | 100 |
 
-Makes a model directory in Hugging Face format. `train.jsonl` in it has a line per step: loss, bound,
+Makes a model directory in Hugging Face format, its weights in f32. `train.jsonl` in it has a line per step: loss, bound,
 accuracies, KL, mean length, log-probability of the diagonal, norm of the gradient, learning rate. Metrics: `loss`,
 `steps`, `mean_length`, with `sami` also `bound`, `bound_ceiling`, `gap`, `accuracy_row`, `accuracy_column`, and `kl` where a
-reference is used; each is the mean over the last steps (at most ten). The bound keeps rising while text falls apart:
-watch `kl`, and give `kl_weight` or `kl_budget`.
+reference is used; each is the mean over the last steps (at most ten). `probe_kl` is the last that was measured. The bound
+keeps rising while text falls apart: watch `kl`, and give `kl_weight` or `kl_budget`.
+
+**Adapters.** `targets` are the last parts of layers' names; `"all-linear"` is every linear layer but the head. A starts
+uniform in ±1/√inputs, B at 0, as in Python's `peft`, which opens the adapter: it lies in `merged-adapter/` beside weights
+that it is part of, or with `merge = false` in `adapter/` beside the weights of `model`, which are the same files and take
+no space twice. Either goes wherever a model goes. Dropout falls on the inputs of the adapters, by `seed`, step and the
+token's place in its text, not by the batch.
+
+**Memory.** `state_bits = 8` keeps the optimiser's moments in a byte a number (blocks of 256 with a scale, small
+floating-point numbers in them, rounded at random so that slow means still move): 2 bytes a weight instead of 8. With
+`run = { activation_checkpointing = true }` a pass keeps only each layer's input and makes the rest again for the
+gradient: less memory, a third more work, the same bits; by default where memory is short. A pass takes up to 1,792 tokens, a
+prompt counted once for all its responses, or `run = { micro_batch = N }` sequences; a query of more is cut between
+constitutions. How it is cut changes results by rounding only.
 
 ```toml
 [loop.nodes.finetune]
@@ -297,7 +221,7 @@ optimizer = { name = "adamw", lr = 5e-7 }
                 crate::fs::kill_point("checkpoint");
             }
         }
-        let mut outputs = finish(cx, &model, &trainer)?;
+        let mut outputs = self.finish(cx, &model, &trainer)?;
         if self.objective == Objective::Sami {
             outputs.metrics.insert("bound_ceiling".to_owned(), json!((constitutions as f64).ln()));
         }
@@ -340,8 +264,46 @@ impl Finetune {
             kl_budget: self.kl_budget,
             kl_over: KlOver::Cells,
             seed: self.seed,
+            probe_every: self.probe_every,
             micro_batch: cx.micro_batch,
+            lora: self.lora.clone(),
+            activation_checkpointing: cx.activation_checkpointing,
         }
+    }
+}
+
+impl Finetune {
+    /// Writes the model, its tokenizer and the record of its steps.
+    fn finish(&self, cx: &Cx<'_>, model: &InputArtifact, trainer: &Trainer) -> Result<Outputs, NodeError> {
+        let mut files = BTreeMap::new();
+        if self.lora.is_none() || self.merge {
+            trainer.save(&cx.staging)?;
+        } else if model.files.keys().any(|name| name.starts_with(&format!("{}/", adapter::FOLDER))) {
+            trainer.save_base(&cx.staging)?;
+        } else {
+            // The very files: the store has them already.
+            let is_weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+            let kept = |name: &str| {
+                !name.contains('/') && (is_weights(name) || ["config.json", "generation_config.json"].contains(&name))
+            };
+            files.extend(
+                model.files.iter().filter(|(name, _)| kept(name)).map(|(name, path)| (name.clone(), path.clone())),
+            );
+        }
+        if self.lora.is_some() {
+            let folder = cx.staging.join(if self.merge { adapter::MERGED } else { adapter::FOLDER });
+            fs_err::create_dir_all(&folder)?;
+            trainer.save_adapter(&folder)?;
+        }
+        let lines: Vec<String> = trainer.records().iter().map(|record| json!(record).to_string()).collect();
+        fs_err::write(cx.staging.join("train.jsonl"), lines.join("\n") + "\n")?;
+        for name in TOKENIZER_FILES {
+            if let Some(path) = model.files.get(*name) {
+                fs_err::copy(path, cx.staging.join(name))?;
+            }
+        }
+        files.extend(super::command::collect(&cx.staging)?);
+        Ok(Outputs { files, metrics: metrics(trainer.records()) })
     }
 }
 
@@ -355,23 +317,9 @@ const TOKENIZER_FILES: &[&str] = &[
     "tokenizer.model",
 ];
 
-/// Writes the model, its tokenizer and the record of its steps.
-fn finish(cx: &Cx<'_>, model: &InputArtifact, trainer: &Trainer) -> Result<Outputs, NodeError> {
-    trainer.save(&cx.staging)?;
-    let lines: Vec<String> = trainer.records().iter().map(|record| json!(record).to_string()).collect();
-    fs_err::write(cx.staging.join("train.jsonl"), lines.join("\n") + "\n")?;
-    for name in TOKENIZER_FILES {
-        if let Some(path) = model.files.get(*name) {
-            fs_err::copy(path, cx.staging.join(name))?;
-        }
-    }
-    let files = super::command::collect(&cx.staging)?;
-    Ok(Outputs { files, metrics: metrics(trainer.records()) })
-}
-
 /// What is worth a look while it trains.
 fn watched(record: &StepRecord) -> Map<String, Value> {
-    let all = [("loss", Some(record.loss)), ("bound", record.bound), ("kl", record.kl)];
+    let all = [("loss", Some(record.loss)), ("bound", record.bound), ("kl", record.kl.or(record.probe_kl))];
     all.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value?)))).collect()
 }
 
@@ -394,37 +342,12 @@ fn metrics(records: &[StepRecord]) -> Map<String, Value> {
     ];
     let mut metrics: Map<String, Value> =
         figures.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value?)))).collect();
+    if let Some(kl) = records.iter().rev().find_map(|record| record.probe_kl) {
+        metrics.insert("probe_kl".to_owned(), json!(kl));
+    }
     metrics.insert("steps".to_owned(), json!(records.len()));
     metrics
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn problems(extra: &str) -> Vec<String> {
-        let text = format!(r#"{{"model": "m", "examples": "s", "optimizer": {{"lr": 1e-3}}, {extra}}}"#);
-        let kind: Finetune = serde_json::from_str(&text).expect("reads");
-        kind.validate().into_iter().map(|problem| problem.path).collect()
-    }
-
-    #[test]
-    fn fields_that_exclude_each_other_are_found() {
-        assert!(problems(r#""objective": "sami", "steps": 3"#).is_empty());
-        assert_eq!(problems(r#""objective": "sami""#), ["steps"]);
-        assert_eq!(problems(r#""objective": "sami", "steps": 3, "epochs": 1.0"#), ["steps"]);
-        assert_eq!(problems(r#""objective": "sami", "steps": 3, "text": "{{ x }}""#), ["text"]);
-        assert_eq!(problems(r#""objective": "sft", "steps": 3, "prompt": "{{ x }}""#), ["prompt"]);
-        assert_eq!(problems(r#""objective": "lm", "steps": 3, "text": "{{ x""#), ["text"]);
-        assert_eq!(problems(r#""objective": "sami", "steps": 3, "reference": "b""#), ["reference"]);
-    }
-
-    #[test]
-    fn what_fits_as_examples_follows_the_objective() {
-        let kind: Finetune = serde_json::from_str(
-            r#"{"model": "m", "examples": "s", "objective": "lm", "steps": 1, "optimizer": {"lr": 1}}"#,
-        )
-        .expect("reads");
-        assert_eq!(kind.inputs()[1].accepts, [ArtifactType::Dataset]);
-    }
-}
+mod tests;

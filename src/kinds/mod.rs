@@ -141,6 +141,8 @@ pub struct Cx<'a> {
     pub threads: usize,
     /// Rows to compute together, if the user said.
     pub micro_batch: Option<usize>,
+    /// Whether to keep little for gradients and compute more, if the user said.
+    pub activation_checkpointing: Option<bool>,
     /// Where progress goes.
     pub progress: &'a mut dyn FnMut(Progress),
     /// Set when the run is interrupted: finish the batch, save, return [`NodeError::Interrupted`].

@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value as Context, context};
 use serde::Serialize;
 use serde_json::Value;
@@ -62,8 +64,8 @@ impl ChatTemplate {
     /// A template and the tokens that it may name. Errs if it does not parse.
     pub fn new(text: &str, tokens: BTreeMap<String, String>) -> Result<Self, LmError> {
         let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.expect("the delimiters are the usual ones"));
         environment.set_fuel(Some(STEPS));
         environment.set_unknown_method_callback(python::method);
         environment.add_filter("tojson", python::to_json);
@@ -84,8 +86,8 @@ impl ChatTemplate {
     /// where the template refuses the conversation.
     pub fn render(&self, messages: &[Message]) -> Result<String, LmError> {
         let template = self.environment.get_template("chat").map_err(|error| fault(&error))?;
-        let own = context! { messages, add_generation_prompt => true };
-        template.render(context! { ..own, ..Context::from_serialize(&self.tokens) }).map_err(|error| fault(&error))
+        let own = context! { messages => Context::from(Serde(messages)), add_generation_prompt => true };
+        template.render(context! { ..own, ..Context::from(Serde(&self.tokens)) }).map_err(|error| fault(&error))
     }
 }
 

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
+use super::adapter::{Adapter, Adapters, Noise};
 use super::decode::{Decoding, Entering};
 use super::gguf::Gguf;
 use super::prefixes::Prefixes;
 use super::random::Stream;
-use super::{Config, Files, LmError, cpu, weights};
+use super::{Config, Files, LmError, adapter, cpu, weights};
 
 /// The weights of one layer.
 #[derive(Debug, Clone)]
@@ -40,14 +41,6 @@ pub(super) struct Linear {
     pub(super) adapter: Option<Adapter>,
 }
 
-/// A change of low rank to a linear layer: y += scale · (x · Aᵀ) · Bᵀ (Hu et al. 2021, "LoRA").
-#[derive(Debug, Clone)]
-pub(super) struct Adapter {
-    pub(super) a: Tensor, // (r, in)
-    pub(super) b: Tensor, // (out, r)
-    pub(super) scale: f64,
-}
-
 /// What stands after attention.
 #[derive(Debug, Clone)]
 pub(super) enum Mlp {
@@ -73,19 +66,36 @@ pub(super) struct Dense {
 
 impl Layer {
     /// Its linear layers, but for the router.
-    pub(super) fn linears(&self) -> Vec<&Linear> {
-        let mut all = vec![&self.query, &self.key, &self.value, &self.output];
-        match &self.mlp {
-            Mlp::Dense(dense) => all.extend(dense.linears()),
-            Mlp::Experts { experts, .. } => all.extend(experts.iter().flat_map(Dense::linears)),
+    fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let mut all = vec![&mut self.query, &mut self.key, &mut self.value, &mut self.output];
+        match &mut self.mlp {
+            Mlp::Dense(dense) => all.extend(dense.linears_mut()),
+            Mlp::Experts { experts, .. } => all.extend(experts.iter_mut().flat_map(Dense::linears_mut)),
         }
         all
     }
 }
 
+impl Linear {
+    /// Puts an adapter on it; errs on one that does not fit.
+    fn adapt(&mut self, adapter: &Adapter) -> Result<(), LmError> {
+        let ((outputs, inputs), rank) = (self.weight.dims2()?, adapter.a.dim(0)?);
+        let fits = adapter.a.dims() == [rank, inputs] && adapter.b.dims() == [outputs, rank];
+        if !fits || adapter.a.dtype() != DType::F32 || adapter.b.dtype() != DType::F32 {
+            return Err(LmError::TensorForm {
+                name: format!("{}.lora_A.weight", self.name),
+                found: format!("{:?}, with B {:?}", adapter.a, adapter.b),
+                expected: format!("[r, {inputs}], with B [{outputs}, r], of F32"),
+            });
+        }
+        self.adapter = Some(adapter.clone());
+        Ok(())
+    }
+}
+
 impl Dense {
-    fn linears(&self) -> [&Linear; 3] {
-        [&self.gate, &self.up, &self.down]
+    fn linears_mut(&mut self) -> [&mut Linear; 3] {
+        [&mut self.gate, &mut self.up, &mut self.down]
     }
 }
 
@@ -100,6 +110,8 @@ pub struct Model {
     config: Arc<Config>,
     device: Device,
     weights: Arc<BTreeMap<String, Tensor>>,
+    /// Of the linear layers, by their names.
+    adapters: Arc<Adapters>,
     pub(super) embedding: Tensor, // (V, D)
     pub(super) layers: Arc<Vec<Layer>>,
     pub(super) norm: Tensor, // (D)
@@ -144,11 +156,13 @@ fn layer(config: &Config, weights: &BTreeMap<String, Tensor>, index: usize) -> L
 }
 
 impl Model {
-    /// Loads a frozen model.
+    /// Loads a frozen model, with its adapter where it has one.
     pub fn load(files: &Files, device: &Device) -> Result<Self, LmError> {
         let config = Config::load(files)?;
         let weights = weights::load(files, &config, device)?;
-        Self::new(config, weights)
+        let adapters = adapter::load(files, &config, device)?;
+        let model = Self::new(config, weights)?;
+        adapters.map_or(Ok(model.clone()), |adapters| model.adapted(adapters))
     }
 
     /// Loads a frozen model that samples and scores, and nothing else: on the CPU its weights are held once, as the passes
@@ -165,10 +179,23 @@ impl Model {
         drop(outside);
         let mut packing = cpu::Packing::new(&norm, &head)?;
         drop(head);
+        let adapters = adapter::load(files, &config, device)?.unwrap_or_default();
+        let mut adapted = 0;
         for index in 0..config.num_hidden_layers {
             let prefix = format!("model.layers.{index}.");
             let weights = weights::load_some(files, &config, device, |name| name.starts_with(&prefix))?;
-            packing.add(&layer(&config, &weights, index))?;
+            let mut layer = layer(&config, &weights, index);
+            for linear in layer.linears_mut() {
+                if let Some(adapter) = adapters.get(&linear.name) {
+                    linear.adapt(adapter)?;
+                    adapted += 1;
+                }
+            }
+            packing.add(&layer)?;
+        }
+        if adapted < adapters.len() {
+            // One is of no linear layer; this names it.
+            return Self::load(files, device);
         }
         Ok(Self {
             layers: Arc::default(),
@@ -179,6 +206,7 @@ impl Model {
             embedding,
             norm,
             config: Arc::new(config),
+            adapters: Arc::new(adapters),
             kept: Arc::new(packing.finish()),
         })
     }
@@ -230,11 +258,12 @@ impl Model {
     /// A model whose weights are all variables, copied from `weights`, and the variables by name.
     pub fn trainable(
         config: Config,
-        weights: BTreeMap<String, Tensor>,
+        mut weights: BTreeMap<String, Tensor>,
     ) -> Result<(Self, BTreeMap<String, Var>), LmError> {
         let mut variables = BTreeMap::new();
         for (name, _) in config.tensors() {
-            if let Some(tensor) = weights.get(&name) {
+            // One after the other, so that there are not two models at a time.
+            if let Some(tensor) = weights.remove(&name) {
                 variables.insert(name, Var::from_tensor(&tensor.detach())?);
             }
         }
@@ -275,8 +304,53 @@ impl Model {
             head,
             config: Arc::new(config),
             weights: Arc::new(weights),
+            adapters: Arc::default(),
             kept: Arc::default(),
         })
+    }
+
+    /// The model with adapters on some of its linear layers. The weights are shared.
+    ///
+    /// Errs on an adapter of a layer that the model does not have, and on one that does not fit it.
+    pub fn adapted(mut self, adapters: Adapters) -> Result<Self, LmError> {
+        let mut layers = (*self.layers).clone();
+        let mut linears: BTreeMap<String, &mut Linear> = BTreeMap::new();
+        for linear in layers.iter_mut().flat_map(Layer::linears_mut) {
+            linears.insert(linear.name.clone(), linear);
+        }
+        for (name, adapter) in &adapters {
+            let linear =
+                linears.get_mut(name).ok_or_else(|| LmError::MissingTensor { name: format!("{name}.weight") })?;
+            linear.adapt(adapter)?;
+        }
+        self.layers = Arc::new(layers);
+        self.adapters = Arc::new(adapters);
+        self.kept = Arc::default();
+        Ok(self)
+    }
+
+    /// The adapters, by the names of their linear layers.
+    pub fn adapters(&self) -> &Adapters {
+        &self.adapters
+    }
+
+    /// The model as a step of training sees it, with dropout on what its adapters see. The weights are shared.
+    pub(super) fn noisy(&self, seed: u64) -> Self {
+        let mut layers = (*self.layers).clone();
+        for linear in layers.iter_mut().flat_map(Layer::linears_mut) {
+            if let Some(adapter) = linear.adapter.as_mut().filter(|adapter| adapter.dropout > 0.0) {
+                let seed = Stream::new(seed, &linear.name).bits();
+                adapter.noise = Some(Noise { seed, share: adapter.dropout });
+            }
+        }
+        Self { layers: Arc::new(layers), kept: Arc::new(self.kept.beside()), ..self.clone() }
+    }
+
+    /// What has gradients, by name: variables, and what was computed from some.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        let adapters = self.adapters.iter().flat_map(|(name, adapter)| adapter.named(name));
+        let weights = self.weights.iter().map(|(name, weight)| (name.clone(), weight));
+        weights.chain(adapters).filter(|(_, tensor)| tensor.track_op())
     }
 
     /// The form.
@@ -291,7 +365,7 @@ impl Model {
 
     /// Whether `cpu/` computes it, rather than candle's operations.
     pub(super) fn on_cpu(&self) -> bool {
-        self.device.is_cpu() && self.layers.iter().all(cpu::can)
+        self.device.is_cpu()
     }
 
     /// The weights by name, variables or not; of a model that was loaded to use, only some.

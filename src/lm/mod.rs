@@ -3,7 +3,7 @@
 //! # Layout
 //! - [`config`], [`weights`], [`tokenizer`], [`chat`]: files in the form of Hugging Face's `transformers`, in and out.
 //!   [`gguf`]: the same out of llama.cpp's.
-//! - [`decoder`]: the model, differentiable.
+//! - [`decoder`]: the model, differentiable. [`adapter`]: changes of low rank to it.
 //! - [`logprobs`], [`sampling`]: what one does with a model. [`loss`], [`optimizer`], [`schedule`], [`train`]: making one better.
 //!
 //! # Letters
@@ -15,6 +15,7 @@ use std::path::PathBuf;
 
 pub use candle_core::{Device, Tensor, Var};
 
+pub mod adapter;
 pub mod chat;
 pub mod config;
 mod cpu;

@@ -1,6 +1,6 @@
 //! Weights on disk, in safetensors: eight bytes of header length, a JSON header, then the numbers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
@@ -155,6 +155,22 @@ pub(super) fn load_some(
         tensors.insert(name.clone(), reader.tensor(&name, &shape, device)?);
     }
     Ok(tensors)
+}
+
+/// The names of the tensors of a file.
+pub(super) fn names(name: &str, path: &Path) -> Result<BTreeSet<String>, LmError> {
+    Ok(Reader::open(name, path)?.entries.into_keys().collect())
+}
+
+/// Reads tensors of a file, as f32.
+pub(super) fn read(
+    name: &str,
+    path: &Path,
+    shapes: &[(String, Vec<usize>)],
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>, LmError> {
+    let mut reader = Reader::open(name, path)?;
+    shapes.iter().map(|(name, shape)| Ok((name.clone(), reader.tensor(name, shape, device)?))).collect()
 }
 
 /// Writes tensors to one file of safetensors, as f32. The same tensors give the same bytes.

@@ -139,6 +139,8 @@ pub struct RunFields {
     pub threads: Option<usize>,
     /// Rows computed together; chosen by the kind without it.
     pub micro_batch: Option<usize>,
+    /// Whether training keeps only each layer's input for the gradient; chosen by the memory without it.
+    pub activation_checkpointing: Option<bool>,
     /// Parts that a row-wise node is split into.
     pub shards: Option<usize>,
     /// Times that a failed attempt is made again.

@@ -292,7 +292,14 @@ fn every_field_of_every_kind_is_in_the_key() {
 #[test]
 fn how_a_node_is_executed_and_what_it_is_called_is_not_in_the_key() {
     let before = load(PIPELINE);
-    for run in ["device = \"cpu\"", "threads = 1", "micro_batch = 3", "shards = 2", "retries = 4"] {
+    for run in [
+        "device = \"cpu\"",
+        "threads = 1",
+        "micro_batch = 3",
+        "activation_checkpointing = true",
+        "shards = 2",
+        "retries = 4",
+    ] {
         let after = load(&changed("generate", "seed = 1", &format!("seed = 1\nrun = {{ {run} }}")));
         assert_eq!(preimage(node(&before, "generate")), preimage(node(&after, "generate")), "{run}");
     }

@@ -1,5 +1,6 @@
 //! The integration tests: one binary, because each would link the language model again.
 
+mod adapters;
 mod bad_cache;
 mod bad_input;
 mod bad_model;

@@ -12,8 +12,7 @@ use sami::lm::logprobs::{response_logprobs, token_logprobs};
 use sami::lm::loss::{LengthNorm, Sides};
 use sami::lm::optimizer::{OptimizerName, OptimizerSettings};
 use sami::lm::sampling::sample;
-use sami::lm::schedule::Schedule;
-use sami::lm::train::{Example, KlOver, Objective, TrainSettings, Trainer};
+use sami::lm::train::{Example, Objective, TrainSettings, Trainer};
 use sami::lm::{Config, Files, Model, Prompt, SamplingSettings, Sequence, Tokenizer, TokenizerKind, weights};
 use serde_json::{Value, json};
 
@@ -179,19 +178,7 @@ fn for_torch(settings: &OptimizerSettings) -> Value {
 }
 
 fn settings(objective: Objective, optimizer: OptimizerSettings, batch: usize) -> TrainSettings {
-    TrainSettings {
-        objective,
-        batch,
-        steps: 100,
-        optimizer,
-        schedule: Schedule::default(),
-        clip: 0.0,
-        kl_weight: 0.0,
-        kl_over: KlOver::default(),
-        kl_budget: None,
-        seed: 0,
-        micro_batch: None,
-    }
+    TrainSettings { batch, clip: 0.0, ..TrainSettings::new(objective, optimizer) }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use minijinja::{Error, ErrorKind, State};
 use serde::Serialize;
 
 /// Calls a method as Python would.
-pub(super) fn method(state: &State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+pub(super) fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     match value.kind() {
         ValueKind::String => string(value.as_str().unwrap_or_default(), name, args),
         ValueKind::Map => dictionary(state, value, name, args),
@@ -13,7 +13,7 @@ pub(super) fn method(state: &State<'_, '_>, value: &Value, name: &str, args: &[V
     }
 }
 
-fn dictionary(state: &State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+fn dictionary(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     match name {
         "items" => {
             let () = from_args(args)?;

@@ -52,6 +52,18 @@ impl Config {
         }
     }
 
+    /// Names, without `.weight`, and shapes (out, in) of the linear layers, but for the head and the routers.
+    pub fn linears(&self) -> Vec<(String, [usize; 2])> {
+        let router = format!(".{}.weight", self.router_name());
+        let linear = |(name, shape): (String, Vec<usize>)| match shape[..] {
+            [out, inputs] if name.starts_with("model.layers.") && !name.ends_with(&router) => {
+                Some((name.strip_suffix(".weight")?.to_owned(), [out, inputs]))
+            }
+            _ => None,
+        };
+        self.tensors().into_iter().filter_map(linear).collect()
+    }
+
     /// Whether queries, keys and values have biases.
     pub fn has_qkv_bias(&self) -> bool {
         self.attention_bias || self.model_type == Family::Qwen2

@@ -3,110 +3,125 @@
 //! Cheap intermediate results (norms, silu(gate) · up, attention weights, logits) are made again rather than kept. Sums
 //! over tokens run in fixed blocks that are added in order: the result does not depend on the number of threads.
 
-use std::collections::BTreeMap;
-
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::attention;
 use super::experts::{Gradient, PackedExperts};
-use super::forward::{BLOCK, Context, Saved, Share, heads_and_norms, normalise, turn};
+use super::forward::{BLOCK, Context, Saved, Share, Trace, Traces, again, heads_and_norms, normalise, swiglu, turn};
+use super::gradients::{Columns, Gradients, in_order};
 use super::head::{Hidden, logits, rows_of_a_task};
 use super::layout::Layout;
 use super::linear::Backwards;
 use super::matmul::{Panels, transposed_product};
 use super::packed::{PackedLayer, PackedMlp, view};
 use super::pool::Buffer;
+use super::scored::attend;
 use super::simd;
-use crate::lm::decoder::{Dense, Layer, Linear, Mlp};
+use crate::lm::decoder::{Dense, Layer, Mlp};
 use crate::lm::{LmError, Model};
 
+const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Numbers of logits whose gradients are in memory at once.
-const LOGITS: usize = 1 << 23;
+const LOGITS: usize = 1 << 22;
 
-/// A forward pass with what its gradient needs.
+/// A forward pass that gradients are wanted of.
 pub(super) struct Pass<'a> {
     pub(super) context: &'a Context,
     pub(super) model: &'a Model,
     pub(super) layout: &'a Layout,
-    pub(super) saved: &'a [Saved],
-    /// The residual stream after the last layer: (M, D).
-    pub(super) x: &'a [f32],
-    pub(super) hidden: &'a Hidden,
     pub(super) reference: Option<(&'a Context, &'a Hidden)>,
 }
 
-/// Gradients by the names of the weights.
-pub(super) type Gradients = BTreeMap<String, Tensor>;
-
 impl Pass<'_> {
-    /// The gradients to all weights that want one, from those to log-probabilities and divergences (outputs each).
-    pub(super) fn backward(&self, logprobs: &[f32], kls: &[f32]) -> Result<Gradients, LmError> {
-        let mut gradients = Gradients::new();
-        let (to_hidden, mut to_head) = self.head(logprobs, kls)?;
-        let mut dx = self.context.pool.zeros(self.x.len());
-        let to_norm = self.norm(self.x, &self.context.packed.norm, &to_hidden, &mut dx);
-        self.put(&mut gradients, "model.norm.weight", &to_norm)?;
-        for (index, (layer, saved)) in self.model.layers.iter().zip(self.saved).enumerate().rev() {
-            dx = self.layer(index, layer, saved, dx, &mut gradients)?;
+    /// Adds the gradients to all weights that want one, from those to log-probabilities and divergences (outputs each).
+    ///
+    /// `x` is the residual stream after the last layer: (M, D).
+    pub(super) fn backward(
+        &self,
+        traces: Traces,
+        x: Buffer,
+        hidden: Hidden,
+        (logprobs, kls): (&[f32], &[f32]),
+        gradients: &mut Gradients,
+    ) -> Result<(), LmError> {
+        let to_hidden = self.head(&hidden, logprobs, kls, gradients)?;
+        drop(hidden);
+        let mut dx = self.context.pool.zeros(x.len());
+        let to_norm = self.norm(&x, &self.context.packed.norm, &to_hidden, &mut dx);
+        self.put(gradients, "model.norm.weight", &to_norm);
+        drop((x, to_hidden));
+        let mut traces = traces.layers;
+        while let Some(trace) = traces.pop() {
+            let index = traces.len();
+            let saved = match trace {
+                Trace::Whole(saved) => saved,
+                Trace::Input(x) => again(self.context, self.layout, index, x, &mut attend(self.context, self.layout)),
+            };
+            dx = self.layer(index, &self.model.layers[index], &saved, dx, gradients)?;
         }
-        let width = self.context.width;
-        let tied = self.model.config().tie_word_embeddings;
-        if !tied {
-            self.put(&mut gradients, "lm_head.weight", &to_head)?;
-            to_head.fill(0.0);
+        if self.wanted(EMBEDDING) {
+            let width = self.context.width;
+            let (sum, _) = gradients.of(EMBEDDING, self.model.embedding.elem_count());
+            for (dx, id) in dx.chunks_exact(width).zip(&self.layout.ids) {
+                simd::add(&mut sum[*id as usize * width..][..width], dx);
+            }
         }
-        for (dx, id) in dx.chunks_exact(width).zip(&self.layout.ids) {
-            simd::add(&mut to_head[*id as usize * width..][..width], dx);
-        }
-        self.put(&mut gradients, "model.embed_tokens.weight", &to_head)?;
-        Ok(gradients)
+        Ok(())
     }
 
     fn wanted(&self, name: &str) -> bool {
         self.model.weights()[name].track_op()
     }
 
-    fn put(&self, gradients: &mut Gradients, name: &str, values: &[f32]) -> Result<(), LmError> {
+    fn put(&self, gradients: &mut Gradients, name: &str, values: &[f32]) {
         if self.wanted(name) {
-            let shape = self.model.weights()[name].shape();
-            gradients.insert(name.to_owned(), Tensor::from_slice(values, shape, &Device::Cpu)?);
+            gradients.add(name, values);
         }
-        Ok(())
     }
 
-    /// The gradients of the head: to the normalised hidden states (M, D), and to its weight (V, D).
-    fn head(&self, logprobs: &[f32], kls: &[f32]) -> Result<(Buffer, Buffer), LmError> {
+    /// The head: adds to the gradient to its weight, and returns that to the normalised hidden states (M, D).
+    fn head(
+        &self,
+        hidden: &Hidden,
+        logprobs: &[f32],
+        kls: &[f32],
+        gradients: &mut Gradients,
+    ) -> Result<Buffer, LmError> {
         let (context, pool) = (self.context, &self.context.pool);
         let (width, vocabulary) = (context.width, context.packed.head.columns());
         let weight = Panels::stacked(pool, &[&view(&self.model.head)?], width);
-        let mut to_hidden = pool.take(self.hidden.rows.len());
-        let mut to_weight = pool.zeros(vocabulary * width);
+        let mut to_hidden = pool.take(hidden.rows.len());
+        let name = if self.model.config().tie_word_embeddings { EMBEDDING } else { "lm_head.weight" };
+        let mut sum = self.wanted(name).then(|| gradients.of(name, vocabulary * width));
         let rows = self.layout.chosen.len();
         let chunk = (LOGITS / vocabulary).clamp(BLOCK, rows.max(BLOCK));
         let task = rows_of_a_task(vocabulary);
         for start in (0..rows).step_by(chunk) {
             let here = start..(start + chunk).min(rows);
-            let hidden = &self.hidden.rows[here.start * width..here.end * width];
             let mut to_logits = pool.take(here.len() * vocabulary);
             to_logits
                 .par_chunks_mut(task * vocabulary)
                 .zip(to_hidden[here.start * width..here.end * width].par_chunks_mut(task * width))
                 .enumerate()
                 .for_each(|(index, (to_logits, to_hidden))| {
-                    self.logits_of_a_task(here.start + index * task, to_logits, logprobs, kls);
+                    self.logits_of_a_task(hidden, here.start + index * task, to_logits, logprobs, kls);
                     weight.multiply(to_logits, to_hidden, false);
                 });
-            transposed_product(pool, &to_logits, hidden, width, &mut to_weight, start > 0);
+            if let Some((sum, there)) = &mut sum {
+                let x = Panels::stacked(pool, &[&hidden.rows[here.start * width..here.end * width]], width);
+                let to = Columns { values: &to_logits, row: vocabulary, from: 0, count: vocabulary };
+                transposed_product(&x, to, sum, *there || start > 0);
+            }
         }
-        Ok((to_hidden, to_weight))
+        Ok(to_hidden)
     }
 
     /// Writes the gradients to the logits of some rows from `first` on: (rows, V).
-    fn logits_of_a_task(&self, first: usize, out: &mut [f32], logprobs: &[f32], kls: &[f32]) {
+    fn logits_of_a_task(&self, hidden: &Hidden, first: usize, out: &mut [f32], logprobs: &[f32], kls: &[f32]) {
         let vocabulary = self.context.packed.head.columns();
         let rows = out.len() / vocabulary;
-        let ours = &self.hidden.rows[first * self.context.width..(first + rows) * self.context.width];
+        let ours = &hidden.rows[first * self.context.width..(first + rows) * self.context.width];
         self.context.packed.head.multiply(ours, out, false);
         let theirs = self.reference.map(|(context, hidden)| {
             let rows = &hidden.rows[first * context.width..(first + rows) * context.width];
@@ -114,13 +129,14 @@ impl Pass<'_> {
         });
         for (row, line) in out.chunks_exact_mut(vocabulary).enumerate() {
             let predictions = &self.layout.predictions[first + row];
-            let total = self.hidden.totals[first + row];
+            let total = hidden.totals[first + row];
             let weight: f32 = predictions.iter().map(|(output, _)| logprobs[*output]).sum();
             match &theirs {
                 None => simd::logprob_backward(line, total, weight),
-                Some((theirs, hidden)) => {
+                Some((theirs, their_hidden)) => {
                     let kl_weight: f32 = predictions.iter().map(|(output, _)| kls[*output]).sum();
-                    let (theirs, their_total) = (&theirs[row * vocabulary..][..vocabulary], hidden.totals[first + row]);
+                    let (theirs, their_total) =
+                        (&theirs[row * vocabulary..][..vocabulary], their_hidden.totals[first + row]);
                     let kl = simd::kl(line, total, theirs, their_total);
                     simd::kl_backward(line, total, theirs, their_total, weight, kl_weight, kl);
                 }
@@ -166,7 +182,7 @@ impl Pass<'_> {
         let (context, pool) = (self.context, &self.context.pool);
         let (width, queries) = (context.width, context.shape.queries());
         let (middle, to_mixed) = self.second_half(index, layer, saved, dx, gradients)?;
-        let last = index + 1 == self.saved.len();
+        let last = index + 1 == self.model.layers.len();
         let (mut dx, to_mixed) =
             if last { (self.scatter(&middle, width), self.scatter(&to_mixed, queries)) } else { (middle, to_mixed) };
         let mut to_qkv = pool.take(saved.qkv.len());
@@ -218,6 +234,9 @@ impl Pass<'_> {
             (Mlp::Experts { .. }, PackedMlp::Dense(_)) => unreachable!("they were made of each other"),
         };
         let output = Backwards::new(pool, &[&layer.output])?;
+        let last = index + 1 == self.model.layers.len();
+        let chosen = last.then(|| super::forward::gather(pool, &saved.mixed, queries, &self.layout.chosen));
+        let mixed = chosen.as_deref().unwrap_or(&saved.mixed);
         let mut middle = pool.take(dx.len());
         let mut to_mixed = pool.take(dx.len() / width * queries);
         let parts: Vec<Vec<f32>> = dx
@@ -226,23 +245,16 @@ impl Pass<'_> {
             .zip(to_normed.par_chunks(BLOCK * width))
             .zip(middle.par_chunks_mut(BLOCK * width))
             .zip(to_mixed.par_chunks_mut(BLOCK * queries))
-            .map(|((((dx, x), to_normed), middle), to_mixed)| {
+            .zip(mixed.par_chunks(BLOCK * queries))
+            .map(|(((((dx, x), to_normed), middle), to_mixed), mixed)| {
                 middle.copy_from_slice(dx);
                 let to_norm = self.norm_of_a_block(x, &packed.mlp_norm, to_normed, middle);
-                output.apply(middle, to_mixed);
+                output.apply(middle, to_mixed, || mixed);
                 to_norm
             })
             .collect();
-        self.put(gradients, &Self::weight_name(index, "post_attention_layernorm"), &in_order(&parts, width))?;
-        let last = index + 1 == self.saved.len();
-        let chosen;
-        let mixed = if last {
-            chosen = super::forward::gather(pool, &saved.mixed, queries, &self.layout.chosen);
-            &*chosen
-        } else {
-            &*saved.mixed
-        };
-        self.weights(gradients, &[&layer.output], &middle, mixed)?;
+        self.put(gradients, &Self::weight_name(index, "post_attention_layernorm"), &in_order(&parts, width));
+        gradients.add_linears(pool, &[&layer.output], &middle, mixed)?;
         Ok((middle, to_mixed))
     }
 
@@ -267,17 +279,18 @@ impl Pass<'_> {
             .zip(product.par_chunks_mut(BLOCK * inner))
             .zip(to_gate_up.par_chunks_mut(BLOCK * 2 * inner))
             .zip(to_normed.par_chunks_mut(BLOCK * width))
-            .for_each(|((((dx, saved), product), to_gate_up), to_normed)| {
-                down.apply(dx, product);
+            .zip(normed.par_chunks(BLOCK * width))
+            .for_each(|(((((dx, saved), product), to_gate_up), to_normed), normed)| {
+                down.apply(dx, product, || swiglu(pool, saved, inner));
                 let rows = saved.chunks_exact(2 * inner).zip(product.chunks_exact_mut(inner));
                 for ((saved, product), to_both) in rows.zip(to_gate_up.chunks_exact_mut(2 * inner)) {
                     let ((gate, up), (to_gate, to_up)) = (saved.split_at(inner), to_both.split_at_mut(inner));
                     simd::swiglu_backward(gate, up, product, to_gate, to_up);
                 }
-                gate_up_back.apply(to_gate_up, to_normed);
+                gate_up_back.apply(to_gate_up, to_normed, || normed);
             });
-        self.weights(gradients, &[&dense.down], dx, &product)?;
-        self.weights(gradients, &[&dense.gate, &dense.up], &to_gate_up, normed)?;
+        gradients.add_linears(pool, &[&dense.down], dx, &product)?;
+        gradients.add_linears(pool, &[&dense.gate, &dense.up], &to_gate_up, normed)?;
         Ok(to_normed)
     }
 
@@ -297,8 +310,8 @@ impl Pass<'_> {
             let uses = routing.uses(expert);
             let of = |width: usize| uses.start * width..uses.end * width;
             let inputs = routing.inputs(pool, normed, width, expert);
-            self.weights(gradients, &[&dense.down], &to_results[of(width)], &product[of(inner)])?;
-            self.weights(gradients, &[&dense.gate, &dense.up], &to_gate_up[of(2 * inner)], &inputs)?;
+            gradients.add_linears(pool, &[&dense.down], &to_results[of(width)], &product[of(inner)])?;
+            gradients.add_linears(pool, &[&dense.gate, &dense.up], &to_gate_up[of(2 * inner)], &inputs)?;
         }
         let back = Panels::stacked(pool, &[&view(router)?], width); // (X, D)
         let all = experts.len();
@@ -308,9 +321,9 @@ impl Pass<'_> {
             .for_each(|(to_normed, to_logits)| back.multiply(to_logits, to_normed, true));
         let name = Self::weight_name(index, self.model.config().router_name());
         if self.wanted(&name) {
-            let mut to_router = pool.take(all * width);
-            transposed_product(pool, &to_logits, normed, width, &mut to_router, false);
-            self.put(gradients, &name, &to_router)?;
+            let (sum, there) = gradients.of(&name, all * width);
+            let to = Columns { values: &to_logits, row: all, from: 0, count: all };
+            transposed_product(&Panels::stacked(pool, &[normed], width), to, sum, there);
         }
         Ok(to_normed)
     }
@@ -346,18 +359,18 @@ impl Pass<'_> {
                 normalise(x, &packed.attention_norm, context.eps, normed);
                 let heads = self.head_norms_of_a_block(packed, normed, to_qkv);
                 let mut to_normed = pool.take(dx.len());
-                qkv.apply(to_qkv, &mut to_normed);
+                qkv.apply(to_qkv, &mut to_normed, || &*normed);
                 (self.norm_of_a_block(x, &packed.attention_norm, &to_normed, dx), heads)
             })
             .unzip();
-        self.put(gradients, &Self::weight_name(index, "input_layernorm"), &in_order(&parts, width))?;
+        self.put(gradients, &Self::weight_name(index, "input_layernorm"), &in_order(&parts, width));
         if packed.head_norms.is_some() {
             for (kind, name) in ["self_attn.q_norm", "self_attn.k_norm"].into_iter().enumerate() {
                 let parts: Vec<&[f32]> = heads.iter().map(|both| both[kind].as_slice()).collect();
-                self.put(gradients, &Self::weight_name(index, name), &in_order(&parts, head))?;
+                self.put(gradients, &Self::weight_name(index, name), &in_order(&parts, head));
             }
         }
-        self.weights(gradients, &linears, to_qkv, &normed)
+        gradients.add_linears(pool, &linears, to_qkv, &normed)
     }
 
     /// The gradient through the norms of the heads of queries and keys, in place; returns those to their weights.
@@ -381,62 +394,4 @@ impl Pass<'_> {
         }
         to_norms
     }
-
-    /// The gradients to the weights of linear layers of one input: from those to their results (N, rows), side by side, and
-    /// from what they were applied to (N, columns).
-    fn weights(&self, gradients: &mut Gradients, linears: &[&Linear], to: &[f32], x: &[f32]) -> Result<(), LmError> {
-        self.biases(gradients, linears, to)?;
-        if !linears.iter().any(|linear| linear.weight.track_op()) {
-            return Ok(());
-        }
-        let mut rows = 0;
-        let mut columns = 0;
-        for linear in linears {
-            let (height, width) = linear.weight.dims2()?;
-            rows += height;
-            columns = width;
-        }
-        let pool = &self.context.pool;
-        let mut product = pool.take(rows * columns);
-        transposed_product(pool, to, x, columns, &mut product, false);
-        let mut start = 0;
-        for linear in linears {
-            let end = start + linear.weight.elem_count();
-            self.put(gradients, &format!("{}.weight", linear.name), &product[start..end])?;
-            start = end;
-        }
-        Ok(())
-    }
-    /// The gradients to the biases of linear layers, from those to their results (N, rows), side by side.
-    fn biases(&self, gradients: &mut Gradients, linears: &[&Linear], to: &[f32]) -> Result<(), LmError> {
-        if !linears.iter().any(|linear| linear.bias.as_ref().is_some_and(Tensor::track_op)) {
-            return Ok(());
-        }
-        let lengths = linears.iter().map(|linear| linear.weight.dim(0)).collect::<Result<Vec<_>, _>>()?;
-        let row = lengths.iter().sum();
-        let of_a_block = |rows: &[f32]| {
-            let mut sum = vec![0.0; row];
-            rows.chunks_exact(row).for_each(|line| simd::add(&mut sum, line));
-            sum
-        };
-        let parts: Vec<Vec<f32>> = to.par_chunks(BLOCK * row).map(of_a_block).collect();
-        let sum = in_order(&parts, row);
-        let mut start = 0;
-        for (linear, length) in linears.iter().zip(lengths) {
-            if linear.bias.is_some() {
-                self.put(gradients, &format!("{}.bias", linear.name), &sum[start..start + length])?;
-            }
-            start += length;
-        }
-        Ok(())
-    }
-}
-
-/// The sum of parts, in their order.
-fn in_order(parts: &[impl AsRef<[f32]>], width: usize) -> Vec<f32> {
-    let mut total = vec![0.0; width];
-    for part in parts {
-        simd::add(&mut total, part.as_ref());
-    }
-    total
 }

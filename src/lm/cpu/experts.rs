@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::forward::{BLOCK, Context, Share, feed_forward};
+use super::forward::{BLOCK, Context, Share, feed_forward, swiglu};
 use super::linear::{Backwards, Forwards};
 use super::matmul::Panels;
 use super::packed::view;
@@ -248,8 +248,10 @@ impl Gradient {
                     let mine = first..first + to_weights.len();
                     to_results.copy_from_slice(&routing.gather(pool, dx, width, mine.clone()));
                     // Not yet times the weight: so it also gives the gradient to the weight.
-                    down.apply(to_results, product);
+                    let saved = &gate_up[first * 2 * inner..][..mine.len() * 2 * inner];
+                    down.apply(to_results, product, || swiglu(pool, saved, inner));
                     let mut unweighted = pool.take(inner);
+                    let uses = mine.clone();
                     for (row, place) in mine.enumerate() {
                         let weight = routing.weights[place];
                         let saved = &gate_up[place * 2 * inner..][..2 * inner];
@@ -267,7 +269,7 @@ impl Gradient {
                         simd::scale(to_both, weight);
                         simd::scale(to_result, weight);
                     }
-                    gate_up_back.apply(to_gate_up, to_inputs);
+                    gate_up_back.apply(to_gate_up, to_inputs, || routing.gather(pool, normed, width, uses));
                 });
         }
         let mut to_normed = pool.zeros(normed.len());

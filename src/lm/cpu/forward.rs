@@ -167,6 +167,16 @@ pub(super) struct Finished<'a> {
     pub(super) out: &'a mut [f32],
 }
 
+/// silu(gate) · up of rows of both (N, 2F): (N, F).
+pub(super) fn swiglu(pool: &Arc<Pool>, gate_up: &[f32], inner: usize) -> Buffer {
+    let mut product = pool.take(gate_up.len() / 2);
+    for (both, product) in gate_up.chunks_exact(2 * inner).zip(product.chunks_exact_mut(inner)) {
+        let (gate, up) = both.split_at(inner);
+        simd::swiglu(gate, up, product);
+    }
+    product
+}
+
 /// A feed-forward layer of rows `x` (N, D), with gate and up in `gate_up` (N, 2F): writes to `out` (N, D), or adds to it.
 pub(super) fn feed_forward(
     context: &Context,
@@ -178,12 +188,8 @@ pub(super) fn feed_forward(
     add: bool,
 ) {
     let inner = context.inner;
-    let mut product = context.pool.take(x.len() / context.width * inner);
     dense.gate_up.apply(share, x, gate_up, false);
-    for (both, product) in gate_up.chunks_exact(2 * inner).zip(product.chunks_exact_mut(inner)) {
-        let (gate, up) = both.split_at(inner);
-        simd::swiglu(gate, up, product);
-    }
+    let product = swiglu(&context.pool, gate_up, inner);
     dense.down.apply(share, &product, out, add);
 }
 
@@ -259,41 +265,96 @@ pub(super) fn gather(pool: &Arc<Pool>, rows: &[f32], width: usize, chosen: &[usi
     picked
 }
 
+/// What a pass keeps of a layer.
+pub(super) enum Trace {
+    /// All that the gradient is computed from.
+    Whole(Saved),
+    /// The layer's input (N, D): the rest is made again.
+    Input(Buffer),
+}
+
+/// What a pass keeps for the gradient.
+pub(super) struct Traces {
+    /// Whether all of a layer is kept, rather than its input.
+    pub(super) whole: bool,
+    /// Layer by layer.
+    pub(super) layers: Vec<Trace>,
+}
+
+/// A layer's intermediate results, and its output.
+struct Through {
+    qkv: Buffer,
+    mixed: Buffer,
+    middle: Buffer,
+    gate_up: Option<Buffer>,
+    out: Buffer,
+}
+
+/// Runs a layer over its input (N, D); the last layer's second half for the chosen tokens only.
+fn through(
+    context: &Context,
+    layout: &Layout,
+    index: usize,
+    x: &[f32],
+    attend: &mut impl FnMut(usize, &Shape, &[f32], &mut [f32]),
+    keep: bool,
+) -> Through {
+    let (pool, shape) = (&context.pool, &context.shape);
+    let layer = &context.packed.layers[index];
+    let n = layout.ids.len();
+    let mut qkv = pool.take(n * shape.row());
+    project(context, layer, x, &layout.positions, &mut qkv);
+    let mut mixed = pool.take(n * shape.queries());
+    attend(index, &shape.seeing(layer.window), &qkv, &mut mixed);
+    let last = index + 1 == context.packed.layers.len();
+    let chosen = last.then(|| {
+        let x = gather(pool, x, context.width, &layout.chosen);
+        (x, gather(pool, &mixed, shape.queries(), &layout.chosen))
+    });
+    let (x_rows, mixed_rows) = chosen.as_ref().map_or((x, &*mixed), |(x, mixed)| (&**x, &**mixed));
+    let rows = x_rows.len() / context.width;
+    let mut middle = pool.take(rows * context.width);
+    let mut out = pool.take(rows * context.width);
+    let mut gate_up = keep.then(|| pool.take(rows * layer.mlp.per_token() * 2 * context.inner));
+    let to = Finished { middle: &mut middle, gate_up: gate_up.as_deref_mut(), out: &mut out };
+    finish(context, layer, x_rows, mixed_rows, to);
+    Through { qkv, mixed, middle, gate_up, out }
+}
+
+/// Makes a layer's intermediate results again, to the same bits.
+pub(super) fn again(
+    context: &Context,
+    layout: &Layout,
+    index: usize,
+    x: Buffer,
+    attend: &mut impl FnMut(usize, &Shape, &[f32], &mut [f32]),
+) -> Saved {
+    let Through { qkv, mixed, middle, gate_up, .. } = through(context, layout, index, &x, attend, true);
+    Saved { x, qkv, mixed, middle, gate_up: gate_up.expect("it was asked for") }
+}
+
 /// Runs the layers over a batch; returns the residual stream of the chosen tokens before the last norm: (M, D).
 ///
 /// The last layer's second half runs for the chosen tokens only. `attend` gets each layer's number and shape, its queries,
-/// keys and values (N, (H + 2K)·E), turned, and where the mixed values go (N, H·E); `saved` gets what the gradient needs, if it is
-/// wanted.
+/// keys and values (N, (H + 2K)·E), turned, and where the mixed values go (N, H·E); `traces` gets what the gradient needs,
+/// if it is wanted.
 pub(super) fn layers(
     context: &Context,
     model: &Model,
     layout: &Layout,
     mut attend: impl FnMut(usize, &Shape, &[f32], &mut [f32]),
-    mut saved: Option<&mut Vec<Saved>>,
+    mut traces: Option<&mut Traces>,
 ) -> Result<Buffer, LmError> {
-    let (pool, shape) = (&context.pool, &context.shape);
-    let n = layout.ids.len();
     let mut x = context.embed(model, &layout.ids)?;
-    for (index, layer) in context.packed.layers.iter().enumerate() {
-        let mut qkv = pool.take(n * shape.row());
-        project(context, layer, &x, &layout.positions, &mut qkv);
-        let mut mixed = pool.take(n * shape.queries());
-        attend(index, &shape.seeing(layer.window), &qkv, &mut mixed);
-        let last = index + 1 == context.packed.layers.len();
-        let chosen = last.then(|| {
-            let x = gather(pool, &x, context.width, &layout.chosen);
-            (x, gather(pool, &mixed, shape.queries(), &layout.chosen))
-        });
-        let (x_rows, mixed_rows) = chosen.as_ref().map_or((&*x, &*mixed), |(x, mixed)| (&**x, &**mixed));
-        let rows = x_rows.len() / context.width;
-        let mut middle = pool.take(rows * context.width);
-        let mut out = pool.take(rows * context.width);
-        let mut gate_up = saved.is_some().then(|| pool.take(rows * layer.mlp.per_token() * 2 * context.inner));
-        let to = Finished { middle: &mut middle, gate_up: gate_up.as_deref_mut(), out: &mut out };
-        finish(context, layer, x_rows, mixed_rows, to);
+    let whole = traces.as_ref().is_some_and(|traces| traces.whole);
+    for index in 0..context.packed.layers.len() {
+        let Through { qkv, mixed, middle, gate_up, out } = through(context, layout, index, &x, &mut attend, whole);
         let before = std::mem::replace(&mut x, out);
-        if let (Some(saved), Some(gate_up)) = (saved.as_deref_mut(), gate_up) {
-            saved.push(Saved { x: before, qkv, mixed, middle, gate_up });
+        if let Some(traces) = traces.as_deref_mut() {
+            traces.layers.push(match gate_up {
+                Some(gate_up) => Trace::Whole(Saved { x: before, qkv, mixed, middle, gate_up }),
+                None => Trace::Input(before),
+            });
         }
     }
     Ok(x)

@@ -3,76 +3,43 @@
 //! Forward and backward pass run outside of the graph, which would copy every intermediate gradient twice. An operation
 //! there has at most three inputs, though, and the decoder has many weights. So the result goes through a chain of
 //! operations that change nothing, one for each weight: on the way back, the first to be asked (the last of the chain) runs
-//! the backward pass, and each hands its weight's gradient to candle.
+//! the backward pass, and each hands its weight's gradient to candle. The trainer goes without: it adds the gradients of
+//! several passes up in one place (`scored.rs`).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout as Strides, Shape, Tensor};
 
-use super::attention;
-use super::backward::{Gradients, Pass};
-use super::forward::{Context, Saved, layers};
-use super::head::{Hidden, scores};
-use super::layout::Layout;
-use crate::lm::memory::guarded;
+use super::gradients::Gradients;
+use super::scored::{Keep, Scored};
 use crate::lm::{LmError, Model, Sequence};
 
-/// A model's pass over a batch, up to the normalised hidden states.
-struct Run {
-    context: Context,
-    x: super::pool::Buffer,
-    hidden: Hidden,
-}
-
-impl Run {
-    fn new(model: &Model, layout: &Layout, saved: Option<&mut Vec<Saved>>) -> Result<Self, LmError> {
-        let positions = layout.positions.iter().max().map_or(0, |last| *last as usize + 1);
-        let context = Context::new(model, positions)?;
-        let attend = |_: usize, shape: &attention::Shape, qkv: &[f32], mixed: &mut [f32]| {
-            attention::forward(shape, &layout.groups, qkv, mixed, &context.pool);
-        };
-        let x = layers(&context, model, layout, attend, saved)?;
-        let hidden = Hidden::new(&context, &x);
-        Ok(Self { context, x, hidden })
-    }
-}
-
-/// What the backward pass needs of the forward pass.
+/// A pass, and what its backward pass gave.
 struct Tape {
-    model: Model,
-    layout: Layout,
-    saved: Vec<Saved>,
-    run: Run,
-    reference: Option<Run>,
-    /// Filled by the chain's last operation, emptied by the others.
-    gradients: Mutex<Gradients>,
+    outputs: usize,
+    /// Taken by the chain's last operation, which fills the gradients; the others empty them.
+    state: Mutex<(Option<Scored>, Gradients)>,
 }
 
 impl Tape {
-    fn gradients(&self) -> std::sync::MutexGuard<'_, Gradients> {
-        self.gradients.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> std::sync::MutexGuard<'_, (Option<Scored>, Gradients)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn backward(&self, gradient: &Tensor) -> Result<(), LmError> {
         let gradient = gradient.to_vec1::<f32>()?;
-        let (logprobs, kls) = gradient.split_at(self.layout.outputs);
-        let pass = Pass {
-            context: &self.run.context,
-            model: &self.model,
-            layout: &self.layout,
-            saved: &self.saved,
-            x: &self.run.x,
-            hidden: &self.run.hidden,
-            // Without a gradient to the divergences they need not be computed.
-            reference: self
-                .reference
-                .as_ref()
-                .filter(|_| kls.iter().any(|gradient| *gradient != 0.0))
-                .map(|run| (&run.context, &run.hidden)),
-        };
-        let gradients = guarded(|| in_pool(|| pass.backward(logprobs, kls)))?;
-        *self.gradients() = gradients;
-        Ok(())
+        let (logprobs, kls) = gradient.split_at(self.outputs);
+        let (scored, gradients) = &mut *self.state();
+        let scored = scored
+            .take()
+            .ok_or_else(|| LmError::Candle(candle_core::Error::Msg("a pass has one backward pass".to_owned()).bt()))?;
+        scored.backward(logprobs, kls, gradients)
+    }
+
+    /// The gradient to a weight, once it is there.
+    fn take(&self, name: &str, weight: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let numbers = self.state().1.take(name);
+        numbers.map(|numbers| Tensor::from_vec(numbers, weight.shape(), &Device::Cpu)).transpose()
     }
 }
 
@@ -105,14 +72,14 @@ impl CustomOp2 for Link {
     fn bwd(
         &self,
         _values: &Tensor,
-        _weight: &Tensor,
+        weight: &Tensor,
         _result: &Tensor,
         gradient: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         if self.last {
             self.tape.backward(gradient).map_err(|error| candle_core::Error::Msg(error.to_string()).bt())?;
         }
-        let to_weight = self.tape.gradients().remove(&self.weight);
+        let to_weight = self.tape.take(&self.weight, weight)?;
         Ok(((!self.first).then(|| gradient.clone()), to_weight))
     }
 }
@@ -131,38 +98,23 @@ pub(in crate::lm) fn scores_of(
     sequences: &[Sequence],
     graph: bool,
 ) -> Result<(Tensor, Option<Tensor>), LmError> {
-    let layout = Layout::new(sequences);
-    let outputs = layout.outputs;
-    let wanted: Vec<&String> = if graph {
-        model.weights().iter().filter(|(_, weight)| weight.track_op()).map(|(name, _)| name).collect()
-    } else {
-        Vec::new()
-    };
-    if outputs == 0 {
+    let wanted: Vec<(String, &Tensor)> = if graph { model.wanted().collect() } else { Vec::new() };
+    if sequences.iter().all(|sequence| sequence.ids.len() == sequence.prompt) {
         let nothing = || Tensor::zeros(0, DType::F32, &Device::Cpu);
         return Ok((nothing()?, reference.map(|_| nothing()).transpose()?));
     }
-    let forward = || {
-        let mut saved = Vec::new();
-        let mut run = Run::new(model, &layout, (!wanted.is_empty()).then_some(&mut saved))?;
-        let mut reference = reference.map(|model| Run::new(model, &layout, None)).transpose()?;
-        let theirs = reference.as_mut().map(|run| (&run.context, &mut run.hidden));
-        let (mut values, kls) = scores(&run.context, &mut run.hidden, theirs, &layout);
-        values.extend(kls.unwrap_or_default());
-        let tape = Tape { model: model.clone(), layout, saved, run, reference, gradients: Mutex::default() };
-        Ok::<_, LmError>((Arc::new(tape), values))
-    };
-    let (tape, mut values) = guarded(|| in_pool(forward))?;
+    let keep = if wanted.is_empty() { Keep::Nothing } else { Keep::Everything };
+    let mut scored = Scored::new(model, reference, sequences, keep)?;
+    let (mut values, kls) = scored.take();
+    let outputs = values.len();
+    values.extend(kls.unwrap_or_default());
     let length = values.len();
-    let mut result = Tensor::from_vec(std::mem::take(&mut values), length, &Device::Cpu)?;
-    for (index, name) in wanted.iter().enumerate() {
-        let link = Link {
-            tape: Arc::clone(&tape),
-            weight: (*name).clone(),
-            first: index == 0,
-            last: index + 1 == wanted.len(),
-        };
-        result = result.apply_op2(&model.weights()[*name], link)?;
+    let mut result = Tensor::from_vec(values, length, &Device::Cpu)?;
+    let tape = Arc::new(Tape { outputs, state: Mutex::new((Some(scored), Gradients::default())) });
+    for (index, (name, weight)) in wanted.iter().enumerate() {
+        let link =
+            Link { tape: Arc::clone(&tape), weight: name.clone(), first: index == 0, last: index + 1 == wanted.len() };
+        result = result.apply_op2(*weight, link)?;
     }
     let kl = reference.map(|_| result.narrow(0, outputs, outputs)).transpose()?;
     Ok((if length == outputs { result } else { result.narrow(0, 0, outputs)? }, kl))

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::gradients::Columns;
 use super::pool::{Buffer, Pool};
 use super::simd::level;
 use super::tile::{COLUMNS, ROWS, Strided, tile};
@@ -59,6 +60,11 @@ impl Panels {
                 line[width..].fill(0.0);
             }
         })
+    }
+
+    /// Where their memory is from.
+    pub(super) fn pool(&self) -> &Arc<Pool> {
+        self.values.pool()
     }
 
     /// Columns of the product.
@@ -130,16 +136,14 @@ const TASK_ROWS: usize = 32;
 /// The gradient of a linear layer's weight: c = gᵀ · x, or c += gᵀ · x, for g (N, rows) and x (N, columns).
 ///
 /// The sum over N runs in chains of 256 that are added in order, whatever the number of threads.
-pub(super) fn transposed_product(pool: &Arc<Pool>, g: &[f32], x: &[f32], columns: usize, c: &mut [f32], add: bool) {
-    let rows = c.len() / columns;
-    let n = g.len() / rows;
+pub(super) fn transposed_product(x: &Panels, g: Columns<'_>, c: &mut [f32], add: bool) {
+    let (n, columns) = (x.depth, x.columns);
     if n == 0 {
         if !add {
             c.fill(0.0);
         }
         return;
     }
-    let x = Panels::stacked(pool, &[x], columns);
     let level = level();
     c.par_chunks_mut(TASK_ROWS * columns).enumerate().for_each(|(task, c)| {
         let rows_here = c.len() / columns;
@@ -150,7 +154,8 @@ pub(super) fn transposed_product(pool: &Arc<Pool>, g: &[f32], x: &[f32], columns
                 let width = (columns - panel * COLUMNS).min(COLUMNS);
                 for row in (0..rows_here).step_by(ROWS) {
                     let height = (rows_here - row).min(ROWS);
-                    let a = Strided { values: &g[start * rows + task * TASK_ROWS + row..], row: 1, column: rows };
+                    let from = start * g.row + g.from + task * TASK_ROWS + row;
+                    let a = Strided { values: &g.values[from..], row: 1, column: g.row };
                     let c = &mut c[row * columns + panel * COLUMNS..];
                     tile(level, (height, depth, width), a, b, COLUMNS, c, columns, add || start > 0);
                 }
@@ -206,10 +211,14 @@ mod tests {
             let transpose: Vec<f32> = (0..rows * n).map(|at| g[at % n * rows + at / n]).collect();
             let wanted = product(&transpose, &x, (rows, n, columns));
             let mut c = vec![1.0; rows * columns];
-            transposed_product(&pool, &g, &x, columns, &mut c, false);
+            let x = Panels::stacked(&pool, &[&x], columns);
+            transposed_product(&x, Columns { values: &g, row: rows, from: 0, count: rows }, &mut c, false);
             close(&c, &wanted);
-            transposed_product(&pool, &g, &x, columns, &mut c, true);
-            close(&c, &wanted.iter().map(|x| 2.0 * x).collect::<Vec<_>>());
+            // Some of the rows, and to what is there.
+            let some = Columns { values: &g, row: rows, from: 2, count: rows - 2 };
+            transposed_product(&x, some, &mut c[2 * columns..], true);
+            close(&c[..2 * columns], &wanted[..2 * columns]);
+            close(&c[2 * columns..], &wanted[2 * columns..].iter().map(|x| 2.0 * x).collect::<Vec<_>>());
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! - `tile.rs`, `matmul.rs`, `simd.rs`: products and rows of numbers. `pool.rs`: memory that is used again.
 //! - `layout.rs`: a batch as one row of tokens without padding. `packed.rs`: weights as products want them.
-//! - `forward.rs`, `attention.rs`, `linear.rs`, `experts.rs`, `head.rs`: the passes. `backward.rs`: their gradients. `graph.rs`: both in candle's graph.
+//! - `forward.rs`, `attention.rs`, `linear.rs`, `dropout.rs`, `experts.rs`, `head.rs`: the passes. `backward.rs`, `gradients.rs`: their
+//!   gradients. `scored.rs`: both together; `graph.rs`: the same in candle's graph.
 //! - `decode.rs`, `attend.rs`, `cache.rs`: prompts and what follows them, token by token.
 //!
 //! Two rules hold everywhere. Results do not depend on the number of threads: sums run in fixed blocks that are added in
@@ -14,8 +15,10 @@ mod attention;
 mod backward;
 mod cache;
 mod decode;
+mod dropout;
 mod experts;
 mod forward;
+mod gradients;
 mod graph;
 mod head;
 mod layout;
@@ -23,6 +26,7 @@ mod linear;
 mod matmul;
 mod packed;
 mod pool;
+mod scored;
 mod simd;
 mod tile;
 
@@ -30,9 +34,11 @@ mod tile;
 mod tests;
 
 pub(super) use decode::{Decoding, TOKENS_PER_PASS};
+pub(super) use gradients::Gradients;
 pub(super) use graph::{in_pool, scores_of};
-pub(super) use packed::{Kept, Packing, can};
-pub(super) use simd::exp_all;
+pub(super) use packed::{Kept, Packing};
+pub(super) use scored::{Keep, Recalled, Scored};
+pub(super) use simd::{exp_all, top};
 
 /// The instructions that this processor has and the passes use.
 pub(super) fn instructions() -> &'static str {

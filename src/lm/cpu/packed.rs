@@ -43,11 +43,6 @@ impl<Guard: Deref<Target = Storage>> Deref for View<Guard> {
     }
 }
 
-/// Whether the passes here compute such a layer.
-pub(in crate::lm) fn can(layer: &Layer) -> bool {
-    layer.linears().into_iter().all(|linear| linear.adapter.is_none())
-}
-
 /// The weights of one layer.
 #[derive(Debug)]
 pub(super) struct PackedLayer {
@@ -202,13 +197,18 @@ impl Kept {
         self.pool.limit(bytes);
     }
 
+    /// What another model with the same memory keeps.
+    pub(in crate::lm) fn beside(&self) -> Self {
+        Self { pool: Arc::clone(&self.pool), ..Self::default() }
+    }
+
     /// The model's weights, packed; made anew for each pass where they may change.
     pub(super) fn packed(&self, model: &Model) -> Result<Arc<Packed>, LmError> {
         if let Some(packed) = self.packed.get() {
             return Ok(Arc::clone(packed));
         }
         let packed = Arc::new(Packed::new(model, &self.pool)?);
-        if model.weights().values().all(|tensor| !tensor.track_op()) {
+        if model.wanted().next().is_none() {
             // Another thread may have been faster; then there are two for a while.
             let _ = self.packed.set(Arc::clone(&packed));
         }

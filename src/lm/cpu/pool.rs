@@ -104,6 +104,13 @@ impl Pool {
     }
 }
 
+impl Buffer {
+    /// Where it goes back to.
+    pub(super) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+}
+
 impl Deref for Buffer {
     type Target = [f32];
 

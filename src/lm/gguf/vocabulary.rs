@@ -102,8 +102,11 @@ impl Gguf {
         let Some(list) = self.list("tokenizer.ggml.tokens") else {
             return fail("has no tokenizer in it; name a `tokenizer.json`");
         };
-        let text = |value| if let gguf_file::Value::String(text) = value { Some(text.as_str()) } else { None };
-        let tokens: Option<Vec<&str>> = list.iter().map(text).collect();
+        let texts = list.iter().map(|value| match value {
+            gguf_file::Value::String(text) => Some(text.as_str()),
+            _ => None,
+        });
+        let tokens: Option<Vec<&str>> = texts.collect();
         tokens.map_or_else(|| fail("has tokens that are no texts"), Ok)
     }
 

@@ -2,10 +2,13 @@
 
 use std::ops::Range;
 
+use super::super::Sequence;
 use super::super::random::Stream;
+use super::Example;
 
-/// Tokens of a pass, where no number of sequences is set. A pass of a model with 12 layers of 768 keeps about 1.5 MB a token.
-const TOKENS: usize = 4096;
+/// Tokens of a pass, where no number of sequences is set; a prompt counts once for all its responses. A number that does
+/// not depend on the machine, as results depend on it, by rounding.
+pub(super) const TOKENS: usize = 1792;
 
 /// The order of the examples: shuffled anew for each turn through all of them.
 #[derive(Debug)]
@@ -45,14 +48,68 @@ fn turn(count: usize, seed: u64, turn: u64) -> Vec<usize> {
     indices
 }
 
-/// Cuts items in their order into runs that fit a pass: at most `most` sequences, or [`TOKENS`] tokens.
-///
-/// An item is its sequences and its tokens; one that is too large by itself makes a run of its own.
-pub(super) fn runs(items: impl Iterator<Item = (usize, usize)>, most: Option<usize>) -> Vec<Range<usize>> {
+/// What a pass over some sequences has to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Size {
+    pub(super) sequences: usize,
+    /// A prompt that follows upon the same prompt is shared.
+    pub(super) tokens: usize,
+}
+
+impl Size {
+    pub(super) fn of<'a>(sequences: impl Iterator<Item = &'a Sequence>) -> Self {
+        let mut size = Self::default();
+        let mut before: &[u32] = &[];
+        for Sequence { ids, prompt } in sequences {
+            let this = &ids[..*prompt];
+            size.sequences += 1;
+            size.tokens += ids.len() - if this == before { *prompt } else { 0 };
+            before = this;
+        }
+        size
+    }
+}
+
+/// Cuts a step's examples in their order into runs that fit a pass: at most `most` sequences, or [`TOKENS`] tokens. One
+/// that is too large by itself makes a run of its own.
+pub(super) fn examples_in_runs(examples: &[&Example], most: Option<usize>) -> Vec<Range<usize>> {
+    runs(examples.iter().map(|example| Size::of(example.sequences.iter())), most)
+}
+
+/// The same of sequences; those of one prompt stay together where they fit a pass.
+pub(super) fn sequences_in_runs(sequences: &[Sequence], most: Option<usize>) -> Vec<Range<usize>> {
+    if most.is_some() {
+        return runs(sequences.iter().map(|sequence| Size::of(std::iter::once(sequence))), most);
+    }
+    let mut start = 0;
+    let of_one_prompt = |one: &Sequence, other: &Sequence| one.ids[..one.prompt] == other.ids[..other.prompt];
+    let groups: Vec<Range<usize>> = sequences
+        .chunk_by(of_one_prompt)
+        .flat_map(|group| {
+            let prompt = group[0].prompt;
+            // What is too large even so is cut, and its prompt read once for each part.
+            let room = TOKENS.saturating_sub(prompt);
+            let sizes = group.iter().map(|one| Size { sequences: 1, tokens: one.ids.len() - prompt });
+            let cut = runs_of(sizes, None, room);
+            let first = start;
+            start += group.len();
+            cut.into_iter().map(move |run| first + run.start..first + run.end)
+        })
+        .collect();
+    let sizes = groups.iter().map(|group| Size::of(sequences[group.clone()].iter()));
+    let of_groups = runs(sizes, None);
+    of_groups.into_iter().map(|run| groups[run.start].start..groups[run.end - 1].end).collect()
+}
+
+fn runs(items: impl Iterator<Item = Size>, most: Option<usize>) -> Vec<Range<usize>> {
+    runs_of(items, most, TOKENS)
+}
+
+fn runs_of(items: impl Iterator<Item = Size>, most: Option<usize>, tokens: usize) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
     let mut filled = 0;
-    for (index, (sequences, tokens)) in items.enumerate() {
-        let (size, room) = most.map_or((tokens, TOKENS), |most| (sequences, most));
+    for (index, item) in items.enumerate() {
+        let (size, room) = most.map_or((item.tokens, tokens), |most| (item.sequences, most));
         match runs.last_mut() {
             Some(run) if filled + size <= room => {
                 run.end = index + 1;
@@ -104,11 +161,42 @@ mod tests {
 
     #[test]
     fn runs_fit_and_lose_nothing() {
-        let cut = |items: &[(usize, usize)], most| runs(items.iter().copied(), most);
+        let cut = |items: &[(usize, usize)], most| {
+            runs(items.iter().map(|(sequences, tokens)| Size { sequences: *sequences, tokens: *tokens }), most)
+        };
         assert_eq!(cut(&[(4, 10), (4, 10), (4, 10)], Some(8)), [0..2, 2..3]);
         assert_eq!(cut(&[(4, 10), (9, 10), (4, 10)], Some(8)), [0..1, 1..2, 2..3]);
         assert_eq!(cut(&[(1, TOKENS), (1, 1), (1, 1)], None), [0..1, 1..3]);
         assert_eq!(cut(&[(1, 3 * TOKENS)], None), vec![0..1]);
         assert!(cut(&[], None).is_empty());
+    }
+
+    fn sequence(prompt: u32, length: usize, response: usize) -> Sequence {
+        Sequence { ids: vec![prompt; length + response], prompt: length }
+    }
+
+    #[test]
+    fn responses_stay_with_their_prompt() {
+        let cells = |prompts: u32, length, responses: usize, response| -> Vec<Sequence> {
+            (0..prompts).flat_map(|prompt| (0..responses).map(move |_| sequence(prompt, length, response))).collect()
+        };
+        let four = cells(4, 200, 4, 60);
+        assert_eq!(Size::of(four.iter()), Size { sequences: 16, tokens: 4 * 440 });
+        assert_eq!(sequences_in_runs(&four, None), vec![0..16], "1,760 tokens fit");
+        let eight = cells(8, 200, 8, 60);
+        assert_eq!(
+            sequences_in_runs(&eight, None),
+            [0..16, 16..32, 32..48, 48..64],
+            "two constitutions of 680 at a time"
+        );
+        assert_eq!(sequences_in_runs(&eight, Some(24)), [0..24, 24..48, 48..64]);
+        let long = cells(2, 1000, 3, 300);
+        assert_eq!(sequences_in_runs(&long, None), [0..2, 2..3, 3..5, 5..6], "cut where even one does not fit");
+        let alone = [sequence(1, 3000, 10), sequence(2, 5, 5), sequence(3, 5, 5)];
+        assert_eq!(sequences_in_runs(&alone, None), [0..1, 1..3]);
+        let examples =
+            [four, cells(1, 5, 1, 5), cells(2, 5, 2, 5)].map(|sequences| Example { id: String::new(), sequences });
+        assert_eq!(examples_in_runs(&examples.each_ref(), None), vec![0..3]);
+        assert_eq!(examples_in_runs(&examples.each_ref(), Some(5)), [0..1, 1..3]);
     }
 }

@@ -17,6 +17,12 @@ pub(super) fn settings(settings: &TrainSettings) -> Result<(), LmError> {
     want(matches!(settings.optimizer.state_bits, 8 | 32), "optimizer.state_bits", "is neither 32 nor 8")?;
     want(settings.clip >= 0.0, "clip", "is below 0; 0 does not clip")?;
     want(settings.kl_weight >= 0.0 && settings.kl_weight.is_finite(), "kl_weight", "is not a weight of 0 or more")?;
+    want(settings.probe_every != Some(0), "probe_every", "is 0")?;
+    if let Some(lora) = &settings.lora {
+        want(lora.rank > 0, "lora.rank", "is 0")?;
+        want(lora.alpha.is_finite() && lora.alpha > 0.0, "lora.alpha", "is not above 0")?;
+        want((0.0..1.0).contains(&lora.dropout), "lora.dropout", "is not in [0, 1)")?;
+    }
     want(settings.kl_budget.is_none_or(|budget| budget > 0.0), "kl_budget", "is not above 0")
 }
 

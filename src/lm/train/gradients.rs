@@ -6,42 +6,59 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Storage, Tensor, Var};
 use rayon::prelude::*;
 
-use super::super::LmError;
+use super::super::{LmError, cpu};
 
 /// Numbers that one task sums.
 const CHUNK: usize = 1 << 15;
 
-/// A gradient for each parameter, by name.
+/// Gradients of a step, gathered over its passes.
 #[derive(Debug, Default)]
-pub(super) struct Gradients(BTreeMap<String, Tensor>);
+pub(super) struct Gradients {
+    /// Where the CPU's passes put them.
+    pub(super) host: cpu::Gradients,
+    /// What candle's backward passes left.
+    graph: BTreeMap<String, Tensor>,
+}
 
 impl Gradients {
-    /// Adds what a backward pass left. Errs if it left a parameter out, which training would otherwise hide.
-    pub(super) fn add(&mut self, mut pass: GradStore, parameters: &BTreeMap<String, Var>) -> Result<(), LmError> {
-        for (name, parameter) in parameters {
-            let gradient = pass.remove(parameter).ok_or_else(|| LmError::NoGradient { name: name.clone() })?;
-            let sum = match self.0.remove(name) {
+    /// Adds what a backward pass through candle's graph left, in f32.
+    pub(super) fn add(&mut self, mut pass: GradStore, variables: &BTreeMap<String, Var>) -> Result<(), LmError> {
+        for (name, variable) in variables {
+            let Some(gradient) = pass.remove(variable) else { continue };
+            let gradient = gradient.to_dtype(DType::F32)?;
+            let sum = match self.graph.remove(name) {
                 Some(sum) => (sum + gradient)?,
                 None => gradient,
             };
-            self.0.insert(name.clone(), sum);
+            self.graph.insert(name.clone(), sum);
         }
         Ok(())
     }
 
-    /// By name.
-    pub(super) fn by_name(&self) -> &BTreeMap<String, Tensor> {
-        &self.0
-    }
-
-    /// The Euclidean norm over all parameters: summed in f64, in the same order on any number of threads.
-    pub(super) fn norm(&self) -> Result<f64, LmError> {
-        let mut sum = 0.0;
-        for gradient in self.0.values() {
-            sum += sum_of_squares(gradient)?;
+    /// A gradient for each parameter. Errs if a parameter got none, which training would otherwise hide; but an expert that
+    /// no token used has zeros.
+    pub(super) fn finish(mut self, parameters: &BTreeMap<String, Var>) -> Result<BTreeMap<String, Tensor>, LmError> {
+        let mut gradients = BTreeMap::new();
+        for (name, parameter) in parameters {
+            let gradient = match (self.host.take(name), self.graph.remove(name)) {
+                (Some(numbers), _) => Tensor::from_vec(numbers, parameter.shape(), parameter.device())?,
+                (None, Some(gradient)) => gradient,
+                (None, None) if name.contains(".experts.") => parameter.zeros_like()?,
+                (None, None) => return Err(LmError::NoGradient { name: name.clone() }),
+            };
+            gradients.insert(name.clone(), gradient);
         }
-        Ok(sum.sqrt())
+        Ok(gradients)
     }
+}
+
+/// The Euclidean norm over all parameters: summed in f64, in the same order on any number of threads.
+pub(super) fn norm(gradients: &BTreeMap<String, Tensor>) -> Result<f64, LmError> {
+    let mut sum = 0.0;
+    for gradient in gradients.values() {
+        sum += sum_of_squares(gradient)?;
+    }
+    Ok(sum.sqrt())
 }
 
 fn sum_of_squares(of: &Tensor) -> Result<f64, LmError> {
@@ -94,12 +111,15 @@ mod tests {
         let mut gradients = Gradients::default();
         gradients.add(pass(&parameters), &parameters).expect("all there");
         gradients.add(pass(&parameters), &parameters).expect("all there");
-        assert_eq!(gradients.by_name()["a"].to_vec1::<f32>().expect("f32"), [6.0, 6.0]);
-        assert!((gradients.norm().expect("sums") - (36f64 + 36.0 + 64.0).sqrt()).abs() < 1e-12);
+        let gradients = gradients.finish(&parameters).expect("all there");
+        assert_eq!(gradients["a"].to_vec1::<f32>().expect("f32"), [6.0, 6.0]);
+        assert!((norm(&gradients).expect("sums") - (36f64 + 36.0 + 64.0).sqrt()).abs() < 1e-12);
 
-        let left = pass(&parameters);
+        let mut gradients = Gradients::default();
+        gradients.add(pass(&parameters), &parameters).expect("some");
+        parameters.insert("x.experts.0.w1".to_owned(), var(&[5.0]));
         parameters.insert("c".to_owned(), var(&[5.0]));
-        let error = gradients.add(left, &parameters).expect_err("left out");
+        let error = gradients.finish(&parameters).expect_err("left out");
         assert!(error.to_string().contains("`c`"), "{error}");
     }
 

@@ -3,37 +3,44 @@
 //! The loss knows the model only through the log-probabilities of the step's sequences (and KL, which adds up over
 //! tokens). So every pass goes the same way: log-probabilities with graph → loss and its slope against each of them, on
 //! the host ([`Objective`]) → backward through their sum weighted by that slope. Passes add up to the gradient of one
-//! large batch. An example with more sequences than fit a pass is scored without graph first, for its slopes.
+//! large batch. An example with more sequences than fit a pass is scored without gradient first, for its slopes.
+//!
+//! # Memory
+//! A pass takes a few prompts with all their responses (`batch.rs`). It keeps what its gradient needs of every layer, or
+//! only the layers' inputs, and hands each layer's gradient over as soon as it is there.
 
 mod batch;
 mod check;
 mod checkpoint;
 mod gradients;
 mod objective;
+mod pass;
+mod probes;
 mod record;
+mod settings;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
-use serde::{Deserialize, Serialize};
 
-use self::batch::{Order, runs};
+use self::batch::{Order, Size, examples_in_runs, sequences_in_runs};
 use self::checkpoint::{Source, State};
-use self::gradients::Gradients;
+use self::gradients::{Gradients, norm};
 pub use self::objective::{KlOver, Objective};
 use self::objective::{Totals, Verdict, is_diagonal};
+use self::pass::Pass;
+use self::probes::Probes;
 pub use self::record::StepRecord;
-use super::logprobs::{response_kl, response_logprobs, token_logprobs, token_logprobs_and_kl};
+pub use self::settings::TrainSettings;
+use super::adapter::{self, Adapters};
+use super::cpu::Keep;
 use super::loss::Contrast;
-use super::optimizer::{Numbers, Optimizer, OptimizerSettings};
-use super::schedule::Schedule;
-use super::{Config, Files, LmError, Model, Sequence, Tokens, weights};
-
-/// Sequences that a KL budget is measured on.
-const PROBES: usize = 32;
+use super::optimizer::{Numbers, Optimizer};
+use super::random::hash;
+use super::{Config, Files, LmError, Model, Sequence, weights};
 
 /// What training sees at once of a query or a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,33 +51,6 @@ pub struct Example {
     pub sequences: Vec<Sequence>,
 }
 
-/// How to train.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TrainSettings {
-    /// What is minimised.
-    pub objective: Objective,
-    /// Examples in a step.
-    pub batch: usize,
-    /// Steps in all.
-    pub steps: u64,
-    /// The optimiser and its learning rate.
-    pub optimizer: OptimizerSettings,
-    /// The learning rate over the steps.
-    pub schedule: Schedule,
-    /// Largest norm of the gradient; 0 does not clip.
-    pub clip: f64,
-    /// Weight of KL(policy‖reference), nats a response token, in the loss.
-    pub kl_weight: f64,
-    /// Which sequences that KL is a mean over.
-    pub kl_over: KlOver,
-    /// Training ends after the step that brings KL on the probes above this, nats a response token.
-    pub kl_budget: Option<f64>,
-    /// Of the order of the examples.
-    pub seed: u64,
-    /// Sequences in a pass; `None`: by their tokens. Changes results by rounding only.
-    pub micro_batch: Option<usize>,
-}
-
 /// A model in training.
 #[derive(Debug)]
 pub struct Trainer {
@@ -79,10 +59,11 @@ pub struct Trainer {
     /// What is trained.
     policy: Model,
     parameters: BTreeMap<String, Var>,
+    /// What every step's KL is measured against.
     reference: Option<Model>,
     optimizer: Optimizer,
     order: Order,
-    probes: Vec<Sequence>,
+    probes: Option<Probes>,
     records: Vec<StepRecord>,
     /// Tells this run from others, see [`checkpoint::digest`].
     run: String,
@@ -102,13 +83,6 @@ struct Gathered {
     kl_diagonal: f64,
 }
 
-/// A pass of the policy, with graph.
-struct Pass {
-    tokens: Tokens,
-    /// (N)
-    kl: Option<Tensor>,
-}
-
 impl Trainer {
     /// Gets ready to train a model.
     ///
@@ -122,7 +96,10 @@ impl Trainer {
         device: &Device,
     ) -> Result<Self, LmError> {
         let config = Config::load(model)?;
-        let weights = weights::load(model, &config, device)?;
+        let mut weights = weights::load(model, &config, device)?;
+        if let Some(adapters) = adapter::load(model, &config, device)? {
+            adapter::merge(&mut weights, &adapters)?;
+        }
         let reference = reference.map(|files| Model::load(files, device)).transpose()?;
         Self::of_weights(config, weights, reference, examples, settings)
     }
@@ -138,31 +115,48 @@ impl Trainer {
         check::settings(&settings)?;
         check::examples(&examples, settings.objective, &config)?;
         let run = checkpoint::digest(&settings, &config, &weights, reference.as_ref().map(Model::weights), &examples)?;
-        let wants_reference = settings.kl_weight > 0.0 || settings.kl_budget.is_some();
-        let reference = match reference {
-            Some(reference) => Some(reference),
-            None if wants_reference => Some(Model::frozen(config.clone(), weights.clone())?),
-            None => None,
-        };
-        if let Some(other) = reference.as_ref().map(|reference| reference.config().vocab_size)
-            && other != config.vocab_size
-        {
-            let what = format!("the vocabularies have {} and {other} tokens", config.vocab_size);
-            return Err(LmError::Mismatch { what });
+        if let Some(other) = reference.as_ref().map(Model::config) {
+            if other.vocab_size != config.vocab_size {
+                let what = format!("the vocabularies have {} and {} tokens", config.vocab_size, other.vocab_size);
+                return Err(LmError::Mismatch { what });
+            }
+            check::examples(&examples, settings.objective, other)?;
         }
-        let (policy, parameters) = Model::trainable(config, weights)?;
-        let optimizer = Optimizer::new(settings.optimizer.clone(), &parameters)?;
-        let mut order = Order::new(examples.len(), settings.seed);
-        let probes = match settings.kl_budget {
-            Some(_) => probes(&examples, &order.batch(0, examples.len())),
-            None => Vec::new(),
+        let each_step = reference.is_some() || settings.kl_weight > 0.0 || settings.kl_budget.is_some();
+        let reference = match (reference, &settings.lora) {
+            (None, _) if !each_step && settings.probe_every.is_none() => None,
+            (None, None) => Some(Model::frozen(config.clone(), weights.clone())?),
+            // The weights themselves stay as they are.
+            (None, Some(_)) => Some(Model::new(config.clone(), weights.clone())?),
+            (given, _) => given,
         };
+        let mut order = Order::new(examples.len(), settings.seed);
+        let probes = match (&reference, settings.probes()) {
+            (Some(reference), Some(every)) => {
+                let first = order.batch(0, examples.len()).into_iter().map(|index| &examples[index]);
+                Some(Probes::new(reference, first, every)?)
+            }
+            _ => None,
+        };
+        let (policy, parameters) = match &settings.lora {
+            None => Model::trainable(config, weights)?,
+            Some(lora) => {
+                let model = Model::new(config, weights)?;
+                if lora.dropout > 0.0 && !model.on_cpu() {
+                    let what = "is not 0, and made for the CPU only".to_owned();
+                    return Err(LmError::Setting { field: "lora.dropout", what });
+                }
+                let (adapters, variables) = adapter::fresh(lora, model.config(), settings.seed, model.device())?;
+                (model.adapted(adapters)?, variables)
+            }
+        };
+        let optimizer = Optimizer::new(settings.optimizer.clone(), &parameters)?;
         Ok(Self {
             settings,
             examples,
             policy,
             parameters,
-            reference,
+            reference: reference.filter(|_| each_step),
             optimizer,
             order,
             probes,
@@ -178,7 +172,7 @@ impl Trainer {
 
     /// Whether all steps are done or the KL budget is spent.
     pub fn done(&self) -> bool {
-        let spent = self.records.last().and_then(|record| record.probe_kl).zip(self.settings.kl_budget);
+        let spent = self.records.iter().rev().find_map(|record| record.probe_kl).zip(self.settings.kl_budget);
         self.step_count() >= self.settings.steps || spent.is_some_and(|(kl, budget)| kl > budget)
     }
 
@@ -209,11 +203,14 @@ impl Trainer {
         let not_finite = |what| LmError::NotFinite { what, step: step + 1, examples: ids() };
 
         let mut gathered = Gathered::default();
-        let sizes = examples.iter().map(|example| {
-            (example.sequences.len(), example.sequences.iter().map(|sequence| sequence.ids.len()).sum())
-        });
-        for run in runs(sizes, self.settings.micro_batch) {
-            if !self.gather(&examples[run], totals, &mut gathered)? {
+        let runs = examples_in_runs(&examples, self.settings.micro_batch);
+        let keep = self.keep(&examples, &runs);
+        // Dropout is of the step, so that every pass over a sequence leaves out the same.
+        let noisy = self.settings.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0);
+        let noisy = noisy.then(|| self.policy.noisy(hash(self.settings.seed, step)));
+        let policy = noisy.as_ref().unwrap_or(&self.policy);
+        for run in runs {
+            if !self.gather(policy, &examples[run], totals, keep, &mut gathered)? {
                 return Err(not_finite("the loss"));
             }
         }
@@ -222,7 +219,8 @@ impl Trainer {
             KlOver::Diagonal => (gathered.kl_diagonal, totals.diagonal_responses),
         };
         let loss = gathered.objective + self.settings.kl_weight * kl_sum / kl_tokens as f64;
-        let norm = gathered.gradients.norm()?;
+        let gradients = gathered.gradients.finish(&self.parameters)?;
+        let norm = norm(&gradients)?;
         if !loss.is_finite() {
             return Err(not_finite("the loss"));
         }
@@ -232,7 +230,8 @@ impl Trainer {
         let rate = self.settings.optimizer.lr * self.settings.schedule.factor(step, self.settings.steps);
         // As `torch.nn.utils.clip_grad_norm_` does it.
         let scale = if self.settings.clip > 0.0 { (self.settings.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        self.optimizer.step(gathered.gradients.by_name(), rate, scale)?;
+        self.optimizer.step(&gradients, rate, scale)?;
+        drop(gradients);
 
         let figures = Contrast::mean(&gathered.figures);
         let record = StepRecord {
@@ -250,7 +249,10 @@ impl Trainer {
             logprob_diagonal: figures.map(|_| gathered.diagonal / totals.diagonal as f64),
             logprob_off_diagonal: figures.map(|_| gathered.off_diagonal / (totals.sequences - totals.diagonal) as f64),
             kl: self.reference.as_ref().map(|_| gathered.kl_diagonal / totals.diagonal_responses as f64),
-            probe_kl: self.probe()?,
+            probe_kl: match &mut self.probes {
+                Some(probes) if probes.are_due(step + 1, self.settings.steps) => Some(probes.kl(&self.policy)?),
+                _ => None,
+            },
         };
         if record.probe_kl.is_some_and(|kl| !kl.is_finite()) {
             return Err(not_finite("KL on the probes"));
@@ -259,8 +261,31 @@ impl Trainer {
         Ok(record)
     }
 
+    /// What a step's passes keep: all that the largest needs, where that fits the memory.
+    fn keep(&self, examples: &[&Example], runs: &[std::ops::Range<usize>]) -> Keep {
+        let whole = match self.settings.activation_checkpointing {
+            Some(wanted) => !wanted,
+            None => {
+                let size = |run: &std::ops::Range<usize>| {
+                    let sequences = examples[run.clone()].iter().flat_map(|example| &example.sequences);
+                    Size::of(sequences).tokens.min(batch::TOKENS.max(1))
+                };
+                let tokens = runs.iter().map(size).max().unwrap_or(0);
+                settings::fits(self.policy.config(), tokens)
+            }
+        };
+        if whole { Keep::Everything } else { Keep::Inputs }
+    }
+
     /// Adds some of a step's examples to what is gathered. Returns false if their loss is not finite.
-    fn gather(&self, examples: &[&Example], totals: Totals, gathered: &mut Gathered) -> Result<bool, LmError> {
+    fn gather(
+        &self,
+        policy: &Model,
+        examples: &[&Example],
+        totals: Totals,
+        keep: Keep,
+        gathered: &mut Gathered,
+    ) -> Result<bool, LmError> {
         let sequences: Vec<Sequence> = examples.iter().flat_map(|example| example.sequences.iter().cloned()).collect();
         let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.ids.len() - sequence.prompt).collect();
         let on_diagonal: Vec<bool> = examples
@@ -274,24 +299,28 @@ impl Trainer {
             }
             self.settings.objective.judge(examples, sums, &lengths, totals).map(Some)
         };
-        let runs = runs(sequences.iter().map(|sequence| (1, sequence.ids.len())), self.settings.micro_batch);
+        let runs = sequences_in_runs(&sequences, self.settings.micro_batch);
         let verdict = if runs.len() == 1 {
-            let pass = self.forward(&sequences)?;
-            let logprobs: Vec<f32> = pass.tokens.logprobs.to_vec1()?;
-            let sums: Vec<f64> = pass.tokens.segments.iter().map(|range| sum(&logprobs[range.clone()])).collect();
-            let Some(verdict) = judge(&sums)? else { return Ok(false) };
-            self.backward(&pass, &verdict.slopes, &on_diagonal, totals, gathered)?;
+            let pass = Pass::new(policy, self.reference.as_ref(), &sequences, keep)?;
+            let Some(verdict) = judge(&sums(&pass.logprobs, &lengths))? else { return Ok(false) };
+            let rows = Rows { slopes: &verdict.slopes, lengths: &lengths, on_diagonal: &on_diagonal };
+            self.backward(pass, rows, totals, gathered)?;
             verdict
         } else {
-            let mut sums = Vec::with_capacity(sequences.len());
+            let mut all = Vec::with_capacity(sequences.len());
             for run in &runs {
-                let logprobs = response_logprobs(&self.policy, &sequences[run.clone()])?;
-                sums.extend(logprobs.iter().map(|logprobs| sum(logprobs)));
+                let pass = Pass::new(policy, None, &sequences[run.clone()], Keep::Nothing)?;
+                all.extend(sums(&pass.logprobs, &lengths[run.clone()]));
             }
-            let Some(verdict) = judge(&sums)? else { return Ok(false) };
+            let Some(verdict) = judge(&all)? else { return Ok(false) };
             for run in runs {
-                let pass = self.forward(&sequences[run.clone()])?;
-                self.backward(&pass, &verdict.slopes[run.clone()], &on_diagonal[run], totals, gathered)?;
+                let pass = Pass::new(policy, self.reference.as_ref(), &sequences[run.clone()], keep)?;
+                let rows = Rows {
+                    slopes: &verdict.slopes[run.clone()],
+                    lengths: &lengths[run.clone()],
+                    on_diagonal: &on_diagonal[run],
+                };
+                self.backward(pass, rows, totals, gathered)?;
             }
             verdict
         };
@@ -302,62 +331,28 @@ impl Trainer {
         Ok(true)
     }
 
-    fn forward(&self, sequences: &[Sequence]) -> Result<Pass, LmError> {
-        match &self.reference {
-            None => Ok(Pass { tokens: token_logprobs(&self.policy, sequences)?, kl: None }),
-            Some(reference) => {
-                let (tokens, kl) = token_logprobs_and_kl(&self.policy, reference, sequences)?;
-                Ok(Pass { tokens, kl: Some(kl) })
-            }
-        }
-    }
-
     /// Adds the gradient of a pass: the slope of each sequence times its tokens' log-probabilities, and the KL term.
-    fn backward(
-        &self,
-        pass: &Pass,
-        slopes: &[f64],
-        on_diagonal: &[bool],
-        totals: Totals,
-        gathered: &mut Gathered,
-    ) -> Result<(), LmError> {
-        let Tokens { logprobs, segments } = &pass.tokens;
-        let weighted = |tokens: &Tensor, weights: &dyn Fn(usize) -> f64| -> Result<Tensor, LmError> {
-            let weights = segments.iter().enumerate().flat_map(|(index, segment)| {
-                let weight = weights(index) as f32;
-                segment.clone().map(move |_| weight)
-            });
-            let weights = Tensor::from_vec(weights.collect(), tokens.shape(), tokens.device())?;
-            Ok((tokens * weights)?.sum_all()?)
+    fn backward(&self, pass: Pass, rows: Rows<'_>, totals: Totals, gathered: &mut Gathered) -> Result<(), LmError> {
+        let by_token = |weight: &dyn Fn(usize) -> f64| -> Vec<f32> {
+            let tokens = rows.lengths.iter().enumerate();
+            tokens.flat_map(|(row, length)| std::iter::repeat_n(weight(row) as f32, *length)).collect()
         };
-        let mut loss = weighted(logprobs, &|index| slopes[index])?;
-        if let Some(kl) = &pass.kl {
-            let values: Vec<f32> = kl.to_vec1()?;
-            for (segment, on_diagonal) in segments.iter().zip(on_diagonal) {
-                let sum = sum(&values[segment.clone()]);
+        let weight = self.settings.kl_weight;
+        let mut to_kls = None;
+        if let Some(kls) = &pass.kls {
+            for (sum, on_diagonal) in sums(kls, rows.lengths).iter().zip(rows.on_diagonal) {
                 gathered.kl += sum;
-                gathered.kl_diagonal += if *on_diagonal { sum } else { 0.0 };
+                gathered.kl_diagonal += if *on_diagonal { *sum } else { 0.0 };
             }
-            let weight = self.settings.kl_weight;
-            if weight > 0.0 {
-                let term = match self.settings.kl_over {
-                    KlOver::Cells => weighted(kl, &|_| weight / totals.responses as f64)?,
-                    KlOver::Diagonal => weighted(kl, &|index| {
-                        f64::from(u8::from(on_diagonal[index])) * weight / totals.diagonal_responses as f64
-                    })?,
-                };
-                loss = (loss + term)?;
-            }
+            to_kls = (weight > 0.0).then(|| match self.settings.kl_over {
+                KlOver::Cells => by_token(&|_| weight / totals.responses as f64),
+                KlOver::Diagonal => by_token(&|row| {
+                    f64::from(u8::from(rows.on_diagonal[row])) * weight / totals.diagonal_responses as f64
+                }),
+            });
         }
-        gathered.gradients.add(loss.backward()?, &self.parameters)
-    }
-
-    /// KL on the probes, nats a response token; `None` without a budget.
-    fn probe(&self) -> Result<Option<f64>, LmError> {
-        let (Some(_), Some(reference)) = (self.settings.kl_budget, &self.reference) else { return Ok(None) };
-        let kl = response_kl(&self.policy, reference, &self.probes)?;
-        let tokens: usize = kl.iter().map(Vec::len).sum();
-        Ok(Some(kl.iter().map(|kl| sum(kl)).sum::<f64>() / tokens as f64))
+        let to_logprobs = by_token(&|row| rows.slopes[row]);
+        pass.backward(&to_logprobs, to_kls.as_deref(), &self.parameters, &mut gathered.gradients)
     }
 
     /// Writes all that [`Trainer::resume`] needs into a directory that exists, in place of the checkpoint there.
@@ -397,20 +392,55 @@ impl Trainer {
     }
 
     /// Writes the model into a directory that exists: `config.json`, `generation_config.json`, `model.safetensors`.
+    ///
+    /// The weights are f32, as they are trained: a rounded copy would lose what small steps have changed. With LoRA they are
+    /// those of the model at the start with the adapter merged into them.
     pub fn save(&self, directory: &Path) -> Result<(), LmError> {
+        if self.policy.adapters().is_empty() {
+            return self.policy.save(directory);
+        }
+        let mut weights = self.policy.weights().clone();
+        adapter::merge(&mut weights, self.policy.adapters())?;
+        Model::new(self.policy.config().clone(), weights)?.save(directory)
+    }
+
+    /// Writes the model that an adapter is trained on top of, as [`Trainer::save`] does.
+    pub fn save_base(&self, directory: &Path) -> Result<(), LmError> {
         self.policy.save(directory)
     }
+
+    /// Writes the adapter into a directory that exists, in the form of `peft`. Returns false, with nothing written, without
+    /// LoRA.
+    pub fn save_adapter(&self, directory: &Path) -> Result<bool, LmError> {
+        let Some(lora) = &self.settings.lora else { return Ok(false) };
+        adapter::save(directory, lora, self.policy.adapters(), "")?;
+        Ok(true)
+    }
+
+    /// The adapter in training; empty without LoRA.
+    pub fn adapters(&self) -> &Adapters {
+        self.policy.adapters()
+    }
+}
+
+/// What the loss has for each sequence of a pass.
+struct Rows<'a> {
+    slopes: &'a [f64],
+    lengths: &'a [usize],
+    on_diagonal: &'a [bool],
 }
 
 fn sum(numbers: &[f32]) -> f64 {
     numbers.iter().map(|number| f64::from(*number)).sum()
 }
 
-/// Up to [`PROBES`] sequences with a response under its own constitution, of the first examples in the order given.
-fn probes(examples: &[Example], order: &[usize]) -> Vec<Sequence> {
-    let sequences = order.iter().flat_map(|index| {
-        let sequences = &examples[*index].sequences;
-        sequences.iter().enumerate().filter(|(cell, _)| is_diagonal(*cell, sequences.len()))
-    });
-    sequences.map(|(_, sequence)| sequence.clone()).take(PROBES).collect()
+/// The sum of each sequence's numbers.
+fn sums(numbers: &[f32], lengths: &[usize]) -> Vec<f64> {
+    let mut rest = numbers;
+    let of = |length: &usize| {
+        let (first, after) = rest.split_at(*length);
+        rest = after;
+        sum(first)
+    };
+    lengths.iter().map(of).collect()
 }

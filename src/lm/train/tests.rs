@@ -1,15 +1,20 @@
 //! The trainer on tiny random models: to the same bits after any interruption, the same gradient however it is cut, and
 //! the loss where it should go.
 
+use super::super::adapter::LoraSettings;
+use super::super::logprobs::response_logprobs;
 use super::super::loss::{LengthNorm, Sides};
-use super::super::optimizer::OptimizerName;
+use super::super::optimizer::{OptimizerName, OptimizerSettings};
 use super::super::random::Stream;
-use super::super::schedule::ScheduleName;
+use super::super::schedule::{Schedule, ScheduleName};
 use super::*;
+
+mod kl;
+mod light;
 
 const BOS: u32 = 1;
 
-pub(super) fn config() -> Config {
+pub(in crate::lm) fn config() -> Config {
     Config {
         vocab_size: 24,
         hidden_size: 16,
@@ -45,7 +50,10 @@ pub(super) fn settings(objective: Objective) -> TrainSettings {
         kl_over: KlOver::Cells,
         kl_budget: None,
         seed: 5,
+        probe_every: None,
         micro_batch: None,
+        lora: None,
+        activation_checkpointing: Some(false),
     }
 }
 
@@ -101,16 +109,18 @@ fn saved(trainer: &Trainer) -> Vec<u8> {
     fs_err::read(directory.path().join("model.safetensors")).expect("there")
 }
 
-fn gradient(trainer: &Trainer, indices: &[usize]) -> (f64, BTreeMap<String, Vec<f32>>) {
+fn gradient(trainer: &Trainer, indices: &[usize], keep: Keep) -> (f64, BTreeMap<String, Vec<f32>>) {
     let mut gathered = Gathered::default();
+    let noisy = trainer.policy.noisy(9);
+    let policy = if trainer.policy.adapters().values().any(|one| one.dropout > 0.0) { &noisy } else { &trainer.policy };
     let examples: Vec<&Example> = indices.iter().map(|index| &trainer.examples[*index]).collect();
     let totals = Totals::of(examples.iter().copied());
-    let sizes = examples.iter().map(|one| (one.sequences.len(), one.sequences.iter().map(|one| one.ids.len()).sum()));
-    for run in runs(sizes, trainer.settings.micro_batch) {
-        assert!(trainer.gather(&examples[run], totals, &mut gathered).expect("gathers"));
+    for run in examples_in_runs(&examples, trainer.settings.micro_batch) {
+        assert!(trainer.gather(policy, &examples[run], totals, keep, &mut gathered).expect("gathers"));
     }
     let flat = |gradient: &Tensor| gradient.flatten_all().and_then(|flat| flat.to_vec1()).expect("f32");
-    let by_name = gathered.gradients.by_name().iter().map(|(name, gradient)| (name.clone(), flat(gradient)));
+    let gradients = gathered.gradients.finish(&trainer.parameters).expect("all there");
+    let by_name = gradients.iter().map(|(name, gradient)| (name.clone(), flat(gradient)));
     (gathered.objective, by_name.collect())
 }
 
@@ -120,7 +130,9 @@ fn interrupted_at_any_step_it_ends_in_the_same_bits() {
     let rmsprop = OptimizerSettings { weight_decay: 0.1, ..OptimizerSettings::new(OptimizerName::RmsProp, 1e-3) };
     // Wide enough for moments of eight bits.
     let wide = Config { hidden_size: 64, intermediate_size: 96, head_dim: 32, ..config() };
+    let lora = LoraSettings { rank: 4, dropout: 0.2, ..LoraSettings::default() };
     for (config, settings, examples) in [
+        (config(), TrainSettings { lora: Some(lora), probe_every: Some(3), ..settings(sami()) }, queries(5, 2)),
         (config(), TrainSettings { kl_weight: 0.1, kl_budget: Some(1e9), ..settings(sami()) }, queries(5, 2)),
         (config(), TrainSettings { optimizer: rmsprop, ..settings(Objective::Likelihood) }, texts(5)),
         (wide, TrainSettings { optimizer: eight, ..settings(sami()) }, queries(5, 2)),
@@ -194,8 +206,10 @@ fn torn_and_foreign_checkpoints_are_ignored() {
 #[test]
 fn passes_add_up_to_one_large_batch() {
     let kl = |over| TrainSettings { kl_weight: 0.5, kl_over: over, ..settings(sami()) };
+    let lora = Some(LoraSettings { rank: 4, dropout: 0.3, ..LoraSettings::default() });
     for (settings, examples) in [
         (settings(sami()), queries(5, 3)),
+        (TrainSettings { lora, ..settings(sami()) }, queries(5, 2)),
         (kl(KlOver::Cells), queries(5, 2)),
         (kl(KlOver::Diagonal), queries(5, 2)),
         (settings(Objective::Likelihood), texts(5)),
@@ -206,7 +220,7 @@ fn passes_add_up_to_one_large_batch() {
             let settings = TrainSettings { micro_batch, ..settings.clone() };
             let trainer =
                 Trainer::of_weights(config(), weights(), reference, examples.clone(), settings).expect("gets ready");
-            gradient(&trainer, &[0, 1, 2, 3, 4])
+            gradient(&trainer, &[0, 1, 2, 3, 4], Keep::Everything)
         };
         let (loss, whole) = cut(None);
         assert!(whole.values().flatten().any(|number| number.abs() > 1e-3));
@@ -231,7 +245,7 @@ fn gradient_is_that_of_finite_differences() {
         let settings = TrainSettings { batch: 2, ..settings.clone() };
         let mut trainer =
             Trainer::of_weights(config(), weights, Some(reference), examples.clone(), settings).expect("gets ready");
-        let (_, gradient) = gradient(&trainer, &[0, 1]);
+        let (_, gradient) = gradient(&trainer, &[0, 1], Keep::Everything);
         (trainer.step().expect("steps").loss, gradient)
     };
     let (_, gradient) = loss(weights());
@@ -306,44 +320,6 @@ fn learning_rate_follows_the_schedule_and_the_gradient_is_clipped() {
     let rates: Vec<f64> = run(trainer).records.iter().map(|record| record.learning_rate).collect();
     let wanted: Vec<f64> = (0..4).map(|step| 1e-2 * clipped.schedule.factor(step, 4)).collect();
     assert_eq!(rates, wanted);
-}
-
-#[test]
-fn kl_starts_at_nothing_is_in_the_loss_and_holds_the_model() {
-    let examples = queries(6, 2);
-    let last = |kl_weight| {
-        let settings = TrainSettings { kl_weight, kl_budget: Some(1e9), steps: 25, ..settings(sami()) };
-        let records = run(trainer(&settings, &examples)).records;
-        assert!(records[0].kl.is_some_and(|kl| kl.abs() < 1e-6), "policy and reference are one at first");
-        let last = records.last().expect("there");
-        (last.kl.expect("measured"), last.probe_kl.expect("measured"))
-    };
-    let (free, held) = (last(0.0), last(3.0));
-    assert!(free.0 > 0.01 && held.0 < 0.5 * free.0 && held.1 < 0.5 * free.1, "{free:?} {held:?}");
-
-    let settings = TrainSettings { kl_weight: 0.7, kl_over: KlOver::Diagonal, ..settings(sami()) };
-    for record in run(trainer(&settings, &examples)).records {
-        let wanted = record.objective + 0.7 * record.kl.expect("measured");
-        assert!((record.loss - wanted).abs() < 1e-12, "{record:?}");
-    }
-}
-
-#[test]
-fn training_ends_with_its_kl_budget() {
-    let (budget, examples) = (0.02, queries(6, 2));
-    let settings = TrainSettings { kl_budget: Some(budget), steps: 500, ..settings(sami()) };
-    let mut spent = run(trainer(&settings, &examples));
-    let kl: Vec<f64> = spent.records().iter().filter_map(|record| record.probe_kl).collect();
-    let (last, before) = kl.split_last().expect("a step");
-    assert!(*last > budget && before.iter().all(|kl| *kl <= budget), "{kl:?}");
-    assert!((2..500).contains(&spent.step_count()));
-    let error = spent.step().expect_err("done");
-    assert!(error.to_string().contains("`steps`"), "{error}");
-
-    let directory = tempfile::tempdir().expect("a directory");
-    spent.checkpoint(directory.path()).expect("writes");
-    let mut resumed = trainer(&settings, &examples);
-    assert!(resumed.resume(directory.path()).expect("reads") && resumed.done());
 }
 
 #[test]

@@ -1,0 +1,83 @@
+//! How to train.
+
+use serde::{Deserialize, Serialize};
+
+use super::super::adapter::LoraSettings;
+use super::super::optimizer::OptimizerSettings;
+use super::super::schedule::Schedule;
+use super::super::{Config, memory};
+use super::objective::{KlOver, Objective};
+
+/// How to train.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainSettings {
+    /// What is minimised.
+    pub objective: Objective,
+    /// Examples in a step.
+    pub batch: usize,
+    /// Steps in all.
+    pub steps: u64,
+    /// The optimiser and its learning rate.
+    pub optimizer: OptimizerSettings,
+    /// The learning rate over the steps.
+    pub schedule: Schedule,
+    /// Largest norm of the gradient; 0 does not clip.
+    pub clip: f64,
+    /// Weight of KL(policy‖reference), nats a response token, in the loss.
+    pub kl_weight: f64,
+    /// Which sequences that KL is a mean over.
+    pub kl_over: KlOver,
+    /// Training ends once KL on the probes is above this, nats a response token. The step that brought it there stays:
+    /// going back would need a second copy of the weights.
+    pub kl_budget: Option<f64>,
+    /// Steps from one measurement of KL on the probes to the next, the last step measured too; without it every step where
+    /// there is a budget, else none.
+    pub probe_every: Option<u64>,
+    /// Of the order of the examples.
+    pub seed: u64,
+    /// Sequences in a pass; `None`: by their tokens. Changes results by rounding only.
+    pub micro_batch: Option<usize>,
+    /// Trains adapters of low rank instead of the weights.
+    pub lora: Option<LoraSettings>,
+    /// Whether a pass keeps only each layer's input and makes the rest again for the gradient: less memory, a third more
+    /// work, the same bits. `None`: where the memory would not suffice otherwise. It is no part of what a run is.
+    #[serde(skip)]
+    pub activation_checkpointing: Option<bool>,
+}
+
+impl TrainSettings {
+    /// With what is usual elsewhere: one example in each of 100 steps, a constant learning rate, clipped at a norm of 1.
+    pub fn new(objective: Objective, optimizer: OptimizerSettings) -> Self {
+        Self {
+            objective,
+            batch: 1,
+            steps: 100,
+            optimizer,
+            schedule: Schedule::default(),
+            clip: 1.0,
+            kl_weight: 0.0,
+            kl_over: KlOver::default(),
+            kl_budget: None,
+            probe_every: None,
+            seed: 0,
+            micro_batch: None,
+            lora: None,
+            activation_checkpointing: None,
+        }
+    }
+
+    /// Steps from one measurement on the probes to the next; `None`: there are none.
+    pub(super) fn probes(&self) -> Option<u64> {
+        self.probe_every.or(self.kl_budget.map(|_| 1))
+    }
+}
+
+/// Whether what a pass of so many tokens keeps takes no more than half of the memory that is free.
+pub(super) fn fits(config: &Config, tokens: usize) -> bool {
+    let queries = config.num_attention_heads * config.head_dim;
+    let keys = config.num_key_value_heads * config.head_dim;
+    let experts = config.experts.as_ref().map_or(1, |experts| experts.num_experts_per_tok);
+    let layer = 2 * config.hidden_size + 2 * queries + 2 * keys + 2 * experts * config.intermediate_size;
+    let bytes = 4 * (tokens * config.num_hidden_layers) as u64 * layer as u64;
+    memory::free().is_none_or(|free| bytes <= free / 2)
+}
