@@ -89,6 +89,12 @@ pub const BENCH_LLAMA: Variable = Variable {
     doc: "For benchmarks: a Python that has `llama-cpp-python`, `gguf` and `numpy`. Without it llama.cpp is left out.",
 };
 
+/// A binary with CUDA.
+pub const TEST_CUDA_BIN: Variable = Variable {
+    name: "SAMI_TEST_CUDA_BIN",
+    doc: "A `sami` that was built with the feature `cuda`. Tests run it on a driver that does nothing (`tests/fake_cuda`), and skip with a printed reason where it is not set. Read by tests only.",
+};
+
 /// Where a test makes the process fail.
 pub const FAULT: Variable = Variable {
     name: "SAMI_FAULT",
@@ -128,6 +134,7 @@ pub const ALL: &[&Variable] = &[
     &CUDA_LIBS,
     &VISIBLE,
     &TEST_DATA,
+    &TEST_CUDA_BIN,
     &TEST_PYTHON,
     &FAULT,
     &BLESS,

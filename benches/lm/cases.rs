@@ -51,6 +51,9 @@ pub(crate) enum Work {
     Score { side: usize, queries: usize },
     /// One optimiser step on the same: SAMI's loss, both sides, AdamW.
     Sami { side: usize, queries: usize },
+    /// The same for one query, each layer's intermediate results made again for the gradient; for the memory that it
+    /// takes, and only by us.
+    Checkpointed { side: usize },
     /// One optimiser step on texts, AdamW.
     Text { rows: usize, tokens: usize },
     /// 64 new tokens, the likeliest, after prompts of `own` tokens or some more, of which `shared` come before them for all.
@@ -73,6 +76,10 @@ const fn case(name: &'static str, shape: Shape, work: Work, speed: f64, memory: 
     Case { name, shape, work, speed: Some(speed), memory }
 }
 
+const fn alone(name: &'static str, shape: Shape, work: Work) -> Case {
+    Case { name, shape, work, speed: None, memory: None }
+}
+
 pub(crate) const CASES: &[Case] = &[
     case("score-s-2", S, Work::Score { side: 2, queries: 8 }, 2.5, Some(0.2)),
     case("score-s-4", S, Work::Score { side: 4, queries: 4 }, 3.5, Some(0.2)),
@@ -80,6 +87,8 @@ pub(crate) const CASES: &[Case] = &[
     case("sami-s-2", S, Work::Sami { side: 2, queries: 4 }, 2.0, Some(1.0 / 3.0)),
     case("sami-s-4", S, Work::Sami { side: 4, queries: 2 }, 3.0, Some(1.0 / 3.0)),
     case("sami-m-2", M, Work::Sami { side: 2, queries: 2 }, 1.7, Some(0.8)),
+    alone("light-s-2", S, Work::Checkpointed { side: 2 }),
+    alone("light-s-8", S, Work::Checkpointed { side: 8 }),
     case("text-s", S, Work::Text { rows: 4, tokens: 256 }, 1.2, None),
     case("text-m", M, Work::Text { rows: 4, tokens: 256 }, 1.05, None),
     case("sample-s-1", S, Work::Sample { rows: 1, shared: 0, own: 128 }, 2.5, None),
@@ -117,6 +126,7 @@ impl Case {
         match self.work {
             Work::Score { side, queries } => format!("score C = {side}, {queries} queries"),
             Work::Sami { side, queries } => format!("SAMI step C = {side}, {queries} queries"),
+            Work::Checkpointed { side } => format!("SAMI step C = {side}, 1 query, checkpointed"),
             Work::Text { rows, tokens } => format!("LM step {rows} × {tokens}"),
             Work::Sample { rows, shared: 0, .. } => format!("sample {NEW_TOKENS}, batch {rows}"),
             Work::Sample { rows, shared, .. } => format!("sample {NEW_TOKENS}, {rows} after a shared {shared}"),
@@ -140,6 +150,7 @@ impl Case {
         let (kind, examples, prefix, prompts) = match self.work {
             Work::Score { side, queries } => ("score", matrices(side, queries), vec![], vec![]),
             Work::Sami { side, queries } => ("sami", matrices(side, queries), vec![], vec![]),
+            Work::Checkpointed { side } => ("sami", matrices(side, 1), vec![], vec![]),
             Work::Text { rows, tokens: length } => {
                 let rows = (0..rows).map(|_| vec![json!({"ids": tokens.take(length), "prompt": 1})]);
                 ("text", rows.collect(), vec![], vec![])
@@ -153,6 +164,7 @@ impl Case {
         };
         json!({
             "kind": kind,
+            "checkpointed": matches!(self.work, Work::Checkpointed { .. }),
             "model": model,
             "threads": THREADS,
             "learning_rate": LEARNING_RATE,
@@ -172,6 +184,7 @@ impl Case {
             Work::Score { side, .. } => vec![("batch", vec![json!(side * side), json!(1), json!(0)]), attention],
             // How many queries in a pass; 0: all.
             Work::Sami { .. } => vec![("examples", vec![json!(1), json!(0)]), attention, optimizer],
+            Work::Checkpointed { .. } => Vec::new(),
             Work::Text { .. } => vec![("examples", vec![json!(0), json!(1)]), attention, optimizer],
             Work::Sample { rows: 256, .. } => vec![
                 ("prefix", vec![json!("copied"), json!("none")]),

@@ -94,6 +94,7 @@ fn job(work: &Value, files: &Files) -> Result<Job, Failure> {
                 batch: examples.len(),
                 steps: 1000,
                 clip: 0.0,
+                activation_checkpointing: Some(work["checkpointed"] == true),
                 ..TrainSettings::new(objective, optimizer)
             };
             let mut trainer = Trainer::new(files, None, examples, settings, &Device::Cpu)?;

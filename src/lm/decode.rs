@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::decoder::Engine;
 use super::plain::{self, Cache, Places};
 use super::prefixes::Prefixes;
-use super::{LmError, Model, cpu};
+use super::{LmError, Model, cpu, gpu};
 
 /// A row that enters.
 #[derive(Debug, Clone, Copy)]
@@ -25,22 +26,25 @@ pub(super) struct Entering<'a> {
 pub(super) enum Decoding {
     /// On the CPU.
     Cpu(Box<cpu::Decoding>),
-    /// In candle's operations.
+    /// On other devices.
+    Tensors(gpu::Decoding),
+    /// In candle's operations, padded.
     Plain(Option<Plain>),
 }
 
 impl Decoding {
     /// Without rows. `prefixes` is what all prompts share, `pass` the number of tokens in one pass at most.
     pub(super) fn new(model: &Model, prefixes: &Arc<Prefixes>, pass: usize) -> Result<Self, LmError> {
-        if model.on_cpu() {
-            return Ok(Self::Cpu(Box::new(cpu::Decoding::new(model, Arc::clone(prefixes), pass)?)));
-        }
-        Ok(Self::Plain(None))
+        Ok(match model.engine() {
+            Engine::Cpu => Self::Cpu(Box::new(cpu::Decoding::new(model, Arc::clone(prefixes), pass)?)),
+            Engine::Tensors => Self::Tensors(gpu::Decoding::new(pass)),
+            Engine::Plain => Self::Plain(None),
+        })
     }
 
     /// Whether rows may enter while others are going on.
     pub(super) fn joins(&self) -> bool {
-        matches!(self, Self::Cpu(_))
+        !matches!(self, Self::Plain(_))
     }
 
     /// Goes on with those rows that are kept, by their ascending places in the last call, and a token for each; the others
@@ -55,6 +59,7 @@ impl Decoding {
     ) -> Result<(), LmError> {
         match self {
             Self::Cpu(decoding) => decoding.step(model, kept, tokens, entering, logits),
+            Self::Tensors(decoding) => decoding.step(model, kept, tokens, entering, logits),
             Self::Plain(decoding) if kept.is_empty() => {
                 let prompts: Vec<(&[u32], usize)> = entering.iter().map(|row| (row.ids, row.room)).collect();
                 *decoding = Some(Plain::start(model, &prompts, logits)?);

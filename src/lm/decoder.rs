@@ -64,7 +64,36 @@ pub(super) struct Dense {
     pub(super) down: Linear, // F to D
 }
 
+/// What computes a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// `cpu/`: the fastest on a CPU, in f32.
+    Cpu,
+    /// `gpu/`: candle's operations over packed tokens, on any device and in any type of floating point.
+    Tensors,
+    /// `plain.rs`: the measure of the others.
+    Plain,
+}
+
 impl Layer {
+    /// All its weights.
+    pub(super) fn weights(&self) -> impl Iterator<Item = &Tensor> {
+        let norms =
+            [Some(&self.attention_norm), Some(&self.mlp_norm), self.query_norm.as_ref(), self.key_norm.as_ref()];
+        let router = match &self.mlp {
+            Mlp::Dense(_) => None,
+            Mlp::Experts { router, .. } => Some(router),
+        };
+        let mut linears = vec![&self.query, &self.key, &self.value, &self.output];
+        match &self.mlp {
+            Mlp::Dense(dense) => linears.extend([&dense.gate, &dense.up, &dense.down]),
+            Mlp::Experts { experts, .. } => {
+                linears.extend(experts.iter().flat_map(|dense| [&dense.gate, &dense.up, &dense.down]));
+            }
+        }
+        linears.into_iter().flat_map(Linear::weights).chain(norms).chain([router]).flatten()
+    }
+
     /// Its linear layers, but for the router.
     fn linears_mut(&mut self) -> Vec<&mut Linear> {
         let mut all = vec![&mut self.query, &mut self.key, &mut self.value, &mut self.output];
@@ -91,6 +120,12 @@ impl Linear {
         self.adapter = Some(adapter.clone());
         Ok(())
     }
+
+    fn weights(&self) -> [Option<&Tensor>; 4] {
+        let adapter = self.adapter.as_ref();
+        let (a, b) = (adapter.map(|adapter| &adapter.a), adapter.map(|adapter| &adapter.b));
+        [Some(&self.weight), self.bias.as_ref(), a, b]
+    }
 }
 
 impl Dense {
@@ -109,6 +144,7 @@ impl Dense {
 pub struct Model {
     config: Arc<Config>,
     device: Device,
+    engine: Engine,
     weights: Arc<BTreeMap<String, Tensor>>,
     /// Of the linear layers, by their names.
     adapters: Arc<Adapters>,
@@ -173,7 +209,8 @@ impl Model {
         }
         let config = Config::load(files)?;
         config.check()?;
-        let outside = weights::load_some(files, &config, device, |name| !name.starts_with("model.layers."))?;
+        let outside =
+            weights::load_some(DType::F32, files, &config, device, |name| !name.starts_with("model.layers."))?;
         let (embedding, norm) = (outside["model.embed_tokens.weight"].clone(), outside["model.norm.weight"].clone());
         let head = outside.get("lm_head.weight").cloned().unwrap_or_else(|| embedding.clone());
         drop(outside);
@@ -183,7 +220,7 @@ impl Model {
         let mut adapted = 0;
         for index in 0..config.num_hidden_layers {
             let prefix = format!("model.layers.{index}.");
-            let weights = weights::load_some(files, &config, device, |name| name.starts_with(&prefix))?;
+            let weights = weights::load_some(DType::F32, files, &config, device, |name| name.starts_with(&prefix))?;
             let mut layer = layer(&config, &weights, index);
             for linear in layer.linears_mut() {
                 if let Some(adapter) = adapters.get(&linear.name) {
@@ -199,6 +236,7 @@ impl Model {
         }
         Ok(Self {
             layers: Arc::default(),
+            engine: Engine::Cpu,
             device: device.clone(),
             weights: Arc::new(BTreeMap::from([("model.embed_tokens.weight".to_owned(), embedding.clone())])),
             // Packed as the head is, nobody reads it here.
@@ -273,18 +311,32 @@ impl Model {
 
     /// A model of weights as they are: they may be variables, constants, or computed from either. What is computed from
     /// them has gradients where they do. Constants must not be changed in place afterwards.
-    pub fn new(config: Config, mut weights: BTreeMap<String, Tensor>) -> Result<Self, LmError> {
+    ///
+    /// Errs if a weight is missing or of another shape, or of another type than f32 on the CPU and than the others
+    /// elsewhere.
+    pub fn new(config: Config, weights: BTreeMap<String, Tensor>) -> Result<Self, LmError> {
+        let on_cpu = weights.values().next().is_none_or(|weight| weight.device().is_cpu());
+        Self::computed_by(if on_cpu { Engine::Cpu } else { Engine::Tensors }, config, weights)
+    }
+
+    /// As [`Model::new`], computed in a way that is not the usual one of its device. [`Engine::Tensors`] computes in bf16
+    /// and f16 too, on a CPU as well.
+    pub fn computed_by(engine: Engine, config: Config, mut weights: BTreeMap<String, Tensor>) -> Result<Self, LmError> {
         config.check()?;
         let shapes: BTreeMap<String, Vec<usize>> = config.tensors().into_iter().collect();
         weights.retain(|name, _| shapes.contains_key(name));
         let mut device = None;
+        let dtype = match (engine, weights.get("model.embed_tokens.weight").map(Tensor::dtype)) {
+            (Engine::Tensors, Some(dtype @ (DType::BF16 | DType::F16))) => dtype,
+            _ => DType::F32,
+        };
         for (name, shape) in &shapes {
             let tensor = weights.get_mut(name).ok_or_else(|| LmError::MissingTensor { name: name.clone() })?;
-            if tensor.dims() != shape.as_slice() || tensor.dtype() != DType::F32 {
+            if tensor.dims() != shape.as_slice() || tensor.dtype() != dtype {
                 return Err(LmError::TensorForm {
                     name: name.clone(),
                     found: format!("{:?} of {:?}", tensor.dims(), tensor.dtype()),
-                    expected: format!("{shape:?} of F32"),
+                    expected: format!("{shape:?} of {dtype:?}"),
                 });
             }
             if !tensor.is_contiguous() {
@@ -297,6 +349,7 @@ impl Model {
         let embedding = take("model.embed_tokens.weight");
         let head = if config.tie_word_embeddings { embedding.clone() } else { take("lm_head.weight") };
         Ok(Self {
+            engine,
             layers: Arc::new(layers),
             norm: take("model.norm.weight"),
             device: device.unwrap_or(Device::Cpu),
@@ -363,9 +416,19 @@ impl Model {
         &self.device
     }
 
-    /// Whether `cpu/` computes it, rather than candle's operations.
+    /// The type of its numbers.
+    pub fn dtype(&self) -> DType {
+        self.embedding.dtype()
+    }
+
+    /// What computes it.
+    pub fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// Whether `cpu/` computes it.
     pub(super) fn on_cpu(&self) -> bool {
-        self.device.is_cpu()
+        self.engine == Engine::Cpu
     }
 
     /// The weights by name, variables or not; of a model that was loaded to use, only some.

@@ -12,7 +12,7 @@ pub enum LmError {
     Io(#[from] io::Error),
     /// candle said no: a bug, or a device that is out of memory.
     #[error("{0}")]
-    Candle(#[from] candle_core::Error),
+    Candle(candle_core::Error),
     /// A device that does not exist or that this build cannot use.
     #[error("the device `{name}` cannot be used: {what}")]
     Device {
@@ -94,6 +94,32 @@ pub enum LmError {
         found: String,
         /// What should be.
         expected: String,
+    },
+    /// A tensor of a layer that the configuration does not have.
+    #[error("the weights have a tensor `{name}`, which a {model_type} model of this `config.json` does not have")]
+    StrayTensor {
+        /// The tensor.
+        name: String,
+        /// What `config.json` says.
+        model_type: &'static str,
+    },
+    /// A weight that is no number.
+    #[error("the tensor `{name}` has {what}")]
+    NotANumber {
+        /// The tensor.
+        name: String,
+        /// `NaN` or `infinite numbers`.
+        what: &'static str,
+    },
+    /// A tokenizer with more tokens than the embedding has rows.
+    #[error("the tokenizer has the token {token} (`{text}`), the model has {vocab_size} tokens")]
+    Vocabulary {
+        /// The largest token.
+        token: u32,
+        /// What it stands for.
+        text: String,
+        /// `vocab_size` of `config.json`.
+        vocab_size: usize,
     },
     /// A model without a tokenizer.
     #[error("the model has no `tokenizer.json`{}", if *.sentencepiece { ", only `tokenizer.model` (SentencePiece)" } else { "" })]
@@ -186,6 +212,31 @@ pub enum LmError {
     },
 }
 
+impl From<candle_core::Error> for LmError {
+    /// What a GPU says in candle's words: that its memory is full, or that it is gone.
+    fn from(error: candle_core::Error) -> Self {
+        const FULL: [&str; 2] = ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"];
+        const GONE: [&str; 7] = [
+            "CUDA_ERROR_DEVICE_UNAVAILABLE",
+            "CUDA_ERROR_ECC_UNCORRECTABLE",
+            "CUDA_ERROR_ILLEGAL_ADDRESS",
+            "CUDA_ERROR_LAUNCH_FAILED",
+            "CUDA_ERROR_NO_DEVICE",
+            "CUDA_ERROR_SYSTEM_NOT_READY",
+            "CUDA_ERROR_UNKNOWN",
+        ];
+        let text = error.to_string();
+        let says = |word: &&&str| text.contains(**word);
+        if let Some(word) = FULL.iter().find(says) {
+            return Self::OutOfMemory { what: format!("the GPU says {word}") };
+        }
+        match GONE.iter().find(says) {
+            Some(word) => Self::Device { name: "cuda".to_owned(), what: format!("it stopped with {word}") },
+            None => Self::Candle(error),
+        }
+    }
+}
+
 impl LmError {
     /// As data that the command line draws.
     pub fn diagnostic(&self) -> Diagnostic {
@@ -212,6 +263,16 @@ impl LmError {
             Self::TensorForm { .. } => {
                 diagnostic("lm::tensor-form").help("check that weights and `config.json` are of the same model")
             }
+            Self::StrayTensor { .. } => {
+                diagnostic("lm::stray-tensor").help("check that weights and `config.json` are of the same model")
+            }
+            Self::NotANumber { .. } => {
+                diagnostic("lm::not-a-number").help("the model went astray when it was trained, or its file is damaged")
+            }
+            Self::Vocabulary { .. } => diagnostic("lm::vocabulary").help(
+                "check that tokenizer and weights are of the same model; in Python, \
+                 `model.resize_token_embeddings(len(tokenizer))` makes room for added tokens",
+            ),
             Self::NoTokenizer { sentencepiece: true } => diagnostic("lm::no-tokenizer")
                 .help("convert it in Python: `AutoTokenizer.from_pretrained(DIR, use_fast=True).save_pretrained(DIR)`"),
             Self::NoTokenizer { .. } => {

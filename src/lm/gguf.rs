@@ -14,6 +14,7 @@ use candle_core::{Device, Tensor};
 use fs_err::File;
 use serde_json::json;
 
+use super::weights::check_numbers;
 use super::{Config, Files, LmError};
 
 pub(super) mod vocabulary;
@@ -178,7 +179,9 @@ impl Gguf {
     fn read(&mut self, name: &str, device: &Device) -> Result<Tensor, LmError> {
         let damaged = |error| LmError::Weights { file: FILE.to_owned(), what: format!("`{name}`: {error}") };
         let tensor = self.content.tensor(&mut self.file, name, &Device::Cpu).map_err(damaged)?;
-        Ok(tensor.dequantize(&Device::Cpu)?.to_device(device)?)
+        let tensor = tensor.dequantize(&Device::Cpu)?;
+        check_numbers(name, &tensor)?;
+        Ok(tensor.to_device(device)?)
     }
 
     /// One expert's part of a tensor (X, out, in).

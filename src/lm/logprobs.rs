@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use candle_core::{DType, Tensor};
 
-use super::{LmError, Model, cpu, plain};
+use super::decoder::Engine;
+use super::{LmError, Model, cpu, gpu, plain};
 
 /// Tokens of a prompt and its response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,8 +178,11 @@ fn scores(
     sequences: &[Sequence],
     graph: bool,
 ) -> Result<(Tensor, Option<Tensor>), LmError> {
-    if model.on_cpu() {
-        return cpu::scores_of(model, reference, sequences, graph);
+    match (model.engine(), reference.map_or(model.engine(), Model::engine)) {
+        (Engine::Cpu, Engine::Cpu) => return cpu::scores_of(model, reference, sequences, graph),
+        (Engine::Tensors, Engine::Tensors) => return gpu::scores_of(model, reference, sequences, graph),
+        // What computes any model in any way.
+        _ => {}
     }
     let (logprobs, kl) = plain_scores(model, reference, sequences)?;
     Ok(if graph { (logprobs, kl) } else { (logprobs.detach(), kl.map(|kl| kl.detach())) })

@@ -25,6 +25,8 @@ pub mod device;
 pub mod driver;
 pub mod error;
 pub mod gguf;
+mod gpu;
+mod layout;
 pub mod logprobs;
 pub mod loss;
 pub mod memory;

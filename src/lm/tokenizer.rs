@@ -43,6 +43,15 @@ const SETTINGS: &str = "tokenizer_config.json";
 /// The special tokens of a trained tokenizer; the place is the id.
 const SPECIAL: [&str; 4] = ["<pad>", "<bos>", "<eos>", "<unk>"];
 
+/// Errs on a token that the model's embedding has no row for.
+fn check_size(inner: &tokenizers::Tokenizer, vocab_size: usize) -> Result<(), LmError> {
+    let largest = inner.get_vocab(true).into_iter().max_by_key(|(_, token)| *token);
+    match largest.filter(|(_, token)| *token as usize >= vocab_size) {
+        Some((text, token)) => Err(LmError::Vocabulary { token, text, vocab_size }),
+        None => Ok(()),
+    }
+}
+
 fn failed(what: &str) -> impl FnOnce(tokenizers::Error) -> LmError {
     move |error| LmError::Tokenizer { what: format!("{what}: {error}") }
 }
@@ -75,6 +84,9 @@ impl Tokenizer {
         }
         let has_config = files.contains_key("config.json") || files.contains_key(gguf::FILE);
         let config = has_config.then(|| Config::load(files)).transpose()?;
+        if let Some(config) = &config {
+            check_size(&inner, config.vocab_size)?;
+        }
         Self::new(inner, kept, &settings, config.as_ref())
     }
 

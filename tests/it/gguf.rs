@@ -73,6 +73,21 @@ examples = "score"
 steps = 1
 batch_queries = 2
 optimizer = { name = "adamw", lr = 1e-4 }
+[nodes.adapted]
+kind = "finetune"
+objective = "sami"
+model = "base"
+examples = "score"
+steps = 1
+batch_queries = 2
+lora = { rank = 2 }
+optimizer = { name = "adamw", lr = 1e-2 }
+[nodes.after]
+kind = "score"
+model = "adapted"
+reference = "base"
+responses = "generate"
+prompt = "{{ constitution }} {{ query }}"
 "#;
 
 #[test]
@@ -87,7 +102,7 @@ fn a_gguf_file_goes_through_a_pipeline() {
     fs_err::copy(&file, sandbox.path("a.gguf")).expect("copies");
     fs_err::rename(sandbox.path("a.gguf"), sandbox.path("none.gguf")).expect("renames");
     let first = sandbox.run(&[], DONE.into());
-    assert_eq!(first.names("ran"), ["constitutions", "generate", "score", "finetune"]);
+    assert_eq!(first.names("ran"), ["constitutions", "generate", "score", "finetune", "adapted", "after"]);
     // The trained one is a directory for everyone, its tokenizer too.
     sandbox.sami(&["cache", "checkout", "finetune", "out"]).exits(DONE.into());
     for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"] {

@@ -10,6 +10,8 @@
 //! order. A row's result does not depend on the other rows, to the bit: every number of a product is one chain over the
 //! depth (`tile.rs`), and every other sum runs over one row only.
 
+use super::layout;
+
 mod attend;
 mod attention;
 mod backward;
@@ -21,7 +23,6 @@ mod forward;
 mod gradients;
 mod graph;
 mod head;
-mod layout;
 mod linear;
 mod matmul;
 mod packed;

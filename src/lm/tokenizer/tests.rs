@@ -127,3 +127,20 @@ fn nothing_to_train_on_is_an_error() {
     let error = Tokenizer::train(TokenizerKind::Bpe, TEXTS, 100).unwrap_err();
     assert!(error.to_string().contains("at least 260"), "{error}");
 }
+
+#[test]
+fn more_tokens_than_the_model_has_are_an_error() {
+    let (directory, mut files) = bare(&json!({"bos_token": "<bos>"}));
+    let path = directory.path().join("model's config");
+    let tokenizer = Tokenizer::load(&files).unwrap();
+    let mut config = Config { vocab_size: tokenizer.vocab_size(), ..Config::default() };
+    files.insert("config.json".to_owned(), path.clone());
+    fs_err::write(&path, config.to_json().to_string()).unwrap();
+    assert_eq!(Tokenizer::load(&files).unwrap().vocab_size(), config.vocab_size);
+    config.vocab_size -= 1;
+    fs_err::write(&path, config.to_json().to_string()).unwrap();
+    let error = Tokenizer::load(&files).unwrap_err();
+    let (last, size) = (config.vocab_size, config.vocab_size);
+    assert!(error.to_string().starts_with(&format!("the tokenizer has the token {last} (`")), "{error}");
+    assert!(error.to_string().ends_with(&format!("`), the model has {size} tokens")), "{error}");
+}

@@ -6,7 +6,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Storage, Tensor, Var};
 use rayon::prelude::*;
 
-use super::super::{LmError, cpu};
+use super::super::{LmError, cpu, gpu};
 
 /// Numbers that one task sums.
 const CHUNK: usize = 1 << 15;
@@ -16,6 +16,8 @@ const CHUNK: usize = 1 << 15;
 pub(super) struct Gradients {
     /// Where the CPU's passes put them.
     pub(super) host: cpu::Gradients,
+    /// Where those of other devices put them.
+    pub(super) device: gpu::Gradients,
     /// What candle's backward passes left.
     graph: BTreeMap<String, Tensor>,
 }
@@ -40,7 +42,7 @@ impl Gradients {
     pub(super) fn finish(mut self, parameters: &BTreeMap<String, Var>) -> Result<BTreeMap<String, Tensor>, LmError> {
         let mut gradients = BTreeMap::new();
         for (name, parameter) in parameters {
-            let gradient = match (self.host.take(name), self.graph.remove(name)) {
+            let gradient = match (self.host.take(name), self.device.take(name).or_else(|| self.graph.remove(name))) {
                 (Some(numbers), _) => Tensor::from_vec(numbers, parameter.shape(), parameter.device())?,
                 (None, Some(gradient)) => gradient,
                 (None, None) if name.contains(".experts.") => parameter.zeros_like()?,

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use candle_core::{Tensor, Var};
 
 use super::super::cpu::{Keep, Scored};
+use super::super::decoder::Engine;
 use super::super::logprobs::{token_logprobs, token_logprobs_and_kl};
-use super::super::{LmError, Model, Sequence};
+use super::super::{LmError, Model, Sequence, gpu};
 use super::gradients::Gradients;
 
 /// What a pass gave, response token by response token in the order of the sequences.
@@ -22,6 +23,8 @@ pub(super) struct Pass {
 enum Way {
     /// By the CPU's passes.
     Host(Box<Scored>),
+    /// By the passes of other devices.
+    Device(Box<gpu::Scored>),
     /// Through candle's graph.
     Graph { logprobs: Tensor, kls: Option<Tensor> },
 }
@@ -38,6 +41,12 @@ impl Pass {
             let mut scored = Scored::new(policy, reference, sequences, keep)?;
             let (logprobs, kls) = scored.take();
             return Ok(Self { logprobs, kls, way: Way::Host(Box::new(scored)) });
+        }
+        let device = |model: &Model| model.engine() == Engine::Tensors;
+        if device(policy) && reference.is_none_or(device) {
+            let mut scored = gpu::Scored::new(policy, reference, sequences, keep)?;
+            let (logprobs, kls) = scored.take();
+            return Ok(Self { logprobs, kls, way: Way::Device(Box::new(scored)) });
         }
         let (logprobs, kls) = match reference {
             None => (token_logprobs(policy, sequences)?.logprobs, None),
@@ -64,6 +73,7 @@ impl Pass {
     ) -> Result<(), LmError> {
         match self.way {
             Way::Host(scored) => scored.backward(to_logprobs, to_kls.unwrap_or_default(), &mut gradients.host),
+            Way::Device(scored) => scored.backward(to_logprobs, to_kls.unwrap_or_default(), &mut gradients.device),
             Way::Graph { logprobs, kls } => {
                 let weighted = |tokens: &Tensor, slopes: &[f32]| -> Result<Tensor, LmError> {
                     Ok((tokens * Tensor::new(slopes, tokens.device())?)?.sum_all()?)

@@ -155,3 +155,38 @@ fn weights_that_are_not_there_are_an_error() {
     let gone = single(Path::new("/nowhere/at/all"));
     assert!(error(&gone).contains("/nowhere/at/all"));
 }
+
+#[test]
+fn numbers_that_are_none_are_an_error() {
+    let (_directory, path, mut weights) = saved();
+    for (value, what) in
+        [(f32::NAN, "NaN"), (f32::INFINITY, "infinite numbers"), (f32::NEG_INFINITY, "infinite numbers")]
+    {
+        for (at, name) in [(0, "model.norm.weight"), (95, "model.layers.0.mlp.up_proj.weight")] {
+            let whole = weights[name].clone();
+            let mut numbers: Vec<f32> = whole.flatten_all().unwrap().to_vec1().unwrap();
+            numbers[at] = value;
+            weights.insert(name.to_owned(), Tensor::from_vec(numbers, whole.shape(), &Device::Cpu).unwrap());
+            save(&path, &weights).unwrap();
+            assert_eq!(error(&single(&path)), format!("the tensor `{name}` has {what}"));
+            weights.insert(name.to_owned(), whole);
+        }
+    }
+}
+
+#[test]
+fn weights_of_layers_that_are_not_there_are_an_error() {
+    let (_directory, path, weights) = saved();
+    let with = |name: &str| {
+        let mut more = weights.clone();
+        more.insert(name.to_owned(), Tensor::zeros(8, DType::F32, &Device::Cpu).unwrap());
+        save(&path, &more).unwrap();
+        load(&single(&path), &config(), &Device::Cpu).map_err(|error| error.to_string())
+    };
+    for name in ["model.layers.0.self_attn.q_proj.bias", "model.layers.1.input_layernorm.weight"] {
+        let error = with(name).unwrap_err();
+        assert!(error.starts_with(&format!("the weights have a tensor `{name}`, which a llama model")), "{error}");
+    }
+    // Old checkpoints have these; they hold nothing that `config.json` does not say.
+    assert!(with("model.layers.0.self_attn.rotary_emb.inv_freq").is_ok());
+}

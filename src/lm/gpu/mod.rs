@@ -1,0 +1,29 @@
+//! The decoder on devices other than the CPU: what `plain.rs` computes, in candle's operations over packed tokens.
+//!
+//! - `ops.rs`, `linear.rs`: the parts of a layer, each with the gradient that belongs to it.
+//! - `attention.rs`: queries over the keys of their sequences, gathered into padded batches. `experts.rs`: mixtures.
+//! - `pass.rs`: all layers, forward and backward. `head.rs`: from hidden states to log-probabilities, in chunks.
+//! - `graph.rs`: a pass in candle's graph. `decode.rs`: token by token.
+//!
+//! No graph is built inside of it: weights are used detached, and gradients are made by hand. candle's own would start
+//! each as zeros and add to it, make those of frozen weights too, and keep all activations. A layer's activations are made
+//! again on the way back, from its input.
+//!
+//! It computes in the type of the model's weights; norms, softmax and sums over the vocabulary in f32. It runs on any of
+//! candle's devices: the tests hold it to `plain.rs` on the CPU.
+
+mod attention;
+mod decode;
+mod experts;
+mod graph;
+mod head;
+mod linear;
+mod ops;
+mod pass;
+
+#[cfg(test)]
+mod tests;
+
+pub(super) use decode::Decoding;
+pub(super) use graph::{Scored, scores_of};
+pub(super) use linear::Gradients;
