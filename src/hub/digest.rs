@@ -35,13 +35,17 @@ impl Digest {
 
     /// In hex; `None` where nothing can be said.
     pub(super) fn finish(self) -> Option<String> {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         match self {
             Self::Sha256(digest) => Some(hex(&digest.finalize())),
             Self::Git(digest) => Some(hex(&digest.finish())),
             Self::Unknown => None,
         }
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digit = |four: u8| char::from_digit(four.into(), 16).unwrap_or_default();
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 /// SHA-1 (FIPS 180-4), which git names files by. It keeps accidents out, not attackers.
