@@ -13,7 +13,7 @@ use crate::lm::adapter::{self, LoraSettings};
 use crate::lm::loss::{LengthNorm, Sides};
 use crate::lm::optimizer::OptimizerSettings;
 use crate::lm::schedule::Schedule;
-use crate::lm::train::{self, Example, KlOver, StepRecord, TrainSettings, Trainer};
+use crate::lm::train::{self, Compute, Example, KlOver, StepRecord, TrainSettings, Trainer};
 use crate::lm::{Tokenizer, gguf};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
@@ -55,6 +55,8 @@ pub struct Finetune {
     pub(super) kl_budget: Option<f64>,
     #[serde(default)]
     pub(super) probe_every: Option<u64>,
+    #[serde(default)]
+    pub(super) compute: Compute,
     #[serde(default)]
     pub(super) lora: Option<LoraSettings>,
     #[serde(default = "merge")]
@@ -152,6 +154,7 @@ impl NodeKind for Finetune {
 | `kl_weight` | weight of KL(policy‖reference), nats a response token, added to the loss | 0 |
 | `kl_budget` | training stops once KL on a fixed set of probes is above it, nats a token; the step that brought it there stays | none |
 | `probe_every` | steps from one measurement of that KL to the next; the last step is measured too | 1 with `kl_budget`, else never |
+| `compute` | `"f32"` or `"bf16"`: what the passes compute in; weights, moments and sums of gradients are f32 either way. `"bf16"` is for GPUs, the CPU does it slowly | `"f32"` |
 | `lora` | `{ rank, alpha, dropout, targets = ["q_proj", …] \| "all-linear" }`: trains adapters of low rank instead of the weights | 16, 32, 0, `"all-linear"` |
 | `merge` | with `lora`: whether the model that is made has the adapters in its weights, or beside them | true |
 | `seed` | seed of the order of examples | 0 |
@@ -172,9 +175,9 @@ token's place in its text, not by the batch.
 **Memory.** `state_bits = 8` keeps the optimiser's moments in a byte a number (blocks of 256 with a scale, small
 floating-point numbers in them, rounded at random so that slow means still move): 2 bytes a weight instead of 8. With
 `run = { activation_checkpointing = true }` a pass keeps only each layer's input and makes the rest again for the
-gradient: less memory, a third more work, the same bits; by default where memory is short. A pass takes up to 1,792 tokens, a
-prompt counted once for all its responses, or `run = { micro_batch = N }` sequences; a query of more is cut between
-constitutions. How it is cut changes results by rounding only.
+gradient: less memory, a third more work, the same bits; by default where memory is short. A pass takes 1,792 to 4,096 tokens by the
+size of the model, a prompt counted once for all its responses, or `run = { micro_batch = N }` sequences; a query of more
+is cut between constitutions. How it is cut changes results by rounding only.
 
 ```toml
 [loop.nodes.finetune]
@@ -266,6 +269,7 @@ impl Finetune {
             seed: self.seed,
             probe_every: self.probe_every,
             micro_batch: cx.micro_batch,
+            compute: self.compute,
             lora: self.lora.clone(),
             activation_checkpointing: cx.activation_checkpointing,
         }

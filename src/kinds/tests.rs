@@ -248,5 +248,45 @@ fn what_cannot_be_trained_on_is_named() {
     assert!(error.contains("no row is left of 4") && error.contains("dropped"), "{error}");
     let fields = json!({"prompt": format!("{}{PROMPT}", "be ".repeat(70)), "max_new_tokens": 4});
     let error = bench.run("long", "generate", fields, &inputs).expect_err("64 positions").to_string();
-    assert!(error.contains("\"be be be") && error.contains("the model has 64"), "{error}");
+    assert!(error.contains("row `0`") && error.contains("\"be be be") && error.contains("the model has 64"), "{error}");
+    let fields = json!({"prompt": format!("{}{PROMPT}", "be ".repeat(70)), "max_new_tokens": 4, "too_long": "cut",
+        "keep": {"distinct": false, "min_tokens": 0}});
+    bench.run("cut", "generate", fields, &inputs).expect("prompts may be cut");
+}
+
+#[test]
+fn adapters_go_wherever_a_model_goes() {
+    let bench = Bench::new();
+    let world = world(&bench);
+    let inputs = [("model", &world.model), ("examples", &world.documents)];
+    let train = |name: &str, merge: bool| {
+        let fields = json!({"objective": "lm", "steps": 12, "batch_queries": 16, "optimizer": {"lr": 0.02}, "merge": merge,
+            "probe_every": 5, "lora": {"rank": 4, "targets": ["q_proj", "v_proj", "down_proj"]}});
+        bench.run(name, "finetune", fields, &inputs).expect("trains")
+    };
+    let (merged, metrics) = train("merged", true);
+    assert!(metrics["probe_kl"].as_f64().expect("a number") > 1e-4, "{metrics:?}");
+    let (beside, _) = train("beside", false);
+    for (made, folder) in [(&merged, "merged-adapter"), (&beside, "adapter")] {
+        for name in ["adapter_config.json", "adapter_model.safetensors"] {
+            assert!(made.files.contains_key(&format!("{folder}/{name}")), "{:?}", made.files.keys());
+        }
+    }
+    let same = |made: &InputArtifact| made.files["model.safetensors"] == world.model.files["model.safetensors"];
+    assert!(same(&beside) && !same(&merged), "the weights of the base lie in the store once");
+
+    let generate = |model: &InputArtifact| {
+        let fields = json!({"prompt": PROMPT, "max_new_tokens": 12, "samples": 2, "keep": {"distinct": false}});
+        let inputs = [("model", model), ("queries", &world.queries), ("constitutions", &world.constitutions)];
+        let (responses, _) = bench.run("generate", "generate", fields, &inputs).expect("generates");
+        rows::read(responses.file("rows.jsonl").expect("is there")).expect("reads").len()
+    };
+    assert_eq!((generate(&merged), generate(&beside)), (8, 8));
+    let further = |model: &InputArtifact| {
+        let fields = json!({"objective": "lm", "steps": 1, "batch_queries": 64, "optimizer": {"lr": 1e-9}});
+        let inputs = [("model", model), ("examples", &world.documents)];
+        bench.run("further", "finetune", fields, &inputs).expect("trains").1["loss"].as_f64().expect("a number")
+    };
+    let (one, other, base) = (further(&merged), further(&beside), further(&world.model));
+    assert!((one - other).abs() < 1e-5 && (one - base).abs() > 1e-5, "{one} {other} {base}");
 }

@@ -1,5 +1,6 @@
 //! What a model's `config.json` says about its form.
 
+use candle_core::DType;
 use serde_json::Value;
 
 use self::fields::Fields;
@@ -55,6 +56,8 @@ pub struct Config {
     pub sliding_layers: Option<Vec<bool>>,
     /// The experts of each layer; `None`: a feed-forward layer.
     pub experts: Option<Experts>,
+    /// The type that it is made to be computed in, whatever its weights are stored in. A CPU computes in f32.
+    pub dtype: DType,
     /// The token that begins a text, if any.
     pub bos_token_id: Option<u32>,
     /// The tokens that end a text.
@@ -80,6 +83,8 @@ const LARGEST: u64 = 1 << 24;
 const MOST_LAYERS: u64 = 1 << 12;
 /// Above any model that exists.
 const MOST_EXPERTS: u64 = 1 << 10;
+/// Above any model that exists; each has weights with names of their own.
+const MOST_EXPERTS_IN_ALL: usize = 1 << 17;
 
 impl Default for Config {
     fn default() -> Self {
@@ -102,6 +107,7 @@ impl Default for Config {
             sliding_window: None,
             sliding_layers: None,
             experts: None,
+            dtype: DType::F32,
             bos_token_id: Some(1),
             eos_token_ids: vec![2],
             pad_token_id: None,
@@ -251,6 +257,11 @@ impl Config {
             sliding_window,
             sliding_layers,
             experts: experts(&fields, family)?,
+            dtype: match fields.get("dtype").or_else(|| fields.get("torch_dtype")).and_then(Value::as_str) {
+                Some("bfloat16") => DType::BF16,
+                Some("float16") => DType::F16,
+                _ => DType::F32,
+            },
             bos_token_id: fields.tokens("bos_token_id")?.first().copied(),
             eos_token_ids,
             // Some models have -1 or a token past the end here, and nothing depends on it.
@@ -310,6 +321,10 @@ impl Config {
             && (experts as u64 > MOST_EXPERTS || !(1..=experts).contains(&used))
         {
             return fail("num_experts_per_tok", format!("is {used} of {experts} experts"));
+        }
+        let experts = self.experts.map_or(0, |experts| experts.num_local_experts) * self.num_hidden_layers;
+        if experts > MOST_EXPERTS_IN_ALL {
+            return fail("num_local_experts", format!("makes {experts} in all layers, at most {MOST_EXPERTS_IN_ALL}"));
         }
         let tokens = self.bos_token_id.iter().chain(&self.eos_token_ids).chain(&self.pad_token_id);
         match tokens.into_iter().find(|token| **token as usize >= self.vocab_size) {

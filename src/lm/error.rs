@@ -12,7 +12,7 @@ pub enum LmError {
     Io(#[from] io::Error),
     /// candle said no: a bug, or a device that is out of memory.
     #[error("{0}")]
-    Candle(#[from] candle_core::Error),
+    Candle(candle_core::Error),
     /// A device that does not exist or that this build cannot use.
     #[error("the device `{name}` cannot be used: {what}")]
     Device {
@@ -210,6 +210,31 @@ pub enum LmError {
         /// Ids of the step's examples.
         examples: Vec<String>,
     },
+}
+
+impl From<candle_core::Error> for LmError {
+    /// What a GPU says in candle's words: that its memory is full, or that it is gone.
+    fn from(error: candle_core::Error) -> Self {
+        const FULL: [&str; 2] = ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"];
+        const GONE: [&str; 7] = [
+            "CUDA_ERROR_DEVICE_UNAVAILABLE",
+            "CUDA_ERROR_ECC_UNCORRECTABLE",
+            "CUDA_ERROR_ILLEGAL_ADDRESS",
+            "CUDA_ERROR_LAUNCH_FAILED",
+            "CUDA_ERROR_NO_DEVICE",
+            "CUDA_ERROR_SYSTEM_NOT_READY",
+            "CUDA_ERROR_UNKNOWN",
+        ];
+        let text = error.to_string();
+        let says = |word: &&&str| text.contains(**word);
+        if let Some(word) = FULL.iter().find(says) {
+            return Self::OutOfMemory { what: format!("the GPU says {word}") };
+        }
+        match GONE.iter().find(says) {
+            Some(word) => Self::Device { name: "cuda".to_owned(), what: format!("it stopped with {word}") },
+            None => Self::Candle(error),
+        }
+    }
 }
 
 impl LmError {

@@ -4,6 +4,8 @@ use std::alloc::{Layout, alloc_zeroed};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 
+use candle_core::{DType, Device};
+
 use super::{Config, LmError};
 
 /// A share of what is free that is never taken: for the rest of the program, and for those beside it.
@@ -21,14 +23,44 @@ pub fn free() -> Option<u64> {
 }
 
 /// Bytes that a batch may take: three quarters of what is free, or a gibibyte where nobody knows.
-pub(super) fn budget() -> u64 {
-    free().map_or(1 << 30, |free| free / SPARED * (SPARED - 1))
+pub(super) fn budget(device: &Device) -> u64 {
+    let free = if device.is_cpu() { free() } else { free_of(device) };
+    free.map_or(1 << 30, |free| free / SPARED * (SPARED - 1))
 }
 
-/// Bytes of the keys and values of so many tokens, in f32.
-pub(super) fn keys_and_values(config: &Config, tokens: usize) -> u64 {
+/// Bytes that are free on a GPU, with those that the process holds and does not use.
+#[cfg(feature = "cuda")]
+fn free_of(device: &Device) -> Option<u64> {
+    use candle_core::cuda_backend::cudarc::driver::{result, sys};
+
+    let device = device.as_cuda_device().ok()?;
+    let held = || {
+        #[expect(unsafe_code, reason = "no safe call finds the pool")]
+        // SAFETY: the device is open.
+        let pool = unsafe { result::device::get_default_mem_pool(device.cuda_stream().context().cu_device()) }.ok()?;
+        let attribute = |which| {
+            let mut bytes = 0u64;
+            #[expect(unsafe_code, reason = "no safe call reads these")]
+            // SAFETY: the attributes are u64, and the variable lives until the call is over.
+            unsafe { sys::cuMemPoolGetAttribute(pool, which, (&raw mut bytes).cast()) }.result().ok()?;
+            Some(bytes)
+        };
+        let reserved = attribute(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+        Some(reserved.saturating_sub(attribute(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?))
+    };
+    let (free, _) = result::mem_get_info().ok()?;
+    Some(free as u64 + held().unwrap_or(0))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn free_of(_: &Device) -> Option<u64> {
+    None
+}
+
+/// Bytes of the keys and values of so many tokens.
+pub(super) fn keys_and_values(config: &Config, tokens: usize, dtype: DType) -> u64 {
     let token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim.next_multiple_of(16);
-    token as u64 * tokens as u64 * 4
+    token as u64 * tokens as u64 * dtype.size_in_bytes() as u64
 }
 
 /// A number of a file of lines `NAME NUMBER …`.
@@ -107,7 +139,7 @@ mod tests {
             let free = free().expect("Linux says");
             assert!(free > 1 << 20 && free < 1 << 50, "{free}");
         }
-        assert!(budget() >= 1 << 20);
+        assert!(budget(&Device::Cpu) >= 1 << 20);
     }
 
     #[test]

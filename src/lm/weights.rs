@@ -6,6 +6,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Storage, Tensor};
 use fs_err::File;
+use half::{bf16, f16};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -140,12 +141,33 @@ fn shards(path: &Path) -> Result<BTreeMap<String, String>, LmError> {
     Ok(index.weight_map)
 }
 
-/// Reads all tensors that a model of this form has, as f32: `model.safetensors`, the shards of its index, or `model.gguf`.
+/// Reads all tensors that a model of this form has, as f32 on the CPU and in the type of `config.json` elsewhere: `model.safetensors`, the shards of its index, or `model.gguf`.
 ///
 /// Errs on missing files and tensors, on a file that is cut short or whose header lies, and on shapes that are not
 /// the configuration's, on numbers that are none, and on weights of layers that the configuration does not have. Other
 /// tensors that the model does not have are ignored.
 pub fn load(files: &Files, config: &Config, device: &Device) -> Result<BTreeMap<String, Tensor>, LmError> {
+    load_in(if device.is_cpu() { DType::F32 } else { config.dtype }, files, config, device)
+}
+
+/// As [`load`], in a type of one's own choice.
+pub fn load_in(
+    dtype: DType,
+    files: &Files,
+    config: &Config,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>, LmError> {
+    load_some(dtype, files, config, device, |_| true)
+}
+
+/// As [`load_in`], of those tensors whose names are wanted.
+pub(super) fn load_some(
+    dtype: DType,
+    files: &Files,
+    config: &Config,
+    device: &Device,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<BTreeMap<String, Tensor>, LmError> {
     if let Some(gguf) = Gguf::of(files)? {
         return gguf.tensors(config, device);
     }
@@ -165,7 +187,7 @@ pub fn load(files: &Files, config: &Config, device: &Device) -> Result<BTreeMap<
     };
     let mut readers: BTreeMap<String, Reader> = BTreeMap::new();
     let mut tensors = BTreeMap::new();
-    for (name, shape) in config.tensors() {
+    for (name, shape) in config.tensors().into_iter().filter(|(name, _)| wanted(name)) {
         let file = match &shards {
             None => SINGLE,
             Some(map) => map.get(&name).ok_or_else(|| LmError::MissingTensor { name: name.clone() })?,
@@ -175,7 +197,8 @@ pub fn load(files: &Files, config: &Config, device: &Device) -> Result<BTreeMap<
             readers.insert(file.to_owned(), Reader::open(file, path)?);
         }
         let reader = readers.get_mut(file).expect("it was just put there");
-        tensors.insert(name.clone(), reader.tensor(&name, &shape, device)?);
+        let tensor = reader.tensor(&name, &shape, &Device::Cpu)?;
+        tensors.insert(name, tensor.to_dtype(dtype)?.to_device(device)?);
     }
     for reader in readers.values() {
         refuse_strays(reader.entries.keys(), config)?;
@@ -199,7 +222,7 @@ pub(super) fn read(
     shapes.iter().map(|(name, shape)| Ok((name.clone(), reader.tensor(name, shape, device)?))).collect()
 }
 
-/// Writes tensors to one file of safetensors, as f32. The same tensors give the same bytes.
+/// Writes tensors to one file of safetensors: bf16 and f16 as they are, else f32. The same tensors give the same bytes.
 ///
 /// The file is written in place: make it in a directory that is renamed when it is whole.
 pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), LmError> {
@@ -209,8 +232,13 @@ pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), LmErr
     let mut end = 0;
     for (name, tensor) in tensors {
         let start = end;
-        end += tensor.elem_count() * 4;
-        header.insert(name.clone(), json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [start, end]}));
+        let (dtype, size) = match tensor.dtype() {
+            DType::BF16 => ("BF16", 2),
+            DType::F16 => ("F16", 2),
+            _ => ("F32", 4),
+        };
+        end += tensor.elem_count() * size;
+        header.insert(name.clone(), json!({"dtype": dtype, "shape": tensor.dims(), "data_offsets": [start, end]}));
     }
     let mut header = serde_json::to_vec(&Value::Object(header)).expect("strings and numbers are JSON");
     // The reference implementation aligns the numbers to eight bytes with spaces.
@@ -219,8 +247,14 @@ pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), LmErr
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
     for tensor in tensors.values() {
-        for value in tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()? {
-            file.write_all(&value.to_le_bytes())?;
+        let flat = tensor.flatten_all()?;
+        match tensor.dtype() {
+            DType::BF16 => flat.to_vec1::<bf16>()?.iter().try_for_each(|value| file.write_all(&value.to_le_bytes()))?,
+            DType::F16 => flat.to_vec1::<f16>()?.iter().try_for_each(|value| file.write_all(&value.to_le_bytes()))?,
+            _ => {
+                let values = flat.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+                values.iter().try_for_each(|value| file.write_all(&value.to_le_bytes()))?;
+            }
         }
     }
     let file = file.into_inner().map_err(std::io::IntoInnerError::into_error)?;

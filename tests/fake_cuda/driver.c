@@ -53,6 +53,7 @@ int cuEventCreate(void **event, unsigned flags) { COUNT("cuEventCreate"); return
 int cuEventDestroy_v2(void *event) { return 0; }
 int cuEventRecord(void *event, void *stream) { COUNT("cuEventRecord"); return 0; }
 int cuDeviceGetDefaultMemPool(void **pool, int device) { return HANDLE(pool); }
+int cuMemPoolGetAttribute(void *pool, int attribute, void *value) { *(u64 *)value = 0; return 0; }
 int cuMemPoolSetAttribute(void *pool, int attribute, void *value) { return 0; }
 
 int cuMemGetInfo_v2(u64 *left, u64 *total) { *total = memory(); *left = *total - in_use; return 0; }

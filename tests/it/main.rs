@@ -20,6 +20,7 @@ mod kill;
 mod layers;
 mod lm_families;
 mod lm_golden;
+mod memory;
 mod parity;
 mod pictures;
 mod quickstart;

@@ -15,6 +15,13 @@ fn fields_that_exclude_each_other_are_found() {
     assert_eq!(problems(r#""objective": "sft", "steps": 3, "prompt": "{{ x }}""#), ["prompt"]);
     assert_eq!(problems(r#""objective": "lm", "steps": 3, "text": "{{ x""#), ["text"]);
     assert_eq!(problems(r#""objective": "sami", "steps": 3, "reference": "b""#), ["reference"]);
+    assert!(problems(r#""objective": "sami", "steps": 3, "reference": "b", "probe_every": 2"#).is_empty());
+    assert_eq!(problems(r#""objective": "sami", "steps": 3, "probe_every": 0"#), ["probe_every"]);
+    assert_eq!(problems(r#""objective": "sami", "steps": 3, "merge": false"#), ["merge"]);
+    assert!(problems(r#""objective": "sami", "steps": 3, "merge": false, "lora": {}"#).is_empty());
+    let lora = r#""objective": "sami", "steps": 3, "lora": {"rank": 0, "alpha": 0, "dropout": 1, "targets": []}"#;
+    assert_eq!(problems(lora), ["lora.rank", "lora.alpha", "lora.dropout", "lora.targets"]);
+    assert!(problems(r#""objective": "sami", "steps": 3, "lora": {"targets": "all-linear"}"#).is_empty());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A configuration as `transformers` reads it.
 
+use candle_core::DType;
 use serde_json::{Value, json};
 
 use super::{Config, Family};
@@ -26,7 +27,11 @@ impl Config {
             "rms_norm_eps": self.rms_norm_eps,
             "rope_theta": self.rope_theta,
             "tie_word_embeddings": self.tie_word_embeddings,
-            "torch_dtype": "float32",
+            "torch_dtype": match self.dtype {
+                DType::BF16 => "bfloat16",
+                DType::F16 => "float16",
+                _ => "float32",
+            },
             "use_cache": true,
             "vocab_size": self.vocab_size,
         });

@@ -253,6 +253,9 @@ fn values_that_cannot_be_are_errors() {
     assert!(scaling(crossed).contains("the second is the larger"));
     let experts = load(&family(Family::Mixtral, &json!({"num_key_value_heads": 2, "num_experts_per_tok": 9})));
     assert!(experts.unwrap_err().to_string().contains("`num_experts_per_tok` is 9 of 8 experts"));
+    let many = json!({"num_key_value_heads": 2, "num_local_experts": 1024, "num_hidden_layers": 4096});
+    let many = load(&family(Family::Mixtral, &many)).unwrap_err().to_string();
+    assert!(many.contains("`num_local_experts` makes 4194304 in all layers"), "{many}");
 }
 
 #[test]

@@ -124,7 +124,7 @@ impl CustomOp2 for Link {
     fn bwd(
         &self,
         _values: &Tensor,
-        _weight: &Tensor,
+        weight: &Tensor,
         _result: &Tensor,
         gradient: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
@@ -132,6 +132,7 @@ impl CustomOp2 for Link {
             self.tape.backward(gradient).map_err(|error| candle_core::Error::Msg(error.to_string()).bt())?;
         }
         let to_weight = self.tape.state().1.take(&self.weight);
+        let to_weight = to_weight.map(|gradient| gradient.to_dtype(weight.dtype())).transpose()?;
         Ok(((!self.first).then(|| gradient.clone()), to_weight))
     }
 }
@@ -171,7 +172,7 @@ pub(super) fn scores_keeping(
     for (index, (name, weight)) in wanted.iter().enumerate() {
         let (first, last) = (index == 0, index + 1 == wanted.len());
         let link = Link { tape: Arc::clone(&tape), weight: name.clone(), first, last };
-        result = result.apply_op2(*weight, link)?;
+        result = result.apply_op2(weight, link)?;
     }
     let kl = reference.map(|_| result.narrow(0, outputs, outputs)).transpose()?;
     Ok((if length == outputs { result } else { result.narrow(0, 0, outputs)? }, kl))

@@ -12,6 +12,7 @@ use crate::lm::cpu::Keep;
 use crate::lm::decode::{Decoding as AnyDecoding, Entering, Plain};
 use crate::lm::decoder::Engine;
 use crate::lm::logprobs::plain_scores;
+use crate::lm::prefixes::Prefixes;
 use crate::lm::random::Stream;
 use crate::lm::{Config, Family, Model, Sequence};
 
@@ -233,9 +234,8 @@ fn rows_enter_and_leave() {
             let tokens: Vec<u32> = going.iter().map(|_| stream.below(61) as u32).collect();
             going.iter_mut().zip(&tokens).for_each(|(row, token)| row.push(*token));
             // Some share what they begin with, some are the same.
-            let entering: Vec<Vec<u32>> = (0..stream.below(4))
-                .map(|row| [ids(20, step % 2), ids(1 + 3 * (row as usize / 2), step)].concat())
-                .collect();
+            let entering: Vec<Vec<u32>> =
+                (0..stream.below(4)).map(|row| [ids(20, step % 2), ids(1 + 3 * (row / 2), step)].concat()).collect();
             let prompts: Vec<Entering<'_>> = entering.iter().map(|ids| row(ids, 2)).collect();
             decoding.step(&model, &kept, &tokens, &prompts, &mut logits).unwrap();
             going.extend(entering.iter().cloned());
@@ -257,9 +257,11 @@ fn sampling_gives_the_tokens_of_the_cpus_passes() {
         let model = model(&config, 5, engine);
         let mut rows: Vec<Vec<u32>> = (0..5).map(|row| ids(3 + 4 * row, row as u64)).collect();
         let mut logits = Vec::new();
-        let mut decoding = AnyDecoding::new(&model, &Arc::default(), 30).unwrap();
+        let ids: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+        let mut decoding = AnyDecoding::new(&model, &Arc::new(Prefixes::of(&ids)), 30).unwrap();
         let all: Vec<Vec<u32>> = rows.clone();
-        let all: Vec<Entering<'_>> = all.iter().map(|ids| row(ids, 20)).collect();
+        let all: Vec<Entering<'_>> =
+            all.iter().enumerate().map(|(prompt, ids)| Entering { ids, prompt, room: 20 }).collect();
         decoding.step(&model, &[], &[], &all, &mut logits).unwrap();
         for _ in 0..20 {
             let best = |logits: &[f32]| (0..61).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap() as u32;

@@ -70,8 +70,7 @@ impl Moments {
                 let what = "is 8, which is made for the CPU only".to_owned();
                 return Err(LmError::Setting { field: "optimizer.state_bits", what });
             }
-            let first = has_first.then(|| parameter.zeros_like()).transpose()?;
-            return Ok(Self::Device { first, second: parameter.zeros_like()? });
+            return Self::on_device(has_first, parameter);
         }
         if parameter.dtype() != DType::F32 {
             let what = format!("are {:?}, an optimiser changes f32", parameter.dtype());
@@ -82,6 +81,12 @@ impl Moments {
         } else {
             Self::Host { first: has_first.then(|| vec![0.0; count]), second: vec![0.0; count] }
         })
+    }
+
+    /// Zeros of the kind that other devices have.
+    pub(super) fn on_device(has_first: bool, parameter: &Var) -> Result<Self, LmError> {
+        let first = has_first.then(|| parameter.zeros_like()).transpose()?;
+        Ok(Self::Device { first, second: parameter.zeros_like()? })
     }
 
     /// Everything there is, by name.

@@ -19,9 +19,8 @@ fn values(parameters: &BTreeMap<String, Var>) -> Vec<f32> {
 fn on_device(settings: OptimizerSettings, parameters: &BTreeMap<String, Var>) -> Optimizer {
     let mut optimizer = Optimizer::new(settings, parameters).expect("makes");
     for slot in &mut optimizer.slots {
-        let zeros = slot.parameter.zeros_like().expect("zeros");
         let has_first = optimizer.settings.name == OptimizerName::AdamW;
-        slot.moments = Moments::Device { first: has_first.then(|| zeros.clone()), second: zeros };
+        slot.moments = Moments::on_device(has_first, &slot.parameter).expect("zeros");
     }
     optimizer
 }

@@ -45,7 +45,7 @@ pub(super) fn update(
 ) -> Result<(), LmError> {
     match moments {
         Moments::Device { first, second } => {
-            let updated = plain(rates, parameter, gradient, first, second)?;
+            let updated = plain(rates, parameter.as_detached_tensor(), gradient, first, second)?;
             parameter.set(&updated)?;
         }
         host => parameter.inplace_op2(gradient, &Update { rates, moments: RefCell::new(host), key })?,
@@ -186,12 +186,11 @@ fn rmsprop(rates: &Rates, parameter: &mut [f32], second: &mut [f32], gradient: &
 /// The same in candle's operations, for devices without a kernel here. Returns the parameter's new value.
 fn plain(
     rates: &Rates,
-    parameter: &Var,
+    parameter: Tensor,
     gradient: &Tensor,
     first: &mut Option<Tensor>,
     second: &mut Tensor,
 ) -> Result<Tensor, LmError> {
-    let parameter = parameter.as_detached_tensor();
     let gradient = ((gradient.detach() * rates.scale)? + (&parameter * rates.pull)?)?;
     *second = ((&*second * rates.second)? + (gradient.sqr()? * (1.0 - rates.second))?)?;
     let direction = match first {

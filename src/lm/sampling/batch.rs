@@ -15,6 +15,10 @@ use crate::lm::{LmError, Model, Tokenizer, memory};
 
 /// Rows in work at most, if nothing else bounds them: with more, tokens cost no less.
 const MOST_ROWS: usize = 64;
+/// The same on a GPU, where a step reads all weights whatever the rows.
+const MOST_ROWS_ON_GPU: usize = 256;
+/// Tokens in one pass on a GPU.
+const TOKENS_PER_PASS_ON_GPU: usize = 1 << 14;
 
 /// A row that is not finished.
 struct Row {
@@ -90,6 +94,7 @@ impl<'a> Batch<'a> {
     ) -> Self {
         let prefixes = Prefixes::of(&prompts.iter().map(|prompt| prompt.ids.as_slice()).collect::<Vec<_>>());
         let positions = model.config().max_position_embeddings;
+        let on_cpu = model.device().is_cpu();
         let row = |index: &usize| Row {
             index: *index,
             stream: Stream::new(prompts[*index].seed, "sampling"),
@@ -100,9 +105,9 @@ impl<'a> Batch<'a> {
             waiting: prefixes.order.iter().map(row).collect(),
             prefixes: Arc::new(prefixes),
             working: Vec::new(),
-            most: limits.rows.unwrap_or(MOST_ROWS).max(1),
-            pass: TOKENS_PER_PASS,
-            budget: memory::budget(),
+            most: limits.rows.unwrap_or(if on_cpu { MOST_ROWS } else { MOST_ROWS_ON_GPU }).max(1),
+            pass: if on_cpu { TOKENS_PER_PASS } else { TOKENS_PER_PASS_ON_GPU },
+            budget: memory::budget(model.device()),
             model,
             tokenizer,
             prompts,
@@ -162,7 +167,8 @@ impl<'a> Batch<'a> {
     /// What a row takes: keys and values of its own tokens, those to come too, and a row of logits with its copy.
     fn bytes(&self, row: &Row) -> u64 {
         let own = self.prompts[row.index].ids.len() - self.prefixes.shared(row.index) + row.room;
-        memory::keys_and_values(self.model.config(), own) + 8 * self.model.config().vocab_size as u64
+        memory::keys_and_values(self.model.config(), own, self.model.dtype())
+            + 8 * self.model.config().vocab_size as u64
     }
 
     /// Puts the logits of all rows in work into `logits`; the first `going` of them were in the last step.

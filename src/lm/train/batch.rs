@@ -2,13 +2,53 @@
 
 use std::ops::Range;
 
-use super::super::Sequence;
 use super::super::random::Stream;
+use super::super::{Config, Sequence};
 use super::Example;
 
-/// Tokens of a pass, where no number of sequences is set; a prompt counts once for all its responses. A number that does
-/// not depend on the machine, as results depend on it, by rounding.
-pub(super) const TOKENS: usize = 1792;
+/// How much goes into a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    /// So many sequences.
+    Sequences(usize),
+    /// So many tokens; a prompt counts once for all its responses.
+    Tokens(usize),
+}
+
+impl Room {
+    /// As many sequences as the user said, or as many tokens as suit the model: what a pass keeps of them is about
+    /// 128 MiB, but for small and large models. A number that does not depend on the machine, as results depend on it, by
+    /// rounding.
+    pub(super) fn of(config: &Config, most: Option<usize>) -> Self {
+        match most {
+            Some(most) => Self::Sequences(most),
+            None => Self::Tokens(((1 << 27) / kept_of_a_token(config)).clamp(1792, 4096) as usize),
+        }
+    }
+
+    /// What of it some sequences take.
+    fn taken_by(self, size: Size) -> usize {
+        match self {
+            Self::Sequences(_) => size.sequences,
+            Self::Tokens(_) => size.tokens,
+        }
+    }
+
+    fn all(self) -> usize {
+        match self {
+            Self::Sequences(all) | Self::Tokens(all) => all,
+        }
+    }
+}
+
+/// Bytes that a pass keeps of a token for the gradient.
+pub(super) fn kept_of_a_token(config: &Config) -> u64 {
+    let queries = config.num_attention_heads * config.head_dim;
+    let keys = config.num_key_value_heads * config.head_dim;
+    let experts = config.experts.as_ref().map_or(1, |experts| experts.num_experts_per_tok);
+    let layer = 2 * config.hidden_size + 2 * queries + 2 * keys + 2 * experts * config.intermediate_size;
+    (4 * config.num_hidden_layers as u64 * layer as u64).max(1)
+}
 
 /// The order of the examples: shuffled anew for each turn through all of them.
 #[derive(Debug)]
@@ -70,17 +110,17 @@ impl Size {
     }
 }
 
-/// Cuts a step's examples in their order into runs that fit a pass: at most `most` sequences, or [`TOKENS`] tokens. One
-/// that is too large by itself makes a run of its own.
-pub(super) fn examples_in_runs(examples: &[&Example], most: Option<usize>) -> Vec<Range<usize>> {
-    runs(examples.iter().map(|example| Size::of(example.sequences.iter())), most)
+/// Cuts a step's examples in their order into runs that fit a pass. One that is too large by itself makes a run of its
+/// own.
+pub(super) fn examples_in_runs(examples: &[&Example], room: Room) -> Vec<Range<usize>> {
+    runs(examples.iter().map(|example| Size::of(example.sequences.iter())), room)
 }
 
-/// The same of sequences; those of one prompt stay together where they fit a pass.
-pub(super) fn sequences_in_runs(sequences: &[Sequence], most: Option<usize>) -> Vec<Range<usize>> {
-    if most.is_some() {
-        return runs(sequences.iter().map(|sequence| Size::of(std::iter::once(sequence))), most);
-    }
+/// The same of sequences; where tokens count, those of one prompt stay together if they fit a pass.
+pub(super) fn sequences_in_runs(sequences: &[Sequence], room: Room) -> Vec<Range<usize>> {
+    let Room::Tokens(tokens) = room else {
+        return runs(sequences.iter().map(|sequence| Size::of(std::iter::once(sequence))), room);
+    };
     let mut start = 0;
     let of_one_prompt = |one: &Sequence, other: &Sequence| one.ids[..one.prompt] == other.ids[..other.prompt];
     let groups: Vec<Range<usize>> = sequences
@@ -88,30 +128,27 @@ pub(super) fn sequences_in_runs(sequences: &[Sequence], most: Option<usize>) -> 
         .flat_map(|group| {
             let prompt = group[0].prompt;
             // What is too large even so is cut, and its prompt read once for each part.
-            let room = TOKENS.saturating_sub(prompt);
             let sizes = group.iter().map(|one| Size { sequences: 1, tokens: one.ids.len() - prompt });
-            let cut = runs_of(sizes, None, room);
+            let cut = runs(sizes, Room::Tokens(tokens.saturating_sub(prompt)));
             let first = start;
             start += group.len();
             cut.into_iter().map(move |run| first + run.start..first + run.end)
         })
         .collect();
-    let sizes = groups.iter().map(|group| Size::of(sequences[group.clone()].iter()));
-    let of_groups = runs(sizes, None);
+    // Where it takes several passes anyway, they may as well be small.
+    let whole = Size::of(sequences.iter()).tokens <= tokens;
+    let room = if whole { room } else { Room::Tokens(tokens / 2) };
+    let of_groups = runs(groups.iter().map(|group| Size::of(sequences[group.clone()].iter())), room);
     of_groups.into_iter().map(|run| groups[run.start].start..groups[run.end - 1].end).collect()
 }
 
-fn runs(items: impl Iterator<Item = Size>, most: Option<usize>) -> Vec<Range<usize>> {
-    runs_of(items, most, TOKENS)
-}
-
-fn runs_of(items: impl Iterator<Item = Size>, most: Option<usize>, tokens: usize) -> Vec<Range<usize>> {
+fn runs(items: impl Iterator<Item = Size>, room: Room) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
     let mut filled = 0;
     for (index, item) in items.enumerate() {
-        let (size, room) = most.map_or((item.tokens, tokens), |most| (item.sequences, most));
+        let size = room.taken_by(item);
         match runs.last_mut() {
-            Some(run) if filled + size <= room => {
+            Some(run) if filled + size <= room.all() => {
                 run.end = index + 1;
                 filled += size;
             }
@@ -161,14 +198,32 @@ mod tests {
 
     #[test]
     fn runs_fit_and_lose_nothing() {
-        let cut = |items: &[(usize, usize)], most| {
-            runs(items.iter().map(|(sequences, tokens)| Size { sequences: *sequences, tokens: *tokens }), most)
+        let cut = |items: &[(usize, usize)], room| {
+            runs(items.iter().map(|(sequences, tokens)| Size { sequences: *sequences, tokens: *tokens }), room)
         };
-        assert_eq!(cut(&[(4, 10), (4, 10), (4, 10)], Some(8)), [0..2, 2..3]);
-        assert_eq!(cut(&[(4, 10), (9, 10), (4, 10)], Some(8)), [0..1, 1..2, 2..3]);
-        assert_eq!(cut(&[(1, TOKENS), (1, 1), (1, 1)], None), [0..1, 1..3]);
-        assert_eq!(cut(&[(1, 3 * TOKENS)], None), vec![0..1]);
-        assert!(cut(&[], None).is_empty());
+        assert_eq!(cut(&[(4, 10), (4, 10), (4, 10)], Room::Sequences(8)), [0..2, 2..3]);
+        assert_eq!(cut(&[(4, 10), (9, 10), (4, 10)], Room::Sequences(8)), [0..1, 1..2, 2..3]);
+        assert_eq!(cut(&[(1, 50), (1, 1), (1, 1)], Room::Tokens(50)), [0..1, 1..3]);
+        assert_eq!(cut(&[(1, 150)], Room::Tokens(50)), vec![0..1]);
+        assert!(cut(&[], Room::Tokens(50)).is_empty());
+    }
+
+    #[test]
+    fn room_follows_the_model() {
+        let of = |width, layers| {
+            let config = Config {
+                hidden_size: width,
+                intermediate_size: 8 * width / 3,
+                num_hidden_layers: layers,
+                num_attention_heads: 4,
+                num_key_value_heads: 4,
+                head_dim: width / 4,
+                ..Config::default()
+            };
+            Room::of(&config, None)
+        };
+        assert_eq!((of(128, 3), of(1024, 24)), (Room::Tokens(4096), Room::Tokens(1792)));
+        assert_eq!(Room::of(&Config::default(), Some(3)), Room::Sequences(3));
     }
 
     fn sequence(prompt: u32, length: usize, response: usize) -> Sequence {
@@ -180,23 +235,21 @@ mod tests {
         let cells = |prompts: u32, length, responses: usize, response| -> Vec<Sequence> {
             (0..prompts).flat_map(|prompt| (0..responses).map(move |_| sequence(prompt, length, response))).collect()
         };
+        let room = Room::Tokens(1792);
         let four = cells(4, 200, 4, 60);
         assert_eq!(Size::of(four.iter()), Size { sequences: 16, tokens: 4 * 440 });
-        assert_eq!(sequences_in_runs(&four, None), vec![0..16], "1,760 tokens fit");
+        assert_eq!(sequences_in_runs(&four, room), vec![0..16], "1,760 tokens fit");
         let eight = cells(8, 200, 8, 60);
-        assert_eq!(
-            sequences_in_runs(&eight, None),
-            [0..16, 16..32, 32..48, 48..64],
-            "two constitutions of 680 at a time"
-        );
-        assert_eq!(sequences_in_runs(&eight, Some(24)), [0..24, 24..48, 48..64]);
+        let of_one: Vec<_> = (0..8).map(|at| 8 * at..8 * (at + 1)).collect();
+        assert_eq!(sequences_in_runs(&eight, room), of_one, "a constitution of 680 at a time");
+        assert_eq!(sequences_in_runs(&eight, Room::Sequences(24)), [0..24, 24..48, 48..64]);
         let long = cells(2, 1000, 3, 300);
-        assert_eq!(sequences_in_runs(&long, None), [0..2, 2..3, 3..5, 5..6], "cut where even one does not fit");
+        assert_eq!(sequences_in_runs(&long, room), [0..2, 2..3, 3..5, 5..6], "cut where even one does not fit");
         let alone = [sequence(1, 3000, 10), sequence(2, 5, 5), sequence(3, 5, 5)];
-        assert_eq!(sequences_in_runs(&alone, None), [0..1, 1..3]);
+        assert_eq!(sequences_in_runs(&alone, room), [0..1, 1..3]);
         let examples =
             [four, cells(1, 5, 1, 5), cells(2, 5, 2, 5)].map(|sequences| Example { id: String::new(), sequences });
-        assert_eq!(examples_in_runs(&examples.each_ref(), None), vec![0..3]);
-        assert_eq!(examples_in_runs(&examples.each_ref(), Some(5)), [0..1, 1..3]);
+        assert_eq!(examples_in_runs(&examples.each_ref(), room), [0..2, 2..3], "1,770 tokens, and 30 more");
+        assert_eq!(examples_in_runs(&examples.each_ref(), Room::Sequences(5)), [0..1, 1..3]);
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use fs_err::File;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -62,7 +62,7 @@ impl Source<'_> {
         match self {
             Self::Here(Numbers::U8(numbers)) => sink(numbers)?,
             Self::Here(Numbers::F32(numbers)) => bytes(numbers, sink)?,
-            Self::In(tensor) => bytes(&tensor.flatten_all()?.to_vec1::<f32>()?, sink)?,
+            Self::In(tensor) => bytes(&tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?, sink)?,
         }
         Ok(())
     }

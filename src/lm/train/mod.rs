@@ -15,6 +15,7 @@ mod checkpoint;
 mod gradients;
 mod objective;
 mod pass;
+mod policy;
 mod probes;
 mod record;
 mod settings;
@@ -24,17 +25,18 @@ pub(super) mod tests;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 
-use self::batch::{Order, Size, examples_in_runs, sequences_in_runs};
+use self::batch::{Order, Room, examples_in_runs, sequences_in_runs};
 use self::checkpoint::{Source, State};
 use self::gradients::{Gradients, norm};
 pub use self::objective::{KlOver, Objective};
 use self::objective::{Totals, Verdict, is_diagonal};
 use self::pass::Pass;
+use self::policy::Policy;
 use self::probes::Probes;
 pub use self::record::StepRecord;
-pub use self::settings::TrainSettings;
+pub use self::settings::{Compute, TrainSettings};
 use super::adapter::{self, Adapters};
 use super::cpu::Keep;
 use super::loss::Contrast;
@@ -56,9 +58,7 @@ pub struct Example {
 pub struct Trainer {
     settings: TrainSettings,
     examples: Vec<Example>,
-    /// What is trained.
-    policy: Model,
-    parameters: BTreeMap<String, Var>,
+    policy: Policy,
     /// What every step's KL is measured against.
     reference: Option<Model>,
     optimizer: Optimizer,
@@ -96,7 +96,7 @@ impl Trainer {
         device: &Device,
     ) -> Result<Self, LmError> {
         let config = Config::load(model)?;
-        let mut weights = weights::load(model, &config, device)?;
+        let mut weights = weights::load_in(DType::F32, model, &config, device)?;
         if let Some(adapters) = adapter::load(model, &config, device)? {
             adapter::merge(&mut weights, &adapters)?;
         }
@@ -123,12 +123,16 @@ impl Trainer {
             check::examples(&examples, settings.objective, other)?;
         }
         let each_step = reference.is_some() || settings.kl_weight > 0.0 || settings.kl_budget.is_some();
-        let reference = match (reference, &settings.lora) {
-            (None, _) if !each_step && settings.probe_every.is_none() => None,
-            (None, None) => Some(Model::frozen(config.clone(), weights.clone())?),
-            // The weights themselves stay as they are.
-            (None, Some(_)) => Some(Model::new(config.clone(), weights.clone())?),
-            (given, _) => given,
+        let reference = match reference {
+            None if each_step || settings.probe_every.is_some() => {
+                // With adapters the weights themselves stay as they are.
+                Some(settings.compute.frozen(config.clone(), &weights, settings.lora.is_some())?)
+            }
+            Some(given) if settings.compute == Compute::Bf16 => {
+                let rounded = settings.compute.frozen(given.config().clone(), given.weights(), true)?;
+                Some(rounded.adapted(given.adapters().clone())?)
+            }
+            given => given,
         };
         let mut order = Order::new(examples.len(), settings.seed);
         let probes = match (&reference, settings.probes()) {
@@ -138,24 +142,12 @@ impl Trainer {
             }
             _ => None,
         };
-        let (policy, parameters) = match &settings.lora {
-            None => Model::trainable(config, weights)?,
-            Some(lora) => {
-                let model = Model::new(config, weights)?;
-                if lora.dropout > 0.0 && !model.on_cpu() {
-                    let what = "is not 0, and made for the CPU only".to_owned();
-                    return Err(LmError::Setting { field: "lora.dropout", what });
-                }
-                let (adapters, variables) = adapter::fresh(lora, model.config(), settings.seed, model.device())?;
-                (model.adapted(adapters)?, variables)
-            }
-        };
-        let optimizer = Optimizer::new(settings.optimizer.clone(), &parameters)?;
+        let policy = Policy::new(config, weights, &settings)?;
+        let optimizer = Optimizer::new(settings.optimizer.clone(), &policy.parameters)?;
         Ok(Self {
             settings,
             examples,
             policy,
-            parameters,
             reference: reference.filter(|_| each_step),
             optimizer,
             order,
@@ -183,7 +175,7 @@ impl Trainer {
 
     /// The model as it is now.
     pub fn model(&self) -> &Model {
-        &self.policy
+        &self.policy.model
     }
 
     /// Does one optimiser update, over `batch` examples.
@@ -203,12 +195,12 @@ impl Trainer {
         let not_finite = |what| LmError::NotFinite { what, step: step + 1, examples: ids() };
 
         let mut gathered = Gathered::default();
-        let runs = examples_in_runs(&examples, self.settings.micro_batch);
-        let keep = self.keep(&examples, &runs);
+        let runs = examples_in_runs(&examples, self.room());
+        let keep = self.keep(&examples);
         // Dropout is of the step, so that every pass over a sequence leaves out the same.
         let noisy = self.settings.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0);
-        let noisy = noisy.then(|| self.policy.noisy(hash(self.settings.seed, step)));
-        let policy = noisy.as_ref().unwrap_or(&self.policy);
+        let noisy = noisy.then(|| self.policy.model.noisy(hash(self.settings.seed, step)));
+        let policy = noisy.as_ref().unwrap_or(&self.policy.model);
         for run in runs {
             if !self.gather(policy, &examples[run], totals, keep, &mut gathered)? {
                 return Err(not_finite("the loss"));
@@ -219,7 +211,7 @@ impl Trainer {
             KlOver::Diagonal => (gathered.kl_diagonal, totals.diagonal_responses),
         };
         let loss = gathered.objective + self.settings.kl_weight * kl_sum / kl_tokens as f64;
-        let gradients = gathered.gradients.finish(&self.parameters)?;
+        let gradients = gathered.gradients.finish(&self.policy.parameters)?;
         let norm = norm(&gradients)?;
         if !loss.is_finite() {
             return Err(not_finite("the loss"));
@@ -232,6 +224,7 @@ impl Trainer {
         let scale = if self.settings.clip > 0.0 { (self.settings.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         self.optimizer.step(&gradients, rate, scale)?;
         drop(gradients);
+        self.policy.follow()?;
 
         let figures = Contrast::mean(&gathered.figures);
         let record = StepRecord {
@@ -250,7 +243,7 @@ impl Trainer {
             logprob_off_diagonal: figures.map(|_| gathered.off_diagonal / (totals.sequences - totals.diagonal) as f64),
             kl: self.reference.as_ref().map(|_| gathered.kl_diagonal / totals.diagonal_responses as f64),
             probe_kl: match &mut self.probes {
-                Some(probes) if probes.are_due(step + 1, self.settings.steps) => Some(probes.kl(&self.policy)?),
+                Some(probes) if probes.are_due(step + 1, self.settings.steps) => Some(probes.kl(&self.policy.model)?),
                 _ => None,
             },
         };
@@ -261,19 +254,27 @@ impl Trainer {
         Ok(record)
     }
 
+    fn room(&self) -> Room {
+        Room::of(self.policy.model.config(), self.settings.micro_batch)
+    }
+
     /// What a step's passes keep: all that the largest needs, where that fits the memory.
-    fn keep(&self, examples: &[&Example], runs: &[std::ops::Range<usize>]) -> Keep {
-        let whole = match self.settings.activation_checkpointing {
-            Some(wanted) => !wanted,
-            None => {
-                let size = |run: &std::ops::Range<usize>| {
-                    let sequences = examples[run.clone()].iter().flat_map(|example| &example.sequences);
-                    Size::of(sequences).tokens.min(batch::TOKENS.max(1))
+    fn keep(&self, examples: &[&Example]) -> Keep {
+        let on_cpu = self.policy.model.device().is_cpu();
+        let whole = self.settings.activation_checkpointing.map_or_else(
+            || {
+                let tokens = match self.room() {
+                    Room::Tokens(tokens) => tokens,
+                    Room::Sequences(most) => {
+                        let all = examples.iter().flat_map(|example| &example.sequences);
+                        most * all.map(|sequence| sequence.ids.len()).max().unwrap_or(0)
+                    }
                 };
-                let tokens = runs.iter().map(size).max().unwrap_or(0);
-                settings::fits(self.policy.config(), tokens)
-            }
-        };
+                // Weights and moments fill a GPU's memory.
+                on_cpu && settings::fits(self.policy.model.config(), tokens)
+            },
+            |wanted| !wanted,
+        );
         if whole { Keep::Everything } else { Keep::Inputs }
     }
 
@@ -299,7 +300,7 @@ impl Trainer {
             }
             self.settings.objective.judge(examples, sums, &lengths, totals).map(Some)
         };
-        let runs = sequences_in_runs(&sequences, self.settings.micro_batch);
+        let runs = sequences_in_runs(&sequences, self.room());
         let verdict = if runs.len() == 1 {
             let pass = Pass::new(policy, self.reference.as_ref(), &sequences, keep)?;
             let Some(verdict) = judge(&sums(&pass.logprobs, &lengths))? else { return Ok(false) };
@@ -352,15 +353,18 @@ impl Trainer {
             });
         }
         let to_logprobs = by_token(&|row| rows.slopes[row]);
-        pass.backward(&to_logprobs, to_kls.as_deref(), &self.parameters, &mut gathered.gradients)
+        pass.backward(&to_logprobs, to_kls.as_deref(), self.policy.variables(), &mut gathered.gradients)
     }
 
     /// Writes all that [`Trainer::resume`] needs into a directory that exists, in place of the checkpoint there.
     ///
     /// Whatever moment the machine stops at, the directory holds the old one or the new one.
     pub fn checkpoint(&self, directory: &Path) -> Result<(), LmError> {
-        let weights =
-            self.parameters.iter().map(|(name, weight)| (format!("weight.{name}"), Source::In(weight.as_tensor())));
+        let weights = self
+            .policy
+            .parameters
+            .iter()
+            .map(|(name, weight)| (format!("weight.{name}"), Source::In(weight.as_tensor())));
         let moments = self.optimizer.state()?.into_iter().map(|(name, moment)| (name, Source::Here(moment)));
         let state = State { run: self.run.clone(), updates: self.optimizer.steps(), records: self.records.clone() };
         checkpoint::write(directory, &state, &weights.chain(moments).collect::<Vec<_>>())
@@ -372,8 +376,8 @@ impl Trainer {
     /// weights or reference.
     pub fn resume(&mut self, directory: &Path) -> Result<bool, LmError> {
         let Some((state, mut tensors)) = checkpoint::read(directory)? else { return Ok(false) };
-        let mut weights = Vec::with_capacity(self.parameters.len());
-        for (name, parameter) in &self.parameters {
+        let mut weights = Vec::with_capacity(self.policy.parameters.len());
+        for (name, parameter) in &self.policy.parameters {
             match tensors.remove(&format!("weight.{name}")) {
                 Some(Numbers::F32(numbers)) if numbers.len() == parameter.elem_count() => {
                     weights.push(numbers.into_owned());
@@ -384,9 +388,10 @@ impl Trainer {
         if state.run != self.run || !self.optimizer.restore(state.updates, &mut tensors)? {
             return Ok(false);
         }
-        for (parameter, numbers) in self.parameters.values().zip(weights) {
+        for (parameter, numbers) in self.policy.parameters.values().zip(weights) {
             parameter.set(&Tensor::from_vec(numbers, parameter.shape(), parameter.device())?)?;
         }
+        self.policy.follow()?;
         self.records = state.records;
         Ok(true)
     }
@@ -396,30 +401,25 @@ impl Trainer {
     /// The weights are f32, as they are trained: a rounded copy would lose what small steps have changed. With LoRA they are
     /// those of the model at the start with the adapter merged into them.
     pub fn save(&self, directory: &Path) -> Result<(), LmError> {
-        if self.policy.adapters().is_empty() {
-            return self.policy.save(directory);
-        }
-        let mut weights = self.policy.weights().clone();
-        adapter::merge(&mut weights, self.policy.adapters())?;
-        Model::new(self.policy.config().clone(), weights)?.save(directory)
+        self.policy.save(directory, true)
     }
 
     /// Writes the model that an adapter is trained on top of, as [`Trainer::save`] does.
     pub fn save_base(&self, directory: &Path) -> Result<(), LmError> {
-        self.policy.save(directory)
+        self.policy.save(directory, false)
     }
 
     /// Writes the adapter into a directory that exists, in the form of `peft`. Returns false, with nothing written, without
     /// LoRA.
     pub fn save_adapter(&self, directory: &Path) -> Result<bool, LmError> {
         let Some(lora) = &self.settings.lora else { return Ok(false) };
-        adapter::save(directory, lora, self.policy.adapters(), "")?;
+        adapter::save(directory, lora, self.policy.model.adapters(), "")?;
         Ok(true)
     }
 
     /// The adapter in training; empty without LoRA.
     pub fn adapters(&self) -> &Adapters {
-        self.policy.adapters()
+        self.policy.model.adapters()
     }
 }
 

@@ -6,6 +6,7 @@ use super::super::adapter::LoraSettings;
 use super::super::optimizer::OptimizerSettings;
 use super::super::schedule::Schedule;
 use super::super::{Config, memory};
+use super::batch::kept_of_a_token;
 use super::objective::{KlOver, Objective};
 
 /// How to train.
@@ -37,6 +38,9 @@ pub struct TrainSettings {
     pub seed: u64,
     /// Sequences in a pass; `None`: by their tokens. Changes results by rounding only.
     pub micro_batch: Option<usize>,
+    /// What the passes compute in. Parameters, moments and sums of gradients are f32.
+    #[serde(default)]
+    pub compute: Compute,
     /// Trains adapters of low rank instead of the weights.
     pub lora: Option<LoraSettings>,
     /// Whether a pass keeps only each layer's input and makes the rest again for the gradient: less memory, a third more
@@ -61,6 +65,7 @@ impl TrainSettings {
             probe_every: None,
             seed: 0,
             micro_batch: None,
+            compute: Compute::F32,
             lora: None,
             activation_checkpointing: None,
         }
@@ -72,12 +77,18 @@ impl TrainSettings {
     }
 }
 
+/// A type that passes compute in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    /// 24 bits of mantissa.
+    #[default]
+    F32,
+    /// 8 bits of mantissa: half the memory, and faster where the device has it.
+    Bf16,
+}
+
 /// Whether what a pass of so many tokens keeps takes no more than half of the memory that is free.
 pub(super) fn fits(config: &Config, tokens: usize) -> bool {
-    let queries = config.num_attention_heads * config.head_dim;
-    let keys = config.num_key_value_heads * config.head_dim;
-    let experts = config.experts.as_ref().map_or(1, |experts| experts.num_experts_per_tok);
-    let layer = 2 * config.hidden_size + 2 * queries + 2 * keys + 2 * experts * config.intermediate_size;
-    let bytes = 4 * (tokens * config.num_hidden_layers) as u64 * layer as u64;
-    memory::free().is_none_or(|free| bytes <= free / 2)
+    memory::free().is_none_or(|free| tokens as u64 * kept_of_a_token(config) <= free / 2)
 }

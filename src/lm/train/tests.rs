@@ -52,6 +52,7 @@ pub(super) fn settings(objective: Objective) -> TrainSettings {
         seed: 5,
         probe_every: None,
         micro_batch: None,
+        compute: Compute::F32,
         lora: None,
         activation_checkpointing: Some(false),
     }
@@ -111,15 +112,16 @@ fn saved(trainer: &Trainer) -> Vec<u8> {
 
 fn gradient(trainer: &Trainer, indices: &[usize], keep: Keep) -> (f64, BTreeMap<String, Vec<f32>>) {
     let mut gathered = Gathered::default();
-    let noisy = trainer.policy.noisy(9);
-    let policy = if trainer.policy.adapters().values().any(|one| one.dropout > 0.0) { &noisy } else { &trainer.policy };
+    let noisy = trainer.model().noisy(9);
+    let policy =
+        if trainer.model().adapters().values().any(|one| one.dropout > 0.0) { &noisy } else { trainer.model() };
     let examples: Vec<&Example> = indices.iter().map(|index| &trainer.examples[*index]).collect();
     let totals = Totals::of(examples.iter().copied());
-    for run in examples_in_runs(&examples, trainer.settings.micro_batch) {
+    for run in examples_in_runs(&examples, trainer.room()) {
         assert!(trainer.gather(policy, &examples[run], totals, keep, &mut gathered).expect("gathers"));
     }
     let flat = |gradient: &Tensor| gradient.flatten_all().and_then(|flat| flat.to_vec1()).expect("f32");
-    let gradients = gathered.gradients.finish(&trainer.parameters).expect("all there");
+    let gradients = gathered.gradients.finish(&trainer.policy.parameters).expect("all there");
     let by_name = gradients.iter().map(|(name, gradient)| (name.clone(), flat(gradient)));
     (gathered.objective, by_name.collect())
 }
