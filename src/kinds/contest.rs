@@ -67,7 +67,7 @@ impl Contest {
         let mut policies = IndexMap::new();
         for name in kind.candidates.keys() {
             let input = cx.input(&format!("candidates.{name}"))?;
-            policies.insert(name.clone(), RefCell::new(Policy::new(cx, input)));
+            policies.insert(name.clone(), RefCell::new(Policy::new(cx, input).with(kind.too_long)));
         }
         let asked = queries.len() * size;
         let total = policies.len() * (asked + asked * size) + (policies.len() - 1) * asked;

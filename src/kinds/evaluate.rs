@@ -9,6 +9,7 @@ use super::contest::Contest;
 use super::contrast::Part;
 use super::generate::{max_new_tokens, one};
 use super::judge::rules::Rules;
+use super::policy::TooLong;
 use super::prompter::check_system;
 use super::{Cx, NodeError, NodeKind, Outputs, rows, template};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
@@ -63,6 +64,8 @@ pub struct Evaluate {
     pub(super) score_eos: bool,
     #[serde(default)]
     pub(super) seed: u64,
+    #[serde(default, skip_serializing_if = "TooLong::is_error")]
+    pub(super) too_long: TooLong,
 }
 
 fn all() -> Part {
@@ -153,7 +156,7 @@ the same prompt, settings and seeds; a judge that does not know whose response i
 |---|---|---|
 | `candidates` | models by name | |
 | `against` | the candidate that the others are compared with, and that KL is measured from | |
-| `queries`, `constitutions`, `prompt`, sampling fields, `seed` | as in `generate` | |
+| `queries`, `constitutions`, `prompt`, sampling fields, `seed`, `too_long` | as in `generate` | |
 | `score_prompt` | the training prompt, for `bound`, `gap`, the accuracies and `kl` | `prompt` |
 | `chat` | candidates that were trained on conversations: each is asked through its own chat template | `[]` |
 | `chat_prompt` | what the user says to those, instead of `prompt` and `score_prompt` | `prompt` |

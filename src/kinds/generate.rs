@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::check::{input, require, sampling};
 use super::contrast::Part;
 use super::keep::{Candidate, Keep};
-use super::policy::{Answer, Ask, Policy, Rows, Work, response_seed};
+use super::policy::{Answer, Ask, Policy, Rows, TooLong, Work, response_seed};
 use super::prompter::{Prompter, check_system};
 use super::query::Query;
 use super::{Cx, NodeError, NodeKind, Outputs, query, rows, template};
@@ -45,6 +45,8 @@ pub struct Generate {
     pub(super) cut: Vec<String>,
     #[serde(default)]
     pub(super) keep: Keep,
+    #[serde(default, skip_serializing_if = "TooLong::is_error")]
+    pub(super) too_long: TooLong,
 }
 
 pub(super) fn max_new_tokens() -> usize {
@@ -122,6 +124,7 @@ the other rows do not matter. Rows are memoised: a dataset that grew by 100 rows
 | `cut` | texts at which a finished response is cut off | `[]` |
 | `samples` | rows made of each query, each with its own constitutions and random numbers | 1 |
 | `seed` | seed of draws and samples | 0 |
+| `too_long` | what happens to a prompt that is longer than the model's positions: `"error"` names the row, `"cut"` leaves out the prompt's first tokens, but for the one that begins every text | `"error"` |
 | `keep` | what a query's responses must be like for its row to stay, see below | identical ones drop |
 
 `keep`: `forbid` (texts that no response may contain), `ends_with` (a text, or a list of which one must end each response),
@@ -159,7 +162,7 @@ temperature = 1.0
                 asks.push(Ask { row: query.id.clone(), prompt, seed });
             }
         }
-        let mut policy = Policy::new(cx, cx.input("model")?);
+        let mut policy = Policy::new(cx, cx.input("model")?).with(self.too_long);
         let path = cx.staging.join("rows.jsonl");
         let answers = Work::new(cx, "responses", asks.len()).sample(&mut policy, &self.settings(), &asks)?;
         let (kept, metrics) = self.keep(&queries, &answers, constitutions.per_query)?;

@@ -14,8 +14,11 @@ use crate::lm::sampling::{Limits, sample_each};
 use crate::lm::{Finish, LmError, Model, Prompt, Response, SamplingSettings, Sequence, Tokenizer};
 
 mod batches;
+mod fit;
 
 use batches::{batches, first_of_each};
+use fit::Fit;
+pub(super) use fit::TooLong;
 
 /// Raised when equal rows would give other results.
 const VERSION: u64 = 1;
@@ -30,6 +33,7 @@ const KEPT_AFTER: Duration = Duration::from_secs(2);
 pub(super) struct Policy {
     input: InputArtifact,
     device: String,
+    too_long: TooLong,
     model: Option<Model>,
     tokenizer: Option<Tokenizer>,
 }
@@ -126,13 +130,12 @@ impl<'a, 'cx> Work<'a, 'cx> {
             asks.iter().map(|ask| Hasher::new().text(&ask.prompt).number(ask.seed).finish()).collect();
         let limits = Limits { rows: self.cx.micro_batch };
         self.remembered(&space, &keys, |missing, keeper| {
-            let (model, tokenizer) = policy.loaded()?;
+            let fit = policy.fit()?;
+            let (model, tokenizer) = (fit.model, fit.tokenizer);
             let mut prompts = Vec::with_capacity(missing.len());
             for at in missing {
                 let Ask { row, prompt, seed } = &asks[*at];
-                let ids = tokenizer.prompt(prompt)?;
-                fits(model, ids.len() + 1, row, prompt)?;
-                prompts.push(Prompt { ids, seed: *seed });
+                prompts.push(Prompt { ids: fit.prompt(row, prompt, settings.max_new_tokens)?, seed: *seed });
             }
             let answer = |(at, response): (usize, Response)| {
                 let Response { ids, text, finish } = response;
@@ -151,8 +154,8 @@ impl<'a, 'cx> Work<'a, 'cx> {
         let space = space("logprobs", &[&policy.input], &Value::Null);
         let keys: Vec<Digest> = pairs.iter().map(pair_key).collect();
         self.remembered(&space, &keys, |missing, keeper| {
-            let (model, tokenizer) = policy.loaded()?;
-            sums(model, tokenizer, pairs, missing, keeper, |batch| response_logprobs(model, batch))
+            let fit = policy.fit()?;
+            sums(&fit, pairs, missing, keeper, |batch| response_logprobs(fit.model, batch))
         })
     }
 
@@ -167,12 +170,13 @@ impl<'a, 'cx> Work<'a, 'cx> {
         let keys: Vec<Digest> = pairs.iter().map(pair_key).collect();
         let same = policy.input.id == reference.input.id;
         self.remembered(&space, &keys, |missing, keeper| {
-            let (model, tokenizer) = policy.loaded()?;
+            let fit = policy.fit()?;
+            let model = fit.model;
             if same {
                 // A model does not differ from itself.
                 let nothing =
                     |batch: &[Sequence]| Ok(batch.iter().map(|one| vec![0.0; response_tokens(one)]).collect());
-                return sums(model, tokenizer, pairs, missing, keeper, nothing);
+                return sums(&fit, pairs, missing, keeper, nothing);
             }
             let reference = reference.loaded()?.0;
             if reference.config().vocab_size != model.config().vocab_size {
@@ -181,7 +185,7 @@ impl<'a, 'cx> Work<'a, 'cx> {
                     "give a reference that the model was trained from",
                 ));
             }
-            sums(model, tokenizer, pairs, missing, keeper, |batch| response_kl(model, reference, batch))
+            sums(&fit, pairs, missing, keeper, |batch| response_kl(model, reference, batch))
         })
     }
 
@@ -257,7 +261,19 @@ impl<V> Rows<V> {
 impl Policy {
     /// A model that is not loaded yet.
     pub(super) fn new(cx: &Cx<'_>, input: &InputArtifact) -> Self {
-        Self { input: input.clone(), device: cx.device.clone(), model: None, tokenizer: None }
+        Self { input: input.clone(), device: cx.device.clone(), too_long: TooLong::Error, model: None, tokenizer: None }
+    }
+
+    /// Does so with prompts that are too long.
+    pub(super) fn with(self, too_long: TooLong) -> Self {
+        Self { too_long, ..self }
+    }
+
+    /// The model, loaded if it was not, and what prompts must fit.
+    fn fit(&mut self) -> Result<Fit<'_>, NodeError> {
+        let too_long = self.too_long;
+        let (model, tokenizer) = self.loaded()?;
+        Ok(Fit { model, tokenizer, too_long })
     }
 
     /// Lets go of the model's memory; it is loaded again if it is needed.
@@ -271,7 +287,7 @@ impl Policy {
             self.tokenizer = Some(Tokenizer::load(&self.input.files)?);
         }
         if self.model.is_none() {
-            self.model = Some(Model::load(&self.input.files, &crate::lm::device(&self.device)?)?);
+            self.model = Some(Model::load_to_use(&self.input.files, &crate::lm::device(&self.device)?)?);
         }
         match (&self.model, &self.tokenizer) {
             (Some(model), Some(tokenizer)) => Ok((model, tokenizer)),
@@ -296,21 +312,6 @@ fn space(what: &str, models: &[&InputArtifact], fields: &Value) -> Digest {
 
 fn pair_key(pair: &Pair) -> Digest {
     Hasher::new().text(&pair.prompt).text(&pair.response).number(u64::from(pair.eos)).finish()
-}
-
-/// Errs, naming the row, if so many tokens are more than the model has positions: before anything is computed.
-fn fits(model: &Model, tokens: usize, row: &str, prompt: &str) -> Result<(), NodeError> {
-    let positions = model.config().max_position_embeddings;
-    if tokens <= positions {
-        return Ok(());
-    }
-    let begin: String = prompt.chars().take(60).collect();
-    Err(NodeError::with_help(
-        format!(
-            "row `{row}`: the prompt that begins with {begin:?} needs {tokens} positions, and the model has {positions}"
-        ),
-        "shorten the prompt's template or what is filled in, as in `{{ text[:2000] }}`, or give a model with more positions",
-    ))
 }
 
 /// An error of the language model, its index of a row made the row's name.
@@ -340,8 +341,7 @@ pub(super) fn response_tokens(sequence: &Sequence) -> usize {
 /// Computes numbers for the response tokens of pairs, and sums over each response. One without tokens (the model ended at
 /// once) sums to nothing. Errs, naming the row, on a sum that is not finite.
 fn sums(
-    model: &Model,
-    tokenizer: &Tokenizer,
+    fit: &Fit<'_>,
     pairs: &[Pair],
     missing: &[usize],
     keeper: &mut Keeper<'_, '_, '_, Sum>,
@@ -350,9 +350,7 @@ fn sums(
     let mut sequences = Vec::with_capacity(missing.len());
     for at in missing {
         let Pair { row, prompt, response, eos } = &pairs[*at];
-        let sequence = tokenizer.sequence(prompt, response, *eos)?;
-        fits(model, sequence.ids.len(), row, prompt)?;
-        sequences.push(sequence);
+        sequences.push(fit.sequence(row, prompt, response, *eos)?);
     }
     let row = |at: usize| &pairs[missing[at]].row;
     for batch in batches(&sequences, keeper.work.cx.micro_batch) {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::check::input;
 use super::figures::ContrastFigures;
 use super::generate::is_false;
-use super::policy::{Policy, Sum, Work, per_token};
+use super::policy::{Policy, Sum, TooLong, Work, per_token};
 use super::prompter::{Prompter, check_system};
 use super::responses::{self, Answered};
 use super::{Cx, NodeError, NodeKind, Outputs, rows, template};
@@ -33,6 +33,8 @@ pub struct Score {
     pub(super) shuffle_principles: bool,
     #[serde(default)]
     pub(super) seed: u64,
+    #[serde(default, skip_serializing_if = "TooLong::is_error")]
+    pub(super) too_long: TooLong,
 }
 
 fn yes() -> bool {
@@ -80,6 +82,7 @@ impl NodeKind for Score {
 | `score_eos` | whether the end-of-sequence token is scored too | false |
 | `shuffle_principles` | a new order of the principles in each constitution | true |
 | `seed` | seed of that order | 0 |
+| `too_long` | as in `generate`; responses are never cut | `"error"` |
 
 Makes `rows.jsonl`: the row of the responses with `prompts` (a text per constitution), `logprobs` (C×C sums in nats, rows
 are constitutions, columns are responses) and `lengths` (tokens of each response). Metrics: `bound` (InfoNCE lower bound on
@@ -110,7 +113,7 @@ prompt = "rules : {{ constitution }} q : {{ query }} a :"
             prompts.push(own);
         }
         let diagonal = responses::diagonal(&pairs, size);
-        let mut policy = Policy::new(cx, cx.input("model")?);
+        let mut policy = Policy::new(cx, cx.input("model")?).with(self.too_long);
         let mut reference =
             self.reference.is_some().then(|| cx.input("reference")).transpose()?.map(|input| Policy::new(cx, input));
         let path = cx.staging.join("rows.jsonl");

@@ -248,7 +248,10 @@ fn what_cannot_be_trained_on_is_named() {
     assert!(error.contains("no row is left of 4") && error.contains("dropped"), "{error}");
     let fields = json!({"prompt": format!("{}{PROMPT}", "be ".repeat(70)), "max_new_tokens": 4});
     let error = bench.run("long", "generate", fields, &inputs).expect_err("64 positions").to_string();
-    assert!(error.contains("\"be be be") && error.contains("the model has 64"), "{error}");
+    assert!(error.contains("row `0`") && error.contains("\"be be be") && error.contains("the model has 64"), "{error}");
+    let fields = json!({"prompt": format!("{}{PROMPT}", "be ".repeat(70)), "max_new_tokens": 4, "too_long": "cut",
+        "keep": {"distinct": false, "min_tokens": 0}});
+    bench.run("cut", "generate", fields, &inputs).expect("prompts may be cut");
 }
 
 #[test]

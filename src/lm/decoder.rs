@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::adapter::{Adapter, Adapters, Noise};
 use super::decode::{Decoding, Entering};
+use super::gguf::Gguf;
 use super::prefixes::Prefixes;
 use super::random::Stream;
 use super::{Config, Files, LmError, adapter, cpu, weights};
@@ -42,6 +43,7 @@ pub(super) struct Linear {
 
 /// What stands after attention.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there are as many as layers, and most are of the larger kind")]
 pub(super) enum Mlp {
     /// A feed-forward layer.
     Dense(Dense),
@@ -105,6 +107,21 @@ impl Layer {
 }
 
 impl Linear {
+    /// Puts an adapter on it; errs on one that does not fit.
+    fn adapt(&mut self, adapter: &Adapter) -> Result<(), LmError> {
+        let ((outputs, inputs), rank) = (self.weight.dims2()?, adapter.a.dim(0)?);
+        let fits = adapter.a.dims() == [rank, inputs] && adapter.b.dims() == [outputs, rank];
+        if !fits || adapter.a.dtype() != DType::F32 || adapter.b.dtype() != DType::F32 {
+            return Err(LmError::TensorForm {
+                name: format!("{}.lora_A.weight", self.name),
+                found: format!("{:?}, with B {:?}", adapter.a, adapter.b),
+                expected: format!("[r, {inputs}], with B [{outputs}, r], of F32"),
+            });
+        }
+        self.adapter = Some(adapter.clone());
+        Ok(())
+    }
+
     fn weights(&self) -> [Option<&Tensor>; 4] {
         let adapter = self.adapter.as_ref();
         let (a, b) = (adapter.map(|adapter| &adapter.a), adapter.map(|adapter| &adapter.b));
@@ -183,6 +200,54 @@ impl Model {
         let adapters = adapter::load(files, &config, device)?;
         let model = Self::new(config, weights)?;
         adapters.map_or(Ok(model.clone()), |adapters| model.adapted(adapters))
+    }
+
+    /// Loads a frozen model that samples and scores, and nothing else: on the CPU its weights are held once, as the passes
+    /// want them. [`Self::weights`] then lacks most of them, and it cannot be saved.
+    pub fn load_to_use(files: &Files, device: &Device) -> Result<Self, LmError> {
+        if !device.is_cpu() || Gguf::of(files)?.is_some() {
+            return Self::load(files, device);
+        }
+        let config = Config::load(files)?;
+        config.check()?;
+        let outside =
+            weights::load_some(DType::F32, files, &config, device, |name| !name.starts_with("model.layers."))?;
+        let (embedding, norm) = (outside["model.embed_tokens.weight"].clone(), outside["model.norm.weight"].clone());
+        let head = outside.get("lm_head.weight").cloned().unwrap_or_else(|| embedding.clone());
+        drop(outside);
+        let mut packing = cpu::Packing::new(&norm, &head)?;
+        drop(head);
+        let adapters = adapter::load(files, &config, device)?.unwrap_or_default();
+        let mut adapted = 0;
+        for index in 0..config.num_hidden_layers {
+            let prefix = format!("model.layers.{index}.");
+            let weights = weights::load_some(DType::F32, files, &config, device, |name| name.starts_with(&prefix))?;
+            let mut layer = layer(&config, &weights, index);
+            for linear in layer.linears_mut() {
+                if let Some(adapter) = adapters.get(&linear.name) {
+                    linear.adapt(adapter)?;
+                    adapted += 1;
+                }
+            }
+            packing.add(&layer)?;
+        }
+        if adapted < adapters.len() {
+            // One is of no linear layer; this names it.
+            return Self::load(files, device);
+        }
+        Ok(Self {
+            layers: Arc::default(),
+            engine: Engine::Cpu,
+            device: device.clone(),
+            weights: Arc::new(BTreeMap::from([("model.embed_tokens.weight".to_owned(), embedding.clone())])),
+            // Packed as the head is, nobody reads it here.
+            head: embedding.clone(),
+            embedding,
+            norm,
+            config: Arc::new(config),
+            adapters: Arc::new(adapters),
+            kept: Arc::new(packing.finish()),
+        })
     }
 
     /// A frozen model with random weights; the same seed gives the same weights everywhere.
@@ -308,19 +373,9 @@ impl Model {
             linears.insert(linear.name.clone(), linear);
         }
         for (name, adapter) in &adapters {
-            let a = format!("{name}.lora_A.weight");
             let linear =
                 linears.get_mut(name).ok_or_else(|| LmError::MissingTensor { name: format!("{name}.weight") })?;
-            let ((outputs, inputs), rank) = (linear.weight.dims2()?, adapter.a.dim(0)?);
-            let fits = adapter.a.dims() == [rank, inputs] && adapter.b.dims() == [outputs, rank];
-            if !fits || adapter.a.dtype() != DType::F32 || adapter.b.dtype() != DType::F32 {
-                return Err(LmError::TensorForm {
-                    name: a,
-                    found: format!("{:?}, with B {:?}", adapter.a, adapter.b),
-                    expected: format!("[r, {inputs}], with B [{outputs}, r], of F32"),
-                });
-            }
-            linear.adapter = Some(adapter.clone());
+            linear.adapt(adapter)?;
         }
         self.layers = Arc::new(layers);
         self.adapters = Arc::new(adapters);
@@ -377,7 +432,7 @@ impl Model {
         self.engine == Engine::Cpu
     }
 
-    /// The weights by name, variables or not.
+    /// The weights by name, variables or not; of a model that was loaded to use, only some.
     pub fn weights(&self) -> &BTreeMap<String, Tensor> {
         &self.weights
     }
@@ -420,8 +475,12 @@ impl Model {
         Ok(())
     }
 
-    /// Writes `config.json`, `generation_config.json` and `model.safetensors` into a directory that exists.
+    /// Writes `config.json`, `generation_config.json` and `model.safetensors` into a directory that exists. Errs on a model
+    /// that was loaded to use only.
     pub fn save(&self, directory: &Path) -> Result<(), LmError> {
+        if let Some((name, _)) = self.config.tensors().into_iter().find(|(name, _)| !self.weights.contains_key(name)) {
+            return Err(LmError::MissingTensor { name });
+        }
         let write = |name: &str, json: serde_json::Value| fs_err::write(directory.join(name), format!("{json:#}\n"));
         write("config.json", self.config.to_json())?;
         write("generation_config.json", self.config.generation_json())?;

@@ -157,6 +157,17 @@ pub fn load_in(
     config: &Config,
     device: &Device,
 ) -> Result<BTreeMap<String, Tensor>, LmError> {
+    load_some(dtype, files, config, device, |_| true)
+}
+
+/// As [`load_in`], of those tensors whose names are wanted.
+pub(super) fn load_some(
+    dtype: DType,
+    files: &Files,
+    config: &Config,
+    device: &Device,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<BTreeMap<String, Tensor>, LmError> {
     if let Some(gguf) = Gguf::of(files)? {
         return gguf.tensors(config, device);
     }
@@ -176,7 +187,7 @@ pub fn load_in(
     };
     let mut readers: BTreeMap<String, Reader> = BTreeMap::new();
     let mut tensors = BTreeMap::new();
-    for (name, shape) in config.tensors() {
+    for (name, shape) in config.tensors().into_iter().filter(|(name, _)| wanted(name)) {
         let file = match &shards {
             None => SINGLE,
             Some(map) => map.get(&name).ok_or_else(|| LmError::MissingTensor { name: name.clone() })?,

@@ -186,7 +186,7 @@ impl Decoding {
         }
         let few = layout.ids.len() < WORTH_A_THREAD;
         let attend = |layer: usize, shape: &Shape, qkv: &[f32], mixed: &mut [f32]| {
-            let put = |(run, writer): (&mut Option<Run>, &Option<&Reader>)| {
+            let put = |(run, writer): (&mut Option<Run>, Option<&Reader>)| {
                 if let (Some(run), Some(reader)) = (run, writer) {
                     for (token, place) in reader.tokens.clone().zip(reader.position..) {
                         run.put(shape, layer, place, &qkv[token * shape.row()..][..shape.row()]);
@@ -194,9 +194,9 @@ impl Decoding {
                 }
             };
             if few {
-                cache.all_mut().iter_mut().zip(&writers).for_each(put);
+                cache.all_mut().iter_mut().zip(writers.iter().copied()).for_each(put);
             } else {
-                cache.all_mut().par_iter_mut().zip(&writers).for_each(put);
+                cache.all_mut().par_iter_mut().zip(writers.par_iter().copied()).for_each(put);
             }
             sight.attend(shape, cache, layer, qkv, mixed, pool);
         };

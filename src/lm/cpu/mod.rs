@@ -37,9 +37,9 @@ mod tests;
 pub(super) use decode::{Decoding, TOKENS_PER_PASS};
 pub(super) use gradients::Gradients;
 pub(super) use graph::{in_pool, scores_of};
-pub(super) use packed::Kept;
+pub(super) use packed::{Kept, Packing};
 pub(super) use scored::{Keep, Recalled, Scored};
-pub(super) use simd::exp_all;
+pub(super) use simd::{exp_all, top};
 
 /// The instructions that this processor has and the passes use.
 pub(super) fn instructions() -> &'static str {

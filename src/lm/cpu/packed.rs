@@ -10,6 +10,7 @@ use super::linear::Forwards;
 use super::matmul::Panels;
 use super::pool::Pool;
 use crate::lm::decoder::{Layer, Mlp};
+use crate::lm::memory::guarded;
 use crate::lm::{Config, LmError, Model};
 
 /// The numbers of a contiguous f32 tensor on the CPU.
@@ -116,6 +117,34 @@ impl Packed {
             norm: view(&model.norm)?.to_vec(),
             head: Panels::transposed(pool, &[&view(&model.head)?], model.config().hidden_size),
         })
+    }
+}
+
+/// Weights that are packed as they are read, so that they are never held twice.
+pub(in crate::lm) struct Packing {
+    pool: Arc<Pool>,
+    packed: Packed,
+}
+
+impl Packing {
+    /// Begins with the last norm and the head.
+    pub(in crate::lm) fn new(norm: &Tensor, head: &Tensor) -> Result<Self, LmError> {
+        let pool = Arc::new(Pool::default());
+        let head = guarded(|| Ok(Panels::transposed(&pool, &[&view(head)?], head.dim(1)?)))?;
+        let packed = Packed { layers: Vec::new(), norm: view(norm)?.to_vec(), head };
+        Ok(Self { pool, packed })
+    }
+
+    /// Adds the next layer.
+    pub(in crate::lm) fn add(&mut self, layer: &Layer) -> Result<(), LmError> {
+        self.packed.layers.push(guarded(|| PackedLayer::new(layer, &self.pool))?);
+        Ok(())
+    }
+
+    /// What a model of these weights keeps.
+    pub(in crate::lm) fn finish(self) -> Kept {
+        let packed = OnceLock::from(Arc::new(self.packed));
+        Kept { pool: self.pool, packed, angles: Mutex::default() }
     }
 }
 

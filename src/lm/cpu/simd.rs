@@ -193,6 +193,14 @@ for_each_level! {
 }
 
 for_each_level! {
+    /// The largest of a row; not a number if one of them is none.
+    pub(in crate::lm) fn top(x: &[f32]) -> f32 {
+        let broken = |broken: f32, value: f32| if value.is_nan() { value } else { broken };
+        largest(x) + fold(x, 0.0, broken, |a, b| if a.is_nan() { a } else { b })
+    }
+}
+
+for_each_level! {
     /// ln Σ e^x.
     pub(super) fn log_sum_exp(x: &[f32]) -> f32 {
         let top = largest(x);
@@ -330,6 +338,20 @@ mod tests {
         }
         assert!(exp(f32::NAN).is_nan());
         assert!(exp(-1e30) > 0.0 && exp(1e30).is_finite());
+    }
+
+    #[test]
+    fn the_largest_of_a_row_is_found_and_what_is_no_number() {
+        let mut row: Vec<f32> = (0..71).map(|at| ((at * 37) % 71) as f32 - 40.0).collect();
+        assert_eq!(top(&row), 30.0);
+        row[3] = f32::NEG_INFINITY;
+        assert_eq!(top(&row), 30.0);
+        for at in [0, 31, 32, 63, 64, 70] {
+            let mut broken = row.clone();
+            broken[at] = f32::NAN;
+            assert!(top(&broken).is_nan(), "at {at}");
+        }
+        assert_eq!(top(&[-3.0, -2.0]), -2.0);
     }
 
     #[test]

@@ -7,10 +7,10 @@ use candle_core::{Device, Tensor, Var};
 
 use super::scores_of;
 use crate::lm::decode::{Decoding, Entering, Plain};
-use crate::lm::logprobs::plain_scores;
+use crate::lm::logprobs::{plain_scores, response_kl, response_logprobs};
 use crate::lm::prefixes::Prefixes;
 use crate::lm::random::Stream;
-use crate::lm::{Config, Experts, Family, Model, RopeScaling, Sequence};
+use crate::lm::{Config, Experts, Family, Files, LmError, Model, RopeScaling, Sequence};
 
 /// Odd sizes on purpose: heads narrower than a tile, a vocabulary and an inner width that are no multiples of anything.
 fn config(kv_heads: usize, head_dim: usize, tie: bool, window: Option<usize>) -> Config {
@@ -234,6 +234,50 @@ fn decoding_a_batch_gives_the_bits_of_its_rows() {
             }
         }
     }
+}
+
+#[test]
+fn weights_that_are_held_once_give_the_same_bits() {
+    for config in configs() {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = model(&config, 3);
+        whole.save(folder.path()).unwrap();
+        let names = ["config.json", "generation_config.json", "model.safetensors"];
+        let files: Files = names.iter().map(|name| ((*name).to_owned(), folder.path().join(name))).collect();
+        let used = Model::load_to_use(&files, &Device::Cpu).unwrap();
+        let prompts = prompts();
+        let all: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        assert_eq!(used.next_logits(&all).unwrap(), whole.next_logits(&all).unwrap(), "{config:?}");
+        let scored = |model: &Model| response_logprobs(model, &sequences()).unwrap();
+        assert_eq!(scored(&used), scored(&whole), "{config:?}");
+        let kl = |model: &Model| response_kl(&whole, model, &sequences()).unwrap();
+        assert_eq!(kl(&used), kl(&whole), "{config:?}");
+        assert!(matches!(used.save(folder.path()), Err(LmError::MissingTensor { .. })), "it is not all there");
+        let bytes = fs_err::read(&files["model.safetensors"]).unwrap();
+        fs_err::write(&files["model.safetensors"], &bytes[..bytes.len() - 4]).unwrap();
+        assert!(matches!(Model::load_to_use(&files, &Device::Cpu), Err(LmError::Weights { .. })));
+    }
+}
+
+/// Sequences of one model in memory that is ever less: passes are halved, and no bit changes.
+#[test]
+fn a_full_memory_halves_the_passes_and_changes_nothing() {
+    let config = configs().remove(0);
+    let model = model(&config, 1);
+    let whole = response_logprobs(&model, &sequences()).unwrap();
+    let (mut all, mut none) = (0, 0);
+    for kib in (4..400).step_by(4) {
+        model.limit_buffers(Some(kib << 10));
+        match response_logprobs(&model, &sequences()) {
+            Ok(found) => {
+                assert_eq!(found, whole, "{kib} KiB");
+                all += 1;
+            }
+            Err(LmError::RowOutOfMemory { .. }) => none += 1,
+            Err(error) => panic!("{kib} KiB: {error}"),
+        }
+    }
+    assert!(all > 10 && none > 0, "{all} limits were enough, {none} were not");
 }
 
 /// Gradients of a loss that uses log-probabilities and divergences with different signs.

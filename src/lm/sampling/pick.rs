@@ -1,33 +1,28 @@
 //! Picking the next token.
 
 use super::SamplingSettings;
-use crate::lm::cpu::exp_all;
+use crate::lm::cpu::{exp_all, top};
 use crate::lm::random::Stream;
 
-/// The likeliest token; the first of several.
-pub(super) fn likeliest(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (token, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = token;
-        }
-    }
-    best as u32
+/// The likeliest token, the first of several; `None` if a logit is not a number.
+pub(super) fn likeliest(logits: &[f32]) -> Option<u32> {
+    let top = top(logits);
+    let found = logits.iter().position(|logit| *logit == top);
+    found.filter(|_| top.is_finite()).map(|token| token as u32)
 }
 
 /// Picks the next token of a row; `None` if a logit is not a number.
 pub(super) fn pick(settings: &SamplingSettings, logits: &[f32], stream: &mut Stream) -> Option<u32> {
     // One number for every token, whatever the settings.
     let number = stream.uniform();
+    if settings.temperature == 0.0 {
+        return likeliest(logits);
+    }
     let mut weights = logits.to_vec();
-    let scale = (1.0 / settings.temperature).min(f64::from(f32::MAX)) as f32;
-    exp_all(&mut weights, if settings.temperature == 0.0 { 1.0 } else { scale });
+    exp_all(&mut weights, (1.0 / settings.temperature).min(f64::from(f32::MAX)) as f32);
     let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
     if !total.is_finite() {
         return None;
-    }
-    if settings.temperature == 0.0 {
-        return Some(likeliest(logits));
     }
     let total = narrow(settings, &mut weights).unwrap_or(total);
     let mut left = number * total;

@@ -67,12 +67,12 @@ fn the_likeliest_token_is_that_of_the_logits() {
     for (prompt, response) in prompts().iter().zip(responses) {
         let mut ids = prompt.ids.clone();
         for token in &response.ids {
-            assert_eq!(likeliest(&model.next_logits(&[&ids]).unwrap()[0]), *token);
+            assert_eq!(likeliest(&model.next_logits(&[&ids]).unwrap()[0]), Some(*token));
             ids.push(*token);
         }
         match response.finish {
             Finish::Length => assert_eq!(ids.len(), prompt.ids.len() + 12),
-            finish => assert_eq!((finish, likeliest(&model.next_logits(&[&ids]).unwrap()[0])), (Finish::Eos, 2)),
+            finish => assert_eq!((finish, likeliest(&model.next_logits(&[&ids]).unwrap()[0])), (Finish::Eos, Some(2))),
         }
     }
     for only_one in [SamplingSettings { top_k: 1, ..settings(1.0) }, SamplingSettings { top_p: 1e-9, ..settings(1.0) }]
