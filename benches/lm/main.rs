@@ -245,7 +245,7 @@ fn main() -> Result<(), Failure> {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--rounds" => {
-                bench.rounds = arguments.next().and_then(|count| count.parse().ok()).ok_or("--rounds NUMBER")?
+                bench.rounds = arguments.next().and_then(|count| count.parse().ok()).ok_or("--rounds NUMBER")?;
             }
             "--choose" => bench.choose = true,
             _ => parts.push(argument),

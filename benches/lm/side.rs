@@ -45,7 +45,7 @@ impl Side {
         let mut side =
             Self { child, input, output: BufReader::new(output), version: String::new(), first: Value::Null };
         let ready = side.line()?;
-        side.version = ready["ready"].as_str().unwrap_or_default().to_owned();
+        ready["ready"].as_str().unwrap_or_default().clone_into(&mut side.version);
         side.first = ready["result"].clone();
         Ok(side)
     }

@@ -41,11 +41,11 @@ impl Pass<'_> {
         &self,
         traces: Traces,
         x: Buffer,
-        hidden: Hidden,
+        mut hidden: Hidden,
         (logprobs, kls): (&[f32], &[f32]),
         gradients: &mut Gradients,
     ) -> Result<(), LmError> {
-        let to_hidden = self.head(&hidden, logprobs, kls, gradients)?;
+        let to_hidden = self.head(&mut hidden, logprobs, kls, gradients)?;
         drop(hidden);
         let mut dx = self.context.pool.zeros(x.len());
         let to_norm = self.norm(&x, &self.context.packed.norm, &to_hidden, &mut dx);
@@ -83,7 +83,7 @@ impl Pass<'_> {
     /// The head: adds to the gradient to its weight, and returns that to the normalised hidden states (M, D).
     fn head(
         &self,
-        hidden: &Hidden,
+        hidden: &mut Hidden,
         logprobs: &[f32],
         kls: &[f32],
         gradients: &mut Gradients,
@@ -95,17 +95,27 @@ impl Pass<'_> {
         let name = if self.model.config().tie_word_embeddings { EMBEDDING } else { "lm_head.weight" };
         let mut sum = self.wanted(name).then(|| gradients.of(name, vocabulary * width));
         let rows = self.layout.chosen.len();
-        let chunk = (LOGITS / vocabulary).clamp(BLOCK, rows.max(BLOCK));
+        let mut kept = hidden.logits.take();
+        // What is there need not be gone through in parts.
+        let most = if kept.is_some() { rows } else { LOGITS / vocabulary };
+        let chunk = most.clamp(BLOCK, rows.max(BLOCK));
         let task = rows_of_a_task(vocabulary);
         for start in (0..rows).step_by(chunk) {
             let here = start..(start + chunk).min(rows);
-            let mut to_logits = pool.take(here.len() * vocabulary);
+            let again = kept.is_none();
+            let mut to_logits = kept.take().unwrap_or_else(|| pool.take(here.len() * vocabulary));
             to_logits
                 .par_chunks_mut(task * vocabulary)
                 .zip(to_hidden[here.start * width..here.end * width].par_chunks_mut(task * width))
                 .enumerate()
                 .for_each(|(index, (to_logits, to_hidden))| {
-                    self.logits_of_a_task(hidden, here.start + index * task, to_logits, logprobs, kls);
+                    let first = here.start + index * task;
+                    if again {
+                        let count = to_logits.len() / vocabulary;
+                        let rows = &hidden.rows[first * width..(first + count) * width];
+                        context.packed.head.multiply(rows, to_logits, false);
+                    }
+                    self.logits_of_a_task(hidden, first, to_logits, logprobs, kls);
                     weight.multiply(to_logits, to_hidden, false);
                 });
             if let Some((sum, there)) = &mut sum {
@@ -117,12 +127,10 @@ impl Pass<'_> {
         Ok(to_hidden)
     }
 
-    /// Writes the gradients to the logits of some rows from `first` on: (rows, V).
+    /// Makes of the logits of some rows from `first` on the gradients to them: (rows, V).
     fn logits_of_a_task(&self, hidden: &Hidden, first: usize, out: &mut [f32], logprobs: &[f32], kls: &[f32]) {
         let vocabulary = self.context.packed.head.columns();
         let rows = out.len() / vocabulary;
-        let ours = &hidden.rows[first * self.context.width..(first + rows) * self.context.width];
-        self.context.packed.head.multiply(ours, out, false);
         let theirs = self.reference.map(|(context, hidden)| {
             let rows = &hidden.rows[first * context.width..(first + rows) * context.width];
             (logits(context, rows), hidden)

@@ -43,7 +43,7 @@ impl Run {
         let mut traces = Traces { whole: keep == Keep::Everything, layers: Vec::new() };
         let into = (keep != Keep::Nothing).then_some(&mut traces);
         let x = layers(&context, model, layout, attend(&context, layout), into)?;
-        let hidden = Hidden::new(&context, &x);
+        let hidden = Hidden::new(&context, &x, keep == Keep::Everything);
         Ok(Self { context, traces, x, hidden })
     }
 }
