@@ -13,7 +13,7 @@ use candle_core::{DType, Tensor};
 use sami::lm::logprobs::response_logprobs;
 use sami::lm::optimizer::{OptimizerName, OptimizerSettings};
 use sami::lm::sampling::sample;
-use sami::lm::train::{Example, Objective, TrainSettings, Trainer};
+use sami::lm::train::{Compute, Example, Objective, TrainSettings, Trainer};
 use sami::lm::{
     Config, Device, Family, Model, Prompt, SamplingSettings, Sequence, Tokenizer, TokenizerKind, device, driver,
 };
@@ -111,9 +111,15 @@ impl Bench {
     fn new(device: Device, dtype: DType) -> Result<Self, Failure> {
         let (size, side, times) = if device.is_cpu() { (1 << 24, 512, 2) } else { (1 << 30, 8192, 10) };
         let block = Tensor::zeros(size, DType::U8, &device)?;
-        let seconds = timed(&device, times, || Ok(drop(block.copy()?)))?;
+        let seconds = timed(&device, times, || {
+            block.copy()?;
+            Ok(())
+        })?;
         let a = Tensor::randn(0f32, 1.0, (side, side), &device)?.to_dtype(dtype)?;
-        let product = timed(&device, times, || Ok(drop(a.matmul(&a)?)))?;
+        let product = timed(&device, times, || {
+            a.matmul(&a)?;
+            Ok(())
+        })?;
         Ok(Self { bandwidth: 2.0 * size as f64 / seconds, rate: 2.0 * (side as f64).powi(3) / product, device, dtype })
     }
 
@@ -168,9 +174,11 @@ impl Bench {
             steps: 100,
             micro_batch: Some(rows),
             activation_checkpointing: Some(true),
+            compute: if self.dtype == DType::BF16 { Compute::Bf16 } else { Compute::F32 },
             ..TrainSettings::new(Objective::Likelihood, OptimizerSettings::new(OptimizerName::AdamW, 1e-5))
         };
-        let weights = weights(config, &self.device, self.dtype)?;
+        // What the optimiser changes is f32; the passes compute in a copy.
+        let weights = weights(config, &self.device, DType::F32)?;
         let examples = (0..rows).map(example).collect();
         let mut trainer = Trainer::of_weights(config.clone(), weights, None, examples, settings)?;
         let mut step = || {

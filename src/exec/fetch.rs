@@ -52,7 +52,7 @@ pub fn fetch(
         match (fetched, so_far) {
             (Ok(_), Some(progress)) => event(progress, true),
             (Ok(_), None) => {}
-            (Err(error), _) => findings.push(*hub_finding(name, model, pipeline, &error)),
+            (Err(error), _) => findings.push(hub_finding(name, model, pipeline, &error)),
         }
     }
     if findings.is_empty() { Ok(()) } else { Err(ExecError::Sources(findings)) }

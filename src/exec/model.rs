@@ -62,7 +62,7 @@ pub(super) fn locate(name: &str, model: &ModelSource, pipeline: &Pipeline) -> Re
             (at.and_then(|at| Ok(External { at, ..External::in_directory(&directory)? })), files)
         }
         Origin::Hub(repo) => {
-            let failed = |error: HubError| hub_finding(name, model, pipeline, &error);
+            let failed = |error: HubError| Box::new(hub_finding(name, model, pipeline, &error));
             let hub = open_hub().map_err(failed)?;
             match hub.cached(repo).map_err(unreadable)? {
                 Some(snapshot) => (External::in_directory(&snapshot.directory), snapshot.files),
@@ -90,8 +90,8 @@ fn absent(hub: &Hub, repo: &Repo) -> Result<Located, HubError> {
 }
 
 /// What the hub refused, at the place where the pipeline asks for it.
-pub(super) fn hub_finding(name: &str, model: &ModelSource, pipeline: &Pipeline, error: &HubError) -> Box<Diagnostic> {
-    Box::new(error.diagnostic().label(&pipeline.source, model.span.clone(), format!("of model `{name}`")))
+pub(super) fn hub_finding(name: &str, model: &ModelSource, pipeline: &Pipeline, error: &HubError) -> Diagnostic {
+    error.diagnostic().label(&pipeline.source, model.span.clone(), format!("of model `{name}`"))
 }
 
 impl Place {

@@ -18,7 +18,7 @@ use crate::digest::{Digest, Hasher};
 use crate::fs::Stamp;
 use crate::pipeline::check;
 use crate::pipeline::dataset::{self, DatasetSpec, Row, RowSource};
-use crate::pipeline::{ArtifactType, Link, Pipeline, Target};
+use crate::pipeline::{ArtifactType, Link, Origin, Pipeline, Target};
 use crate::store::{Blob, Health, Index, Manifest, Stamps, Store, StoreError};
 
 /// A source as nodes take it.
@@ -133,6 +133,15 @@ pub(super) fn provide(
         }
         Source::Model(name) => {
             let Some(model) = pipeline.models.get(name) else { return Ok(changed(name)) };
+            // Files of a commit stay what they are, whatever the branch has become in the meantime.
+            let is_pinned = || {
+                Ok::<_, StoreError>(
+                    store.external(id)?.is_some() && store.files(id)?.values().all(|path| path.is_file()),
+                )
+            };
+            if matches!(model.origin, Origin::Hub(_)) && store.manifest(id).is_ok() && is_pinned()? {
+                return Ok(None);
+            }
             let Ok(Located::Here(place)) = locate(name, model, pipeline) else {
                 return Ok(Some(format!("the files of model `{name}` are gone")));
             };

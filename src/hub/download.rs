@@ -9,7 +9,7 @@ use ureq::http::StatusCode;
 
 use super::cache::Cache;
 use super::digest::Digest;
-use super::http::{Client, FileInfo, TRIES, header};
+use super::http::{Again, Client, Content, FileInfo, TRIES, header};
 use super::{HubError, Repo};
 use crate::fs;
 
@@ -105,7 +105,7 @@ impl Transfer<'_> {
         while self.info.size != Some(have) || have == 0 {
             let before = have;
             let (what, after) = match self.client.content(self.repo, self.path, have) {
-                Ok(Ok(response)) => {
+                Ok(Content::Comes(response)) => {
                     // A server that does not know ranges begins at the start.
                     if have > 0 && !continues(&response, have) {
                         self.tell(Event::Lost { bytes: have });
@@ -121,7 +121,7 @@ impl Transfer<'_> {
                         (Err(error), _) => (format!("`{}` broke off: {error}", self.name), None),
                     }
                 }
-                Ok(Err(again)) => again,
+                Ok(Content::Again(Again { what, after })) => (what, after),
                 // What is there is no beginning of the file.
                 Err(HubError::Status { status: 416, .. }) if have > 0 => {
                     self.tell(Event::Lost { bytes: have });

@@ -48,9 +48,17 @@ pub(super) struct Client {
 }
 
 /// Why a request is to be made again, after how long at least.
-struct Again {
-    what: String,
-    after: Option<Duration>,
+pub(super) struct Again {
+    pub(super) what: String,
+    pub(super) after: Option<Duration>,
+}
+
+/// What comes of asking for a file's content.
+pub(super) enum Content {
+    /// It comes.
+    Comes(Box<Response<Body>>),
+    /// It may come another time.
+    Again(Again),
 }
 
 enum Failure {
@@ -150,17 +158,10 @@ impl Client {
     }
 
     /// Asks for a file's content from byte `from` on, once.
-    ///
-    /// `Ok(Err(what, after))` is a failure that may pass.
-    pub(super) fn content(
-        &self,
-        repo: &Repo,
-        path: &str,
-        from: u64,
-    ) -> Result<Result<Response<Body>, (String, Option<Duration>)>, HubError> {
+    pub(super) fn content(&self, repo: &Repo, path: &str, from: u64) -> Result<Content, HubError> {
         match self.send(repo, Method::Get, path, from) {
-            Ok(response) => Ok(Ok(response)),
-            Err(Failure::Again(Again { what, after })) => Ok(Err((what, after))),
+            Ok(response) => Ok(Content::Comes(Box::new(response))),
+            Err(Failure::Again(again)) => Ok(Content::Again(again)),
             Err(Failure::Hub(error)) => Err(error),
         }
     }

@@ -32,7 +32,7 @@ impl Selection {
         let names: BTreeSet<&str> = names.collect();
         let fail = |what: &str| Err(HubError::NoModel { repo: repo.clone(), what: what.to_owned() });
         if !names.contains("config.json") {
-            if names.iter().any(|name| name.ends_with(".gguf")) {
+            if names.iter().any(|name| Path::new(name).extension().is_some_and(|extension| extension == "gguf")) {
                 return fail("it has GGUF files only: download one and give `source = \"gguf:FILE\"`");
             }
             return fail("it has no config.json");

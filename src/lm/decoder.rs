@@ -43,6 +43,7 @@ pub(super) struct Linear {
 
 /// What stands after attention.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there are as many as layers, and most are of the larger kind")]
 pub(super) enum Mlp {
     /// A feed-forward layer.
     Dense(Dense),

@@ -35,7 +35,9 @@ fn free_of(device: &Device) -> Option<u64> {
 
     let device = device.as_cuda_device().ok()?;
     let held = || {
-        let pool = result::device::get_default_mem_pool(device.cuda_stream().context().cu_device()).ok()?;
+        #[expect(unsafe_code, reason = "no safe call finds the pool")]
+        // SAFETY: the device is open.
+        let pool = unsafe { result::device::get_default_mem_pool(device.cuda_stream().context().cu_device()) }.ok()?;
         let attribute = |which| {
             let mut bytes = 0u64;
             #[expect(unsafe_code, reason = "no safe call reads these")]

@@ -122,7 +122,13 @@ fn model_directory(name: &str, model: &ModelSource, directory: &Path, pipeline: 
     let missing: Vec<&str> =
         ["config.json", "tokenizer.json"].into_iter().filter(|&file| !names.contains(file)).collect();
     if !missing.is_empty() {
-        return fault(format!("it has no {}", missing.join(" and no ")), fix);
+        let sentencepiece = missing == ["tokenizer.json"] && names.contains("tokenizer.model");
+        let help = if sentencepiece {
+            "convert its tokenizer.model in Python: `AutoTokenizer.from_pretrained(DIRECTORY, use_fast=True).save_pretrained(DIRECTORY)`"
+        } else {
+            fix
+        };
+        return fault(format!("it has no {}", missing.join(" and no ")), help);
     }
     if !names.iter().any(|name| name.ends_with(".safetensors")) {
         let pickled = |name: &String| Path::new(name).extension().is_some_and(|extension| extension == "bin");
@@ -133,6 +139,12 @@ fn model_directory(name: &str, model: &ModelSource, directory: &Path, pipeline: 
         };
         return fault("it has no *.safetensors".to_owned(), help);
     }
+    if let Some(shard) = missing_shard(directory, &names) {
+        return fault(
+            format!("it has no {shard}, which its index names"),
+            "fetch the file again, or name another directory",
+        );
+    }
     let config = fs_err::read(directory.join("config.json"));
     match config.map(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes)) {
         Ok(Ok(serde_json::Value::Object(_))) => None,
@@ -140,6 +152,19 @@ fn model_directory(name: &str, model: &ModelSource, directory: &Path, pipeline: 
         Ok(Err(error)) => fault(format!("its config.json is not JSON: {error}"), fix),
         Err(error) => fault(error.to_string(), fix),
     }
+}
+
+/// The first weight file that is not there of those that the index names. What is wrong with an index itself, the
+/// attempt that reads it says better.
+fn missing_shard(directory: &Path, names: &BTreeSet<String>) -> Option<String> {
+    if names.contains("model.safetensors") {
+        return None;
+    }
+    let index = fs_err::read(directory.join("model.safetensors.index.json")).ok()?;
+    let index: serde_json::Value = serde_json::from_slice(&index).ok()?;
+    let shards: BTreeSet<&str> =
+        index.get("weight_map")?.as_object()?.values().filter_map(|name| name.as_str()).collect();
+    shards.into_iter().find(|shard| !names.contains(*shard)).map(str::to_owned)
 }
 
 fn slice(node: &str, link: &Link, rows: &HashMap<String, usize>, pipeline: &Pipeline) -> Option<Diagnostic> {

@@ -106,4 +106,27 @@ fn configs_and_tokenizers_that_do_not_fit() {
     fs_err::write(&path, &whole).expect("writes");
     let output = sandbox.sami(&["run", "use.toml"]).exits(USAGE.into());
     told(&output, "pipeline::model-directory", "use.toml:3:10", &["it has no tokenizer.json"]);
+    fs_err::write(sandbox.path("model/tokenizer.model"), "SentencePiece").expect("writes");
+    let output = sandbox.sami(&["check", "use.toml"]).exits(USAGE.into());
+    told(&output, "pipeline::model-directory", "use.toml:3:10", &["AutoTokenizer.from_pretrained"]);
+}
+
+#[test]
+fn weights_whose_parts_are_not_all_there() {
+    let sandbox = project();
+    let [whole, part, index] =
+        ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+            .map(|name| sandbox.path("model").join(name));
+    fs_err::rename(&whole, &part).expect("renames");
+    let text = r#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
+    fs_err::write(&index, text).expect("writes");
+    for command in ["check", "run"] {
+        let output = sandbox.sami(&[command, "use.toml"]).exits(USAGE.into());
+        let says = ["it has no model-00002-of-00002.safetensors", "which its index names"];
+        told(&output, "pipeline::model-directory", "use.toml:3:10", &says);
+    }
+    fs_err::rename(&part, sandbox.path("model/pytorch_model.bin")).expect("renames");
+    fs_err::remove_file(&index).expect("removes");
+    let output = sandbox.sami(&["check", "use.toml"]).exits(USAGE.into());
+    told(&output, "pipeline::model-directory", "use.toml:3:10", &["no *.safetensors", "safe_serialization=True"]);
 }

@@ -144,7 +144,17 @@ batch_queries = 2
 steps = 2
 optimizer = { name = "adamw", lr = 1e-3 }
 kl_weight = 0.1
+compute = "bf16"
 seed = 1
+[nodes.after]
+kind = "generate"
+model = "tuned"
+queries = "questions"
+constitutions = "constitutions"
+prompt = "{{ constitution }} q : {{ query }} a :"
+max_new_tokens = 4
+temperature = 1.0
+seed = 3
 [nodes.other]
 kind = "generate"
 model = "base"
@@ -198,11 +208,12 @@ fn a_pipeline_runs_to_its_end_on_the_gpu() {
     let events = events(&output);
     let devices = devices(&events);
     assert_eq!(devices["constitutions"], "cpu");
-    for node in ["base", "sampled", "scored", "tuned", "other"] {
+    for node in ["base", "sampled", "scored", "tuned", "after", "other"] {
         assert_eq!(devices[node], "cuda:0", "{node}");
     }
     let counts = rig.counts();
     assert!(counts["call cuLaunchKernel"] > 100.0 && counts["flop f32"] > 0.0, "{counts:?}");
+    assert!(counts["flop bf16"] > 0.0, "`tuned` trains in bf16, and is sampled in it: {counts:?}");
     assert!(!counts.contains_key("call cuEventCreate"), "tensors without events: {counts:?}");
 }
 

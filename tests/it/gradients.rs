@@ -159,13 +159,16 @@ fn only_to_what_is_a_variable() {
 }
 
 #[test]
-fn of_the_same_pass_asked_twice_are_the_same() {
+fn of_the_same_batch_are_the_same_and_a_pass_gives_them_once() {
     let config = config(1, true, None);
     let (model, variables) = Model::trainable(config.clone(), weights(&config, 1)).expect("a model");
-    let scores = token_logprobs(&model, &sequences()).expect("log-probabilities");
-    let loss = scores.logprobs.sum_all().expect("a sum");
     let twice = [0, 1].map(|_| {
+        let scores = token_logprobs(&model, &sequences()).expect("log-probabilities");
+        let loss = scores.logprobs.sum_all().expect("a sum");
         let store = loss.backward().expect("gradients");
+        // What the pass kept is gone with them.
+        let again = loss.backward().expect_err("one backward pass");
+        assert!(again.to_string().contains("a pass has one backward pass"), "{again}");
         let numbers = |variable: &Var| store.get(variable)?.flatten_all().ok()?.to_vec1::<f32>().ok();
         variables.values().map(|variable| numbers(variable).expect("a gradient")).collect::<Vec<_>>()
     });

@@ -77,6 +77,10 @@ examples = "score"
 objective = "sami"
 batch_queries = 8
 steps = 4
+probe_every = 2
+compute = "f32"
+lora = { rank = 8, alpha = 16, dropout = 0.0, targets = "all-linear" }
+merge = true
 optimizer = { name = "adamw", lr = 1e-3, beta1 = 0.9, beta2 = 0.999, alpha = 0.99, eps = 1e-8, weight_decay = 0.0 }
 schedule = { name = "constant", warmup = 0, floor = 0.0 }
 clip = 1.0
@@ -181,6 +185,10 @@ const CHANGES: &[(&str, &str, &str)] = &[
     ("finetune", "optimizer = { name = \"adamw\"", "optimizer = { name = \"rmsprop\""),
     ("finetune", "schedule = { name = \"constant\"", "schedule = { name = \"linear\""),
     ("finetune", "clip = 1.0", "clip = 0.5"),
+    ("finetune", "probe_every = 2", "probe_every = 3"),
+    ("finetune", "compute = \"f32\"", "compute = \"bf16\""),
+    ("finetune", "targets = \"all-linear\"", "targets = [\"q_proj\"]"),
+    ("finetune", "merge = true", "merge = false"),
     ("finetune", "kl_weight = 0.1", "kl_weight = 0.2"),
     ("finetune", "kl_budget = 0.5", "kl_budget = 0.4"),
     ("finetune", "sides = \"both\"", "sides = \"row\""),

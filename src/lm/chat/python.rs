@@ -21,7 +21,7 @@ fn dictionary(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Valu
         }
         "keys" => {
             let () = from_args(args)?;
-            Ok(Value::from_iter(value.try_iter()?))
+            Ok(value.try_iter()?.collect())
         }
         "values" => {
             let () = from_args(args)?;
@@ -73,9 +73,9 @@ fn string(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
                 Some(by) => text.splitn(most, by).collect(),
                 None => words(text, most),
             };
-            Value::from_iter(parts)
+            parts.into_iter().collect()
         }
-        "splitlines" => none().map(|()| Value::from_iter(text.lines()))?,
+        "splitlines" => none().map(|()| text.lines().collect())?,
         "replace" => {
             let (from, to, most): (String, String, Option<usize>) = from_args(args)?;
             most.map_or_else(|| text.replace(&from, &to), |most| text.replacen(&from, &to, most)).into()

@@ -259,16 +259,15 @@ impl Batch {
             let mask = Tensor::from_vec(mask, (rows.len(), 1, 1, queries, keys), device)?.to_dtype(dtype)?;
             masks.insert(*window, mask);
         }
-        let real = match rows.iter().all(|row| row.queries.len() == queries) {
-            true => None,
-            false => {
-                let of_row = |row: &Row| {
-                    let count = row.queries.len();
-                    (0..queries).map(move |query| f32::from(u8::from(query < count)))
-                };
-                let real: Vec<f32> = rows.iter().flat_map(of_row).collect();
-                Some(Tensor::from_vec(real, (rows.len(), 1, queries, 1), device)?.to_dtype(dtype)?)
-            }
+        let real = if rows.iter().all(|row| row.queries.len() == queries) {
+            None
+        } else {
+            let of_row = |row: &Row| {
+                let count = row.queries.len();
+                (0..queries).map(move |query| f32::from(u8::from(query < count)))
+            };
+            let real: Vec<f32> = rows.iter().flat_map(of_row).collect();
+            Some(Tensor::from_vec(real, (rows.len(), 1, queries, 1), device)?.to_dtype(dtype)?)
         };
         let (queries_at, keys_at) =
             (Tensor::new(queries_at.as_slice(), device)?, Tensor::new(keys_at.as_slice(), device)?);

@@ -57,10 +57,17 @@ impl Decoding {
         logits.clear();
         if !kept.is_empty() {
             let by_slot = self.forward(model, tokens)?;
-            for slot in &self.order {
-                logits.extend_from_slice(&by_slot[*slot]);
+            if self.order.is_sorted() {
+                *logits = by_slot;
+            } else {
+                let vocabulary = model.config().vocab_size;
+                self.order
+                    .iter()
+                    .for_each(|slot| logits.extend_from_slice(&by_slot[slot * vocabulary..][..vocabulary]));
             }
         }
+        let most = entering.iter().map(|row| row.ids.len() + row.room).max().unwrap_or(0);
+        self.reserve(model, self.lengths.len() + entering.len(), most)?;
         let mut rest = entering;
         while !rest.is_empty() {
             let mut tokens = 0;
@@ -130,8 +137,6 @@ impl Decoding {
     /// Reads the prompts of rows that enter, and adds the logits after them.
     fn enter(&mut self, model: &Model, entering: &[Entering<'_>], logits: &mut Vec<f32>) -> Result<()> {
         let first = self.lengths.len();
-        let most = entering.iter().map(|row| row.ids.len() + row.room).max().unwrap_or(0);
-        self.reserve(model, first + entering.len(), most)?;
         let (layout, branches) = layout(&entering.iter().map(|row| row.ids).collect::<Vec<_>>());
         let (kv_heads, width) = (model.config().num_key_value_heads, model.config().head_dim);
         let longest = entering.iter().map(|row| row.ids.len()).max().unwrap_or(0);
@@ -164,8 +169,8 @@ impl Decoding {
         Ok(())
     }
 
-    /// One token for each row; returns the logits by slot.
-    fn forward(&mut self, model: &Model, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+    /// One token for each row; returns the logits by slot: (B, V).
+    fn forward(&mut self, model: &Model, tokens: &[u32]) -> Result<Vec<f32>> {
         let device = model.device();
         let longest = self.lengths.iter().copied().max().unwrap_or(0) + 1;
         self.reserve(model, self.slots, longest)?;
@@ -181,7 +186,7 @@ impl Decoding {
         }
         let hidden = rms_norm(&x, &model.norm.detach(), model.config().rms_norm_eps)?;
         self.lengths.iter_mut().for_each(|length| *length += 1);
-        logits_of(model, &hidden)?.to_vec2()
+        logits_of(model, &hidden)?.flatten_all()?.to_vec1()
     }
 }
 

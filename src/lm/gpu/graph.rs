@@ -172,7 +172,7 @@ pub(super) fn scores_keeping(
     for (index, (name, weight)) in wanted.iter().enumerate() {
         let (first, last) = (index == 0, index + 1 == wanted.len());
         let link = Link { tape: Arc::clone(&tape), weight: name.clone(), first, last };
-        result = result.apply_op2(*weight, link)?;
+        result = result.apply_op2(weight, link)?;
     }
     let kl = reference.map(|_| result.narrow(0, outputs, outputs)).transpose()?;
     Ok((if length == outputs { result } else { result.narrow(0, 0, outputs)? }, kl))

@@ -26,11 +26,11 @@ pub(super) fn rms_norm_back(
     let scaled = gradient.broadcast_mul(&weight.to_dtype(DType::F32)?)?;
     let along = (&scaled * &normed)?.mean_keepdim(D::Minus1)?; // (…, 1)
     let to_x = (scaled - normed.broadcast_mul(&along)?)?.broadcast_mul(&inverse)?.to_dtype(dtype)?;
-    let to_weight = match wanted {
-        true => Some((gradient * normed)?.reshape(((), weight.elem_count()))?.sum(0)?.to_dtype(weight.dtype())?),
-        false => None,
-    };
-    Ok((to_x, to_weight))
+    if !wanted {
+        return Ok((to_x, None));
+    }
+    let to_weight = (gradient * normed)?.reshape(((), weight.elem_count()))?.sum(0)?.to_dtype(weight.dtype())?;
+    Ok((to_x, Some(to_weight)))
 }
 
 /// Cosines and sines of the angles of tokens: (N, E/2) each, in the type of the model.

@@ -234,9 +234,8 @@ fn rows_enter_and_leave() {
             let tokens: Vec<u32> = going.iter().map(|_| stream.below(61) as u32).collect();
             going.iter_mut().zip(&tokens).for_each(|(row, token)| row.push(*token));
             // Some share what they begin with, some are the same.
-            let entering: Vec<Vec<u32>> = (0..stream.below(4))
-                .map(|row| [ids(20, step % 2), ids(1 + 3 * (row as usize / 2), step)].concat())
-                .collect();
+            let entering: Vec<Vec<u32>> =
+                (0..stream.below(4)).map(|row| [ids(20, step % 2), ids(1 + 3 * (row / 2), step)].concat()).collect();
             let prompts: Vec<Entering<'_>> = entering.iter().map(|ids| row(ids, 2)).collect();
             decoding.step(&model, &kept, &tokens, &prompts, &mut logits).unwrap();
             going.extend(entering.iter().cloned());

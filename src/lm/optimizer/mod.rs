@@ -141,7 +141,8 @@ impl Optimizer {
         self.steps += 1;
         let rates = self.rates(rate, scale);
         for slot in &mut self.slots {
-            let gradient = gradients[&slot.name].contiguous()?;
+            // It may be of the type that passes compute in; one at a time, so that there are not all of them twice.
+            let gradient = gradients[&slot.name].to_dtype(slot.parameter.dtype())?.contiguous()?;
             let key = hash(slot.key, self.steps);
             update::update(&rates, &slot.parameter, &gradient, &mut slot.moments, key)?;
         }

@@ -45,9 +45,7 @@ pub(super) fn update(
 ) -> Result<(), LmError> {
     match moments {
         Moments::Device { first, second } => {
-            // Gradients may be of the type that passes compute in.
-            let gradient = gradient.to_dtype(parameter.dtype())?;
-            let updated = plain(rates, parameter.as_detached_tensor(), &gradient, first, second)?;
+            let updated = plain(rates, parameter.as_detached_tensor(), gradient, first, second)?;
             parameter.set(&updated)?;
         }
         host => parameter.inplace_op2(gradient, &Update { rates, moments: RefCell::new(host), key })?,

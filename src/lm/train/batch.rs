@@ -135,6 +135,9 @@ pub(super) fn sequences_in_runs(sequences: &[Sequence], room: Room) -> Vec<Range
             cut.into_iter().map(move |run| first + run.start..first + run.end)
         })
         .collect();
+    // Where it takes several passes anyway, they may as well be small.
+    let whole = Size::of(sequences.iter()).tokens <= tokens;
+    let room = if whole { room } else { Room::Tokens(tokens / 2) };
     let of_groups = runs(groups.iter().map(|group| Size::of(sequences[group.clone()].iter())), room);
     of_groups.into_iter().map(|run| groups[run.start].start..groups[run.end - 1].end).collect()
 }
@@ -237,11 +240,8 @@ mod tests {
         assert_eq!(Size::of(four.iter()), Size { sequences: 16, tokens: 4 * 440 });
         assert_eq!(sequences_in_runs(&four, room), vec![0..16], "1,760 tokens fit");
         let eight = cells(8, 200, 8, 60);
-        assert_eq!(
-            sequences_in_runs(&eight, room),
-            [0..16, 16..32, 32..48, 48..64],
-            "two constitutions of 680 at a time"
-        );
+        let of_one: Vec<_> = (0..8).map(|at| 8 * at..8 * (at + 1)).collect();
+        assert_eq!(sequences_in_runs(&eight, room), of_one, "a constitution of 680 at a time");
         assert_eq!(sequences_in_runs(&eight, Room::Sequences(24)), [0..24, 24..48, 48..64]);
         let long = cells(2, 1000, 3, 300);
         assert_eq!(sequences_in_runs(&long, room), [0..2, 2..3, 3..5, 5..6], "cut where even one does not fit");

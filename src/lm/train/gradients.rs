@@ -48,7 +48,7 @@ impl Gradients {
                 (None, None) if name.contains(".experts.") => parameter.zeros_like()?,
                 (None, None) => return Err(LmError::NoGradient { name: name.clone() }),
             };
-            gradients.insert(name.clone(), gradient);
+            gradients.insert(name.clone(), gradient.to_dtype(parameter.dtype())?);
         }
         Ok(gradients)
     }
