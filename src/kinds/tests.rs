@@ -209,8 +209,8 @@ fn interrupted_nodes_go_on_where_they_were() {
     let mut bench = Bench::new();
     let here = world(&bench);
     assert_eq!(here.model.id, there.model.id, "the same seeds make the same model");
-    // The first report is of what is known already; each other follows eight responses, in the order in which they end.
-    bench.patience = Some(3);
+    // The first report is of what is known already; each other follows eight responses, those under one constitution first.
+    bench.patience = Some(4);
     assert!(matches!(generate(&bench, &here, &here.queries), Err(NodeError::Interrupted)));
     bench.patience = None;
     let (resumed, metrics) = generate(&bench, &here, &here.queries).expect("generates");

@@ -98,10 +98,15 @@ pub(super) fn zeros(numbers: usize) -> Result<Vec<f32>, LmError> {
     let missing = || full(numbers as u64 * 4);
     let layout = Layout::array::<f32>(numbers).map_err(|_| missing())?;
     #[expect(unsafe_code, reason = "the standard library has no zeros that may fail and are not written at once")]
-    // SAFETY: the layout is not empty; what is not null is so many numbers of zero bits, and the vector owns it.
+    // SAFETY: the layout is not empty; what is not null is so many numbers of zero bits, aligned as the layout asks, and
+    // the box owns it.
     unsafe {
+        #[expect(clippy::cast_ptr_alignment, reason = "the layout is that of f32")]
         let start = alloc_zeroed(layout).cast::<f32>();
-        if start.is_null() { Err(missing()) } else { Ok(Vec::from_raw_parts(start, numbers, numbers)) }
+        if start.is_null() {
+            return Err(missing());
+        }
+        Ok(Box::from_raw(std::ptr::slice_from_raw_parts_mut(start, numbers)).into_vec())
     }
 }
 

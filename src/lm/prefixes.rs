@@ -64,7 +64,7 @@ impl Prefixes {
         for at in range {
             match groups.last_mut() {
                 Some(group) if depth < DEEPEST && group.end == at && sorted.shared[at] >= begin + SHORTEST => {
-                    group.end += 1
+                    group.end += 1;
                 }
                 _ => groups.push(at..at + 1),
             }

@@ -161,7 +161,9 @@ pub(super) fn in_order(parts: &[impl AsRef<[f32]>], width: usize) -> Vec<f32> {
 }
 
 fn scale(values: &mut [f32], by: f64) {
-    values.iter_mut().for_each(|value| *value *= by as f32);
+    for value in values {
+        *value *= by as f32;
+    }
 }
 
 /// Some columns of a matrix.

@@ -114,7 +114,7 @@ pub(in crate::lm) fn scores_of(
     for (index, (name, weight)) in wanted.iter().enumerate() {
         let link =
             Link { tape: Arc::clone(&tape), weight: name.clone(), first: index == 0, last: index + 1 == wanted.len() };
-        result = result.apply_op2(*weight, link)?;
+        result = result.apply_op2(weight, link)?;
     }
     let kl = reference.map(|_| result.narrow(0, outputs, outputs)).transpose()?;
     Ok((if length == outputs { result } else { result.narrow(0, 0, outputs)? }, kl))

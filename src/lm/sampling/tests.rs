@@ -142,7 +142,9 @@ fn a_full_memory_halves_the_rows_and_changes_nothing() {
         let mut finished = 0;
         let result = sample_each(&model, &tokenizer(), &sharing(), &settings(1.0), Limits::default(), |responses| {
             finished += responses.len();
-            responses.into_iter().for_each(|(index, response)| assert_eq!(response, all[index]));
+            for (index, response) in responses {
+                assert_eq!(response, all[index]);
+            }
             Ok::<_, LmError>(())
         });
         model.limit_buffers(None);

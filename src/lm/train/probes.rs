@@ -18,7 +18,10 @@ pub(super) struct Probes {
 
 impl std::fmt::Debug for Probes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Probes").field("sequences", &self.sequences.len()).field("every", &self.every).finish()
+        f.debug_struct("Probes")
+            .field("sequences", &self.sequences.len())
+            .field("every", &self.every)
+            .finish_non_exhaustive()
     }
 }
 
