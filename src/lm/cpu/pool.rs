@@ -65,7 +65,12 @@ impl Pool {
 
     /// From now on buffers are so many bytes at most, in use or not.
     pub(super) fn limit(&self, bytes: Option<u64>) {
-        self.idle().limit = bytes;
+        let mut idle = self.idle();
+        idle.limit = bytes;
+        // What nobody uses is not kept beyond it: else a pass that finds all its buffers here would not notice the limit.
+        if !idle.allows(0) {
+            idle.release(|_| false);
+        }
     }
 
     /// A buffer of this many numbers, whatever they are. Unwinds to [`memory::guarded`] where there is no memory for it.

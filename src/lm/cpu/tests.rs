@@ -266,7 +266,7 @@ fn a_full_memory_halves_the_passes_and_changes_nothing() {
     let model = model(&config, 1);
     let whole = response_logprobs(&model, &sequences()).unwrap();
     let (mut all, mut none) = (0, 0);
-    for kib in (4..400).step_by(4) {
+    for kib in (4..1000).step_by(12) {
         model.limit_buffers(Some(kib << 10));
         match response_logprobs(&model, &sequences()) {
             Ok(found) => {
