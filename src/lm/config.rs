@@ -14,6 +14,7 @@ mod shapes;
 
 pub use family::Family;
 pub use rope::RopeScaling;
+pub use shapes::LINEAR_NAMES;
 
 /// The form of a decoder. Fields have the names that `config.json` gives them.
 ///

@@ -22,6 +22,8 @@ fn fields_that_exclude_each_other_are_found() {
     let lora = r#""objective": "sami", "steps": 3, "lora": {"rank": 0, "alpha": 0, "dropout": 1, "targets": []}"#;
     assert_eq!(problems(lora), ["lora.rank", "lora.alpha", "lora.dropout", "lora.targets"]);
     assert!(problems(r#""objective": "sami", "steps": 3, "lora": {"targets": "all-linear"}"#).is_empty());
+    let lora = r#""objective": "sami", "steps": 3, "lora": {"targets": ["q_pro", "v_proj"]}"#;
+    assert_eq!(problems(lora), ["lora.targets"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::super::check::{problem, require};
 use super::super::template;
 use super::{Finetune, Objective};
 use crate::lm::adapter::Targets;
+use crate::lm::config::LINEAR_NAMES;
 use crate::lm::loss::Sides;
 use crate::pipeline::Problem;
 
@@ -112,6 +113,12 @@ fn lora(kind: &Finetune, want: &mut impl FnMut(bool, &str, &str, &str)) {
     want(lora.rank >= 1, "lora.rank", "an adapter of rank 0 changes nothing", "16 is usual");
     want(lora.alpha > 0.0 && lora.alpha.is_finite(), "lora.alpha", "`alpha` is not above 0", "twice the rank is usual");
     want((0.0..1.0).contains(&lora.dropout), "lora.dropout", "`dropout` is not in [0, 1)", "0 is none");
+    if let Targets::Named(targets) = &lora.targets {
+        for target in targets.iter().filter(|target| !LINEAR_NAMES.contains(&target.as_str())) {
+            let known = format!("models have layers of the names {}", LINEAR_NAMES.join(", "));
+            want(false, "lora.targets", &format!("no model has a linear layer `{target}`"), &known);
+        }
+    }
     want(
         !matches!(&lora.targets, Targets::Named(targets) if targets.is_empty()),
         "lora.targets",

@@ -2,6 +2,10 @@
 
 use super::{Config, Family};
 
+/// What the names of linear layers end in, over all families, but for the head and the routers.
+pub const LINEAR_NAMES: [&str; 10] =
+    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"];
+
 impl Config {
     /// Names and shapes of all weights, as `transformers` has them in its files.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {

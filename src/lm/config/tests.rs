@@ -84,6 +84,8 @@ fn what_is_written_is_read_again() {
         let config = load(&json).unwrap();
         assert_eq!(config.model_type, of);
         assert_eq!(load(&config.to_json()).unwrap(), config);
+        let known = |name: &str| LINEAR_NAMES.iter().any(|known| name.ends_with(&format!(".{known}")));
+        assert!(config.linears().iter().all(|(name, _)| known(name)), "{:?}", config.linears());
         for (field, value) in [
             ("tie_word_embeddings", json!(true)),
             ("head_dim", json!(10)),
