@@ -23,7 +23,7 @@ use crate::lm::{LmError, Model};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Numbers of logits whose gradients are in memory at once.
-const LOGITS: usize = 1 << 23;
+const LOGITS: usize = 1 << 22;
 
 /// A forward pass that gradients are wanted of.
 pub(super) struct Pass<'a> {
