@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use candle_core::{DType, Tensor};
 
+use super::cpu::Keep;
 use super::decoder::Engine;
+use super::graph::scores_of;
 use super::{LmError, Model, cpu, gpu, plain};
 
 /// Tokens of a prompt and its response.
@@ -178,9 +180,10 @@ fn scores(
     sequences: &[Sequence],
     graph: bool,
 ) -> Result<(Tensor, Option<Tensor>), LmError> {
+    let keep = if graph { Keep::Everything } else { Keep::Nothing };
     match (model.engine(), reference.map_or(model.engine(), Model::engine)) {
-        (Engine::Cpu, Engine::Cpu) => return cpu::scores_of(model, reference, sequences, graph),
-        (Engine::Tensors, Engine::Tensors) => return gpu::scores_of(model, reference, sequences, graph),
+        (Engine::Cpu, Engine::Cpu) => return scores_of::<cpu::Scored>(model, reference, sequences, keep),
+        (Engine::Tensors, Engine::Tensors) => return scores_of::<gpu::Scored>(model, reference, sequences, keep),
         // What computes any model in any way.
         _ => {}
     }

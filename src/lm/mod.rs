@@ -26,6 +26,7 @@ pub mod driver;
 pub mod error;
 pub mod gguf;
 mod gpu;
+mod graph;
 mod layout;
 pub mod logprobs;
 pub mod loss;

@@ -6,8 +6,8 @@ use sami::cli::{DONE, FAILED, USAGE};
 use super::bad_input::{no_bug, told};
 use super::sandbox::Sandbox;
 
-/// Answers of the model `base`.
-const PIPELINE: &str = r#"
+/// Answers of the model `base`, which `MODEL` says where to get.
+pub(crate) const PIPELINE: &str = r#"
 [models.base]
 MODEL
 [datasets.questions]

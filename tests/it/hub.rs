@@ -7,6 +7,7 @@ use std::time::Duration;
 use sami::cli::{DONE, USAGE};
 use sami::hub::{Downloaded, Hub, HubError, Repo, Settings, Snapshot, Token, etag};
 
+use super::bad_model;
 use super::hub_server::{REPO, Server, Wrong};
 use super::sandbox::Sandbox;
 
@@ -278,29 +279,16 @@ fn of_shards_those_come_that_the_index_names() {
     assert!(error.contains("model-00002-of-00002.safetensors"), "{error}");
 }
 
-const PIPELINE: &str = r#"
-[models.base]
-source = "hf:acme/tiny"
-[datasets.questions]
-make = { rows = 4, seed = 1, template = '{"query": "q {{ row }}", "text": "rules : be brief . q {{ row }} a : yes no"}' }
-[nodes.constitutions]
-kind = "constitutions"
-principles.brief = { definition = "be brief .", antithesis = "be long ." }
-[nodes.generate]
-kind = "generate"
-model = "base"
-queries = "questions"
-constitutions = "constitutions"
-prompt = "rules : {{ constitution }} {{ query }} a :"
-max_new_tokens = 12
-temperature = 1.0
-"#;
+/// Answers of a model from the hub.
+fn pipeline() -> String {
+    bad_model::PIPELINE.replace("MODEL", "source = \"hf:acme/tiny\"")
+}
 
 #[test]
 fn a_pipeline_downloads_when_it_runs_and_not_when_it_is_planned() {
-    let sandbox = Sandbox::with(PIPELINE);
+    let sandbox = Sandbox::with(&pipeline());
     let init = "init = { hidden_size = 16, layers = 1, heads = 2, max_positions = 64, seed = 1, tokenizer = { from = \"questions\" } }";
-    sandbox.write("make.toml", &PIPELINE.replace("source = \"hf:acme/tiny\"", init));
+    sandbox.write("make.toml", &pipeline().replace("source = \"hf:acme/tiny\"", init));
     sandbox.sami(&["run", "make.toml", "models.base"]).exits(DONE.into());
     sandbox.sami(&["cache", "checkout", "models.base", "model"]).exits(DONE.into());
     let read = |name: &str| fs_err::read(sandbox.path("model").join(name)).expect("a file of the model");
@@ -345,7 +333,7 @@ fn a_pipeline_downloads_when_it_runs_and_not_when_it_is_planned() {
     assert!(plan.stdout.contains("2 fresh"), "{}", plan.stdout);
     sandbox.write(
         "p.toml",
-        &PIPELINE
+        &pipeline()
             .replace("hf:acme/tiny", "home/hub/models--acme--tiny/snapshots/COMMIT")
             .replace("COMMIT", &"a".repeat(40)),
     );
@@ -353,7 +341,7 @@ fn a_pipeline_downloads_when_it_runs_and_not_when_it_is_planned() {
     sandbox.verify();
 
     // The branch moves to other weights: the next run has them, and what rests on them is stale.
-    sandbox.write("p.toml", PIPELINE);
+    sandbox.write("p.toml", &pipeline());
     {
         let mut state = server.state();
         state.commit = "b".repeat(40);
@@ -372,7 +360,7 @@ fn hub_names_that_cannot_be() {
         ("hf:a/b@", "no revision"),
         ("openai:gpt", "not supported yet"),
     ] {
-        let sandbox = Sandbox::with(&PIPELINE.replace("hf:acme/tiny", source));
+        let sandbox = Sandbox::with(&pipeline().replace("hf:acme/tiny", source));
         let output = sandbox.sami(&["check", "p.toml"]).exits(USAGE.into());
         assert!(output.stderr.contains(says) && output.stderr.contains("p.toml:3:10"), "{source}: {}", output.stderr);
     }

@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::super::cpu::{Gradients, Keep, Scored};
+use super::super::graph::Scores;
 use super::super::logprobs::plain_scores;
 use super::super::train::tests::config;
 use super::super::{Model, Sequence};

@@ -3,7 +3,7 @@
 //! - `tile.rs`, `matmul.rs`, `simd.rs`: products and rows of numbers. `pool.rs`: memory that is used again.
 //! - `layout.rs`: a batch as one row of tokens without padding. `packed.rs`: weights as products want them.
 //! - `forward.rs`, `attention.rs`, `linear.rs`, `dropout.rs`, `experts.rs`, `head.rs`: the passes. `backward.rs`, `gradients.rs`: their
-//!   gradients. `scored.rs`: both together; `graph.rs`: the same in candle's graph.
+//!   gradients. `scored.rs`: both together.
 //! - `decode.rs`, `attend.rs`, `cache.rs`: prompts and what follows them, token by token.
 //!
 //! Two rules hold everywhere. Results do not depend on the number of threads: sums run in fixed blocks that are added in
@@ -21,7 +21,6 @@ mod dropout;
 mod experts;
 mod forward;
 mod gradients;
-mod graph;
 mod head;
 mod linear;
 mod matmul;
@@ -32,13 +31,12 @@ mod simd;
 mod tile;
 
 #[cfg(test)]
-mod tests;
+pub(in crate::lm) mod tests;
 
 pub(super) use decode::{Decoding, TOKENS_PER_PASS};
 pub(super) use gradients::Gradients;
-pub(super) use graph::{in_pool, scores_of};
 pub(super) use packed::{Kept, Packing};
-pub(super) use scored::{Keep, Recalled, Scored};
+pub(super) use scored::{Keep, Recalled, Scored, in_pool};
 pub(super) use simd::{exp_all, top};
 
 /// The instructions that this processor has and the passes use.

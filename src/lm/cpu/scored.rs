@@ -1,13 +1,15 @@
 //! A pass over a batch: scores, and afterwards the gradients of a loss that knows the model through them.
 
+use candle_core::{Device, Tensor};
+
 use super::attention::{self, Shape};
 use super::backward::Pass;
 use super::forward::{Context, Traces, layers};
 use super::gradients::Gradients;
-use super::graph::in_pool;
 use super::head::{Hidden, scores};
 use super::layout::Layout;
 use super::pool::Buffer;
+use crate::lm::graph::Scores;
 use crate::lm::memory::guarded;
 use crate::lm::{LmError, Model, Sequence};
 
@@ -48,6 +50,11 @@ impl Run {
     }
 }
 
+/// Runs work on the threads of the pool, so that it is not woken for every part of it.
+pub(in crate::lm) fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::join(work, || ()).0
+}
+
 /// As [`in_pool`]; where there is no memory, that is an error.
 fn in_pool_guarded<T: Send>(work: impl FnOnce() -> Result<T, LmError> + Send) -> Result<T, LmError> {
     guarded(|| in_pool(work))
@@ -63,14 +70,10 @@ pub(in crate::lm) struct Scored {
     kls: Option<Vec<f32>>,
 }
 
-impl Scored {
-    /// Scores the response tokens of sequences: log-probabilities, and KL(policy‖reference), if there is a reference.
-    pub(in crate::lm) fn new(
-        model: &Model,
-        reference: Option<&Model>,
-        sequences: &[Sequence],
-        keep: Keep,
-    ) -> Result<Self, LmError> {
+impl Scores for Scored {
+    type Gradients = Gradients;
+
+    fn new(model: &Model, reference: Option<&Model>, sequences: &[Sequence], keep: Keep) -> Result<Self, LmError> {
         let layout = Layout::new(sequences);
         in_pool_guarded(|| {
             let mut run = Run::new(model, &layout, keep)?;
@@ -81,19 +84,11 @@ impl Scored {
         })
     }
 
-    /// Log-probabilities and divergences: (outputs) each.
-    pub(in crate::lm) fn take(&mut self) -> (Vec<f32>, Option<Vec<f32>>) {
+    fn take(&mut self) -> (Vec<f32>, Option<Vec<f32>>) {
         (std::mem::take(&mut self.logprobs), self.kls.take())
     }
 
-    /// Adds the gradients to all weights that want one, from those to log-probabilities and divergences (outputs each, or
-    /// no divergences). Memory of the pass is let go of on the way.
-    pub(in crate::lm) fn backward(
-        self,
-        logprobs: &[f32],
-        kls: &[f32],
-        gradients: &mut Gradients,
-    ) -> Result<(), LmError> {
+    fn backward(self, logprobs: &[f32], kls: &[f32], gradients: &mut Gradients) -> Result<(), LmError> {
         let Self { model, layout, run, reference, .. } = self;
         let Run { context, traces, x, hidden } = run;
         // Without a gradient to the divergences they need not be computed.
@@ -101,6 +96,10 @@ impl Scored {
         let reference = reference.as_ref().map(|run| (&run.context, &run.hidden));
         let pass = Pass { context: &context, model: &model, layout: &layout, reference };
         in_pool_guarded(|| pass.backward(traces, x, hidden, (logprobs, kls), gradients))
+    }
+
+    fn gradient(gradients: &mut Gradients, name: &str, weight: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        gradients.take(name).map(|numbers| Tensor::from_vec(numbers, weight.shape(), &Device::Cpu)).transpose()
     }
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::scores_of;
+use super::{Keep, Scored};
 use crate::lm::decode::{Decoding, Entering, Plain};
+use crate::lm::graph::scores_of;
 use crate::lm::logprobs::{plain_scores, response_kl, response_logprobs};
 use crate::lm::prefixes::Prefixes;
 use crate::lm::random::Stream;
@@ -97,13 +98,13 @@ fn model(config: &Config, seed: u64) -> Model {
     Model::frozen(config.clone(), weights(config, seed)).unwrap()
 }
 
-fn ids(length: usize, seed: u64) -> Vec<u32> {
+pub(in crate::lm) fn ids(length: usize, seed: u64) -> Vec<u32> {
     let mut stream = Stream::new(seed, "ids");
     (0..length).map(|_| stream.below(61) as u32).collect()
 }
 
 /// Sequences of different lengths; some share a prompt, some have no response, one is long.
-fn sequences() -> Vec<Sequence> {
+pub(in crate::lm) fn sequences() -> Vec<Sequence> {
     let shared = ids(9, 100);
     let mut all: Vec<Sequence> = (0..3)
         .map(|seed| Sequence { ids: [shared.clone(), ids(3 + 5 * seed, seed as u64)].concat(), prompt: 9 })
@@ -120,7 +121,7 @@ fn numbers(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn difference(a: &[f32], b: &[f32]) -> f32 {
+pub(in crate::lm) fn difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
@@ -129,13 +130,13 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
 fn scores_equal_the_plain_ones() {
     for config in configs() {
         let (policy, reference) = (model(&config, 1), model(&config, 2));
-        let (ours, kl) = scores_of(&policy, Some(&reference), &sequences(), false).unwrap();
+        let (ours, kl) = scores_of::<Scored>(&policy, Some(&reference), &sequences(), Keep::Nothing).unwrap();
         let (plain, plain_kl) = plain_scores(&policy, Some(&reference), &sequences()).unwrap();
         assert!(difference(&numbers(&ours), &numbers(&plain)) < 1e-4, "{config:?}");
         let (kl, plain_kl) = (numbers(&kl.unwrap()), numbers(&plain_kl.unwrap()));
         assert!(kl.iter().all(|kl| *kl > 0.01), "two random models differ: {kl:?}");
         assert!(difference(&kl, &plain_kl) < 1e-4, "{config:?}");
-        let alone = scores_of(&policy, None, &sequences(), false).unwrap().0;
+        let alone = scores_of::<Scored>(&policy, None, &sequences(), Keep::Nothing).unwrap().0;
         assert_eq!(numbers(&alone), numbers(&ours), "a reference changes nothing");
     }
 }
@@ -144,10 +145,10 @@ fn scores_equal_the_plain_ones() {
 fn a_batch_gives_the_bits_of_its_rows() {
     for config in configs() {
         let (policy, reference) = (model(&config, 1), model(&config, 2));
-        let (together, kl) = scores_of(&policy, Some(&reference), &sequences(), false).unwrap();
+        let (together, kl) = scores_of::<Scored>(&policy, Some(&reference), &sequences(), Keep::Nothing).unwrap();
         let (mut alone, mut kl_alone) = (Vec::new(), Vec::new());
         for sequence in sequences() {
-            let (one, kl) = scores_of(&policy, Some(&reference), &[sequence], false).unwrap();
+            let (one, kl) = scores_of::<Scored>(&policy, Some(&reference), &[sequence], Keep::Nothing).unwrap();
             alone.extend(numbers(&one));
             kl_alone.extend(numbers(&kl.unwrap()));
         }
@@ -286,7 +287,7 @@ fn gradients(config: &Config, cpu: bool) -> (f32, BTreeMap<String, Vec<f32>>) {
         Model::trainable(config.clone(), weights(config, 1)).unwrap();
     let reference = model(config, 2);
     let (logprobs, kl) = if cpu {
-        scores_of(&policy, Some(&reference), &sequences(), true).unwrap()
+        scores_of::<Scored>(&policy, Some(&reference), &sequences(), Keep::Everything).unwrap()
     } else {
         plain_scores(&policy, Some(&reference), &sequences()).unwrap()
     };

@@ -3,7 +3,7 @@
 //! - `ops.rs`, `linear.rs`: the parts of a layer, each with the gradient that belongs to it.
 //! - `attention.rs`: queries over the keys of their sequences, gathered into padded batches. `experts.rs`: mixtures.
 //! - `pass.rs`: all layers, forward and backward. `head.rs`: from hidden states to log-probabilities, in chunks.
-//! - `graph.rs`: a pass in candle's graph. `decode.rs`: token by token.
+//! - `scored.rs`: a pass over a batch. `decode.rs`: token by token.
 //!
 //! No graph is built inside of it: weights are used detached, and gradients are made by hand. candle's own would start
 //! each as zeros and add to it, make those of frozen weights too, and keep all activations. A layer's activations are made
@@ -15,15 +15,15 @@
 mod attention;
 mod decode;
 mod experts;
-mod graph;
 mod head;
 mod linear;
 mod ops;
 mod pass;
+mod scored;
 
 #[cfg(test)]
 mod tests;
 
 pub(super) use decode::Decoding;
-pub(super) use graph::{Scored, scores_of};
 pub(super) use linear::Gradients;
+pub(super) use scored::Scored;

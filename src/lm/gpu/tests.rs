@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::graph::scores_keeping;
-use super::{Decoding, scores_of};
+use super::{Decoding, Scored};
 use crate::lm::config::Experts;
 use crate::lm::cpu::Keep;
+use crate::lm::cpu::tests::{self, difference, ids};
 use crate::lm::decode::{Decoding as AnyDecoding, Entering, Plain};
 use crate::lm::decoder::Engine;
+use crate::lm::graph::scores_of;
 use crate::lm::logprobs::plain_scores;
 use crate::lm::prefixes::Prefixes;
 use crate::lm::random::Stream;
@@ -63,23 +64,10 @@ fn model(config: &Config, seed: u64, engine: Engine) -> Model {
     Model::computed_by(engine, config.clone(), weights(config, seed, DType::F32)).unwrap()
 }
 
-fn ids(length: usize, seed: u64) -> Vec<u32> {
-    let mut stream = Stream::new(seed, "ids");
-    (0..length).map(|_| stream.below(61) as u32).collect()
-}
-
-/// Sequences of different lengths; some share a prompt, one is its own prompt, some have no response, one is long.
+/// The sequences that the CPU's passes are tested on, and one more that shares their prompt.
 fn sequences() -> Vec<Sequence> {
-    let shared = ids(9, 100);
-    let mut all: Vec<Sequence> = (0..3)
-        .map(|seed| Sequence { ids: [shared.clone(), ids(3 + 5 * seed, seed as u64)].concat(), prompt: 9 })
-        .collect();
-    all.push(Sequence { ids: ids(1, 5), prompt: 1 });
-    all.push(Sequence { ids: ids(2, 6), prompt: 1 });
-    all.push(Sequence { ids: ids(140, 7), prompt: 3 });
-    all.push(Sequence { ids: ids(12, 8), prompt: 11 });
-    all.push(Sequence { ids: [shared.clone(), ids(1, 9)].concat(), prompt: 9 });
-    all.push(Sequence { ids: shared, prompt: 9 });
+    let mut all = tests::sequences();
+    all.push(Sequence { ids: [ids(9, 100), ids(1, 9)].concat(), prompt: 9 });
     all
 }
 
@@ -91,16 +79,11 @@ fn numbers(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn difference(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
-
 #[test]
 fn scores_equal_the_plain_ones() {
     for config in configs() {
         let (policy, reference) = (model(&config, 1, Engine::Tensors), model(&config, 2, Engine::Tensors));
-        let (ours, kl) = scores_of(&policy, Some(&reference), &sequences(), false).unwrap();
+        let (ours, kl) = scores_of::<Scored>(&policy, Some(&reference), &sequences(), Keep::Nothing).unwrap();
         let (plain, plain_kl) = plain_scores(&policy, Some(&reference), &sequences()).unwrap();
         assert!(difference(&numbers(&ours), &numbers(&plain)) < 1e-4, "{config:?}");
         let (kl, plain_kl) = (numbers(&kl.unwrap()), numbers(&plain_kl.unwrap()));
@@ -115,7 +98,10 @@ fn bf16_is_near_f32() {
         let exact = model(&config, 1, Engine::Plain);
         let rounded = Model::computed_by(Engine::Tensors, config.clone(), weights(&config, 1, DType::BF16)).unwrap();
         assert_eq!(rounded.dtype(), DType::BF16);
-        let (ours, plain) = (scores_of(&rounded, None, &sequences(), false), plain_scores(&exact, None, &sequences()));
+        let (ours, plain) = (
+            scores_of::<Scored>(&rounded, None, &sequences(), Keep::Nothing),
+            plain_scores(&exact, None, &sequences()),
+        );
         let (ours, plain) = (numbers(&ours.unwrap().0), numbers(&plain.unwrap().0));
         let mean = ours.iter().zip(&plain).map(|(a, b)| (a - b).abs()).sum::<f32>() / ours.len() as f32;
         assert!(mean > 1e-4, "bf16 rounds: {mean}");
@@ -133,7 +119,7 @@ fn gradients(config: &Config, dtype: DType, keep: Option<Keep>) -> (f32, BTreeMa
     let policy = Model::computed_by(Engine::Tensors, config.clone(), tensors).unwrap();
     let reference = Model::computed_by(Engine::Tensors, config.clone(), weights(config, 2, dtype)).unwrap();
     let (logprobs, kl) = match keep {
-        Some(keep) => scores_keeping(&policy, Some(&reference), &sequences(), keep).unwrap(),
+        Some(keep) => scores_of::<Scored>(&policy, Some(&reference), &sequences(), keep).unwrap(),
         None => plain_scores(&policy, Some(&reference), &sequences()).unwrap(),
     };
     let mut stream = Stream::new(4, "loss");
@@ -189,7 +175,7 @@ fn only_weights_that_want_a_gradient_get_one() {
     let variable = Var::from_tensor(&weights[name]).unwrap();
     weights.insert(name.to_owned(), variable.as_tensor().clone());
     let policy = Model::computed_by(Engine::Tensors, config.clone(), weights.clone()).unwrap();
-    let (scores, _) = scores_of(&policy, None, &sequences(), true).unwrap();
+    let (scores, _) = scores_of::<Scored>(&policy, None, &sequences(), Keep::Everything).unwrap();
     let store = scores.sum_all().unwrap().backward().unwrap();
     let mine = numbers(store.get(&variable).unwrap());
     let others = policy.weights().iter().filter(|(other, weight)| *other != name && store.get(weight).is_some());
@@ -198,7 +184,7 @@ fn only_weights_that_want_a_gradient_get_one() {
     let plain = numbers(plain.sum_all().unwrap().backward().unwrap().get(&variable).unwrap());
     let norm = plain.iter().map(|x| x * x).sum::<f32>().sqrt();
     assert!(difference(&mine, &plain) < 1e-4 * norm, "{norm}");
-    assert!(!scores_of(&policy, None, &sequences(), false).unwrap().0.track_op());
+    assert!(!scores_of::<Scored>(&policy, None, &sequences(), Keep::Nothing).unwrap().0.track_op());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use candle_core::{Tensor, Var};
 
 use super::super::cpu::{Keep, Scored};
 use super::super::decoder::Engine;
+use super::super::graph::Scores;
 use super::super::logprobs::{token_logprobs, token_logprobs_and_kl};
 use super::super::{LmError, Model, Sequence, gpu};
 use super::gradients::Gradients;
