@@ -14,6 +14,7 @@ mod explain;
 mod gguf;
 mod gradients;
 mod hub;
+mod hub_datasets;
 mod hub_server;
 mod keys;
 mod kill;
