@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::pipeline::{ArtifactType, KindSpec, Spec};
 use crate::store::Store;
 
+mod alike;
 mod check;
 pub mod command;
 pub mod constitutions;
@@ -23,6 +24,7 @@ mod examples;
 mod figures;
 pub mod finetune;
 pub mod generate;
+pub mod hold_out;
 pub mod init;
 pub mod judge;
 pub mod keep;
