@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::digest::Digest;
+use crate::endpoint::Calling;
 use crate::pipeline::{ArtifactType, KindSpec, Spec};
 use crate::store::Store;
 
@@ -35,6 +36,7 @@ mod query;
 mod responses;
 pub mod rows;
 pub mod score;
+mod speaker;
 mod stats;
 pub mod tally;
 pub mod template;
@@ -124,6 +126,8 @@ pub struct InputArtifact {
     pub skip: u64,
     /// Rows to take after those.
     pub take: Option<u64>,
+    /// How it is called, if it is an endpoint.
+    pub calling: Option<Calling>,
 }
 
 /// What a node is given besides its fields.
@@ -217,6 +221,9 @@ pub enum NodeError {
     /// The language model said no.
     #[error(transparent)]
     Lm(#[from] crate::lm::LmError),
+    /// An endpoint said no, or nothing.
+    #[error(transparent)]
+    Endpoint(#[from] crate::endpoint::EndpointError),
     /// The disk said no.
     #[error(transparent)]
     Io(#[from] std::io::Error),
