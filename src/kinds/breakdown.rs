@@ -66,7 +66,7 @@ impl Part {
     }
 }
 
-/// A row for each principle in each polarity, in the order in which they first come.
+/// A row for each principle in each polarity, in the order of their names.
 pub(super) fn by_principle(bouts: &[Bout<'_>]) -> Vec<Value> {
     let mut parts: IndexMap<(&str, Polarity), Part> = IndexMap::new();
     for bout in bouts {
@@ -76,7 +76,8 @@ pub(super) fn by_principle(bouts: &[Bout<'_>]) -> Vec<Value> {
             part.add(bout, follows.as_slice());
         }
     }
-    parts.sort_by(|(one, _), (other, _)| (one.0, one.1 == Polarity::Antithesis).cmp(&(other.0, other.1 == Polarity::Antithesis)));
+    let order = |key: &(&str, Polarity)| (key.0.to_owned(), key.1 == Polarity::Antithesis);
+    parts.sort_by(|one, _, other, _| order(one).cmp(&order(other)));
     let named = |(name, polarity): (&str, Polarity)| {
         [("principle".to_owned(), json!(name)), ("polarity".to_owned(), json!(polarity))].into_iter().collect()
     };
@@ -87,9 +88,8 @@ pub(super) fn by_principle(bouts: &[Bout<'_>]) -> Vec<Value> {
 pub(super) fn by_constitution(bouts: &[Bout<'_>]) -> Vec<Value> {
     let mut parts: IndexMap<String, Part> = IndexMap::new();
     for bout in bouts {
-        let follows: Vec<(bool, bool)> = bout
-            .follows
-            .map_or_else(Vec::new, |(own, other)| own.iter().copied().zip(other.iter().copied()).collect());
+        let follows: Vec<(bool, bool)> =
+            bout.follows.map_or_else(Vec::new, |(own, other)| own.iter().copied().zip(other.iter().copied()).collect());
         parts.entry(name(bout.constitution)).or_default().add(bout, &follows);
     }
     parts.sort_by(|one, first, other, second| (second.wins.len(), one).cmp(&(first.wins.len(), other)));
@@ -169,7 +169,10 @@ mod tests {
         let bouts = [0.0, 1.0].map(|win| Bout { query: 4, constitution: &whole, win, follows: None });
         assert!(by_principle(&bouts).is_empty());
         let rows = by_constitution(&bouts);
-        assert_eq!((&rows[0]["constitution"], &rows[0]["queries"], &rows[0]["win_rate"]), (&json!("be kind"), &json!(1), &json!(0.5)));
+        assert_eq!(
+            (&rows[0]["constitution"], &rows[0]["queries"], &rows[0]["win_rate"]),
+            (&json!("be kind"), &json!(1), &json!(0.5))
+        );
         assert_eq!(rows[0]["adherence"], Value::Null);
     }
 }

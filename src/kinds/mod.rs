@@ -25,6 +25,7 @@ mod examples;
 mod figures;
 pub mod finetune;
 pub mod generate;
+mod imported;
 pub mod init;
 pub mod judge;
 pub mod keep;
