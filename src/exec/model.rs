@@ -105,6 +105,11 @@ pub(super) fn hub_finding(
 }
 
 impl Place {
+    /// Where the files are, by their names in the artifact.
+    pub(super) fn files(&self) -> &BTreeMap<String, PathBuf> {
+        &self.files
+    }
+
     /// All that decides what the model is, and whether the stamps in it can be gone by.
     pub(super) fn declaration(&self, model: &ModelSource) -> io::Result<(Digest, bool)> {
         let mut hasher = hasher("model");

@@ -190,6 +190,19 @@ impl Hub {
         Ok(self.missing(repo, &listing, &files))
     }
 
+    /// What `config.json` says of a model that is not here: from the cache if that has this one file, else from the hub.
+    pub fn config(&self, repo: &Repo) -> Result<serde_json::Value, HubError> {
+        let here = self.cache.commit(repo)?.map(|commit| self.cache.pointer(repo, &commit, "config.json"));
+        if let Some(config) = here.and_then(|path| serde_json::from_slice(&fs_err::read(path).ok()?).ok()) {
+            return Ok(config);
+        }
+        if self.offline {
+            return Err(self.is_offline(repo));
+        }
+        let commit = self.listing(repo, 1)?.sha;
+        self.client.json(repo, &repo.file_path(&commit, "config.json"), 1)
+    }
+
     /// The size of those of some files that are not there; `None` if the hub does not tell.
     fn missing(&self, repo: &Repo, listing: &Listing, files: &[String]) -> Option<u64> {
         let wanted = listing.siblings.iter().filter(|one| {

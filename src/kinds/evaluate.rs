@@ -13,6 +13,7 @@ use super::policy::TooLong;
 use super::speaker::SPEAKERS;
 use super::versus::Ties;
 use super::{Cx, NodeError, NodeKind, Outputs, breakdown, rows};
+use super::estimate::{self, Estimate, Known};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 mod validate;
@@ -268,6 +269,10 @@ temperature = 1.0
 rules.principles.brief = { definition = { max_sentences = 2 }, antithesis = { min_sentences = 4 } }
 ```
 "#;
+
+    fn estimate(&self, known: &Known<'_>) -> Estimate {
+        estimate::evaluate(self, known)
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let (path, report) = (cx.staging.join("rows.jsonl"), cx.staging.join(breakdown::FILE));

@@ -15,6 +15,7 @@ use crate::lm::optimizer::OptimizerSettings;
 use crate::lm::schedule::Schedule;
 use crate::lm::train::{self, Compute, Example, KlOver, StepRecord, TrainSettings, Trainer};
 use crate::lm::{Tokenizer, gguf};
+use super::estimate::{self, Estimate, Known};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// What is minimised.
@@ -190,6 +191,10 @@ steps = "${2 * iteration}"
 optimizer = { name = "adamw", lr = 5e-7 }
 ```
 "#;
+
+    fn estimate(&self, known: &Known<'_>) -> Estimate {
+        estimate::finetune(self, known)
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let model = cx.input("model")?.clone();

@@ -14,6 +14,7 @@ use super::query::Query;
 use super::shape::{Shape, Shaped};
 use super::{Cx, NodeError, NodeKind, Outputs, markers, query, rows, template};
 use crate::lm::{Finish, SamplingSettings};
+use super::estimate::{self, Estimate, Known};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// The fields of kind `generate`.
@@ -176,6 +177,10 @@ max_new_tokens = 40
 temperature = 1.0
 ```
 "#;
+
+    fn estimate(&self, known: &Known<'_>) -> Estimate {
+        estimate::generate(self, known)
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let constitutions = query::read_constitutions(cx.input("constitutions")?)?;

@@ -11,6 +11,7 @@ use super::prompter::{Prompter, check_system};
 use super::responses::{self, Answered};
 use super::{Cx, NodeError, NodeKind, Outputs, rows, template};
 use crate::digest::Hasher;
+use super::estimate::{self, Estimate, Known};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// The fields of kind `score`.
@@ -101,6 +102,10 @@ responses = "generate"
 prompt = "rules : {{ constitution }} q : {{ query }} a :"
 ```
 "#;
+
+    fn estimate(&self, known: &Known<'_>) -> Estimate {
+        estimate::score(self, known)
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let all = responses::read(cx.input("responses")?)?;

@@ -127,6 +127,37 @@ pub fn read(spec: &DatasetSpec, files: &[RowFile]) -> Result<Vec<Row>, Vec<Diagn
     Ok(rows)
 }
 
+/// What can be said of a dataset without reading all of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// Rows, after `skip` and `take`.
+    pub rows: u64,
+    /// Whether there are so many, and not fewer because some have one id.
+    pub exact: bool,
+    /// Some of them, with their template fields.
+    pub some: Vec<Row>,
+}
+
+/// Looks at some rows of a dataset that lies in these files, or in none if it is made. `None` where they are at fault, which
+/// [`read`] says better.
+pub fn sample(spec: &DatasetSpec, files: &[RowFile], most: usize) -> Option<Sample> {
+    let (mut all, mut some) = (0, Vec::new());
+    if let RowSource::Template { rows, seed, template } = &spec.source {
+        all = *rows;
+        some = make_rows("", (*rows).min(most as u64), *seed, template).ok()?;
+    }
+    for file in files {
+        let (rows, first) = rows::sample(file, most)?;
+        all += rows;
+        some.extend(first);
+    }
+    let mut findings = RowFindings::new(String::new());
+    let some = fill_in(spec, some, &mut findings);
+    let some = findings.finish(some).ok()?;
+    let rows = spec.take.unwrap_or(u64::MAX).min(all.saturating_sub(spec.skip));
+    Some(Sample { rows, exact: !spec.unique, some })
+}
+
 /// The part of the rows that an input takes.
 pub fn slice(rows: &[Row], skip: Option<u64>, take: Option<u64>) -> &[Row] {
     &rows[range(rows.len(), skip.unwrap_or(0), take)]
@@ -305,7 +336,10 @@ mod tests {
         assert_eq!((ids(&found), &found[1]["t"], &found[2]["t"]), (vec!["0", "1", "2"], &2.into(), &"3".into()));
         let found = read(&spec, &files).expect_err("one is broken");
         assert!(found.len() == 1 && found[0].title.contains("row 1 of `c.jsonl`"), "{found:?}");
+        let some = sample(&spec, &files[..2], 2).expect("rows");
+        assert_eq!((some.rows, some.exact, ids(&some.some)), (3, true, vec!["0", "1", "2"]));
         let cut = file("d.jsonl.gz", &two[..20]);
+        assert_eq!(sample(&spec, std::slice::from_ref(&cut), 2), None);
         assert_eq!(read(&spec, &[cut]).expect_err("cut off")[0].id, "dataset::bad-file");
     }
 

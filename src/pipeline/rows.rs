@@ -165,6 +165,28 @@ pub(super) fn read(file: &RowFile) -> Result<Vec<Row>, Vec<Diagnostic>> {
     findings.finish(rows)
 }
 
+/// How many rows a file has, and some of them: evenly spread where that costs nothing, else the first. `None` where the file
+/// cannot be read or is at fault.
+pub(super) fn sample(file: &RowFile, most: usize) -> Option<(u64, Vec<Row>)> {
+    let RowFile { name, path } = file;
+    let (format, packed) = format(name)?;
+    match format {
+        Format::Parquet => parquet::read(path, Some(most)).ok().map(|(rows, all)| (all, rows)),
+        Format::JsonLines => {
+            let bytes = bytes(path, packed).ok()?;
+            let all = lines(&bytes).count();
+            let every = all.div_ceil(most).max(1);
+            let some = lines(&bytes).step_by(every).map(|(_, line)| serde_json::from_slice(line));
+            Some((all as u64, some.collect::<Result<_, _>>().ok()?))
+        }
+        _ => {
+            let rows = read(file).ok()?;
+            let (all, every) = (rows.len(), rows.len().div_ceil(most).max(1));
+            Some((all as u64, rows.into_iter().step_by(every).collect()))
+        }
+    }
+}
+
 /// What a file holds, unpacked.
 fn bytes(path: &Path, packed: bool) -> std::io::Result<Vec<u8>> {
     if !packed {

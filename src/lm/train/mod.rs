@@ -12,6 +12,7 @@
 mod batch;
 mod check;
 mod checkpoint;
+mod footprint;
 mod gradients;
 mod objective;
 mod pass;
@@ -30,6 +31,7 @@ use candle_core::{DType, Device, Tensor};
 use self::batch::{Order, Room, examples_in_runs, sequences_in_runs};
 use self::checkpoint::{Source, State};
 use self::gradients::{Gradients, norm};
+pub use self::footprint::{Beside, Held, footprint, trained};
 pub use self::objective::{KlOver, Objective};
 use self::objective::{Totals, Verdict, is_diagonal};
 use self::pass::Pass;
