@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::check::input;
+use super::several::Several;
 use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, Progress, examples};
 use crate::lm::adapter::{self, LoraSettings};
 use crate::lm::loss::{LengthNorm, Sides};
@@ -34,7 +35,7 @@ pub enum Objective {
 #[serde(deny_unknown_fields)]
 pub struct Finetune {
     pub(super) model: Input,
-    pub(super) examples: Input,
+    pub(super) examples: Several,
     pub(super) objective: Objective,
     #[serde(default)]
     pub(super) reference: Option<Input>,
@@ -109,8 +110,8 @@ impl Spec for Finetune {
             Objective::Sft => &[ArtifactType::Dataset, ArtifactType::Scores],
             Objective::Lm => &[ArtifactType::Dataset],
         };
-        let mut inputs =
-            vec![input("model", &self.model, &[ArtifactType::Model]), input("examples", &self.examples, examples)];
+        let mut inputs = vec![input("model", &self.model, &[ArtifactType::Model])];
+        inputs.extend(self.examples.fields("examples", examples));
         inputs.extend(self.reference.iter().map(|reference| input("reference", reference, &[ArtifactType::Model])));
         inputs
     }
@@ -141,6 +142,7 @@ impl NodeKind for Finetune {
 
 | field | meaning | default |
 |---|---|---|
+| `examples` | see above; or several of one type by names, `{ a = "score-a", b = { from = "score-b", take = 1000 } }`, which are mixed | |
 | `model` | where training starts; the method restarts from the base model in every iteration | |
 | `batch_queries` | queries (or texts) in an optimiser step | 16 |
 | `steps` or `epochs` | how long; examples are shuffled by `seed`, each used once before any is used again | |
@@ -194,7 +196,15 @@ optimizer = { name = "adamw", lr = 5e-7 }
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let model = cx.input("model")?.clone();
         let tokenizer = Tokenizer::load(&model.files)?;
-        let examples = self.examples(cx.input("examples")?, &tokenizer)?;
+        let mut examples = Vec::new();
+        for (name, input) in self.examples.artifacts(cx, "examples")? {
+            let mut some = self.examples(input, &tokenizer)?;
+            if let Some(name) = name {
+                // Rows of several inputs may have the same ids.
+                some.iter_mut().for_each(|one| one.id = format!("{name}/{}", one.id));
+            }
+            examples.append(&mut some);
+        }
         let reference = self.reference.is_some().then(|| cx.input("reference")).transpose()?;
         let reference = reference.map(|input| input.files.clone());
         let settings = self.settings(cx, examples.len());

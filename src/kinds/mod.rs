@@ -34,6 +34,7 @@ mod query;
 mod responses;
 pub mod rows;
 pub mod score;
+pub mod several;
 pub mod template;
 
 /// A kind: its typed fields are the implementing struct, whose doc comment is the kind's page.
