@@ -203,7 +203,7 @@ fn supersede(base: &mut Tree, over: &Tree, group: &[&str]) {
     let Some(table) = base.table_mut() else { return };
     match group {
         // All of a model's keys are about where it comes from.
-        ["models"] if says("source") || says("init") => table.clear(),
+        ["models"] if says("source") || says("init") => table.retain(|key, _| key == "init" && says("init")),
         ["datasets"] if says("source") || says("make") => {
             table.retain(|key, _| !ROWS_FROM.contains(&key.as_str()) || (key == "make" && says("make")));
         }
@@ -274,6 +274,7 @@ mod tests {
     const TEXT: &str = r#"
 [params]
 scale = "full"
+depth = "one"
 settings = "sound"
 tokens = 100
 lr = 1e-3
@@ -315,7 +316,7 @@ remove = ["models.helper", "nodes.report.inputs.a", "loop.nodes.answer.temperatu
 [when.scale.tiny.params]
 tokens = 5
 [when.scale.tiny.models.blank]
-init = { layers = 2, corpus = "posts" }
+init = { layers = 1, corpus = "posts" }
 [when.scale.tiny.datasets.posts]
 make = { rows = 9, template = "{}" }
 [when.scale.tiny.nodes.base]
@@ -331,6 +332,9 @@ prompt = ""
 [when.scale.tiny.loop]
 times = 2
 nodes.answer = { queries.take = 4, prompt = "short" }
+
+[when.depth.two.models.blank]
+init = { layers = 2 }
 "#;
 
     fn load(sets: &[&str]) -> Pipeline {
@@ -380,7 +384,8 @@ nodes.answer = { queries.take = 4, prompt = "short" }
 
     #[test]
     fn overlays_add_up_in_the_order_of_the_file_and_the_command_line_is_last() {
-        let both = load(&["scale=tiny", "settings=paper"]);
+        let both = load(&["scale=tiny", "settings=paper", "depth=two"]);
+        assert_eq!(fields(&both, "models.blank"), json!({"layers": 2, "corpus": "posts"}));
         assert_eq!(fields(&both, "answer@1")["tokens"], 5);
         assert_eq!(fields(&both, "train@1")["optimizer"], json!({"name": "rmsprop", "lr": 5e-7}));
         let set = load(&["settings=paper", "tokens=7", "scale = 'full'"]);
