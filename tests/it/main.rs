@@ -25,6 +25,7 @@ mod parity;
 mod pictures;
 mod quickstart;
 mod real;
+mod recipes;
 mod resume;
 mod sandbox;
 mod scheduler;
