@@ -9,9 +9,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::digest::Digest;
+use crate::endpoint::Calling;
 use crate::pipeline::{ArtifactType, KindSpec, Spec};
 use crate::store::Store;
 
+mod alike;
 mod check;
 pub mod command;
 pub mod constitutions;
@@ -23,6 +25,7 @@ mod examples;
 mod figures;
 pub mod finetune;
 pub mod generate;
+pub mod hold_out;
 pub mod init;
 pub mod judge;
 pub mod keep;
@@ -34,6 +37,7 @@ mod query;
 mod responses;
 pub mod rows;
 pub mod score;
+mod speaker;
 pub mod template;
 
 /// A kind: its typed fields are the implementing struct, whose doc comment is the kind's page.
@@ -119,6 +123,8 @@ pub struct InputArtifact {
     pub skip: u64,
     /// Rows to take after those.
     pub take: Option<u64>,
+    /// How it is called, if it is an endpoint.
+    pub calling: Option<Calling>,
 }
 
 /// What a node is given besides its fields.
@@ -212,6 +218,9 @@ pub enum NodeError {
     /// The language model said no.
     #[error(transparent)]
     Lm(#[from] crate::lm::LmError),
+    /// An endpoint said no, or nothing.
+    #[error(transparent)]
+    Endpoint(#[from] crate::endpoint::EndpointError),
     /// The disk said no.
     #[error(transparent)]
     Io(#[from] std::io::Error),

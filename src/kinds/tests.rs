@@ -34,7 +34,7 @@ impl Bench {
     fn artifact(&self, kind: ArtifactType, files: &BTreeMap<String, PathBuf>) -> InputArtifact {
         let id = self.store.put_artifact(kind.name(), files).expect("puts");
         let files = self.store.files(&id).expect("is there");
-        InputArtifact { id, kind, files, skip: 0, take: None }
+        InputArtifact { id, kind, files, skip: 0, take: None, calling: None }
     }
 
     /// Runs a node; its scratch stays for the next attempt at the same `name`.

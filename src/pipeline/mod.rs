@@ -12,12 +12,14 @@ use indexmap::IndexMap;
 use serde_json::Value;
 
 use crate::diag::{Diagnostic, Severity, Source};
+use crate::endpoint::{Calling, Endpoint};
 use crate::hub::Repo;
 
 pub mod check;
 pub mod dataset;
 mod declare;
 mod document;
+mod endpoint;
 mod expand;
 mod expr;
 mod findings;
@@ -76,6 +78,13 @@ pub enum Origin {
         file: PathBuf,
         /// A `tokenizer.json` to use instead of what the file says.
         tokenizer: Option<PathBuf>,
+    },
+    /// `openai:…`: it can be spoken to, and has no weights here.
+    Endpoint {
+        /// What decides its answers.
+        endpoint: Endpoint,
+        /// How it is called.
+        calling: Calling,
     },
 }
 

@@ -7,6 +7,7 @@ mod bad_model;
 mod behaviour;
 mod chat;
 mod cli;
+mod constitutions;
 mod cuda;
 mod docs;
 mod doctor;
