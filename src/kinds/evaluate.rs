@@ -12,6 +12,7 @@ use super::judge::rules::Rules;
 use super::policy::TooLong;
 use super::prompter::check_system;
 use super::{Cx, NodeError, NodeKind, Outputs, rows, template};
+use crate::lm::Join;
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// Under which of a query's constitutions responses are compared.
@@ -62,6 +63,8 @@ pub struct Evaluate {
     pub(super) stop: Vec<String>,
     #[serde(default)]
     pub(super) score_eos: bool,
+    #[serde(default, skip_serializing_if = "Join::is_space")]
+    pub(super) join: Join,
     #[serde(default)]
     pub(super) seed: u64,
     #[serde(default, skip_serializing_if = "TooLong::is_error")]
@@ -158,6 +161,7 @@ the same prompt, settings and seeds; a judge that does not know whose response i
 | `against` | the candidate that the others are compared with, and that KL is measured from | |
 | `queries`, `constitutions`, `prompt`, sampling fields, `seed`, `too_long` | as in `generate` | |
 | `score_prompt` | the training prompt, for `bound`, `gap`, the accuracies and `kl` | `prompt` |
+| `score_eos`, `join` | as in `score` | |
 | `chat` | candidates that were trained on conversations: each is asked through its own chat template | `[]` |
 | `chat_prompt` | what the user says to those, instead of `prompt` and `score_prompt` | `prompt` |
 | `system` | with `chat`: template of a system message before it | |

@@ -41,6 +41,8 @@ pub struct Generate {
     pub(super) seed: u64,
     #[serde(default = "once")]
     pub(super) samples: u64,
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    pub(super) responses_per_constitution: u64,
     #[serde(default)]
     pub(super) cut: Vec<String>,
     #[serde(default)]
@@ -64,6 +66,11 @@ pub(super) fn is_false(flag: &bool) -> bool {
 
 fn once() -> u64 {
     1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_once(number: &u64) -> bool {
+    *number == 1
 }
 
 impl Spec for Generate {
@@ -97,6 +104,15 @@ impl Spec for Generate {
             "greedy samples would all be the same",
             "give `temperature` above 0 or `samples = 1`",
         );
+        let each = self.responses_per_constitution;
+        require(&mut problems, each >= 1, "responses_per_constitution", "no responses", "give 1 or more");
+        require(
+            &mut problems,
+            each <= 1 || self.temperature > 0.0,
+            "responses_per_constitution",
+            "greedy responses to one constitution would all be the same",
+            "give `temperature` above 0 or `responses_per_constitution = 1`",
+        );
         problems
     }
 }
@@ -123,16 +139,17 @@ the other rows do not matter. Rows are memoised: a dataset that grew by 100 rows
 | `stop` | texts that end a response; not part of it | `[]` |
 | `cut` | texts at which a finished response is cut off | `[]` |
 | `samples` | rows made of each query, each with its own constitutions and random numbers | 1 |
+| `responses_per_constitution` | responses to each constitution of a row, M, with random numbers of their own; `score` and `finetune` then have C×CM matrices | 1 |
 | `seed` | seed of draws and samples | 0 |
 | `too_long` | what happens to a prompt that is longer than the model's positions: `"error"` names the row, `"cut"` leaves out the prompt's first tokens, but for the one that begins every text | `"error"` |
 | `keep` | what a query's responses must be like for its row to stay, see below | identical ones drop |
 
 `keep`: `forbid` (texts that no response may contain), `ends_with` (a text, or a list of which one must end each response),
-`distinct` (no two responses of a query alike, default true), `min_tokens` (1), `finished` (the model
+`distinct` (no response of a query like one to another of its constitutions, default true), `min_tokens` (1), `finished` (the model
 ended each response by itself). What each dropped is counted in metrics `dropped.NAME`.
 
 Makes `rows.jsonl`: `{id, …query fields, constitutions: [{text, format, principles}], responses: [{text, tokens, finish}]}`.
-Responses are stripped of white space at both ends. Metrics: `rows`, `rows_reused`, `tokens`, `mean_length`, `dropped`, `dropped.*`.
+Responses are stripped of white space at both ends, and stand constitution by constitution. Metrics: `rows`, `rows_reused`, `tokens`, `mean_length`, `dropped`, `dropped.*`.
 
 ```toml
 [loop.nodes.generate]
@@ -154,18 +171,22 @@ temperature = 1.0
         if self.chat {
             prompter = prompter.in_chat(cx.input("model")?, self.system.as_deref())?;
         }
-        let mut asks = Vec::with_capacity(queries.len() * constitutions.per_query);
+        let each = self.responses_per_constitution as usize;
+        let mut asks = Vec::with_capacity(queries.len() * constitutions.per_query * each);
         for query in &queries {
             for (place, constitution) in query.constitutions.iter().enumerate() {
                 let prompt = prompter.fill(&query.id, &query.row, constitution)?;
-                let seed = response_seed(self.seed, &query.id, place);
-                asks.push(Ask { row: query.id.clone(), prompt, seed });
+                asks.extend((0..each).map(|turn| {
+                    // The first of each is what it would be alone.
+                    let seed = response_seed(self.seed, &query.id, place + turn * constitutions.per_query);
+                    Ask { row: query.id.clone(), prompt: prompt.clone(), seed }
+                }));
             }
         }
         let mut policy = Policy::new(cx, cx.input("model")?).with(self.too_long);
         let path = cx.staging.join("rows.jsonl");
         let answers = Work::new(cx, "responses", asks.len()).sample(&mut policy, &self.settings(), &asks)?;
-        let (kept, metrics) = self.keep(&queries, &answers, constitutions.per_query)?;
+        let (kept, metrics) = self.keep(&queries, &answers, constitutions.per_query * each)?;
         rows::write(&path, &kept)?;
         Ok(Outputs { files: [("rows.jsonl".to_owned(), path)].into(), metrics })
     }
@@ -197,7 +218,9 @@ impl Generate {
             let candidates: Vec<Candidate<'_>> = texts
                 .iter()
                 .zip(answers)
-                .map(|(text, answer)| Candidate {
+                .enumerate()
+                .map(|(at, (text, answer))| Candidate {
+                    place: at / self.responses_per_constitution as usize,
                     text,
                     tokens: answer.tokens,
                     finished: answer.finish != Finish::Length,

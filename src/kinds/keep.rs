@@ -12,7 +12,7 @@ pub struct Keep {
     pub forbid: Vec<String>,
     /// Texts of which one must end each response; any end will do without.
     pub ends_with: OneOrMany,
-    /// No two responses of a query are alike.
+    /// No two responses of a query to different constitutions are alike.
     pub distinct: bool,
     /// Tokens that each response has at least.
     pub min_tokens: usize,
@@ -59,6 +59,8 @@ impl<'de> Deserialize<'de> for OneOrMany {
 /// A response as the filters see it.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate<'a> {
+    /// The place of its constitution among those of the query.
+    pub place: usize,
     /// Its text.
     pub text: &'a str,
     /// Its number of tokens.
@@ -85,8 +87,9 @@ impl Keep {
             return Some("finished");
         }
         if self.distinct {
-            let texts: std::collections::BTreeSet<_> = responses.iter().map(|response| response.text).collect();
-            if texts.len() < responses.len() {
+            if any(&|response| {
+                responses.iter().any(|other| other.place != response.place && other.text == response.text)
+            }) {
                 return Some("distinct");
             }
         }
@@ -113,8 +116,16 @@ mod tests {
     fn drops(keep: &Keep, texts: &[&str]) -> Option<&'static str> {
         let responses: Vec<_> = texts
             .iter()
-            .map(|text| Candidate { text, tokens: text.split_whitespace().count(), finished: text.ends_with('.') })
+            .enumerate()
+            .map(|(place, text)| Candidate {
+                place,
+                text,
+                tokens: text.split_whitespace().count(),
+                finished: text.ends_with('.'),
+            })
             .collect();
+        let one = responses.iter().map(|response| Candidate { place: 0, ..*response }).collect::<Vec<_>>();
+        assert_ne!(keep.drops(&one), Some("distinct"), "responses to one constitution may be alike");
         keep.drops(&responses)
     }
 

@@ -26,6 +26,7 @@ mod parity;
 mod pictures;
 mod quickstart;
 mod real;
+mod recipes;
 mod resume;
 mod sandbox;
 mod scheduler;
