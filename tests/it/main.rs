@@ -30,3 +30,4 @@ mod recipes;
 mod resume;
 mod sandbox;
 mod scheduler;
+mod systems;
