@@ -29,6 +29,7 @@ pub mod hold_out;
 pub mod init;
 pub mod judge;
 pub mod keep;
+mod markers;
 mod memo;
 mod policy;
 pub mod principles;
@@ -37,6 +38,7 @@ mod query;
 mod responses;
 pub mod rows;
 pub mod score;
+mod shape;
 mod speaker;
 pub mod template;
 
