@@ -51,6 +51,23 @@ impl ContrastFigures {
     }
 }
 
+/// How many times as long as those of another model a model's responses may be before that is told.
+const LONGER: f64 = 1.5;
+
+/// The models whose responses are much longer than those of `against`, by their metrics `mean_length.NAME`: as it goes where
+/// training makes responses longer, which many judges like.
+pub(super) fn longer(metrics: &Map<String, Value>, against: &str) -> Vec<String> {
+    let length = |metric: &str| metrics.get(metric).and_then(Value::as_f64);
+    let Some(limit) = length(&format!("mean_length.{against}")).map(|length| LONGER * length) else {
+        return Vec::new();
+    };
+    let names = metrics.keys().filter_map(|metric| metric.strip_prefix("mean_length."));
+    names
+        .filter(|name| length(&format!("mean_length.{name}")).is_some_and(|length| length > limit))
+        .map(str::to_owned)
+        .collect()
+}
+
 /// Wilson's 95% interval for a rate of successes among trials; ties may count as half a success, which makes the
 /// interval too wide and never too narrow. Without trials everything is possible.
 ///
@@ -84,6 +101,16 @@ mod tests {
             assert!((found_low - low).abs() < 5e-5 && (found_high - high).abs() < 5e-5, "{successes}/{trials}");
         }
         assert_eq!(wilson(0.0, 0), (0.0, 1.0));
+    }
+
+    #[test]
+    fn models_that_have_become_long_winded_are_named() {
+        let metrics: Map<String, Value> = [("base", 20.0), ("a", 30.0), ("b", 30.1), ("c", 10.0)]
+            .map(|(name, length)| (format!("mean_length.{name}"), json!(length)))
+            .into_iter()
+            .collect();
+        assert_eq!(longer(&metrics, "base"), ["b"]);
+        assert!(longer(&metrics, "unknown").is_empty());
     }
 
     #[test]

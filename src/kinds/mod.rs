@@ -29,6 +29,7 @@ pub mod hold_out;
 pub mod init;
 pub mod judge;
 pub mod keep;
+mod markers;
 mod memo;
 mod policy;
 pub mod principles;
@@ -38,6 +39,7 @@ mod responses;
 pub mod rows;
 pub mod score;
 pub mod several;
+mod shape;
 mod speaker;
 pub mod template;
 

@@ -34,7 +34,7 @@ fn the_authors_files_are_read_as_they_are() {
             "[nodes.constitutions]\nkind = \"constitutions\"\nprinciples = {{ file = {path:?} }}\n\
              principles_per_constitution = 2\n"
         ));
-        let output = sandbox.sami(&["check", "p.toml"]).exits(if *whole { DONE } else { USAGE });
+        let output = sandbox.sami(&["check", "p.toml"]).exits(if *whole { DONE.into() } else { USAGE.into() });
         if !whole {
             assert!(output.stderr.contains("has no antithesis, and there is no writer"), "{name}: {}", output.stderr);
         }
@@ -51,13 +51,13 @@ fn the_diverse_principles_are_split_as_the_authors_split_them() {
         "[nodes.constitutions]\nkind = \"constitutions\"\nprinciples = {{ file = {directory:?} }}\n\
          contrast = \"complement\"\nprinciples_per_constitution = 2\nhold_out = {{ principles = 5 }}\n"
     ));
-    let done = sandbox.run(&[], DONE);
+    let done = sandbox.run(&[], DONE.into());
     let key = done.nodes[0].key.clone().expect("a key");
-    let made = sandbox.sami(&["cache", "cat", &key, "constitutions.json"]).exits(DONE).stdout;
+    let made = sandbox.sami(&["cache", "cat", &key, "constitutions.json"]).exits(DONE.into()).stdout;
     let made: serde_json::Value = serde_json::from_str(&made).expect("JSON");
     let held = ["satirical", "philosophical", "motivational", "analytical", "sarcastic"];
     assert_eq!(made["hold_out"]["principles"], serde_json::json!(held));
-    let shown = sandbox.sami(&["show", "constitutions"]).exits(DONE).stdout;
+    let shown = sandbox.sami(&["show", "constitutions"]).exits(DONE.into()).stdout;
     // 105 pairs and 10, each in two polarities that are not each other's complement.
     assert!(shown.contains("230") && shown.contains("20"), "{shown}");
 }
@@ -66,7 +66,7 @@ fn the_diverse_principles_are_split_as_the_authors_split_them() {
 fn what_is_wrong_with_principles_is_told_before_a_run() {
     let says = |fields: &str| {
         let sandbox = Sandbox::with(&format!("[nodes.constitutions]\nkind = \"constitutions\"\n{fields}\n"));
-        sandbox.sami(&["check", "p.toml"]).exits(USAGE).stderr
+        sandbox.sami(&["check", "p.toml"]).exits(USAGE.into()).stderr
     };
     let two = "principles = { brief = { definition = \"Be brief.\", antithesis = \"Ramble.\" }, \
                short = { definition = \"be BRIEF\", antithesis = \"Say it all.\" } }";

@@ -24,7 +24,8 @@ fn path(system: &str) -> PathBuf {
 
 fn load(system: &str, sets: &[&str]) -> Pipeline {
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-    pipeline::load(&path(system), &sets, &kinds::specs()).unwrap_or_else(|found| panic!("{system} {sets:?}: {found:#?}"))
+    pipeline::load(&path(system), &sets, &kinds::specs())
+        .unwrap_or_else(|found| panic!("{system} {sets:?}: {found:#?}"))
 }
 
 fn node<'a>(pipeline: &'a Pipeline, name: &str) -> &'a Node {
