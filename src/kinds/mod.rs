@@ -14,6 +14,7 @@ use crate::pipeline::{ArtifactType, KindSpec, Spec};
 use crate::store::Store;
 
 mod alike;
+mod breakdown;
 mod check;
 pub mod command;
 pub mod constitutions;
@@ -41,7 +42,10 @@ pub mod score;
 pub mod several;
 mod shape;
 mod speaker;
+mod stats;
+pub mod tally;
 pub mod template;
+mod versus;
 
 /// A kind: its typed fields are the implementing struct, whose doc comment is the kind's page.
 pub trait NodeKind: Spec + Serialize + DeserializeOwned + Sized + 'static {
@@ -99,6 +103,7 @@ pub static KINDS: &[Entry] = &[
     Entry::of::<score::Score>(),
     Entry::of::<finetune::Finetune>(),
     Entry::of::<evaluate::Evaluate>(),
+    Entry::of::<tally::Tally>(),
     Entry::of::<command::Command>(),
     Entry::of::<init::Init>(),
 ];

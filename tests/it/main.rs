@@ -16,6 +16,7 @@ mod gguf;
 mod gradients;
 mod hub;
 mod hub_server;
+mod judged;
 mod keys;
 mod kill;
 mod layers;
