@@ -41,7 +41,12 @@ impl Anchor {
         let next = self.waiting.split_off(self.waiting.len().saturating_sub(TOGETHER));
         let sequences: Vec<Sequence> =
             next.iter().flat_map(|index| examples[*index].sequences.iter().cloned()).collect();
-        let logprobs = response_logprobs(self.reference.as_ref().unwrap_or(policy), &sequences)?;
+        let logprobs = response_logprobs(self.reference.as_ref().unwrap_or(policy), &sequences);
+        let logprobs = logprobs.map_err(|error| match error {
+            // Its rows are those of a few examples, and nobody else's.
+            LmError::RowOutOfMemory { what, .. } => LmError::OutOfMemory { what },
+            other => other,
+        })?;
         let mut sums = logprobs.iter().map(|logprobs| sum(logprobs));
         for index in next {
             let own: Vec<f64> = sums.by_ref().take(examples[index].sequences.len()).collect();

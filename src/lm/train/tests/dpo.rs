@@ -122,6 +122,22 @@ fn passes_in_tensors_give_the_same_gradient() {
 }
 
 #[test]
+fn equal_responses_are_no_preference() {
+    let mut examples = queries(1, 2);
+    let sequences = &mut examples[0].sequences;
+    for row in [0, 2] {
+        sequences[row + 1] = sequences[row].clone();
+    }
+    let settings = TrainSettings { batch: 1, ..settings(dpo(Directions::Both)) };
+    let mut trainer = trainer(&settings, &examples);
+    while !trainer.prepare().expect("computes") {}
+    let (loss, slopes) = gradient(&trainer, &[0], Keep::Everything);
+    assert_eq!(loss, 2f64.ln());
+    assert!(slopes.values().flatten().all(|slope| slope.abs() < 1e-6), "nothing pulls");
+    assert_eq!(trainer.step().expect("steps").accuracy, Some(0.5));
+}
+
+#[test]
 fn an_update_of_the_last_part_alone() {
     let authors = TrainSettings {
         batch: 8,
