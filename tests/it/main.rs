@@ -27,6 +27,8 @@ mod parity;
 mod pictures;
 mod quickstart;
 mod real;
+mod recipes;
 mod resume;
 mod sandbox;
 mod scheduler;
+mod systems;
