@@ -49,12 +49,16 @@ pub fn estimate(pipeline: &Pipeline, store: &Store, index: &Index, plan: &Plan, 
         let by_files = !stale(node) && pipeline.nodes[*node].spec.output() == ArtifactType::Model;
         if wanted[*node] && !by_files {
             let inputs = pipeline.nodes[*node].links.iter();
-            inputs.for_each(|link| if let Target::Node(input) = link.target { wanted[input] = true });
+            inputs.for_each(|link| {
+                if let Target::Node(input) = link.target {
+                    wanted[input] = true
+                }
+            });
         }
     }
-    let mut estimator =
-        Estimator { pipeline, store, plan, gpu, sources: HashMap::new(), made: HashMap::new() };
-    let figures = if plan.order.iter().any(|node| wanted[*node] && !stale(node)) { index.figures() } else { HashMap::new() };
+    let mut estimator = Estimator { pipeline, store, plan, gpu, sources: HashMap::new(), made: HashMap::new() };
+    let figures =
+        if plan.order.iter().any(|node| wanted[*node] && !stale(node)) { index.figures() } else { HashMap::new() };
     let mut absent: BTreeMap<&String, Option<u64>> = BTreeMap::new();
     for node in plan.order.iter().copied().filter(|node| wanted[*node]) {
         if let State::Hit { key, artifact } = &plan.nodes[node] {

@@ -7,10 +7,10 @@ use serde_json::{Map, Value, json};
 use super::alike::{self, Alike};
 use super::check::{problem, require};
 use super::contrast::{Constitutions, Contrast, Format, HoldOut, Principle, Size};
+use super::estimate::{self, Estimate, Known};
 use super::hold_out::Rule;
 use super::principles::Principles;
 use super::{Cx, NodeError, NodeKind, Outputs};
-use super::estimate::{self, Estimate, Known};
 use crate::pipeline::{ArtifactType, InputField, Problem, Spec};
 
 /// The fields of kind `constitutions`.

@@ -7,13 +7,14 @@ use serde_json::{Value, json};
 use super::check::input;
 use super::contest::Contest;
 use super::contrast::Part;
+use super::estimate::{self, Estimate, Known};
 use super::generate::{max_new_tokens, one};
 use super::judge::rules::Rules;
 use super::policy::TooLong;
 use super::speaker::SPEAKERS;
 use super::versus::Ties;
-use super::{Cx, NodeError, NodeKind, Outputs, breakdown, rows};
-use super::estimate::{self, Estimate, Known};
+use super::{Cx, NodeError, NodeKind, Outputs, breakdown, figures, rows};
+use crate::lm::Join;
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 mod validate;
@@ -110,6 +111,8 @@ pub struct Evaluate {
     pub(super) stop: Vec<String>,
     #[serde(default)]
     pub(super) score_eos: bool,
+    #[serde(default, skip_serializing_if = "Join::is_space")]
+    pub(super) join: Join,
     #[serde(default)]
     pub(super) seed: u64,
     #[serde(default, skip_serializing_if = "TooLong::is_error")]
@@ -199,6 +202,7 @@ the same prompt, settings and seeds; a judge that does not know whose response i
 | `against` | the candidate that the others are compared with, and that KL is measured from | |
 | `queries`, `constitutions`, `prompt`, sampling fields, `seed`, `too_long` | as in `generate` | |
 | `score_prompt` | the training prompt, for `bound`, `gap`, the accuracies and `kl` | `prompt` |
+| `score_eos`, `join` | as in `score` | |
 | `chat` | candidates that were trained on conversations: each is asked through its own chat template; endpoints always are | `[]` |
 | `chat_prompt` | what the user says to those, instead of `prompt` and `score_prompt` | `prompt` |
 | `system` | with `chat`: template of a system message before it | |
@@ -255,6 +259,8 @@ Of each candidate also `adherence.NAME`, `well_formed.NAME` (with rules), `mean_
 judge: `judge.rulings` (orders judged), `judge.identical` (comparisons it was not asked about), `judge.asked_again`, `judge.unparsed`, `judge.split`
 (comparisons of which the orders came to different results), `judge.for_first` (verdicts for the response shown first). And
 `bound_ceiling`, `rows`, `rows_reused`, `tokens`. With exactly one candidate besides `against`, its win rates and `ties` also stand without a name.
+Where a candidate's responses are more than 1.5 times as long as those of `against`, the node's log has a warning: length alone pleases many
+judges.
 
 ```toml
 [nodes.evaluate]
@@ -280,6 +286,10 @@ rules.principles.brief = { definition = { max_sentences = 2 }, antithesis = { mi
         rows::write(&path, &contest.rows())?;
         breakdown::write(&report, &contest.report())?;
         let files = [("rows.jsonl".to_owned(), path), (breakdown::FILE.to_owned(), report)];
-        Ok(Outputs { files: files.into(), metrics: contest.metrics()? })
+        let metrics = contest.metrics()?;
+        for name in figures::longer(&metrics, &self.against) {
+            tracing::warn!("the responses of `{name}` are more than 1.5 times as long as those of `{}`", self.against);
+        }
+        Ok(Outputs { files: files.into(), metrics })
     }
 }

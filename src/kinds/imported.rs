@@ -90,7 +90,7 @@ pub(super) fn answers(
 /// The responses of a row to the first constitutions of a query.
 fn given(row: &Row, query: &Query, compared: usize) -> Result<Vec<Given>, String> {
     if let Some(whole) = row.get("responses") {
-        let mut all: Vec<Given> = serde_json::from_value(whole.clone())
+        let all: Vec<Given> = serde_json::from_value(whole.clone())
             .map_err(|error| format!("has `responses` that are no list of texts: {error}"))?;
         if all.len() < compared {
             return Err(format!("has {} responses, and {compared} are compared", all.len()));
@@ -106,8 +106,10 @@ fn given(row: &Row, query: &Query, compared: usize) -> Result<Vec<Given>, String
                     .to_owned(),
             );
         }
-        all.truncate(compared);
-        return Ok(all);
+        // Several responses to each constitution stand constitution by constitution; the first of each is compared.
+        let constitutions = row.get("constitutions").and_then(Value::as_array).map_or(all.len(), Vec::len);
+        let each = if constitutions > 0 && all.len() % constitutions == 0 { all.len() / constitutions } else { 1 };
+        return Ok(all.into_iter().step_by(each.max(1)).take(compared).collect());
     }
     let Some(one) = row.get("response") else { return Err("has no `response`".to_owned()) };
     if compared > 1 {
@@ -199,6 +201,9 @@ mod tests {
         let rows = [json!({"id": "a", "responses": ["one", {"text": "two"}, "three"]})];
         let said: Vec<String> = read(&rows, &["a"], 2).expect("reads").into_iter().map(|said| said.text).collect();
         assert_eq!(said, ["one", "two"]);
+        let several = json!({"id": "a", "responses": ["1", "2", "3", "4"], "constitutions": query("a").constitutions});
+        let said: Vec<String> = read(&[several], &["a"], 2).expect("reads").into_iter().map(|said| said.text).collect();
+        assert_eq!(said, ["1", "3"], "two to each constitution");
     }
 
     #[test]

@@ -237,7 +237,7 @@ fn a_pipeline_takes_the_first_turn_of_dialogues() {
     let server = dialogues();
     let sandbox = Sandbox::with(&pipeline(
         "source = \"hf:datasets/acme/tiny\"\ndata_files = \"harmless-base/train.jsonl.gz\"\n\
-         query = '{{ chosen | split("\\n\\nAssistant: ") | first | split("Human: ") | last | trim }}'\n",
+         query = '{{ chosen | split(\"\\n\\nAssistant: \") | first | split(\"Human: \") | last | trim }}'\n",
     ));
     let plan = sami(&sandbox, &server, &["plan", "p.toml"], &[]).exits(DONE.into());
     assert!(plan.stdout.contains("until rows is downloaded ("), "{}", plan.stdout);

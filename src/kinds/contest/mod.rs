@@ -11,6 +11,7 @@ use super::judge::model::{Comparison, Counts, ModelJudge};
 use super::judge::rules::RuleJudge;
 use super::policy::{Pair, Policy, Work};
 use super::query::Query;
+use super::responses::Scoring;
 use super::speaker::{SpeakSettings, Speaker};
 use super::stats::{Trials, paired};
 use super::versus::{Ties, Versus, paired_metrics, paired_report};
@@ -304,7 +305,8 @@ fn answer(
                 let answers = work.sample(policy, &settings(kind), &questions.asks)?;
                 let reused = answers.groups_reused(size);
                 let answers: Vec<Said> = answers.values.into_iter().map(Said::of).collect();
-                let pairs = cells(queries, &questions.prompts, &answers, kind.score_eos);
+                let pairs =
+                    cells(queries, &questions.prompts, &answers, Scoring { eos: kind.score_eos, join: kind.join });
                 let own = responses::diagonal(&pairs, size);
                 let cells = work.logprobs(policy, &pairs)?.values;
                 let mut kl = Vec::new();
@@ -362,12 +364,12 @@ fn mark(
 }
 
 /// The C×C cells of every query, see [`responses::cells`].
-fn cells(queries: &[Query], prompts: &[String], answers: &[Said], score_eos: bool) -> Vec<Pair> {
+fn cells(queries: &[Query], prompts: &[String], answers: &[Said], scoring: Scoring) -> Vec<Pair> {
     let size = answers.len() / queries.len();
     let each = queries.iter().zip(prompts.chunks(size)).zip(answers.chunks(size));
     each.flat_map(|((query, prompts), answers)| {
         let answers: Vec<_> = answers.iter().map(|answer| (answer.text.as_str(), answer.finish)).collect();
-        responses::cells(&query.id, prompts, &answers, score_eos)
+        responses::cells(&query.id, prompts, &answers, scoring)
     })
     .collect()
 }

@@ -12,7 +12,8 @@ use crate::lm::{Config, DType, Files, Tokenizer};
 use crate::pipeline::dataset::Row;
 
 /// What stands for a principle that is not written yet.
-const PRINCIPLE: &str = "A response should do what this principle asks for, as well as it can and in a sentence or two.";
+const PRINCIPLE: &str =
+    "A response should do what this principle asks for, as well as it can and in a sentence or two.";
 
 /// What is known of an artifact before it is there. What is `None` is not known, or not what it has.
 #[derive(Debug, Clone, Default)]
@@ -122,7 +123,12 @@ impl Facts {
 
     /// About how many tokens a template gives, filled in for some rows and a constitution, if there is one. `None` where no
     /// row is at hand, or none fits.
-    pub(super) fn prompt_tokens(&self, template: &str, rows: &[Row], principles: Option<&Principles>) -> Option<Amount> {
+    pub(super) fn prompt_tokens(
+        &self,
+        template: &str,
+        rows: &[Row],
+        principles: Option<&Principles>,
+    ) -> Option<Amount> {
         let template = Template::parse(template).ok()?;
         let (mut tokens, mut prompts) = (0, 0);
         for row in rows {

@@ -157,7 +157,10 @@ pub(in crate::kinds) fn evaluate(kind: &Evaluate, known: &Known<'_>) -> Estimate
         if let Some(price) = model.endpoint {
             read.push(prompt.map(|prompt| asks * prompt));
             estimate.endpoint_calls = Some(estimate.endpoint_calls.unwrap_or(Amount::exactly(0)) + asks);
-            add_cost(&mut estimate, price.zip(prompt).map(|(price, prompt)| price.of((asks * prompt).number, (asks * response).number)));
+            add_cost(
+                &mut estimate,
+                price.zip(prompt).map(|(price, prompt)| price.of((asks * prompt).number, (asks * response).number)),
+            );
             continue;
         }
         let from_another = *name != kind.against;

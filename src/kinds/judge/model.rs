@@ -8,6 +8,7 @@ use crate::kinds::policy::{Pair, Work};
 use crate::kinds::query::Query;
 use crate::kinds::speaker::{Say, SpeakSettings, Speaker};
 use crate::kinds::{Cx, NodeError};
+use crate::lm::Join;
 
 /// Two responses to be compared, that of a candidate and that of the one that all are held against.
 #[derive(Debug, Clone, Copy)]
@@ -182,6 +183,7 @@ impl<'a> ModelJudge<'a> {
                 row: say.row.clone(),
                 prompt: prompt.clone(),
                 response: label.clone(),
+                join: Join::Space,
                 eos: false,
             }));
         }
