@@ -71,6 +71,12 @@ pub const HF_HUB_OFFLINE: Variable = Variable {
     doc: "Set to `1`: `hf:` sources come from the cache, and nothing is asked over the network.",
 };
 
+/// What OpenAI's own models are paid with.
+pub const OPENAI_API_KEY: Variable = Variable {
+    name: "OPENAI_API_KEY",
+    doc: "The key of `openai:` models without `base_url`, or of those whose `api_key_env` names it; `api_key_env` may name any other variable. Sent to the model's `base_url` only; it is in no key, log, job or artifact.",
+};
+
 /// Optional real models and data.
 pub const TEST_DATA: Variable = Variable {
     name: "SAMI_TEST_DATA",
@@ -137,6 +143,7 @@ pub const ALL: &[&Variable] = &[
     &HF_TOKEN_PATH,
     &HF_ENDPOINT,
     &HF_HUB_OFFLINE,
+    &OPENAI_API_KEY,
     &CUDA_LIBS,
     &KERNELS,
     &VISIBLE,
@@ -152,7 +159,12 @@ pub const ALL: &[&Variable] = &[
 impl Variable {
     /// The value, if it is set to something that is valid Unicode and not empty.
     pub fn get(&self) -> Option<String> {
-        #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
-        std::env::var(self.name).ok().filter(|value| !value.is_empty())
+        named(self.name)
     }
+}
+
+/// The value of a variable that a user named, if it is set to something that is valid Unicode and not empty.
+pub fn named(name: &str) -> Option<String> {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }

@@ -5,7 +5,8 @@
 //! - [`diag`], [`digest`], [`mod@env`]: findings, content hashes, environment variables. [`fs`]: the door to the disk.
 //! - [`pipeline`]: TOML to typed nodes. [`graph`]: nodes to a DAG with keys.
 //! - [`store`]: artifacts on disk. [`lm`]: the language model. [`hub`]: models from the Hugging Face Hub.
-//! - [`kinds`]: what each node kind does, on top of those three.
+//! - [`endpoint`]: models that are spoken to over HTTP.
+//! - [`kinds`]: what each node kind does, on top of those.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
 //!
 //! Reading order: `docs/architecture.md`.
@@ -13,6 +14,7 @@
 pub mod cli;
 pub mod diag;
 pub mod digest;
+pub mod endpoint;
 pub mod env;
 pub mod exec;
 pub mod fs;

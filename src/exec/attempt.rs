@@ -16,9 +16,10 @@ use super::room::Place;
 use super::source::{Source, provide};
 use super::{Event, ExecError, Reason};
 use crate::digest::Digest;
+use crate::endpoint::Calling;
 use crate::fs;
 use crate::graph::made_by;
-use crate::pipeline::{Pipeline, Target};
+use crate::pipeline::{Link, Origin, Pipeline, Target};
 use crate::store::{Health, KeyLock, NodeRecord, Store};
 
 /// Lines of a log that are shown when its attempt failed.
@@ -218,10 +219,20 @@ fn inputs(
             files: store.files(id)?,
             skip: slice.and_then(|input| input.skip).unwrap_or(0),
             take: slice.and_then(|input| input.take),
+            calling: calling(pipeline, link),
         };
         inputs.insert(link.field.path.clone(), input);
     }
     Ok(inputs)
+}
+
+/// How the endpoint is called that a link leads to, if it leads to one.
+fn calling(pipeline: &Pipeline, link: &Link) -> Option<Calling> {
+    let Target::Model(name) = &link.target else { return None };
+    match &pipeline.models.get(name)?.origin {
+        Origin::Endpoint { calling, .. } => Some(calling.clone()),
+        _ => None,
+    }
 }
 
 /// What a worker's end says when it has said nothing.

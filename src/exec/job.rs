@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::digest::Digest;
+use crate::endpoint::Calling;
 use crate::kinds::Progress;
 use crate::pipeline::ArtifactType;
 
@@ -57,6 +58,9 @@ pub(super) struct JobInput {
     pub(super) skip: u64,
     /// Rows to take after those.
     pub(super) take: Option<u64>,
+    /// How it is called, if it is an endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) calling: Option<Calling>,
 }
 
 /// What a worker says.

@@ -61,6 +61,8 @@ pub(super) fn locate(name: &str, model: &ModelSource, pipeline: &Pipeline) -> Re
             let directory = here(file).parent().unwrap_or(Path::new(".")).to_owned();
             (at.and_then(|at| Ok(External { at, ..External::in_directory(&directory)? })), files)
         }
+        // It has no files of its own: `source` makes its artifact.
+        Origin::Endpoint { .. } => return Ok(Located::Absent { bytes: None }),
         Origin::Hub(repo) => {
             let failed = |error: HubError| Box::new(hub_finding(name, model, pipeline, &error));
             let hub = open_hub().map_err(failed)?;

@@ -15,6 +15,7 @@ use super::ExecError;
 use super::model::{Located, locate};
 use crate::diag::Diagnostic;
 use crate::digest::{Digest, Hasher};
+use crate::endpoint::{self, Endpoint};
 use crate::fs::Stamp;
 use crate::pipeline::check;
 use crate::pipeline::dataset::{self, DatasetSpec, Row, RowSource};
@@ -133,6 +134,11 @@ pub(super) fn provide(
         }
         Source::Model(name) => {
             let Some(model) = pipeline.models.get(name) else { return Ok(changed(name)) };
+            if let Origin::Endpoint { endpoint, .. } = &model.origin {
+                let whole = store.health(id, stamps)? == Health::Whole;
+                let same = whole || endpoint_artifact(endpoint, Some(store))? == *id;
+                return Ok(if same { None } else { changed(name) });
+            }
             // Files of a commit stay what they are, whatever the branch has become in the meantime.
             let is_pinned = || {
                 Ok::<_, StoreError>(
@@ -222,6 +228,11 @@ impl Reader<'_> {
         findings: &mut Vec<Diagnostic>,
     ) -> Result<(), ExecError> {
         let Some(model) = self.pipeline.models.get(name) else { return Ok(()) };
+        if let Origin::Endpoint { endpoint, .. } = &model.origin {
+            let id = endpoint_artifact(endpoint, self.put.then_some(self.store))?;
+            sources.ids.insert(Source::Model(name.to_owned()), id);
+            return Ok(());
+        }
         let place = match locate(name, model, self.pipeline) {
             Ok(Located::Here(place)) => place,
             Ok(Located::Absent { bytes }) => {
@@ -307,12 +318,23 @@ fn rows_artifact(rows: &[Row], store: Option<&Store>) -> Result<Digest, StoreErr
         serde_json::to_writer(&mut bytes, row)?;
         bytes.push(b'\n');
     }
+    artifact_of_one(ArtifactType::Dataset, "rows.jsonl", &bytes, store)
+}
+
+/// The id of the artifact of an endpoint; it is put into the store, if one is given.
+fn endpoint_artifact(endpoint: &Endpoint, store: Option<&Store>) -> Result<Digest, StoreError> {
+    let mut bytes = serde_json::to_vec_pretty(endpoint)?;
+    bytes.push(b'\n');
+    artifact_of_one(ArtifactType::Endpoint, endpoint::FILE, &bytes, store)
+}
+
+fn artifact_of_one(kind: ArtifactType, name: &str, bytes: &[u8], store: Option<&Store>) -> Result<Digest, StoreError> {
     let blob = match store {
-        Some(store) => store.put_bytes(&bytes)?,
-        None => blob_of(&bytes),
+        Some(store) => store.put_bytes(bytes)?,
+        None => blob_of(bytes),
     };
-    let files = BTreeMap::from([("rows.jsonl".to_owned(), blob)]);
-    let manifest = Manifest { kind: ArtifactType::Dataset.name().to_owned(), files };
+    let files = BTreeMap::from([(name.to_owned(), blob)]);
+    let manifest = Manifest { kind: kind.name().to_owned(), files };
     match store {
         Some(store) => store.put_manifest(&manifest),
         None => Ok(manifest.id()),

@@ -41,6 +41,7 @@ pub fn work(path: &Path) -> Result<u8, ExecError> {
         NodeError::Failed { what, help } => JobResult::Failed { what, help },
         NodeError::Store(error) => failed(error.diagnostic()),
         NodeError::Lm(error) => failed(error.diagnostic()),
+        NodeError::Endpoint(error) => failed(error.diagnostic()),
         NodeError::Io(error) => JobResult::Failed { what: error.to_string(), help: None },
     });
     match &result {
@@ -68,7 +69,8 @@ fn attempt(job: &Job, mouth: &mut Mouth, cancel: &AtomicBool) -> Result<JobResul
     scratch.file().lock()?;
     let inputs = job.inputs.iter().map(|(path, input)| {
         let (kind, files, skip, take) = (input.kind, input.files.clone(), input.skip, input.take);
-        (path.clone(), InputArtifact { id: input.id, kind, files, skip, take })
+        let calling = input.calling.clone();
+        (path.clone(), InputArtifact { id: input.id, kind, files, skip, take, calling })
     });
     let mut progress = |progress: Progress| mouth.progress(progress);
     let mut cx = Cx {

@@ -11,7 +11,7 @@ use petgraph::algo::kosaraju_scc;
 use petgraph::graph::{DiGraph, NodeIndex};
 
 use crate::diag::Diagnostic;
-use crate::pipeline::{ArtifactType, Link, Pipeline, Target};
+use crate::pipeline::{ArtifactType, Link, Origin, Pipeline, Target};
 
 pub mod draw;
 pub mod key;
@@ -142,9 +142,14 @@ fn has_rows(made: ArtifactType) -> bool {
 pub fn made_by(link: &Link, pipeline: &Pipeline) -> ArtifactType {
     match &link.target {
         Target::Node(node) => pipeline.nodes[*node].spec.output(),
+        Target::Model(name) if is_endpoint(pipeline, name) => ArtifactType::Endpoint,
         Target::Model(_) => ArtifactType::Model,
         Target::Dataset(_) => ArtifactType::Dataset,
     }
+}
+
+fn is_endpoint(pipeline: &Pipeline, model: &str) -> bool {
+    pipeline.models.get(model).is_some_and(|model| matches!(model.origin, Origin::Endpoint { .. }))
 }
 
 fn wrong_type(pipeline: &Pipeline, node: &str, link: &Link, made: ArtifactType) -> Diagnostic {
@@ -152,8 +157,9 @@ fn wrong_type(pipeline: &Pipeline, node: &str, link: &Link, made: ArtifactType) 
     let wanted = wanted.join(" or ");
     let fits = |kind: ArtifactType| link.field.accepts.contains(&kind);
     let mut fitting: BTreeSet<&str> = BTreeSet::new();
-    if fits(ArtifactType::Model) {
-        fitting.extend(pipeline.models.keys().map(String::as_str));
+    for name in pipeline.models.keys() {
+        let made = if is_endpoint(pipeline, name) { ArtifactType::Endpoint } else { ArtifactType::Model };
+        fitting.extend(fits(made).then_some(name.as_str()));
     }
     if fits(ArtifactType::Dataset) {
         fitting.extend(pipeline.datasets.keys().map(String::as_str));
@@ -176,6 +182,8 @@ fn wrong_type(pipeline: &Pipeline, node: &str, link: &Link, made: ArtifactType) 
     )
     .label(&pipeline.source, link.span.clone(), format!("`{}` gives {made}", link.field.input.from));
     match &link.target {
+        Target::Model(name) if made == ArtifactType::Endpoint && fits(ArtifactType::Model) => finding
+            .note(format!("`{}` needs weights, and of the endpoint `{name}` there are none here", link.field.path)),
         Target::Node(other) => finding.label(&pipeline.source, pipeline.nodes[*other].span.clone(), "made here"),
         _ => finding,
     }

@@ -9,9 +9,12 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::digest::Digest;
+use crate::endpoint::Calling;
 use crate::pipeline::{ArtifactType, KindSpec, Spec};
 use crate::store::Store;
 
+mod alike;
+mod breakdown;
 mod check;
 pub mod command;
 pub mod constitutions;
@@ -23,9 +26,11 @@ mod examples;
 mod figures;
 pub mod finetune;
 pub mod generate;
+pub mod hold_out;
 pub mod init;
 pub mod judge;
 pub mod keep;
+mod markers;
 mod memo;
 mod policy;
 pub mod principles;
@@ -34,7 +39,13 @@ mod query;
 mod responses;
 pub mod rows;
 pub mod score;
+pub mod several;
+mod shape;
+mod speaker;
+mod stats;
+pub mod tally;
 pub mod template;
+mod versus;
 
 /// A kind: its typed fields are the implementing struct, whose doc comment is the kind's page.
 pub trait NodeKind: Spec + Serialize + DeserializeOwned + Sized + 'static {
@@ -92,6 +103,7 @@ pub static KINDS: &[Entry] = &[
     Entry::of::<score::Score>(),
     Entry::of::<finetune::Finetune>(),
     Entry::of::<evaluate::Evaluate>(),
+    Entry::of::<tally::Tally>(),
     Entry::of::<command::Command>(),
     Entry::of::<init::Init>(),
 ];
@@ -119,6 +131,8 @@ pub struct InputArtifact {
     pub skip: u64,
     /// Rows to take after those.
     pub take: Option<u64>,
+    /// How it is called, if it is an endpoint.
+    pub calling: Option<Calling>,
 }
 
 /// What a node is given besides its fields.
@@ -212,6 +226,9 @@ pub enum NodeError {
     /// The language model said no.
     #[error(transparent)]
     Lm(#[from] crate::lm::LmError),
+    /// An endpoint said no, or nothing.
+    #[error(transparent)]
+    Endpoint(#[from] crate::endpoint::EndpointError),
     /// The disk said no.
     #[error(transparent)]
     Io(#[from] std::io::Error),

@@ -11,7 +11,7 @@ use super::{Cx, InputArtifact, NodeError, Progress};
 use crate::digest::{Digest, Hasher};
 use crate::lm::logprobs::{response_kl, response_logprobs};
 use crate::lm::sampling::{Limits, sample_each};
-use crate::lm::{Finish, LmError, Model, Prompt, Response, SamplingSettings, Sequence, Tokenizer};
+use crate::lm::{Finish, Join, LmError, Model, Prompt, Response, SamplingSettings, Sequence, Tokenizer};
 
 mod batches;
 mod fit;
@@ -69,6 +69,8 @@ pub(super) struct Pair {
     pub(super) prompt: String,
     /// The response.
     pub(super) response: String,
+    /// What stands between the two.
+    pub(super) join: Join,
     /// Whether the end-of-sequence token is part of it.
     pub(super) eos: bool,
 }
@@ -125,7 +127,7 @@ impl<'a, 'cx> Work<'a, 'cx> {
         settings: &SamplingSettings,
         asks: &[Ask],
     ) -> Result<Rows<Answer>, NodeError> {
-        let space = space("sample", &[&policy.input], &json!(settings));
+        let space = space("sample", &[&policy.input.id], &json!(settings));
         let keys: Vec<Digest> =
             asks.iter().map(|ask| Hasher::new().text(&ask.prompt).number(ask.seed).finish()).collect();
         let limits = Limits { rows: self.cx.micro_batch };
@@ -151,7 +153,7 @@ impl<'a, 'cx> Work<'a, 'cx> {
 
     /// The log-probability of each response after its prompt.
     pub(super) fn logprobs(&mut self, policy: &mut Policy, pairs: &[Pair]) -> Result<Rows<Sum>, NodeError> {
-        let space = space("logprobs", &[&policy.input], &Value::Null);
+        let space = space("logprobs", &[&policy.input.id], &Value::Null);
         let keys: Vec<Digest> = pairs.iter().map(pair_key).collect();
         self.remembered(&space, &keys, |missing, keeper| {
             let fit = policy.fit()?;
@@ -166,7 +168,7 @@ impl<'a, 'cx> Work<'a, 'cx> {
         reference: &mut Policy,
         pairs: &[Pair],
     ) -> Result<Rows<Sum>, NodeError> {
-        let space = space("kl", &[&policy.input, &reference.input], &Value::Null);
+        let space = space("kl", &[&policy.input.id, &reference.input.id], &Value::Null);
         let keys: Vec<Digest> = pairs.iter().map(pair_key).collect();
         let same = policy.input.id == reference.input.id;
         self.remembered(&space, &keys, |missing, keeper| {
@@ -191,7 +193,7 @@ impl<'a, 'cx> Work<'a, 'cx> {
 
     /// Looks rows up and computes the missing ones. `compute` gets their places, and hands each result over with its place
     /// among them; what it has handed over is kept even if it errs.
-    fn remembered<V: Clone + Serialize + DeserializeOwned>(
+    pub(super) fn remembered<V: Clone + Serialize + DeserializeOwned>(
         &mut self,
         space: &Digest,
         keys: &[Digest],
@@ -216,7 +218,7 @@ impl<'a, 'cx> Work<'a, 'cx> {
 }
 
 /// Keeps rows as they are finished.
-struct Keeper<'w, 'a, 'cx, V> {
+pub(super) struct Keeper<'w, 'a, 'cx, V> {
     memo: RowMemo<V>,
     work: &'w mut Work<'a, 'cx>,
     /// Of the rows that are computed.
@@ -228,7 +230,7 @@ struct Keeper<'w, 'a, 'cx, V> {
 
 impl<V: Serialize + DeserializeOwned> Keeper<'_, '_, '_, V> {
     /// Takes finished rows; errs once the run is interrupted.
-    fn take(&mut self, rows: impl Iterator<Item = (usize, V)>) -> Result<(), NodeError> {
+    pub(super) fn take(&mut self, rows: impl Iterator<Item = (usize, V)>) -> Result<(), NodeError> {
         self.pending.extend(rows.map(|(at, value)| (self.keys[at], value)));
         let enough = self.work.cx.micro_batch.unwrap_or(KEPT_TOGETHER).min(KEPT_TOGETHER);
         if self.pending.len() >= enough || self.kept.elapsed() >= KEPT_AFTER {
@@ -238,7 +240,7 @@ impl<V: Serialize + DeserializeOwned> Keeper<'_, '_, '_, V> {
     }
 
     /// Writes down what is finished.
-    fn keep(&mut self) -> Result<(), NodeError> {
+    pub(super) fn keep(&mut self) -> Result<(), NodeError> {
         self.kept = Instant::now();
         if self.pending.is_empty() {
             return Ok(());
@@ -301,17 +303,23 @@ pub(super) fn response_seed(seed: u64, row: &str, place: usize) -> u64 {
     Hasher::new().text("response").number(seed).text(row).number(place as u64).seed()
 }
 
-fn space(what: &str, models: &[&InputArtifact], fields: &Value) -> Digest {
+/// The space of a computation with these models, by content, and fields.
+pub(super) fn space(what: &str, models: &[&Digest], fields: &Value) -> Digest {
     let mut hasher = Hasher::new();
     hasher.text(what).number(VERSION).digest(&Digest::of_value(fields));
     for model in models {
-        hasher.digest(&model.id);
+        hasher.digest(model);
     }
     hasher.finish()
 }
 
 fn pair_key(pair: &Pair) -> Digest {
-    Hasher::new().text(&pair.prompt).text(&pair.response).number(u64::from(pair.eos)).finish()
+    let mut hasher = Hasher::new();
+    hasher.text(&pair.prompt).text(&pair.response).number(u64::from(pair.eos));
+    if pair.join != Join::Space {
+        hasher.text("joined by nothing");
+    }
+    hasher.finish()
 }
 
 /// An error of the language model, its index of a row made the row's name.
@@ -349,8 +357,7 @@ fn sums(
 ) -> Result<(), NodeError> {
     let mut sequences = Vec::with_capacity(missing.len());
     for at in missing {
-        let Pair { row, prompt, response, eos } = &pairs[*at];
-        sequences.push(fit.sequence(row, prompt, response, *eos)?);
+        sequences.push(fit.sequence(&pairs[*at])?);
     }
     let row = |at: usize| &pairs[missing[at]].row;
     for batch in batches(&sequences, keeper.work.cx.micro_batch) {

@@ -73,6 +73,7 @@ mod tests {
             files: [("rows.jsonl".to_owned(), path)].into(),
             skip: 1,
             take: Some(1),
+            calling: None,
         };
         assert_eq!(read_input(&input).expect("reads"), rows[1..2]);
     }

@@ -6,6 +6,8 @@ use serde_json::json;
 
 use super::*;
 
+mod objectives;
+
 /// A store, and nodes run in it.
 struct Bench {
     folder: tempfile::TempDir,
@@ -32,7 +34,7 @@ impl Bench {
     fn artifact(&self, kind: ArtifactType, files: &BTreeMap<String, PathBuf>) -> InputArtifact {
         let id = self.store.put_artifact(kind.name(), files).expect("puts");
         let files = self.store.files(&id).expect("is there");
-        InputArtifact { id, kind, files, skip: 0, take: None }
+        InputArtifact { id, kind, files, skip: 0, take: None, calling: None }
     }
 
     /// Runs a node; its scratch stays for the next attempt at the same `name`.

@@ -79,7 +79,7 @@ pub fn model(name: &str, model: &ModelSource, pipeline: &Pipeline) -> Option<Dia
             let title = format!("the GGUF file of model `{name}` cannot be used");
             Diagnostic::error("pipeline::gguf", title).label(&pipeline.source, model.span.clone(), what).help(help)
         }),
-        Origin::Hub(_) => None,
+        Origin::Hub(_) | Origin::Endpoint { .. } => None,
     }
 }
 

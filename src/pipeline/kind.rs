@@ -25,6 +25,8 @@ pub enum ArtifactType {
     Scores,
     /// A model directory in Hugging Face format.
     Model,
+    /// `endpoint.json`: a model elsewhere, which can be spoken to and has no weights here.
+    Endpoint,
     /// `rows.jsonl` of judged comparisons beside the metrics.
     Evaluation,
     /// Any files, made by a command.
@@ -40,6 +42,7 @@ impl ArtifactType {
             Self::Responses => "responses",
             Self::Scores => "scores",
             Self::Model => "model",
+            Self::Endpoint => "endpoint",
             Self::Evaluation => "evaluation",
             Self::Files => "files",
         }

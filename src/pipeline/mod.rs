@@ -1,7 +1,7 @@
 //! From a TOML file to a checked list of plain nodes.
 //!
-//! Reading order: [`tree`] (TOML with spans), [`kind`] (what a node kind declares), `expr` (`${…}`), `declare` (the
-//! tables), `reference` (`name@prev[lr=1e-7]`), `expand` (loop and matrix), [`dataset`], [`check`].
+//! Reading order: [`tree`] (TOML with spans), [`kind`] (what a node kind declares), `expr` (`${…}`), `overlay`
+//! (`[when]`), `declare` (the tables), `reference` (`name@prev[lr=1e-7]`), `expand` (loop and matrix), [`dataset`], [`check`].
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,12 +12,14 @@ use indexmap::IndexMap;
 use serde_json::Value;
 
 use crate::diag::{Diagnostic, Severity, Source};
+use crate::endpoint::{Calling, Endpoint};
 use crate::hub::Repo;
 
 pub mod check;
 pub mod dataset;
 mod declare;
 mod document;
+mod endpoint;
 mod expand;
 mod expr;
 mod findings;
@@ -25,6 +27,7 @@ mod include;
 pub mod kind;
 mod make;
 mod matrix;
+mod overlay;
 mod params;
 mod random;
 mod reference;
@@ -76,6 +79,13 @@ pub enum Origin {
         file: PathBuf,
         /// A `tokenizer.json` to use instead of what the file says.
         tokenizer: Option<PathBuf>,
+    },
+    /// `openai:…`: it can be spoken to, and has no weights here.
+    Endpoint {
+        /// What decides its answers.
+        endpoint: Endpoint,
+        /// How it is called.
+        calling: Calling,
     },
 }
 

@@ -10,7 +10,7 @@ use super::dataset::{DatasetSpec, RowSource};
 use super::findings::Findings;
 use super::make;
 use super::tree::{Tree, from_tree};
-use super::{ModelSource, Origin};
+use super::{ModelSource, Origin, endpoint};
 use crate::diag::{Diagnostic, did_you_mean};
 
 /// A template dataset larger than this is a slip of the pen.
@@ -22,11 +22,6 @@ struct ModelTable {
     source: Option<String>,
     dtype: Option<String>,
     tokenizer: Option<String>,
-    // Said of endpoints, which have no kind yet; known so that the one error is about that.
-    #[serde(rename = "base_url")]
-    _base_url: Option<String>,
-    #[serde(rename = "api_key_env")]
-    _api_key_env: Option<String>,
 }
 
 /// A model as declared.
@@ -49,6 +44,10 @@ pub(super) fn model(
     let what = format!("model `{name}`");
     let init = tree.table_mut().and_then(|table| table.shift_remove("init"));
     let place = tree.place("source");
+    if let Some(model) = endpoint::named(&tree) {
+        return endpoint::model(name, model, key_span, tree, findings);
+    }
+    endpoint::strays(&what, &mut tree, findings);
     let (table, _) = findings.fit(&what, &mut tree, from_tree::<ModelTable>);
     let table = table?;
     if let Some(init) = init {
@@ -67,20 +66,12 @@ pub(super) fn model(
         findings.add(
             Diagnostic::error("pipeline::no-source", format!("{what} has neither `source` nor `init`"))
                 .label(&source, key_span.clone(), "comes from nowhere")
-                .help("add `source = \"DIRECTORY\"`, `\"hf:REPO\"` or `\"gguf:FILE\"`, or `init = { … }` for a random one"),
+                .help("add `source = \"DIRECTORY\"`, `\"hf:REPO\"`, `\"gguf:FILE\"` or `\"openai:MODEL\"`, or `init = { … }` for a random one"),
         );
         return None;
     };
     let tokenizer = table.tokenizer.map(PathBuf::from);
     let origin = match text.split_once(':') {
-        Some(("openai", _)) => {
-            findings.add(
-                Diagnostic::error("pipeline::source-not-supported", format!("{what} comes from `{text}`"))
-                    .label(&source, place.clone(), "endpoints are not supported yet")
-                    .help("give `hf:REPO`, `gguf:FILE`, or the path of a directory in Hugging Face format"),
-            );
-            return None;
-        }
         Some(("hf", repo)) => match repo.parse() {
             Ok(repo) => Origin::Hub(repo),
             Err(fault) => {

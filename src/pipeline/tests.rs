@@ -216,7 +216,7 @@ nmae = "typo"
 [params]
 lr = 1e-3
 [models.base]
-source = "openai:model"
+source = "openai:"
 [datasets.posts]
 sorce = "posts.jsonl"
 [nodes."../x"]
@@ -251,7 +251,7 @@ run = { device = "gpu", thread = 2 }
         short,
         [
             ("pipeline::unknown-key", "nmae"),
-            ("pipeline::source-not-supported", "\"openai:model\""),
+            ("pipeline::endpoint", "\"openai:\""),
             ("pipeline::no-source", "\"posts.jsonl\""),
             ("pipeline::bad-name", "\"../x\""),
             ("pipeline::missing-key", "[nodes.answer]"),

@@ -130,6 +130,45 @@ score_eos = false
 seed = 1
 rules = { principles = { a = { definition = { max_words = 3 }, antithesis = { min_words = 4 } } }, well_formed = { min_words = 1 } }
 
+[nodes.prefer]
+kind = "finetune"
+model = "base"
+reference = "other"
+examples = "score"
+objective = "dpo"
+batch_queries = 8
+steps = 1
+optimizer = { lr = 1e-3 }
+schedule = { name = "linear", warmup = 1, from_zero = true, span = 15 }
+beta = 0.1
+label_smoothing = 0.1
+directions = "both"
+kl_weight = 0.1
+kl_over = "diagonal"
+accumulation = { parts = 2, kept = "last" }
+weights = "bf16"
+
+[nodes.rank]
+kind = "finetune"
+model = "base"
+examples = "rows"
+objective = "dpo"
+steps = 1
+optimizer = { lr = 1e-3 }
+prompt = "{{ text }}"
+chosen = "{{ text }}"
+rejected = "{{ text }}"
+join = "none"
+
+[nodes.copy]
+kind = "finetune"
+model = "base"
+examples = "score"
+objective = "sft"
+steps = 1
+optimizer = { lr = 1e-3 }
+responses = "first"
+
 [nodes.command]
 kind = "command"
 program = "sh"
@@ -163,6 +202,7 @@ const CHANGES: &[(&str, &str, &str)] = &[
     ("constitutions", "hold_out = 0.25", "hold_out = 0.5"),
     ("constitutions", "format = \"plain\"", "format = \"lines\""),
     ("constitutions", "seed = 1", "seed = 2"),
+    ("constitutions", "contrast = \"complement\"", "contrast = \"positive-vs-antithesis\"\nmust_flip = [\"a\"]"),
     ("constitutions", "principles = { a = { definition = \"do a\"", "principles = { a = { definition = \"do A\""),
     ("generate", "prompt = \"{{ constitution }} {{ query }}\"", "prompt = \"{{ query }}\""),
     ("generate", "combinations = \"train\"", "combinations = \"held-out\""),
@@ -175,6 +215,12 @@ const CHANGES: &[(&str, &str, &str)] = &[
     ("generate", "samples = 1", "samples = 2"),
     ("generate", "seed = 1", "seed = 2"),
     ("generate", "keep = { distinct = true }", "keep = { distinct = false }"),
+    ("generate", "keep = { distinct = true }", "keep = { distinct = true, min_distance = 0.5 }"),
+    ("generate", "keep = { distinct = true }", "keep = { distinct = true, first = { ends_with = \".\" } }"),
+    ("generate", "keep = { distinct = true }", "keep = { distinct = true, forbid_in_query = [\"x\"] }"),
+    ("generate", "seed = 1", "seed = 1\nprefix = \"The post\""),
+    ("generate", "seed = 1", "seed = 1\nafter = \"Summary:\""),
+    ("generate", "seed = 1", "seed = 1\nuntil = [\"x\"]"),
     ("score", "prompt = \"{{ constitution }}\"", "prompt = \"{{ query }}\""),
     ("score", "score_eos = false", "score_eos = true"),
     ("score", "shuffle_principles = true", "shuffle_principles = false"),
@@ -200,6 +246,22 @@ const CHANGES: &[(&str, &str, &str)] = &[
     ("pretrain", "text = \"{{ text }}\"", "text = \"{{ id }}\""),
     ("imitate", "prompt = \"{{ text }}\"", "prompt = \"{{ id }}\""),
     ("imitate", "response = \"{{ text }}\"", "response = \"{{ id }}\""),
+    ("prefer", "from_zero = true", "from_zero = false"),
+    ("prefer", "span = 15", "span = \"epoch\""),
+    ("prefer", "beta = 0.1", "beta = 0.2"),
+    ("prefer", "label_smoothing = 0.1", "label_smoothing = 0.0"),
+    ("prefer", "directions = \"both\"", "directions = \"first\""),
+    ("prefer", "kl_over = \"diagonal\"", "kl_over = \"cells\""),
+    ("prefer", "parts = 2", "parts = 4"),
+    ("prefer", "kept = \"last\"", "kept = \"all\""),
+    ("prefer", "weights = \"bf16\"", "weights = \"f32\""),
+    ("rank", "chosen = \"{{ text }}\"", "chosen = \"{{ id }}\""),
+    ("rank", "rejected = \"{{ text }}\"", "rejected = \"{{ id }}\""),
+    ("rank", "join = \"none\"", "join = \"space\""),
+    ("copy", "responses = \"first\"", "responses = \"all\""),
+    ("generate", "samples = 1", "samples = 1\nresponses_per_constitution = 2"),
+    ("score", "score_eos = false", "score_eos = false\njoin = \"none\""),
+    ("evaluate", "score_eos = false", "score_eos = false\njoin = \"none\""),
     ("evaluate", "candidates = { base = \"base\", sami", "candidates = { base = \"base\", tuned"),
     ("evaluate", "against = \"base\"", "against = \"sami\""),
     ("evaluate", "prompt = \"{{ constitution }}\"", "prompt = \"{{ query }}\""),
@@ -277,7 +339,8 @@ fn every_field_of_every_kind_is_in_the_key() {
         let inputs: BTreeSet<&str> =
             node.links.iter().map(|link| link.field.path.split('.').next().unwrap_or_default()).collect();
         for (field, value) in preimage["fields"].as_object().expect("fields") {
-            let elsewhere = value.is_null() || ["pretrain", "imitate"].contains(&node.name.as_str());
+            let elsewhere =
+                value.is_null() || ["pretrain", "imitate", "prefer", "rank", "copy"].contains(&node.name.as_str());
             let seen = covered.get(node.name.as_str()).is_some_and(|seen| seen.contains(field));
             assert!(
                 seen || elsewhere || inputs.contains(field.as_str()),

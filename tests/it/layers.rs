@@ -8,14 +8,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("digest", &[]),
     ("env", &[]),
     ("fs", &["env"]),
-    // The name of a repository is the hub's word.
-    ("pipeline", &["diag", "digest", "fs", "hub"]),
+    // The name of a repository is the hub's word; what an endpoint is, the endpoint's.
+    ("pipeline", &["diag", "digest", "env", "fs", "hub", "endpoint"]),
     ("graph", &["diag", "digest", "pipeline"]),
     ("store", &["diag", "digest", "env", "fs"]),
     ("lm", &["diag", "env"]),
     ("hub", &["diag", "env", "fs"]),
-    ("kinds", &["diag", "digest", "fs", "pipeline", "store", "lm"]),
-    ("exec", &["diag", "digest", "env", "fs", "pipeline", "graph", "store", "hub", "kinds"]),
+    ("endpoint", &["diag", "env", "fs"]),
+    ("kinds", &["diag", "digest", "fs", "pipeline", "store", "lm", "endpoint"]),
+    ("exec", &["diag", "digest", "env", "fs", "pipeline", "graph", "store", "hub", "endpoint", "kinds"]),
 ];
 const MOST_LINES: usize = 500;
 
