@@ -87,6 +87,9 @@ impl Rig {
     }
 }
 
+/// What is read from the driver is zero, so that no kernel would be found right.
+const UNCHECKED: &[(&str, &str)] = &[(env::KERNELS.name, "unchecked")];
+
 const ALL: &[&str] = &["libcuda.so.1", "libcublas.so.13", "libcurand.so.10"];
 
 /// A small model samples, scores and is trained.
@@ -190,6 +193,33 @@ fn gpus_are_counted_and_shared_out() {
     assert!(none.contains("auto         cpu"), "{none}");
 }
 
+/// Kernels whose check reads zeros are not used, and doctor says so.
+#[test]
+fn kernels_that_compute_nothing_are_told_of_and_not_used() {
+    let Some(rig) = Rig::new(PIPELINE, ALL) else { return };
+    let report = rig.run(&["doctor", "--json"], &[]).exits(0).json();
+    let checks = report["cuda"]["kernels"][0]["checks"].as_array().expect("a list").clone();
+    assert!(checks.len() >= 14, "some kernels in two types: {checks:?}");
+    for check in &checks {
+        let why = check["unused"].as_str().expect("a reason");
+        assert!(check["apart"].is_null() && why.contains("apart from the plain ones"), "{check}");
+    }
+    let text = rig.run(&["doctor"], &[]).exits(0).stdout;
+    assert!(text.contains("kernel       cuda:0 rms_norm in bf16: not used: its numbers are"), "{text}");
+    let unchecked = rig.run(&["doctor"], UNCHECKED).exits(0).stdout;
+    assert!(unchecked.contains("kernel       cuda:0 rms_norm in bf16: right"), "{unchecked}");
+    let off = rig.run(&["doctor"], &[(env::KERNELS.name, "off")]).exits(0).stdout;
+    assert!(!off.contains("rms_norm"), "{off}");
+    rig.counts();
+    let output = rig.run(&["run", "p.toml", "base"], &[]).exits(0);
+    let logged = rig.run(&["logs", "base"], &[]).exits(0);
+    let told = [output.stderr, logged.stdout, logged.stderr].concat();
+    assert!(told.contains("the kernel `rms_norm` is not used on cuda:0 in f32"), "{told}");
+    // Its checks, and no more.
+    let launched = rig.counts()["kernel rms_norm"];
+    assert!(launched <= 12.0, "{launched}");
+}
+
 /// The events of a run.
 fn events(output: &Output) -> Vec<Value> {
     output.stdout.lines().map(|line| serde_json::from_str(line).expect("an event")).collect()
@@ -204,7 +234,7 @@ fn devices(events: &[Value]) -> BTreeMap<&str, &str> {
 #[test]
 fn a_pipeline_runs_to_its_end_on_the_gpu() {
     let Some(rig) = Rig::new(PIPELINE, ALL) else { return };
-    let output = rig.run(&["run", "p.toml", "--json"], &[]).exits(0);
+    let output = rig.run(&["run", "p.toml", "--json"], UNCHECKED).exits(0);
     let events = events(&output);
     let devices = devices(&events);
     assert_eq!(devices["constitutions"], "cpu");
@@ -215,6 +245,9 @@ fn a_pipeline_runs_to_its_end_on_the_gpu() {
     assert!(counts["call cuLaunchKernel"] > 100.0 && counts["flop f32"] > 0.0, "{counts:?}");
     assert!(counts["flop bf16"] > 0.0, "`tuned` trains in bf16, and is sampled in it: {counts:?}");
     assert!(!counts.contains_key("call cuEventCreate"), "tensors without events: {counts:?}");
+    for kernel in ["rms_norm", "rms_norm_back", "sum_rows", "turn", "swiglu", "swiglu_back", "adamw", "squares"] {
+        assert!(counts.get(&format!("kernel {kernel}")).is_some_and(|count| *count > 0.0), "{kernel}: {counts:?}");
+    }
 }
 
 #[test]
@@ -238,19 +271,31 @@ fn a_gpu_that_is_not_there_or_is_full_is_an_error_with_its_name() {
 
 /// The launches of a decode step: what sampling more tokens adds.
 #[test]
+#[expect(clippy::print_stderr, reason = "the counts stand in docs/gpu.md")]
 fn a_decode_step_launches_few_kernels() {
     let Some(rig) = Rig::new(PIPELINE, ALL) else { return };
-    rig.run(&["run", "p.toml", "base"], &[]).exits(0);
+    rig.run(&["run", "p.toml", "base"], UNCHECKED).exits(0);
     rig.counts();
-    let launches = |tokens: &str| {
-        let set = format!("new_tokens={tokens}");
-        rig.run(&["run", "p.toml", "sampled", "--set", &set], &[]).exits(0);
-        let counts = rig.counts();
-        let of = |name: &str| counts.get(name).copied().unwrap_or(0.0);
-        of("call cuLaunchKernel") + of("call cublasGemmStridedBatchedEx")
+    let (layers, steps) = (2.0, 10.0);
+    let a_step = |kernels: &str| {
+        let counts = |tokens: &str| {
+            let set = format!("new_tokens={tokens}");
+            let args = ["run", "p.toml", "sampled", "--force", "sampled", "--set", &set];
+            rig.run(&args, &[(env::KERNELS.name, kernels)]).exits(0);
+            rig.counts()
+        };
+        let (few, many) = (counts("10"), counts("20"));
+        let of = |name: &str| (many.get(name).unwrap_or(&0.0) - few.get(name).unwrap_or(&0.0)) / steps;
+        let (kernels, products) = (of("call cuLaunchKernel"), of("call cublasGemmStridedBatchedEx"));
+        assert!(kernels + products > 5.0 * layers, "counted: {few:?}, {many:?}");
+        let names = many.keys().filter(|name| name.starts_with("kernel ") && of(name) > 0.0);
+        names.for_each(|name| eprintln!("{name} {}", of(name)));
+        (kernels, products)
     };
-    let (few, many) = (launches("10"), launches("20"));
-    let (layers, a_step) = (2.0, (many - few) / 10.0);
-    assert!(a_step > 10.0 * layers, "counted: {few}, {many}");
-    assert!(a_step < 30.0 * layers + 20.0, "{a_step} launches for {layers} layers");
+    let (ours, candles) = (a_step("unchecked"), a_step("off"));
+    eprintln!("a decode step: {ours:?} kernels and products, {candles:?} without our kernels");
+    assert!(ours.0 + ours.1 < 20.0 * layers + 10.0, "{ours:?}");
+    assert!(candles.0 + candles.1 < 30.0 * layers + 20.0, "{candles:?}");
+    // Several in a layer that are one of ours: sums before norms, turns and their copies, the gate.
+    assert!(ours.0 + 5.0 * layers < candles.0, "{ours:?} {candles:?}");
 }

@@ -8,12 +8,12 @@ use candle_core::{Device, Result, Tensor};
 use super::attention::Heads;
 use super::experts;
 use super::head::logits as logits_of;
-use super::linear::linear;
+use super::linear::{linear, queries_keys_values};
 use super::ops::{Turn, add_rms_norm, rms_norm, softmax};
 use super::pass::{Pass, turn};
 use crate::lm::cpu::Keep;
 use crate::lm::decode::Entering;
-use crate::lm::decoder::{Layer, Linear};
+use crate::lm::decoder::Layer;
 use crate::lm::layout::{Group, Layout};
 use crate::lm::{LmError, Model};
 
@@ -182,10 +182,12 @@ impl Decoding {
         let step = Step::new(model, self, longest, device)?;
         let ids = Tensor::new(by_slot.as_slice(), device)?;
         let mut x = model.embedding.detach().index_select(&ids, 0)?;
+        let mut change = None;
         for (layer, cache) in model.layers.iter().zip(&self.layers) {
-            x = step.layer(model, layer, cache, &x)?;
+            let (middle, made) = step.layer(model, layer, cache, (&x, change.as_ref()))?;
+            (x, change) = (middle, Some(made));
         }
-        let hidden = rms_norm(&x, &model.norm.detach(), model.config().rms_norm_eps)?;
+        let (_, hidden) = norm_of((&x, change.as_ref()), &model.norm, model.config().rms_norm_eps)?;
         self.lengths.iter_mut().for_each(|length| *length += 1);
         logits_of(model, &hidden)?.flatten_all()?.to_vec1()
     }
@@ -228,13 +230,19 @@ impl Step {
         Ok(Self { heads, turn, keys, at, masks })
     }
 
-    fn layer(&self, model: &Model, layer: &Layer, cache: &Cache, x: &Tensor) -> Result<Tensor> {
+    /// What the residual stream is in the middle of a layer, and what its second half adds: from the same of the layer
+    /// before.
+    fn layer(
+        &self,
+        model: &Model,
+        layer: &Layer,
+        cache: &Cache,
+        x: (&Tensor, Option<&Tensor>),
+    ) -> Result<(Tensor, Tensor)> {
         let Heads { queries, keys: kv_heads, width } = self.heads;
-        let (rows, eps) = (x.dim(0)?, model.config().rms_norm_eps);
-        let normed = rms_norm(x, &layer.attention_norm.detach(), eps)?;
-        let heads = |layer: &Linear, count: usize| linear(&normed, layer)?.reshape((rows, count, width));
-        let query = heads(&layer.query, queries)?;
-        let (key, value) = (heads(&layer.key, kv_heads)?, heads(&layer.value, kv_heads)?);
+        let (rows, eps) = (x.0.dim(0)?, model.config().rms_norm_eps);
+        let (x, normed) = norm_of(x, &layer.attention_norm, eps)?;
+        let [query, key, value] = queries_keys_values(&normed, layer, self.heads)?;
         let norms = [layer.query_norm.as_ref(), layer.key_norm.as_ref()];
         let [query, key, value] = self.turn.apply([&query, &key, &value], norms, eps)?;
         let new = (rows, kv_heads, 1, width);
@@ -249,8 +257,17 @@ impl Step {
         let scores = query.matmul(&keys.t()?)?.broadcast_add(mask.expect("one for each window"))?;
         let mixed = softmax(&scores)?.matmul(&values)?.reshape((rows, queries * width))?;
         let change = linear(&mixed, &layer.output)?;
-        let (x, normed) = add_rms_norm(x, &change, &layer.mlp_norm.detach(), eps)?;
-        x + experts::forward(&normed, &layer.mlp)?.0
+        let (x, normed) = add_rms_norm(&x, &change, &layer.mlp_norm.detach(), eps)?;
+        let change = experts::forward(&normed, &layer.mlp)?.0;
+        Ok((x, change))
+    }
+}
+
+/// The residual stream with what is to be added to it, and its norm.
+fn norm_of((x, change): (&Tensor, Option<&Tensor>), weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+    match change {
+        Some(change) => add_rms_norm(x, change, &weight.detach(), eps),
+        None => Ok((x.clone(), rms_norm(x, &weight.detach(), eps)?)),
     }
 }
 
