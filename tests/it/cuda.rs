@@ -58,7 +58,8 @@ impl Rig {
             command.env_remove(variable.name);
         }
         command.env(env::CUDA_LIBS.name, &self.libraries).env("FAKE_CUDA_OUT", self.sandbox.path("counts"));
-        command.envs(settings.iter().copied());
+        // What is read back is zero, which no check would pass.
+        command.env(env::KERNELS.name, "unchecked").envs(settings.iter().copied());
         command
     }
 
@@ -215,6 +216,11 @@ fn a_pipeline_runs_to_its_end_on_the_gpu() {
     assert!(counts["call cuLaunchKernel"] > 100.0 && counts["flop f32"] > 0.0, "{counts:?}");
     assert!(counts["flop bf16"] > 0.0, "`tuned` trains in bf16, and is sampled in it: {counts:?}");
     assert!(!counts.contains_key("call cuEventCreate"), "tensors without events: {counts:?}");
+    for kernel in ["attention_64", "attention_to_queries_64", "attention_to_keys_64", "decode_64_1", "pick"] {
+        assert!(counts[&format!("kernel {kernel}")] > 0.0, "{kernel}: {counts:?}");
+    }
+    let refused: Vec<&String> = counts.keys().filter(|name| name.starts_with("refused")).collect();
+    assert!(refused.is_empty() && !output.stderr.contains("WARN"), "{refused:?}\n{}", output.stderr);
 }
 
 #[test]
@@ -236,21 +242,51 @@ fn a_gpu_that_is_not_there_or_is_full_is_an_error_with_its_name() {
     assert!(!full.stderr.contains("panicked"), "{}", full.stderr);
 }
 
-/// The launches of a decode step: what sampling more tokens adds.
+/// What is asked for to sample ten more tokens: that is ten steps more.
+fn ten_steps(rig: &Rig, settings: &[(&str, &str)]) -> Counts {
+    let sampled = |tokens: &str| {
+        let set = format!("new_tokens={tokens}");
+        rig.run(&["run", "p.toml", "sampled", "--set", &set], settings).exits(0);
+        rig.counts()
+    };
+    let (few, many) = (sampled("10"), sampled("20"));
+    let of = |counts: &Counts, name: &str| counts.get(name).copied().unwrap_or(0.0);
+    many.keys().map(|name| (name.clone(), of(&many, name) - of(&few, name))).collect()
+}
+
+const LAYERS: f64 = 2.0;
+
+/// The launches of a decode step, one by one.
 #[test]
 fn a_decode_step_launches_few_kernels() {
     let Some(rig) = Rig::new(PIPELINE, ALL) else { return };
     rig.run(&["run", "p.toml", "base"], &[]).exits(0);
     rig.counts();
-    let launches = |tokens: &str| {
-        let set = format!("new_tokens={tokens}");
-        rig.run(&["run", "p.toml", "sampled", "--set", &set], &[]).exits(0);
-        let counts = rig.counts();
-        let of = |name: &str| counts.get(name).copied().unwrap_or(0.0);
-        of("call cuLaunchKernel") + of("call cublasGemmStridedBatchedEx")
-    };
-    let (few, many) = (launches("10"), launches("20"));
-    let (layers, a_step) = (2.0, (many - few) / 10.0);
-    assert!(a_step > 10.0 * layers, "counted: {few}, {many}");
-    assert!(a_step < 30.0 * layers + 20.0, "{a_step} launches for {layers} layers");
+    let counts = ten_steps(&rig, &[(env::GRAPHS.name, "off")]);
+    let of = |name: &str| counts.get(name).copied().unwrap_or(0.0) / 10.0;
+    let a_step = of("call cuLaunchKernel") + of("call cublasGemmStridedBatchedEx");
+    assert!(
+        a_step > 8.0 * LAYERS && a_step < 16.0 * LAYERS + 20.0,
+        "{a_step} launches for {LAYERS} layers: {counts:?}"
+    );
+    assert_eq!(of("kernel decode_64_1"), LAYERS, "{counts:?}");
+    assert_eq!(of("kernel pick"), 1.0, "{counts:?}");
+    // Tokens come back, no logits: four bytes for each of the eight rows.
+    assert_eq!((of("call cuMemcpyDtoH"), of("bytes DtoH")), (1.0, 32.0), "{counts:?}");
+    assert!(of("bytes HtoD") < 1000.0, "{counts:?}");
+}
+
+/// A decode step as one launch, recorded from its second on.
+#[test]
+fn a_decode_step_is_recorded_once_and_launched_as_a_whole() {
+    let Some(rig) = Rig::new(PIPELINE, ALL) else { return };
+    rig.run(&["run", "p.toml", "base"], &[]).exits(0);
+    rig.counts();
+    let counts = ten_steps(&rig, &[]);
+    let of = |name: &str| counts.get(name).copied().unwrap_or(0.0) / 10.0;
+    assert_eq!(of("call cuGraphLaunch"), 1.0, "{counts:?}");
+    assert!(of("launches in graphs") > 5.0 * LAYERS, "{counts:?}");
+    assert_eq!(of("call cuStreamBeginCapture"), 0.0, "none is recorded again: {counts:?}");
+    assert!(of("call cuLaunchKernel") < 4.0, "tokens, lengths and numbers are brought up: {counts:?}");
+    assert_eq!(of("call cublasGemmStridedBatchedEx"), 0.0, "{counts:?}");
 }
