@@ -9,13 +9,13 @@ use super::attention::Heads;
 use super::experts;
 use super::head::logits as logits_of;
 use super::kernels::{self, Kernel, Slots};
-use super::linear::linear;
+use super::linear::{linear, queries_keys_values};
 use super::ops::{Turn, add_rms_norm, rms_norm, softmax};
 use super::pass::{Pass, turn};
 use super::replay::{Fixed, Replay};
 use crate::lm::cpu::Keep;
 use crate::lm::decode::{Entering, Picking};
-use crate::lm::decoder::{Layer, Linear, Mlp};
+use crate::lm::decoder::{Layer, Mlp};
 use crate::lm::layout::{Group, Layout};
 use crate::lm::{LmError, Model};
 
@@ -58,7 +58,7 @@ impl Out<'_> {
         match self {
             Self::Logits(logits) => {
                 let found = logits_of(model, hidden)?.to_vec2::<f32>()?;
-                at.iter().for_each(|at| logits.extend_from_slice(&found[*at]));
+                logits.extend(at.iter().flat_map(|at| &found[*at]));
             }
             Self::Tokens(Picking { inverse, numbers }, tokens) => {
                 let logits = hidden.matmul(&model.head.detach().t()?)?;
@@ -269,7 +269,7 @@ impl Decoding {
     ) -> Result<()> {
         let device = model.device();
         let decodes = Step::decodes(model);
-        if !(decodes && replay.records(device) && Step::stays(model)) {
+        if !(decodes && Replay::records(device) && Step::stays(model)) {
             fixed.tell(tokens, &self.lengths, None)?;
             return out.take(model, &self.hidden(model, fixed, tokens.len())?, &self.order);
         }
@@ -313,7 +313,7 @@ impl Decoding {
             }
             Out::Logits(logits) => {
                 let by_slot = fixed.logits()?.narrow(0, 0, tokens.len())?.to_vec2::<f32>()?;
-                self.order.iter().for_each(|slot| logits.extend_from_slice(&by_slot[*slot]));
+                logits.extend(self.order.iter().flat_map(|slot| &by_slot[*slot]));
             }
         }
         Ok(())
@@ -323,10 +323,12 @@ impl Decoding {
     fn hidden(&self, model: &Model, fixed: &Fixed, rows: usize) -> Result<Tensor> {
         let step = Step::new(model, self, fixed.lengths(rows)?)?;
         let mut x = model.embedding.detach().index_select(&fixed.ids(rows)?, 0)?;
+        let mut change = None;
         for (layer, cache) in model.layers.iter().zip(&self.layers) {
-            x = step.layer(model, layer, cache, &x)?;
+            let (middle, made) = step.layer(model, layer, cache, (&x, change.as_ref()))?;
+            (x, change) = (middle, Some(made));
         }
-        rms_norm(&x, &model.norm.detach(), model.config().rms_norm_eps)
+        Ok(norm_of((&x, change.as_ref()), &model.norm, model.config().rms_norm_eps)?.1)
     }
 }
 
@@ -407,13 +409,18 @@ impl Step {
         model.layers.iter().all(|layer| matches!(layer.mlp, Mlp::Dense(_)))
     }
 
-    fn layer(&self, model: &Model, layer: &Layer, cache: &Cache, x: &Tensor) -> Result<Tensor> {
-        let Heads { queries, keys: kv_heads, width } = self.heads;
-        let (rows, eps) = (x.dim(0)?, model.config().rms_norm_eps);
-        let normed = rms_norm(x, &layer.attention_norm.detach(), eps)?;
-        let heads = |layer: &Linear, count: usize| linear(&normed, layer)?.reshape((rows, count, width));
-        let query = heads(&layer.query, queries)?;
-        let (key, value) = (heads(&layer.key, kv_heads)?, heads(&layer.value, kv_heads)?);
+    /// What the residual stream is in the middle of a layer, and what its second half adds: from the same of the layer
+    /// before.
+    fn layer(
+        &self,
+        model: &Model,
+        layer: &Layer,
+        cache: &Cache,
+        x: (&Tensor, Option<&Tensor>),
+    ) -> Result<(Tensor, Tensor)> {
+        let eps = model.config().rms_norm_eps;
+        let (x, normed) = norm_of(x, &layer.attention_norm, eps)?;
+        let [query, key, value] = queries_keys_values(&normed, layer, self.heads)?;
         let norms = [layer.query_norm.as_ref(), layer.key_norm.as_ref()];
         let [query, key, value] = self.turn.apply([&query, &key, &value], norms, eps)?;
         let inputs = [&query, &key, &value];
@@ -425,8 +432,17 @@ impl Step {
             }
         };
         let change = linear(&mixed, &layer.output)?;
-        let (x, normed) = add_rms_norm(x, &change, &layer.mlp_norm.detach(), eps)?;
-        x + experts::forward(&normed, &layer.mlp)?.0
+        let (x, normed) = add_rms_norm(&x, &change, &layer.mlp_norm.detach(), eps)?;
+        let change = experts::forward(&normed, &layer.mlp)?.0;
+        Ok((x, change))
+    }
+}
+
+/// The residual stream with what is to be added to it, and its norm.
+fn norm_of((x, change): (&Tensor, Option<&Tensor>), weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+    match change {
+        Some(change) => add_rms_norm(x, change, &weight.detach(), eps),
+        None => Ok((x.clone(), rms_norm(x, &weight.detach(), eps)?)),
     }
 }
 

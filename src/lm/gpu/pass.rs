@@ -4,7 +4,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::attention::{Attention, Heads, Mixed};
 use super::experts::{self, Trace};
-use super::linear::{Gradients, linear, linear_back, wants};
+use super::linear::{Gradients, linear, linear_back, queries_keys_values, wants};
 use super::ops::{Turn, add_rms_norm, rms_norm, rms_norm_back};
 use crate::lm::Model;
 use crate::lm::cpu::Keep;
@@ -86,12 +86,8 @@ struct LayerTrace {
 }
 
 fn project(context: &Context, layer: &Layer, x: &Tensor) -> Result<Projected> {
-    let Heads { queries, keys, width } = context.heads;
-    let tokens = x.dim(0)?;
     let normed = rms_norm(x, &layer.attention_norm.detach(), context.eps)?;
-    let query = linear(&normed, &layer.query)?.reshape((tokens, queries, width))?;
-    let key = linear(&normed, &layer.key)?.reshape((tokens, keys, width))?;
-    let value = linear(&normed, &layer.value)?.reshape((tokens, keys, width))?;
+    let [query, key, value] = queries_keys_values(&normed, layer, context.heads)?;
     let norms = [layer.query_norm.as_ref(), layer.key_norm.as_ref()];
     let [turned_query, turned_key, value] = context.turn.apply([&query, &key, &value], norms, context.eps)?;
     Ok(Projected { normed, query, key, turned_query, turned_key, value })

@@ -5,7 +5,12 @@
 //! recorded as well, and what the recording gives must be what the pieces gave. Where that fails, or the device refuses, it
 //! is told once, and steps are launched piece by piece.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use candle_core::{DType, Device, Result, Tensor};
+
+use crate::env;
 
 /// What a step is told and gives: tensors that stay where they are.
 #[derive(Debug)]
@@ -82,121 +87,119 @@ impl Fixed {
 /// A kind of step: rows, and what logits are multiplied by where tokens are picked (its bits).
 pub(super) type Kind = (usize, Option<u32>);
 
-#[cfg(feature = "cuda")]
-pub(super) use graph::Replay;
+/// How far logits of a recording may be from those of its pieces, relative to the largest; tokens are the same.
+const TOLERANCE: f32 = 1e-2;
 
-/// Where there are no graphs, every step is launched piece by piece.
-#[cfg(not(feature = "cuda"))]
-#[derive(Debug, Default)]
-pub(super) struct Replay;
+/// Whether recording failed in this process.
+static FAILED: AtomicBool = AtomicBool::new(false);
 
-#[cfg(not(feature = "cuda"))]
+/// The steps that were recorded.
+#[derive(Default)]
+pub(super) struct Replay {
+    /// `None`: launched once piece by piece.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(clippy::zero_sized_map_values, reason = "there are recordings in builds with CUDA")
+    )]
+    kinds: BTreeMap<Kind, Option<Recording>>,
+}
+
 impl Replay {
-    pub(super) fn records(&self, _: &Device) -> bool {
-        false
+    /// Whether steps are recorded on a device.
+    pub(super) fn records(device: &Device) -> bool {
+        device.is_cuda() && env::GRAPHS.get().as_deref() != Some("off") && !FAILED.load(Ordering::Relaxed)
     }
 
-    pub(super) fn forget(&mut self) {}
+    /// Forgets all recordings: tensors have moved.
+    pub(super) fn forget(&mut self) {
+        self.kinds.clear();
+    }
 
+    /// Does a step, which `pieces` launches and `result` reads the results of.
     pub(super) fn step(
         &mut self,
-        _: &Device,
-        _: Kind,
+        device: &Device,
+        kind: Kind,
         pieces: impl Fn() -> Result<()>,
-        _: impl Fn() -> Result<Vec<f32>>,
+        result: impl Fn() -> Result<Vec<f32>>,
     ) -> Result<()> {
+        match self.kinds.get(&kind) {
+            Some(Some(recording)) => return recording.launch(),
+            None => {
+                self.kinds.insert(kind, None);
+                return pieces();
+            }
+            Some(None) => {}
+        }
+        let mut expected = Vec::new();
+        let before = || {
+            pieces()?;
+            expected = result()?;
+            Ok(())
+        };
+        let failed = match Recording::new(device, before, &pieces)? {
+            Ok(recording) => match recording.launch().and_then(|()| result()) {
+                Ok(found) if near(&expected, &found, kind) => {
+                    self.kinds.insert(kind, Some(recording));
+                    return Ok(());
+                }
+                Ok(_) => "it gives other numbers".to_owned(),
+                Err(error) => error.to_string(),
+            },
+            Err(error) => error.to_string(),
+        };
+        FAILED.store(true, Ordering::Relaxed);
+        self.forget();
+        tracing::warn!("steps of decoding are launched piece by piece, for their recording failed: {failed}");
         pieces()
     }
 }
 
+fn near(expected: &[f32], found: &[f32], kind: Kind) -> bool {
+    let largest = expected.iter().fold(0f32, |largest, number| largest.max(number.abs()));
+    let apart = if kind.1.is_some() { 0.0 } else { TOLERANCE * largest };
+    let same = |(a, b): (&f32, &f32)| a == b || (a - b).abs() <= apart || (a.is_nan() && b.is_nan());
+    expected.len() == found.len() && expected.iter().zip(found).all(same)
+}
+
+#[cfg(feature = "cuda")]
+use graph::Recording;
+
 #[cfg(feature = "cuda")]
 mod graph {
-    use std::collections::BTreeMap;
-    use std::sync::atomic::{AtomicBool, Ordering};
-
     use candle_core::cuda_backend::WrapErr;
     use candle_core::cuda_backend::cudarc::driver::{CudaGraph, sys};
     use candle_core::{CudaDevice, Device, Result};
 
-    use super::Kind;
-    use crate::env;
-
-    /// How far numbers of a recording may be from those of its pieces, relative to the largest.
-    const TOLERANCE: f32 = 1e-2;
-
-    /// Whether recording failed in this process.
-    static FAILED: AtomicBool = AtomicBool::new(false);
-
-    struct Recording(CudaGraph);
+    pub(super) struct Recording(CudaGraph);
 
     #[expect(unsafe_code, reason = "candle's handle says nothing of threads")]
     // SAFETY: a graph may be used by any thread, if by one at a time; it is only reached through `&mut Replay`.
     unsafe impl Send for Recording {}
 
-    /// The steps that were recorded.
-    #[derive(Default)]
-    pub(in super::super) struct Replay {
-        /// `None`: launched once piece by piece.
-        kinds: BTreeMap<Kind, Option<Recording>>,
-    }
-
-    impl Replay {
-        /// Whether steps are recorded on a device.
-        pub(in super::super) fn records(&self, device: &Device) -> bool {
-            device.is_cuda() && env::GRAPHS.get().as_deref() != Some("off") && !FAILED.load(Ordering::Relaxed)
-        }
-
-        /// Forgets all recordings: tensors have moved.
-        pub(in super::super) fn forget(&mut self) {
-            self.kinds.clear();
-        }
-
-        /// Does a step, which `pieces` launches and `result` reads the results of.
-        pub(in super::super) fn step(
-            &mut self,
+    impl Recording {
+        /// Records launches without doing them, after `before`, which does the same. Errs where that errs; gives an error
+        /// where the recording does.
+        pub(super) fn new(
             device: &Device,
-            kind: Kind,
+            before: impl FnOnce() -> Result<()>,
             pieces: impl Fn() -> Result<()>,
-            result: impl Fn() -> Result<Vec<f32>>,
-        ) -> Result<()> {
-            let Device::Cuda(cuda) = device else { return pieces() };
-            if !self.records(device) {
-                return pieces();
-            }
-            match self.kinds.get(&kind) {
-                Some(Some(Recording(graph))) => return graph.launch().w(),
-                None => {
-                    self.kinds.insert(kind, None);
-                    return pieces();
-                }
-                Some(None) => {}
-            }
+        ) -> Result<Result<Self>> {
+            let device = device.as_cuda_device()?;
             // What is uploaded for a launch is kept from here on, for the recording to find.
-            let kept = cuda.enable_cuda_graph_htod_cache();
-            pieces()?;
-            let expected = result()?;
-            let recorded = record(cuda, &pieces).and_then(|graph| {
-                graph.launch().w()?;
-                Ok((graph, result()?))
-            });
+            let kept = device.enable_cuda_graph_htod_cache();
+            before()?;
+            let recorded = record(device, pieces);
             drop(kept);
-            let failed = match recorded {
-                Ok((graph, found)) if near(&expected, &found) => {
-                    self.kinds.insert(kind, Some(Recording(graph)));
-                    return Ok(());
-                }
-                Ok(_) => "it gives other numbers".to_owned(),
-                Err(error) => error.to_string(),
-            };
-            FAILED.store(true, Ordering::Relaxed);
-            self.forget();
-            tracing::warn!("steps of decoding are launched piece by piece, for their recording failed: {failed}");
-            pieces()
+            Ok(recorded.map(Self))
+        }
+
+        pub(super) fn launch(&self) -> Result<()> {
+            self.0.launch().w()
         }
     }
 
-    /// Records launches without doing them.
-    fn record(device: &CudaDevice, pieces: &impl Fn() -> Result<()>) -> Result<CudaGraph> {
+    fn record(device: &CudaDevice, pieces: impl Fn() -> Result<()>) -> Result<CudaGraph> {
         let stream = device.cuda_stream();
         let only_here = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         stream.begin_capture(only_here).w()?;
@@ -211,10 +214,20 @@ mod graph {
         refused.w()?;
         graph.ok_or_else(|| candle_core::Error::msg("nothing was recorded"))
     }
+}
 
-    fn near(expected: &[f32], found: &[f32]) -> bool {
-        let largest = expected.iter().fold(0f32, |largest, number| largest.max(number.abs()));
-        let same = |(a, b): (&f32, &f32)| a == b || (a - b).abs() <= TOLERANCE * largest || (a.is_nan() && b.is_nan());
-        expected.len() == found.len() && expected.iter().zip(found).all(same)
+/// There are no graphs without CUDA, nor devices whose steps are recorded.
+#[cfg(not(feature = "cuda"))]
+enum Recording {}
+
+#[cfg(not(feature = "cuda"))]
+impl Recording {
+    fn new(_: &Device, before: impl FnOnce() -> Result<()>, _: impl Fn() -> Result<()>) -> Result<Result<Self>> {
+        before()?;
+        Ok(Err(candle_core::Error::msg("this program was built without CUDA")))
+    }
+
+    fn launch(&self) -> Result<()> {
+        match *self {}
     }
 }

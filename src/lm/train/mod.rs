@@ -222,9 +222,8 @@ impl Trainer {
         let rate = self.settings.optimizer.lr * self.settings.schedule.factor(step, self.settings.steps);
         // As `torch.nn.utils.clip_grad_norm_` does it.
         let scale = if self.settings.clip > 0.0 { (self.settings.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        self.optimizer.step(&gradients, rate, scale)?;
+        self.optimizer.step_with(&gradients, rate, scale, self.policy.rounded())?;
         drop(gradients);
-        self.policy.follow()?;
 
         let figures = Contrast::mean(&gathered.figures);
         let record = StepRecord {

@@ -90,6 +90,11 @@ impl Policy {
         self.rounded.as_ref().unwrap_or(&self.parameters)
     }
 
+    /// The weights of the passes, where those are of another type than the parameters.
+    pub(super) fn rounded(&self) -> Option<&BTreeMap<String, Var>> {
+        self.rounded.as_ref()
+    }
+
     /// Brings what the passes compute with up to the parameters.
     pub(super) fn follow(&self) -> Result<(), LmError> {
         for (name, weight) in self.rounded.iter().flatten() {
