@@ -229,9 +229,11 @@ impl Trainer {
         let rate = self.settings.optimizer.lr * self.factor(step);
         // As `torch.nn.utils.clip_grad_norm_` does it.
         let scale = if self.settings.clip > 0.0 { (self.settings.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        self.optimizer.step(&gradients, rate, scale / parts as f64)?;
+        self.optimizer.step_with(&gradients, rate, scale / parts as f64, self.policy.copies())?;
         drop(gradients);
-        self.policy.follow()?;
+        if self.policy.copies().is_none() {
+            self.policy.follow()?;
+        }
 
         let mut record = StepRecord {
             step: step + 1,
