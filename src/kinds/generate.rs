@@ -9,6 +9,7 @@ use super::keep::{Candidate, Keep};
 use super::policy::{Answer, Ask, Policy, Rows, TooLong, Work, response_seed};
 use super::prompter::{Prompter, check_system};
 use super::query::Query;
+use super::speaker::{SPEAKERS, Say, SpeakSettings, Speaker};
 use super::{Cx, NodeError, NodeKind, Outputs, query, rows, template};
 use crate::lm::{Finish, SamplingSettings};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
@@ -69,7 +70,7 @@ fn once() -> u64 {
 impl Spec for Generate {
     fn inputs(&self) -> Vec<InputField> {
         vec![
-            input("model", &self.model, &[ArtifactType::Model]),
+            input("model", &self.model, SPEAKERS),
             input("queries", &self.queries, &[ArtifactType::Dataset]),
             input("constitutions", &self.constitutions, &[ArtifactType::Constitutions]),
         ]
@@ -111,7 +112,7 @@ the other rows do not matter. Rows are memoised: a dataset that grew by 100 rows
 
 | field | meaning | default |
 |---|---|---|
-| `model` | the model that answers | |
+| `model` | the model that answers; an endpoint (`openai:…`) is told `prompt` as what a user says, and `system` before it with `chat` | |
 | `queries` | a dataset; its fields can be used in `prompt` | |
 | `constitutions` | a `constitutions` node | |
 | `prompt` | template: the query's fields, `constitution` (text), `principles` (list of `name`, `polarity`, `text`) | |
@@ -132,7 +133,8 @@ the other rows do not matter. Rows are memoised: a dataset that grew by 100 rows
 ended each response by itself). What each dropped is counted in metrics `dropped.NAME`.
 
 Makes `rows.jsonl`: `{id, …query fields, constitutions: [{text, format, principles}], responses: [{text, tokens, finish}]}`.
-Responses are stripped of white space at both ends. Metrics: `rows`, `rows_reused`, `tokens`, `mean_length`, `dropped`, `dropped.*`.
+Responses are stripped of white space at both ends. Metrics: `rows`, `rows_reused`, `tokens`, `mean_length`, `dropped`, `dropped.*`;
+of an endpoint also `calls`, `calls_reused`, `retries`, `prompt_tokens`, `completion_tokens` and, with `price`, `cost`.
 
 ```toml
 [loop.nodes.generate]
@@ -150,6 +152,9 @@ temperature = 1.0
         let constitutions = query::read_constitutions(cx.input("constitutions")?)?;
         let queries = rows::read_input(cx.input("queries")?)?;
         let queries = query::pose(&queries, &constitutions, self.seed, self.combinations, self.samples)?;
+        if cx.input("model")?.kind == ArtifactType::Endpoint {
+            return self.run_spoken(cx, &queries, constitutions.per_query);
+        }
         let mut prompter = Prompter::new("prompt", &self.prompt)?;
         if self.chat {
             prompter = prompter.in_chat(cx.input("model")?, self.system.as_deref())?;
@@ -172,6 +177,36 @@ temperature = 1.0
 }
 
 impl Generate {
+    /// The same with a model that can only be spoken to.
+    fn run_spoken(&self, cx: &mut Cx<'_>, queries: &[Query], per_query: usize) -> Result<Outputs, NodeError> {
+        if self.top_k != 0 {
+            return Err(NodeError::with_help(
+                "an endpoint is not asked for `top_k`",
+                "leave `top_k` out, or give the server's own field with `extra = { top_k = … }` of the model",
+            ));
+        }
+        let prompter = Prompter::new("prompt", &self.prompt)?;
+        let system = self.system.as_ref().map(|text| Prompter::new("system", text)).transpose()?;
+        let mut says = Vec::with_capacity(queries.len() * per_query);
+        for query in queries {
+            for (place, constitution) in query.constitutions.iter().enumerate() {
+                let fill = |prompter: &Prompter| prompter.fill(&query.id, &query.row, constitution);
+                let (user, system) = (fill(&prompter)?, system.as_ref().map(fill).transpose()?);
+                let seed = response_seed(self.seed, &query.id, place);
+                says.push(Say { row: query.id.clone(), system, user, seed });
+            }
+        }
+        let (max_new_tokens, temperature, top_p) = (self.max_new_tokens, self.temperature, self.top_p);
+        let settings = SpeakSettings { max_new_tokens, temperature, top_p, stop: self.stop.clone() };
+        let mut speaker = Speaker::open(cx, "model")?;
+        let path = cx.staging.join("rows.jsonl");
+        let answers = Work::new(cx, "responses", says.len()).speak(&mut speaker, &settings, &says)?;
+        let (kept, mut metrics) = self.keep(queries, &answers, per_query)?;
+        metrics.extend(speaker.metrics(""));
+        rows::write(&path, &kept)?;
+        Ok(Outputs { files: [("rows.jsonl".to_owned(), path)].into(), metrics })
+    }
+
     fn settings(&self) -> SamplingSettings {
         SamplingSettings {
             max_new_tokens: self.max_new_tokens,
