@@ -3,7 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -69,6 +69,14 @@ struct Shared {
     stop: AtomicBool,
 }
 
+/// What a thread hands over.
+struct Answer {
+    at: usize,
+    answer: Result<Reply, EndpointError>,
+    /// Hung up once the answer is taken care of.
+    taken: SyncSender<()>,
+}
+
 /// Makes a call for each conversation, and hands over each answer with its place as soon as it is there, on the caller's
 /// thread. Stops when `cancel` is set, when `take` returns false, or with the first call that fails for good; answers of calls that
 /// were under way are still handed over, if they come soon.
@@ -102,15 +110,19 @@ pub fn ask_all(
     let mut stopping: Option<Instant> = None;
     loop {
         match answers.recv_timeout(BEAT) {
-            Ok((at, Ok(reply))) => {
+            Ok(Answer { at, answer: Ok(reply), taken }) => {
                 tally.calls += 1;
                 tally.prompt_tokens += reply.prompt_tokens;
                 tally.completion_tokens += reply.completion_tokens;
                 if !take(at, reply) && end == End::Done {
                     end = End::Stopped;
                 }
+                if end != End::Done {
+                    shared.stop.store(true, Ordering::Relaxed);
+                }
+                drop(taken);
             }
-            Ok((_, Err(error))) => {
+            Ok(Answer { answer: Err(error), .. }) => {
                 if !matches!(end, End::Failed(_)) {
                     end = End::Failed(error);
                 }
@@ -147,15 +159,21 @@ impl Shared {
     }
 
     /// Makes calls until there are no more.
-    fn work(&self, answers: &Sender<(usize, Result<Reply, EndpointError>)>) {
+    fn work(&self, answers: &Sender<Answer>) {
         while !self.stopped() {
             let at = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(said) = self.said.get(at) else { break };
             let Some(answer) = self.answer(said) else { break };
+            if answer.is_err() {
+                self.stop.store(true, Ordering::Relaxed);
+            }
+            let (taken, done) = sync_channel(1);
             // Who does not listen any more has given the calls up.
-            if answers.send((at, answer)).is_err() {
+            if answers.send(Answer { at, answer, taken }).is_err() {
                 break;
             }
+            // The next call is begun when this answer is kept: so a kill costs the calls that are under way and no more.
+            let _ = done.recv();
         }
     }
 
