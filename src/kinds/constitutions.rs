@@ -4,8 +4,10 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::alike::{self, Alike};
 use super::check::{problem, require};
 use super::contrast::{Constitutions, Contrast, Format, HoldOut, Principle, Size};
+use super::hold_out::Rule;
 use super::principles::Principles;
 use super::{Cx, NodeError, NodeKind, Outputs};
 use crate::pipeline::{ArtifactType, InputField, Problem, Spec};
@@ -31,9 +33,12 @@ pub struct ConstitutionsKind {
     /// Principles in a constitution; all without it.
     #[serde(default)]
     principles_per_constitution: Option<Size>,
-    /// Share of the combinations of principles that training never sees.
+    /// Combinations of principles, or whole principles, that training never sees.
     #[serde(default)]
-    hold_out: f64,
+    hold_out: Rule,
+    /// Principles that every constitution but the first goes against.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    must_flip: Vec<String>,
     /// How principles are put together to a text.
     #[serde(default)]
     format: Format,
@@ -64,7 +69,11 @@ impl ConstitutionsKind {
             contrast: self.contrast,
             per_query: self.per_query,
             size: self.principles_per_constitution.unwrap_or(Size { min: all, max: all }),
-            hold_out: HoldOut { share: self.hold_out },
+            hold_out: match &self.hold_out {
+                Rule::Share(share) => HoldOut { share: *share, principles: Vec::new() },
+                Rule::Principles(which) => HoldOut { share: 0.0, principles: which.names(principles.keys()) },
+            },
+            must_flip: self.must_flip.clone(),
             format: self.format,
             seed: self.seed,
             principles,
@@ -122,14 +131,22 @@ impl Spec for ConstitutionsKind {
             "fewer than two constitutions per query leave nothing to contrast",
             "give 2 or more",
         );
-        let in_range = (0.0..1.0).contains(&self.hold_out);
-        require(
-            &mut problems,
-            in_range,
-            "hold_out",
-            "`hold_out` is not in [0, 1)",
-            "0.25 keeps a quarter of the combinations out of training",
-        );
+        match &self.hold_out {
+            Rule::Share(share) => require(
+                &mut problems,
+                (0.0..1.0).contains(share),
+                "hold_out",
+                "`hold_out` is not in [0, 1)",
+                "0.25 keeps a quarter of the combinations out of training",
+            ),
+            Rule::Principles(which) => require(
+                &mut problems,
+                !which.names(self.principles.0.keys()).is_empty(),
+                "hold_out",
+                "no principle is held out",
+                "name some, or leave `hold_out` away",
+            ),
+        }
         if let Some(size) = self.principles_per_constitution {
             let fits = size.min >= 1 && size.min <= size.max && size.max <= all;
             let help = format!("give a number, or [min, max], between 1 and {all}");
@@ -141,10 +158,25 @@ impl Spec for ConstitutionsKind {
                 &help,
             );
         }
-        if problems.is_empty()
-            && let Err((path, what, help)) = self.constitutions().drawer()
-        {
+        if !problems.is_empty() {
+            return problems;
+        }
+        let constitutions = self.constitutions();
+        if let Err((path, what, help)) = constitutions.drawer() {
             problems.push(problem(path, what, help));
+        }
+        for (name, principle) in &constitutions.principles {
+            require(
+                &mut problems,
+                !alike::same(&principle.definition, &principle.antithesis),
+                &format!("principles.{name}"),
+                &format!("the antithesis of `{name}` says the same as its definition"),
+                "write what a response is like that goes against the principle",
+            );
+        }
+        for equal in alike::alike(&constitutions.principles).iter().filter(|alike| alike.is_double()) {
+            let help = "leave one of them away: they would be flipped apart from each other";
+            problems.push(problem(&format!("principles.{}", equal.other.0), equal.to_string(), help));
         }
         problems
     }
@@ -165,14 +197,22 @@ principles is shuffled for each. Draws depend on the seed and the query's id onl
 | `contrast` | `"positive-vs-antithesis"`: the first constitution is all positive, the others have an antithesis in them; `"complement"`: pairs in which every principle is flipped; `"uniform"`: any distinct polarities | `"positive-vs-antithesis"` |
 | `per_query` | constitutions for a query, C ≥ 2 | 2 |
 | `principles_per_constitution` | a number or `[min, max]` | all |
-| `hold_out` | share of the combinations of principles kept out of training; `evaluate` asks for them with `combinations = "held-out"` | 0 |
+| `hold_out` | what is kept out of training, and asked for by `evaluate` with `combinations = "held-out"`: a share of the combinations of principles (`0.25`), or whole principles, by name or the last so many (`{ principles = ["a", "b"] }`, `{ principles = 5 }`) | 0 |
+| `must_flip` | with `"positive-vs-antithesis"`: principles that are in every constitution, and flipped in each but the first | `[]` |
 | `format` | `"numbered"` (`1. …` lines), `"lines"`, or `"plain"` (joined by a space) | `"numbered"` |
 | `task` | what the principles are for; kept with them | |
 | `seed` | seed of the draws | 0 |
 | `writer` | the model that would write the principles: not available yet, write them out | |
 
 With two constitutions per query a combination is a choice of principles and their polarities (a constitution and
-its complement count as one); with more, it is the choice of principles.
+its complement count as one); with more, it is the choice of principles. With whole principles held out, training draws
+from the others only and `"held-out"` constitutions from those only; `principles_per_constitution` must fit either.
+
+Files of the authors are read as they are: a table of `definition` and `antithesis` (or `paraphrases_antithesis`, of which the
+first counts; or `weak`, `strong`, `antithesis`), pairs of whole constitutions with `identifiers`, a list of texts (named `1`, `2`, …).
+
+Two principles with one definition are an error, and so is an antithesis that says what its definition says. Principles that
+share 60% of their words or more are told of in the log and in metrics `similar.ONE+OTHER`: such principles pull one way.
 
 ```toml
 [nodes.constitutions]
@@ -184,7 +224,7 @@ formal = { definition = "Be formal.", antithesis = "Be casual." }
 ```
 
 Makes `constitutions.json`. Metrics: `principles`, `combinations`, `combinations_held_out` (where they can be
-counted).
+counted), `similar.ONE+OTHER`.
 "#;
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
@@ -195,6 +235,9 @@ counted).
         if let Some((all, held_out)) = drawer.combinations() {
             metrics.insert("combinations".to_owned(), json!(all));
             metrics.insert("combinations_held_out".to_owned(), json!(held_out));
+        }
+        for Alike { one, other, share } in alike::told(&constitutions.principles) {
+            metrics.insert(format!("similar.{}+{}", one.0, other.0), json!(share));
         }
         let path = cx.staging.join("constitutions.json");
         let mut text =

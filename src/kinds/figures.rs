@@ -1,13 +1,10 @@
-//! Figures over rows: contrasts of log-probabilities, win rates with their intervals.
+//! Figures over rows: contrasts of log-probabilities.
 
 use serde_json::{Map, Value, json};
 
 use super::NodeError;
 use super::policy::Sum;
 use crate::lm::loss::Contrast;
-
-/// The 97.5th percentile of the normal distribution.
-const Z: f64 = 1.959_963_984_540_054;
 
 /// The contrast figures of C×C matrices of summed log-probabilities.
 #[derive(Debug, Default)]
@@ -43,40 +40,9 @@ impl ContrastFigures {
     }
 }
 
-/// Wilson's 95% interval for a rate of successes among trials; ties may count as half a success, which makes the
-/// interval too wide and never too narrow. Without trials everything is possible.
-///
-/// Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
-pub(super) fn wilson(successes: f64, trials: usize) -> (f64, f64) {
-    if trials == 0 {
-        return (0.0, 1.0);
-    }
-    let n = trials as f64;
-    let rate = successes / n;
-    let centre = rate + Z * Z / (2.0 * n);
-    let spread = Z * (rate * (1.0 - rate) / n + Z * Z / (4.0 * n * n)).sqrt();
-    let scale = 1.0 + Z * Z / n;
-    (((centre - spread) / scale).max(0.0), ((centre + spread) / scale).min(1.0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn wilson_gives_published_values() {
-        // Newcombe 1998, table I, method 3: 81/263, 15/148, 0/20, 1/29.
-        for (successes, trials, low, high) in [
-            (81.0, 263, 0.2553, 0.3662),
-            (15.0, 148, 0.0624, 0.1605),
-            (0.0, 20, 0.0, 0.1611),
-            (1.0, 29, 0.0061, 0.1718),
-        ] {
-            let (found_low, found_high) = wilson(successes, trials);
-            assert!((found_low - low).abs() < 5e-5 && (found_high - high).abs() < 5e-5, "{successes}/{trials}");
-        }
-        assert_eq!(wilson(0.0, 0), (0.0, 1.0));
-    }
 
     #[test]
     fn figures_are_means_over_matrices() {

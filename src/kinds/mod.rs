@@ -13,6 +13,8 @@ use crate::endpoint::Calling;
 use crate::pipeline::{ArtifactType, KindSpec, Spec};
 use crate::store::Store;
 
+mod alike;
+mod breakdown;
 mod check;
 pub mod command;
 pub mod constitutions;
@@ -24,9 +26,11 @@ mod examples;
 mod figures;
 pub mod finetune;
 pub mod generate;
+pub mod hold_out;
 pub mod init;
 pub mod judge;
 pub mod keep;
+mod markers;
 mod memo;
 mod policy;
 pub mod principles;
@@ -35,8 +39,12 @@ mod query;
 mod responses;
 pub mod rows;
 pub mod score;
+mod shape;
 mod speaker;
+mod stats;
+pub mod tally;
 pub mod template;
+mod versus;
 
 /// A kind: its typed fields are the implementing struct, whose doc comment is the kind's page.
 pub trait NodeKind: Spec + Serialize + DeserializeOwned + Sized + 'static {
@@ -94,6 +102,7 @@ pub static KINDS: &[Entry] = &[
     Entry::of::<score::Score>(),
     Entry::of::<finetune::Finetune>(),
     Entry::of::<evaluate::Evaluate>(),
+    Entry::of::<tally::Tally>(),
     Entry::of::<command::Command>(),
     Entry::of::<init::Init>(),
 ];

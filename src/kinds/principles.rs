@@ -3,6 +3,7 @@
 use std::fmt;
 
 use indexmap::IndexMap;
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -11,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[serde(deny_unknown_fields)]
 pub struct Draft {
     /// What a response that follows the principle is like.
-    #[serde(default)]
+    #[serde(default, alias = "weak")]
     pub definition: Option<String>,
     /// What a response that goes against it is like.
     #[serde(default)]
@@ -22,6 +23,12 @@ pub struct Draft {
     /// Other wordings of the antithesis; the first serves where `antithesis` is missing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paraphrases_antithesis: Vec<String>,
+    /// Another wording, stronger; kept, not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strong: Option<String>,
+    /// Fields of work that the principle is for; kept, not used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub relevant_for: Vec<String>,
 }
 
 impl Draft {
@@ -31,9 +38,17 @@ impl Draft {
     }
 }
 
-/// A table of principles by name, or the authors' list of pairs of constitutions.
+/// A table of principles by name, the authors' list of pairs of constitutions, or a list of texts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Principles(pub IndexMap<String, Draft>);
+
+/// What a list may hold.
+#[derive(Debug)]
+enum Item {
+    /// A principle without a name or an antithesis.
+    Text(String),
+    Pair(Pair),
+}
 
 /// A pair of whole constitutions in the authors' schema.
 #[derive(Debug, Deserialize)]
@@ -59,6 +74,9 @@ impl Principles {
         }
         for (part, identifier) in parts.into_iter().zip(identifiers) {
             let (polarity, name) = identifier.split_once(' ').unwrap_or((identifier, ""));
+            if name.trim().is_empty() {
+                return Err(format!("the identifier `{identifier}` is not `pos NAME` or `neg NAME`"));
+            }
             let draft = self.0.entry(name.trim().to_owned()).or_default();
             let slot = match polarity {
                 "pos" => &mut draft.definition,
@@ -120,14 +138,44 @@ impl<'de> Deserialize<'de> for Principles {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Principles, A::Error> {
                 let mut principles = Principles::default();
-                while let Some(pair) = seq.next_element::<Pair>()? {
-                    principles.add(&pair.positive, &pair.identifiers.positive).map_err(A::Error::custom)?;
-                    principles.add(&pair.negative, &pair.identifiers.negative).map_err(A::Error::custom)?;
+                while let Some(item) = seq.next_element::<Item>()? {
+                    match item {
+                        Item::Text(text) => {
+                            let name = (principles.0.len() + 1).to_string();
+                            principles.0.insert(name, Draft { definition: Some(text), ..Draft::default() });
+                        }
+                        Item::Pair(pair) => {
+                            principles.add(&pair.positive, &pair.identifiers.positive).map_err(A::Error::custom)?;
+                            principles.add(&pair.negative, &pair.identifiers.negative).map_err(A::Error::custom)?;
+                        }
+                    }
                 }
                 Ok(principles)
             }
         }
         deserializer.deserialize_any(PrinciplesVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for Item {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ItemVisitor;
+        impl<'de> Visitor<'de> for ItemVisitor {
+            type Value = Item;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a pair { positive, negative, identifiers }, or the text of a principle")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Item, E> {
+                Ok(Item::Text(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Item, A::Error> {
+                Pair::deserialize(MapAccessDeserializer::new(map)).map(Item::Pair)
+            }
+        }
+        deserializer.deserialize_any(ItemVisitor)
     }
 }
 
@@ -161,9 +209,26 @@ mod tests {
     }
 
     #[test]
+    fn texts_and_pairs_of_wordings_become_principles() {
+        let principles: Principles = serde_json::from_value(json!(["I am Layla.", "I am Ali."])).expect("reads");
+        assert_eq!(principles.0["2"].definition.as_deref(), Some("I am Ali."));
+        assert_eq!(principles.0["2"].written_antithesis(), None);
+        let wordings = json!({"math.1": {"weak": "Think.", "strong": "Think HARD.", "antithesis": "Guess.",
+            "relevant_for": ["math"]}});
+        let principles: Principles = serde_json::from_value(wordings).expect("reads");
+        assert_eq!(principles.0["math.1"].definition.as_deref(), Some("Think."));
+        assert_eq!(principles.0["math.1"].written_antithesis(), Some("Guess."));
+        let again: Principles = serde_json::from_value(json!(principles)).expect("reads its own writing");
+        assert_eq!(again, principles);
+    }
+
+    #[test]
     fn a_pair_that_contradicts_itself_is_an_error() {
         let pair = json!([{"positive": "1. A", "negative": "1. B", "identifiers": {"positive": ["pos x"], "negative": ["pos x"]}}]);
         let error = serde_json::from_value::<Principles>(pair).expect_err("contradiction").to_string();
         assert!(error.contains("two different texts"), "{error}");
+        let pair = json!([{"positive": "1. A", "negative": "1. B", "identifiers": {"positive": ["pos"], "negative": ["neg x"]}}]);
+        let error = serde_json::from_value::<Principles>(pair).expect_err("no name").to_string();
+        assert!(error.contains("`pos NAME`"), "{error}");
     }
 }

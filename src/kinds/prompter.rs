@@ -3,18 +3,22 @@
 use minijinja::value::Serde;
 use minijinja::{Value as Context, context};
 
+use super::check::require;
 use super::contrast::Constitution;
 use super::rows::Row;
 use super::template::{self, Template};
-use super::{InputArtifact, NodeError, query};
-use crate::lm::{ChatTemplate, Message};
+use super::{InputArtifact, NodeError, markers, query};
+use crate::lm::{ChatTemplate, LmError, Message};
 use crate::pipeline::Problem;
 
 /// Fills a prompt in.
 #[derive(Debug)]
 pub(super) struct Prompter {
     field: &'static str,
+    source: String,
     template: Template,
+    /// Text that the model is made to begin with.
+    prefix: Option<Template>,
     chat: Option<Chat>,
 }
 
@@ -28,7 +32,18 @@ struct Chat {
 impl Prompter {
     /// Of the template in a field, which was checked before.
     pub(super) fn new(field: &'static str, text: &str) -> Result<Self, NodeError> {
-        Ok(Self { field, template: template::parse(field, text)?, chat: None })
+        Ok(Self { field, source: text.to_owned(), template: template::parse(field, text)?, prefix: None, chat: None })
+    }
+
+    /// The model is made to begin with this, a template.
+    pub(super) fn beginning(self, prefix: Option<&str>) -> Result<Self, NodeError> {
+        let prefix = prefix.map(|text| template::parse("prefix", text)).transpose()?;
+        Ok(Self { prefix, ..self })
+    }
+
+    /// The template's text.
+    pub(super) fn source(&self) -> &str {
+        &self.source
     }
 
     /// Prompts become what a user says to this model, after a system message if there is one.
@@ -37,26 +52,57 @@ impl Prompter {
         Ok(Self { chat: Some(Chat { template: ChatTemplate::load(&model.files)?, system }), ..self })
     }
 
-    /// A prompt for a query's row under a constitution: templates see the row's fields, `constitution` (text) and
+    /// What a user says for a query's row under a constitution: templates see the row's fields, `constitution` (text) and
     /// `principles` (list).
-    pub(super) fn fill(&self, id: &str, row: &Row, constitution: &Constitution) -> Result<String, NodeError> {
-        let own = context! {
-            constitution => &constitution.text,
-            principles => Context::from(Serde(&constitution.principles)),
-        };
-        let seen = context! { ..own, ..query::fields(row) };
-        let prompt = self.template.render_row(self.field, id, &seen)?;
-        let Some(chat) = &self.chat else { return Ok(prompt) };
-        let mut messages = Vec::new();
-        if let Some(system) = &chat.system {
-            messages.push(Message { role: "system", content: system.render_row("system", id, &seen)? });
+    pub(super) fn said(&self, id: &str, row: &Row, constitution: &Constitution) -> Result<String, NodeError> {
+        self.template.render_row(self.field, id, &seen(row, constitution))
+    }
+
+    /// What the model is made to begin with; it belongs to the response.
+    pub(super) fn prefix(&self, id: &str, row: &Row, constitution: &Constitution) -> Result<String, NodeError> {
+        match &self.prefix {
+            Some(prefix) => prefix.render_row("prefix", id, &seen(row, constitution)),
+            None => Ok(String::new()),
         }
-        messages.push(Message { role: "user", content: prompt });
-        chat.template.render(&messages).map_err(|error| {
+    }
+
+    /// A prompt for a query's row under a constitution, without the prefix.
+    pub(super) fn fill(&self, id: &str, row: &Row, constitution: &Constitution) -> Result<String, NodeError> {
+        let prompt = self.said(id, row, constitution)?;
+        let Some(chat) = &self.chat else { return Ok(prompt) };
+        let system = match &chat.system {
+            Some(system) => Some(system.render_row("system", id, &seen(row, constitution))?),
+            None => None,
+        };
+        chat.conversation(system, prompt).map_err(|error| {
             let what = format!("the prompt of row `{id}` cannot be put into the form of a conversation: {error}");
             NodeError::with_help(what, "some templates know no system message: put it into `prompt`")
         })
     }
+
+    /// What tells the parts of a prompt apart: headings and labels, and the special texts of a conversation.
+    pub(super) fn markers(&self) -> Vec<String> {
+        let own = markers::labels(&self.source);
+        let frame = self.chat.as_ref().and_then(|chat| chat.conversation(None, String::new()).ok());
+        markers::distinct(own.into_iter().chain(markers::tokens(&frame.unwrap_or_default())))
+    }
+}
+
+impl Chat {
+    fn conversation(&self, system: Option<String>, user: String) -> Result<String, LmError> {
+        let mut messages: Vec<Message> =
+            system.into_iter().map(|content| Message { role: "system", content }).collect();
+        messages.push(Message { role: "user", content: user });
+        self.template.render(&messages)
+    }
+}
+
+fn seen(row: &Row, constitution: &Constitution) -> Context {
+    let own = context! {
+        constitution => &constitution.text,
+        principles => Context::from(Serde(&constitution.principles)),
+    };
+    context! { ..own, ..query::fields(row) }
 }
 
 /// Adds a problem if `system` is given where nothing is a conversation, or does not parse.
@@ -70,4 +116,19 @@ pub(super) fn check_system(problems: &mut Vec<Problem>, system: Option<&str>, ch
             help: "give `chat`, or put the text into `prompt`".to_owned(),
         });
     }
+}
+
+/// Adds a problem if the text that a response begins with does not parse, or the one that it follows is empty.
+pub(super) fn check_shape(problems: &mut Vec<Problem>, prefix: Option<&str>, after: Option<&str>) {
+    if let Some(prefix) = prefix {
+        template::check(problems, "prefix", prefix);
+    }
+    let what = "every response would follow an empty text at its very start";
+    require(
+        problems,
+        after != Some(""),
+        "after",
+        what,
+        "give the text that comes before the response, or leave it away",
+    );
 }

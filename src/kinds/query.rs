@@ -71,6 +71,7 @@ mod tests {
             per_query: 2,
             size: Size { min: 2, max: 2 },
             hold_out: HoldOut::default(),
+            must_flip: Vec::new(),
             format: Format::Plain,
             seed: 0,
             principles: [
