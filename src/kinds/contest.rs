@@ -11,6 +11,7 @@ use super::judge::rules::{Mark, RuleJudge};
 use super::policy::{Answer, Ask, Pair, Policy, Sum, Work, per_token, response_seed};
 use super::prompter::Prompter;
 use super::query::Query;
+use super::responses::Scoring;
 use super::stats::wilson;
 use super::{Cx, NodeError, query, responses, rows};
 use crate::lm::SamplingSettings;
@@ -81,7 +82,8 @@ impl Contest {
             let reused = answers.groups_reused(size);
             let answers: Vec<Answer> = answers.values.into_iter().map(trimmed).collect();
             let marks = mark(&mut judge, &queries, &answers, compared)?;
-            let pairs = cells(&queries, &questions.prompts, &answers, kind.score_eos);
+            let scoring = Scoring { eos: kind.score_eos, join: kind.join };
+            let pairs = cells(&queries, &questions.prompts, &answers, scoring);
             let own = responses::diagonal(&pairs, size);
             let cells = work.logprobs(policy, &pairs)?.values;
             let mut kl = Vec::new();
@@ -243,12 +245,12 @@ fn mark(
 }
 
 /// The C×C cells of every query, see [`responses::cells`].
-fn cells(queries: &[Query], prompts: &[String], answers: &[Answer], score_eos: bool) -> Vec<Pair> {
+fn cells(queries: &[Query], prompts: &[String], answers: &[Answer], scoring: Scoring) -> Vec<Pair> {
     let size = answers.len() / queries.len();
     let each = queries.iter().zip(prompts.chunks(size)).zip(answers.chunks(size));
     each.flat_map(|((query, prompts), answers)| {
         let answers: Vec<_> = answers.iter().map(|answer| (answer.text.as_str(), answer.finish)).collect();
-        responses::cells(&query.id, prompts, &answers, score_eos)
+        responses::cells(&query.id, prompts, &answers, scoring)
     })
     .collect()
 }

@@ -11,7 +11,8 @@ use super::generate::{max_new_tokens, one};
 use super::judge::rules::Rules;
 use super::policy::TooLong;
 use super::prompter::check_system;
-use super::{Cx, NodeError, NodeKind, Outputs, rows, template};
+use super::{Cx, NodeError, NodeKind, Outputs, figures, rows, template};
+use crate::lm::Join;
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// Under which of a query's constitutions responses are compared.
@@ -62,6 +63,8 @@ pub struct Evaluate {
     pub(super) stop: Vec<String>,
     #[serde(default)]
     pub(super) score_eos: bool,
+    #[serde(default, skip_serializing_if = "Join::is_space")]
+    pub(super) join: Join,
     #[serde(default)]
     pub(super) seed: u64,
     #[serde(default, skip_serializing_if = "TooLong::is_error")]
@@ -158,6 +161,7 @@ the same prompt, settings and seeds; a judge that does not know whose response i
 | `against` | the candidate that the others are compared with, and that KL is measured from | |
 | `queries`, `constitutions`, `prompt`, sampling fields, `seed`, `too_long` | as in `generate` | |
 | `score_prompt` | the training prompt, for `bound`, `gap`, the accuracies and `kl` | `prompt` |
+| `score_eos`, `join` | as in `score` | |
 | `chat` | candidates that were trained on conversations: each is asked through its own chat template | `[]` |
 | `chat_prompt` | what the user says to those, instead of `prompt` and `score_prompt` | `prompt` |
 | `system` | with `chat`: template of a system message before it | |
@@ -177,7 +181,8 @@ Makes `rows.jsonl`: a comparison per line. Metrics: `win_rate.NAME` with its 95%
 (Wilson's interval with a query as one trial and ties as half a win, which is never too narrow), and for each candidate `adherence.NAME`,
 `well_formed.NAME`, `mean_length.NAME`, `bound.NAME`, `gap.NAME`, `accuracy_row.NAME`, `accuracy_column.NAME`, `kl.NAME` (of the
 candidate from `against`, nats a token, on its own responses); `bound_ceiling`, `rows`, `rows_reused`, `tokens`. With exactly one candidate besides
-`against`, its figures also stand without a name: `win_rate`, `win_rate_low`, `win_rate_high`.
+`against`, its figures also stand without a name: `win_rate`, `win_rate_low`, `win_rate_high`. Where a candidate's
+responses are more than 1.5 times as long as those of `against`, the node's log has a warning: length alone pleases many judges.
 
 ```toml
 [nodes.evaluate]
@@ -197,6 +202,10 @@ rules.principles.brief = { definition = { max_sentences = 2 }, antithesis = { mi
         let path = cx.staging.join("rows.jsonl");
         let contest = Contest::hold(self, cx)?;
         rows::write(&path, &contest.rows())?;
-        Ok(Outputs { files: [("rows.jsonl".to_owned(), path)].into(), metrics: contest.metrics()? })
+        let metrics = contest.metrics()?;
+        for name in figures::longer(&metrics, &self.against) {
+            tracing::warn!("the responses of `{name}` are more than 1.5 times as long as those of `{}`", self.against);
+        }
+        Ok(Outputs { files: [("rows.jsonl".to_owned(), path)].into(), metrics })
     }
 }

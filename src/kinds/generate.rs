@@ -45,6 +45,8 @@ pub struct Generate {
     pub(super) seed: u64,
     #[serde(default = "once")]
     pub(super) samples: u64,
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    pub(super) responses_per_constitution: u64,
     #[serde(default)]
     pub(super) cut: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,6 +76,11 @@ pub(super) fn is_false(flag: &bool) -> bool {
 
 fn once() -> u64 {
     1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_once(number: &u64) -> bool {
+    *number == 1
 }
 
 impl Spec for Generate {
@@ -109,6 +116,15 @@ impl Spec for Generate {
             "greedy samples would all be the same",
             "give `temperature` above 0 or `samples = 1`",
         );
+        let each = self.responses_per_constitution;
+        require(&mut problems, each >= 1, "responses_per_constitution", "no responses", "give 1 or more");
+        require(
+            &mut problems,
+            each <= 1 || self.temperature > 0.0,
+            "responses_per_constitution",
+            "greedy responses to one constitution would all be the same",
+            "give `temperature` above 0 or `responses_per_constitution = 1`",
+        );
         problems
     }
 }
@@ -138,6 +154,7 @@ the other rows do not matter. Rows are memoised: a dataset that grew by 100 rows
 | `after` | the response is what follows the first of this text, such as `"Summary:"` after a reasoning; rows in which a response has none drop, counted as `dropped.after` | |
 | `until` | texts that end the response, looked for after `after` and the white space there; unlike `stop`, they do not end the reasoning | `[]` |
 | `samples` | rows made of each query, each with its own constitutions and random numbers | 1 |
+| `responses_per_constitution` | responses to each constitution of a row, M, with random numbers of their own; `score` and `finetune` then have C×CM matrices | 1 |
 | `seed` | seed of draws and samples | 0 |
 | `too_long` | what happens to a prompt that is longer than the model's positions: `"error"` names the row, `"cut"` leaves out the prompt's first tokens, but for the one that begins every text | `"error"` |
 | `keep` | what a query's responses must be like for its row to stay, see below | identical ones drop |
@@ -150,10 +167,10 @@ the other rows do not matter. Rows are memoised: a dataset that grew by 100 rows
 | `starts_with_none` | no response starts with one of these, such as `"I'm sorry"` | `[]` |
 | `ends_with` | one of these ends each response; a text or a list | any end |
 | `min_tokens` | each response has so many tokens; empty ones never stay | 1 |
-| `first`, `others` | `{ forbid, starts_with_none, ends_with, min_tokens }` for the response under the first constitution, or for all but that one | |
+| `first`, `others` | `{ forbid, starts_with_none, ends_with, min_tokens }` for the responses under the first constitution, or for all but those | |
 | `finished` | the model ended each response by itself, or at a text of `stop` or `until` | false |
-| `distinct` | no two responses are equal: those of one text pull the constitutions together instead of apart | true |
-| `min_distance` | each two responses differ in this share of their words (edit distance over the longer one's words) | 0 |
+| `distinct` | no two responses to different constitutions are equal: those of one text pull the constitutions together instead of apart | true |
+| `min_distance` | each two responses to different constitutions differ in this share of their words (edit distance over the longer one's words) | 0 |
 | `forbid_in_query` | the query brings none of these texts into the prompt; it is not asked otherwise | `[]` |
 
 If no row is left, the node stops with these counts. Queries that bring into the prompt what tells its parts apart (its headings
@@ -163,7 +180,7 @@ or take them out where the dataset's field is made, as in `query = "{{ post | re
 have, such as a label that they begin with, is taken to be meant.
 
 Makes `rows.jsonl`: `{id, …query fields, constitutions: [{text, format, principles}], responses: [{text, tokens, finish}]}`.
-Responses are stripped of white space at both ends; `tokens` are those that were sampled, a reasoning's too. With `after` a response
+Responses are stripped of white space at both ends, and stand constitution by constitution; `tokens` are those that were sampled, a reasoning's too. With `after` a response
 also has `raw`, the text with what was taken off. Metrics: `rows`, `rows_reused`, `tokens`, `mean_length`, `dropped`, `dropped.*`;
 of an endpoint also `calls`, `calls_reused`, `retries`, `prompt_tokens`, `completion_tokens` and, with `price`, `cost`.
 
@@ -192,7 +209,8 @@ temperature = 1.0
         let (queries, marked) = self.screen(queries, &prompter)?;
         let path = cx.staging.join("rows.jsonl");
         let sampled = if called { self.call(cx, &queries, &prompter)? } else { self.sample(cx, &queries, &prompter)? };
-        let (kept, mut metrics) = self.keep(posed, &queries, &sampled, constitutions.per_query)?;
+        let size = constitutions.per_query * self.responses_per_constitution as usize;
+        let (kept, mut metrics) = self.keep(posed, &queries, &sampled, size)?;
         metrics.extend(sampled.metrics);
         if marked > 0 {
             metrics.insert("marked".to_owned(), json!(marked));
@@ -218,9 +236,10 @@ impl Generate {
             for (place, constitution) in query.constitutions.iter().enumerate() {
                 let prefix = prompter.prefix(&query.id, &query.row, constitution)?;
                 let prompt = prompter.fill(&query.id, &query.row, constitution)? + &prefix;
-                let seed = response_seed(self.seed, &query.id, place);
-                asks.push(Ask { row: query.id.clone(), prompt, seed });
-                prefixes.push(prefix);
+                for seed in self.seeds(query, place) {
+                    asks.push(Ask { row: query.id.clone(), prompt: prompt.clone(), seed });
+                    prefixes.push(prefix.clone());
+                }
             }
         }
         let mut policy = Policy::new(cx, cx.input("model")?).with(self.too_long);
@@ -230,11 +249,11 @@ impl Generate {
 
     /// The same with an endpoint, which can only be spoken to.
     fn call(&self, cx: &mut Cx<'_>, queries: &[Query], prompter: &Prompter) -> Result<Sampled, NodeError> {
-        if let Some(field) =
-            [(self.top_k != 0, "top_k"), (self.prefix.is_some(), "prefix")].iter().find(|(given, _)| *given)
-        {
+        let refused =
+            [(self.top_k != 0, "top_k"), (self.prefix.is_some(), "prefix")].into_iter().find(|(given, _)| *given);
+        if let Some((_, field)) = refused {
             return Err(NodeError::with_help(
-                format!("`model` is an endpoint, which takes no `{}`", field.1),
+                format!("`model` is an endpoint, which takes no `{field}`"),
                 "leave it out; what the server has of its own can be given with `extra = { … }` of the model",
             ));
         }
@@ -244,8 +263,9 @@ impl Generate {
             for (place, constitution) in query.constitutions.iter().enumerate() {
                 let said = |prompter: &Prompter| prompter.said(&query.id, &query.row, constitution);
                 let (user, system) = (said(prompter)?, system.as_ref().map(said).transpose()?);
-                let seed = response_seed(self.seed, &query.id, place);
-                says.push(Say { row: query.id.clone(), system, user, seed });
+                for seed in self.seeds(query, place) {
+                    says.push(Say { row: query.id.clone(), system: system.clone(), user: user.clone(), seed });
+                }
             }
         }
         let (max_new_tokens, temperature, top_p) = (self.max_new_tokens, self.temperature, self.top_p);
@@ -253,6 +273,13 @@ impl Generate {
         let mut speaker = Speaker::open(cx, "model")?;
         let answers = Work::new(cx, "responses", says.len()).speak(&mut speaker, &settings, &says)?;
         Ok(Sampled { answers, prefixes: vec![String::new(); says.len()], metrics: speaker.metrics("") })
+    }
+
+    /// Seeds of the responses under the constitution at a place; the first is what it would be alone.
+    fn seeds(&self, query: &Query, place: usize) -> impl Iterator<Item = u64> {
+        let (seed, size) = (self.seed, query.constitutions.len());
+        let id = query.id.clone();
+        (0..self.responses_per_constitution as usize).map(move |turn| response_seed(seed, &id, place + turn * size))
     }
 
     fn settings(&self) -> SamplingSettings {
@@ -327,7 +354,9 @@ impl Generate {
             let candidates: Vec<Candidate<'_>> = shaped
                 .iter()
                 .zip(answers)
-                .map(|(shaped, answer)| Candidate {
+                .enumerate()
+                .map(|(at, (shaped, answer))| Candidate {
+                    place: at / self.responses_per_constitution as usize,
                     text: &shaped.text,
                     tokens: answer.tokens,
                     finished: shaped.finish != Finish::Length,

@@ -39,6 +39,7 @@ mod query;
 mod responses;
 pub mod rows;
 pub mod score;
+pub mod several;
 mod shape;
 mod speaker;
 mod stats;

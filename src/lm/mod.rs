@@ -48,7 +48,7 @@ pub use device::device;
 pub use error::LmError;
 pub use logprobs::{Sequence, Tokens};
 pub use sampling::{Finish, Prompt, Response, SamplingSettings};
-pub use tokenizer::{Tokenizer, TokenizerKind};
+pub use tokenizer::{Join, Tokenizer, TokenizerKind};
 
 /// The files of a model: the names that Hugging Face gives them, to where they lie.
 ///

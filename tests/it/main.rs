@@ -30,6 +30,8 @@ mod parity;
 mod pictures;
 mod quickstart;
 mod real;
+mod recipes;
 mod resume;
 mod sandbox;
 mod scheduler;
+mod systems;

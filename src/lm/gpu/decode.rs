@@ -9,10 +9,11 @@ use super::attention::Heads;
 use super::experts;
 use super::head::logits as logits_of;
 use super::linear::linear;
-use super::ops::{Turn, rms_norm, softmax};
+use super::ops::{Turn, add_rms_norm, rms_norm, softmax};
 use super::pass::{Pass, turn};
 use crate::lm::cpu::Keep;
 use crate::lm::decode::Entering;
+use crate::lm::decoder::{Layer, Linear};
 use crate::lm::layout::{Group, Layout};
 use crate::lm::{LmError, Model};
 
@@ -194,7 +195,6 @@ impl Decoding {
 struct Step {
     heads: Heads,
     turn: Turn,
-    scaled: Turn,
     /// Keys that are looked at.
     keys: usize,
     /// Where each row's new key goes: (B, K, 1, E).
@@ -210,8 +210,7 @@ impl Step {
         let keys = longest.next_multiple_of(8).min(decoding.capacity);
         let lengths: Vec<u32> = decoding.lengths.iter().map(|length| *length as u32).collect();
         let lengths = Tensor::new(lengths.as_slice(), device)?;
-        let turn = decoding.turn.as_ref().expect("made with the slots");
-        let turn = Turn { cos: turn.cos.index_select(&lengths, 0)?, sin: turn.sin.index_select(&lengths, 0)? };
+        let turn = decoding.turn.as_ref().expect("made with the slots").select(&lengths)?;
         let at = lengths.reshape((rows, 1, 1, 1))?.broadcast_as((rows, heads.keys, 1, heads.width))?.contiguous()?;
         let mut masks: Vec<(Option<usize>, Tensor)> = Vec::new();
         for window in model.layers.iter().map(|layer| layer.window) {
@@ -226,25 +225,18 @@ impl Step {
             let mask: Vec<f32> = decoding.lengths.iter().flat_map(of_row).collect();
             masks.push((window, Tensor::from_vec(mask, (rows, 1, 1, keys), device)?.to_dtype(model.dtype())?));
         }
-        let scaled = turn.scaled(1.0 / (heads.width as f64).sqrt())?;
-        Ok(Self { heads, turn, scaled, keys, at, masks })
+        Ok(Self { heads, turn, keys, at, masks })
     }
 
-    fn layer(&self, model: &Model, layer: &crate::lm::decoder::Layer, cache: &Cache, x: &Tensor) -> Result<Tensor> {
+    fn layer(&self, model: &Model, layer: &Layer, cache: &Cache, x: &Tensor) -> Result<Tensor> {
         let Heads { queries, keys: kv_heads, width } = self.heads;
         let (rows, eps) = (x.dim(0)?, model.config().rms_norm_eps);
         let normed = rms_norm(x, &layer.attention_norm.detach(), eps)?;
-        let heads = |x: Tensor, count: usize, norm: Option<&Tensor>, turn: &Turn| {
-            let x = x.reshape((rows, count, width))?;
-            let x = match norm {
-                Some(norm) => rms_norm(&x, &norm.detach(), eps)?,
-                None => x,
-            };
-            turn.apply(&x)
-        };
-        let query = heads(linear(&normed, &layer.query)?, queries, layer.query_norm.as_ref(), &self.scaled)?;
-        let key = heads(linear(&normed, &layer.key)?, kv_heads, layer.key_norm.as_ref(), &self.turn)?;
-        let value = linear(&normed, &layer.value)?;
+        let heads = |layer: &Linear, count: usize| linear(&normed, layer)?.reshape((rows, count, width));
+        let query = heads(&layer.query, queries)?;
+        let (key, value) = (heads(&layer.key, kv_heads)?, heads(&layer.value, kv_heads)?);
+        let norms = [layer.query_norm.as_ref(), layer.key_norm.as_ref()];
+        let [query, key, value] = self.turn.apply([&query, &key, &value], norms, eps)?;
         let new = (rows, kv_heads, 1, width);
         let all = |cache: &Tensor, new_rows: Tensor| {
             let cache = cache.narrow(0, 0, rows)?;
@@ -256,8 +248,8 @@ impl Step {
         let query = query.reshape((rows, kv_heads, queries / kv_heads, width))?;
         let scores = query.matmul(&keys.t()?)?.broadcast_add(mask.expect("one for each window"))?;
         let mixed = softmax(&scores)?.matmul(&values)?.reshape((rows, queries * width))?;
-        let x = (x + linear(&mixed, &layer.output)?)?;
-        let normed = rms_norm(&x, &layer.mlp_norm.detach(), eps)?;
+        let change = linear(&mixed, &layer.output)?;
+        let (x, normed) = add_rms_norm(x, &change, &layer.mlp_norm.detach(), eps)?;
         x + experts::forward(&normed, &layer.mlp)?.0
     }
 }

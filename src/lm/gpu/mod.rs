@@ -1,6 +1,7 @@
 //! The decoder on devices other than the CPU: what `plain.rs` computes, in candle's operations over packed tokens.
 //!
-//! - `ops.rs`, `linear.rs`: the parts of a layer, each with the gradient that belongs to it.
+//! - `ops.rs`, `linear.rs`: the parts of a layer, each with the gradient that belongs to it. `kernels/`: CUDA kernels of our
+//!   own for some; `plain.rs`: the same in candle's operations.
 //! - `attention.rs`: queries over the keys of their sequences, gathered into padded batches. `experts.rs`: mixtures.
 //! - `pass.rs`: all layers, forward and backward. `head.rs`: from hidden states to log-probabilities, in chunks.
 //! - `scored.rs`: a pass over a batch. `decode.rs`: token by token.
@@ -16,9 +17,11 @@ mod attention;
 mod decode;
 mod experts;
 mod head;
+pub(super) mod kernels;
 mod linear;
 mod ops;
 mod pass;
+mod plain;
 mod scored;
 
 #[cfg(test)]

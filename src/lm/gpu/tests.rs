@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
+use super::kernels::emulation::with_kernels;
 use super::{Decoding, Scored};
 use crate::lm::config::Experts;
 use crate::lm::cpu::Keep;
@@ -41,6 +42,21 @@ fn configs() -> Vec<Config> {
         Config { experts: experts(true), ..config(Family::Mixtral, 2, 10) },
         Config { experts: experts(false), ..config(Family::Qwen3Moe, 2, 10) },
     ]
+}
+
+/// Tests each family's model in candle's operations, and in our kernels where those can be emulated.
+fn each(test: impl Fn(Config)) {
+    configs().into_iter().for_each(&test);
+    with_kernels(|| configs().into_iter().for_each(&test));
+}
+
+/// As [`each`], without mixtures.
+fn some(test: impl Fn(Config)) {
+    each(|config| {
+        if config.experts.is_none() {
+            test(config);
+        }
+    });
 }
 
 /// Random weights with norms that are not all 1, biases that are not 0, and attention that is not nearly uniform.
@@ -81,7 +97,7 @@ fn numbers(tensor: &Tensor) -> Vec<f32> {
 
 #[test]
 fn scores_equal_the_plain_ones() {
-    for config in configs() {
+    each(|config| {
         let (policy, reference) = (model(&config, 1, Engine::Tensors), model(&config, 2, Engine::Tensors));
         let (ours, kl) = scores_of::<Scored>(&policy, Some(&reference), &sequences(), Keep::Nothing).unwrap();
         let (plain, plain_kl) = plain_scores(&policy, Some(&reference), &sequences()).unwrap();
@@ -89,12 +105,12 @@ fn scores_equal_the_plain_ones() {
         let (kl, plain_kl) = (numbers(&kl.unwrap()), numbers(&plain_kl.unwrap()));
         assert!(kl.iter().all(|kl| *kl > 0.01), "two random models differ: {kl:?}");
         assert!(difference(&kl, &plain_kl) < 1e-4, "{config:?}");
-    }
+    });
 }
 
 #[test]
 fn bf16_is_near_f32() {
-    for config in configs().into_iter().take(4) {
+    some(|config| {
         let exact = model(&config, 1, Engine::Plain);
         let rounded = Model::computed_by(Engine::Tensors, config.clone(), weights(&config, 1, DType::BF16)).unwrap();
         assert_eq!(rounded.dtype(), DType::BF16);
@@ -106,7 +122,7 @@ fn bf16_is_near_f32() {
         let mean = ours.iter().zip(&plain).map(|(a, b)| (a - b).abs()).sum::<f32>() / ours.len() as f32;
         assert!(mean > 1e-4, "bf16 rounds: {mean}");
         assert!(mean < 0.06 && difference(&ours, &plain) < 0.6, "mean {mean} of {config:?}");
-    }
+    });
 }
 
 /// Gradients of a loss that uses log-probabilities and divergences with different signs; `None`: the plain ones.
@@ -136,7 +152,7 @@ fn gradients(config: &Config, dtype: DType, keep: Option<Keep>) -> (f32, BTreeMa
 
 #[test]
 fn gradients_equal_the_plain_ones_whether_activations_are_kept_or_made_again() {
-    for config in configs() {
+    each(|config| {
         let (plain_loss, plain) = gradients(&config, DType::F32, None);
         let (loss, ours) = gradients(&config, DType::F32, Some(Keep::Inputs));
         assert!((loss - plain_loss).abs() < 1e-3, "{loss} {plain_loss}");
@@ -146,12 +162,12 @@ fn gradients_equal_the_plain_ones_whether_activations_are_kept_or_made_again() {
             assert!(norm > 1e-3 && error < 1e-4 * norm, "{name} of {config:?}: error {error}, norm {norm}");
         }
         assert!(gradients(&config, DType::F32, Some(Keep::Everything)) == (loss, ours), "{config:?}");
-    }
+    });
 }
 
 #[test]
 fn gradients_in_bf16_point_the_same_way() {
-    for config in configs().into_iter().take(4) {
+    some(|config| {
         let exact = gradients(&config, DType::F32, None).1;
         let rounded = gradients(&config, DType::BF16, Some(Keep::Inputs)).1;
         let (mut along, mut ours, mut theirs) = (0.0, 0.0, 0.0);
@@ -164,7 +180,7 @@ fn gradients_in_bf16_point_the_same_way() {
         }
         let cosine = along / (ours * theirs).sqrt();
         assert!(cosine > 0.97 && (ours / theirs - 1.0f64).abs() < 0.15, "{cosine}, {ours} of {theirs}: {config:?}");
-    }
+    });
 }
 
 #[test]
@@ -189,7 +205,7 @@ fn only_weights_that_want_a_gradient_get_one() {
 
 #[test]
 fn token_by_token_equals_the_plain_way() {
-    for config in configs() {
+    each(|config| {
         let model = model(&config, 3, Engine::Tensors);
         // Long enough for more room to be made.
         let text = ids(140, 9);
@@ -202,13 +218,13 @@ fn token_by_token_equals_the_plain_way() {
             decoding.step(&model, &[0], &text[at..=at], &[], &mut logits).unwrap();
             plainly.step(&model, &[0], &text[at..=at], &mut plain).unwrap();
         }
-    }
+    });
 }
 
 /// Rows come and go: the logits of each are those of its tokens so far, whoever else is there.
 #[test]
 fn rows_enter_and_leave() {
-    for config in configs() {
+    each(|config| {
         let model = model(&config, 3, Engine::Tensors);
         let mut decoding = Decoding::new(1000);
         let mut stream = Stream::new(8, "rows");
@@ -233,7 +249,7 @@ fn rows_enter_and_leave() {
                 assert!(difference(logits, &alone) < 1e-4, "step {step} of {config:?}");
             }
         }
-    }
+    });
 }
 
 #[test]

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use self::moments::Moments;
 pub use self::moments::{Moment, Numbers};
-use self::update::Rates;
+pub(in crate::lm) use self::update::{Rates, plain as plain_update};
 use super::LmError;
 use super::random::{Stream, hash};
 

@@ -16,23 +16,23 @@ pub(super) const CHUNK: usize = 1 << 15;
 
 /// The numbers of one update.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rates {
-    pub(super) name: OptimizerName,
+pub(in crate::lm) struct Rates {
+    pub(in crate::lm) name: OptimizerName,
     /// Times the gradient, before all else: clipping.
-    pub(super) scale: f64,
+    pub(in crate::lm) scale: f64,
     /// Learning rate, over AdamW's first bias correction.
-    pub(super) size: f64,
+    pub(in crate::lm) size: f64,
     /// Times the parameter, before the update (AdamW).
-    pub(super) keep: f64,
+    pub(in crate::lm) keep: f64,
     /// Times the parameter, added to the gradient (`RMSprop`).
-    pub(super) pull: f64,
+    pub(in crate::lm) pull: f64,
     /// First moment's decay.
-    pub(super) first: f64,
+    pub(in crate::lm) first: f64,
     /// Second moment's decay.
-    pub(super) second: f64,
+    pub(in crate::lm) second: f64,
     /// Under the root of the second moment: AdamW's second bias correction.
-    pub(super) root: f64,
-    pub(super) eps: f64,
+    pub(in crate::lm) root: f64,
+    pub(in crate::lm) eps: f64,
 }
 
 /// Updates a parameter and its moments. `key` is what rounding is random by.
@@ -184,13 +184,13 @@ fn rmsprop(rates: &Rates, parameter: &mut [f32], second: &mut [f32], gradient: &
 }
 
 /// The same in candle's operations, for devices without a kernel here. Returns the parameter's new value.
-fn plain(
+pub(in crate::lm) fn plain(
     rates: &Rates,
     parameter: Tensor,
     gradient: &Tensor,
     first: &mut Option<Tensor>,
     second: &mut Tensor,
-) -> Result<Tensor, LmError> {
+) -> candle_core::Result<Tensor> {
     let gradient = ((gradient.detach() * rates.scale)? + (&parameter * rates.pull)?)?;
     *second = ((&*second * rates.second)? + (gradient.sqr()? * (1.0 - rates.second))?)?;
     let direction = match first {
