@@ -54,7 +54,12 @@ pub enum End {
     /// They were stopped before.
     Stopped,
     /// One was not answered.
-    Failed(EndpointError),
+    Failed {
+        /// Its place.
+        at: usize,
+        /// Why.
+        error: EndpointError,
+    },
 }
 
 /// What the threads share.
@@ -122,9 +127,9 @@ pub fn ask_all(
                 }
                 drop(taken);
             }
-            Ok(Answer { answer: Err(error), .. }) => {
-                if !matches!(end, End::Failed(_)) {
-                    end = End::Failed(error);
+            Ok(Answer { at, answer: Err(error), .. }) => {
+                if !matches!(end, End::Failed { .. }) {
+                    end = End::Failed { at, error };
                 }
             }
             Err(RecvTimeoutError::Timeout) => {}
