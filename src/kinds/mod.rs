@@ -27,6 +27,7 @@ mod figures;
 pub mod finetune;
 pub mod generate;
 pub mod hold_out;
+mod imported;
 pub mod init;
 pub mod judge;
 pub mod keep;

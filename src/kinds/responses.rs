@@ -6,8 +6,9 @@ use serde_json::Value;
 use super::contrast::Constitution;
 use super::policy::Pair;
 use super::rows::Row;
-use super::{InputArtifact, NodeError, rows};
+use super::{InputArtifact, NodeError, imported, rows};
 use crate::lm::{Finish, Join};
+use crate::pipeline::ArtifactType;
 
 /// A row of responses: as many to each constitution of a query.
 #[derive(Debug, Clone)]
@@ -92,6 +93,7 @@ pub(super) fn read(input: &InputArtifact) -> Result<Vec<Answered>, NodeError> {
     }
     let mut all: Vec<Answered> = Vec::with_capacity(rows.len());
     for row in rows {
+        let row = if input.kind == ArtifactType::Dataset { imported::canonical(row) } else { row };
         let id = rows::id(&row)?.to_owned();
         let constitutions: Vec<Constitution> = part(&row, &id, "constitutions")?;
         let responses: Vec<Response> = part(&row, &id, "responses")?;

@@ -48,7 +48,7 @@ impl Spec for Score {
     fn inputs(&self) -> Vec<InputField> {
         let mut inputs = vec![
             input("model", &self.model, &[ArtifactType::Model]),
-            input("responses", &self.responses, &[ArtifactType::Responses]),
+            input("responses", &self.responses, &[ArtifactType::Responses, ArtifactType::Dataset]),
         ];
         inputs.extend(self.reference.iter().map(|reference| input("reference", reference, &[ArtifactType::Model])));
         inputs
@@ -78,7 +78,7 @@ impl NodeKind for Score {
 | field | meaning | default |
 |---|---|---|
 | `model` | the model that scores | |
-| `responses` | a `generate` node | |
+| `responses` | a `generate` node, or a dataset of responses made elsewhere, see below | |
 | `prompt` | the *training* prompt, a template as in `generate`; kept in the rows, and what `finetune` trains on | |
 | `chat`, `system` | as in `generate`; the prompts that are kept and trained on are whole conversations then | false |
 | `reference` | a model; adds `kl` of `model` against it on the responses under their own constitutions | |
@@ -87,6 +87,10 @@ impl NodeKind for Score {
 | `shuffle_principles` | a new order of the principles in each constitution | true |
 | `seed` | seed of that order | 0 |
 | `too_long` | as in `generate`; responses are never cut | `"error"` |
+
+A dataset has `constitutions` and `responses` in each row, two or more and as many of the one as of the other, each a text or as `generate`
+makes them. The authors' training pairs (`{ID: [{prompt, response}, …]}`) are understood too: the whole prompt stands for the constitution, and
+`prompt = "{{ constitution }}"` puts it back.
 
 Makes `rows.jsonl`: the row of the responses with `prompts` (a text per constitution), `logprobs` (C×C sums in nats, rows
 are constitutions, columns are responses; C×CM with M responses to each, constitution by constitution), `lengths` (tokens of each

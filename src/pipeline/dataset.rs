@@ -247,6 +247,8 @@ mod tests {
         let found = rows("a.json", "{\"z\": {\"t\": 1}, \"a\": {\"id\": \"own\"}}").expect("reads");
         assert_eq!(ids(&found), ["z", "own"]);
         assert_eq!(rows("a.json", "[{\"t\": 1}]").expect("reads")[0]["t"], 1);
+        let found = rows("a.json", "{\"z\": [{\"t\": 1}], \"a\": {}}").expect("reads");
+        assert_eq!((ids(&found), found[0]["items"][0]["t"].as_u64()), (vec!["z", "a"], Some(1)));
         let found = rows("a.csv", "id,text\r\nq,\"a, b\"\r\nr,c\r\n").expect("reads");
         assert_eq!((ids(&found), found[0]["text"].as_str()), (vec!["q", "r"], Some("a, b")));
         let found = rows("a.txt", "one\ntwo").expect("reads");

@@ -190,7 +190,8 @@ fn describe(value: &Value) -> String {
     }
 }
 
-/// A `.json` file: an array of objects, or an object of objects whose keys become ids.
+/// A `.json` file: an array of objects, or an object of objects whose keys become ids; a list in it becomes a row's
+/// `items`.
 fn json(bytes: &[u8], findings: &mut RowFindings) -> Vec<Row> {
     let first = bytes.trim_ascii_start().first();
     // Read in the order of the file, whatever order serde_json keeps objects in.
@@ -228,6 +229,11 @@ fn json(bytes: &[u8], findings: &mut RowFindings) -> Vec<Row> {
                     row.entry("id").or_insert(Value::String(id));
                 }
                 rows.push(row);
+            }
+            // As in the authors' files of training pairs.
+            Value::Array(items) if id.is_some() => {
+                let id = id.map(Value::String).map(|id| ("id".to_owned(), id));
+                rows.push(id.into_iter().chain([("items".to_owned(), Value::Array(items))]).collect());
             }
             other => findings.add(|file| {
                 let number = at + 1;

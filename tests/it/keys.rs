@@ -130,6 +130,13 @@ score_eos = false
 seed = 1
 rules = { principles = { a = { definition = { max_words = 3 }, antithesis = { min_words = 4 } } }, well_formed = { min_words = 1 } }
 
+[nodes.tally]
+kind = "tally"
+verdicts = "rows"
+ties = "half"
+paired = [["a", "b"]]
+seed = 1
+
 [nodes.prefer]
 kind = "finetune"
 model = "base"
@@ -280,6 +287,18 @@ const CHANGES: &[(&str, &str, &str)] = &[
         "rules = { principles = { a = { definition = { max_words = 3 }",
         "rules = { principles = { a = { definition = { max_words = 2 }",
     ),
+    ("evaluate", "seed = 1", "seed = 1\nties = \"loss\""),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\""),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\"\njudge_prompt = \"{{ a }} {{ b }}\""),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\"\njudge_system = \"\""),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\"\njudge_labels = [\"1\", \"2\"]"),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\"\njudge_by = \"words\""),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\"\njudge_orders = \"one\""),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\"\njudge_retries = 3"),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\"\njudge_max_tokens = 100"),
+    ("tally", "ties = \"half\"", "ties = \"loss\""),
+    ("tally", "paired = [[\"a\", \"b\"]]", "paired = []"),
+    ("tally", "seed = 1", "seed = 2"),
     ("command", "program = \"sh\"", "program = \"bash\""),
     ("command", "args = [\"{script}\"]", "args = [\"-x\", \"{script}\"]"),
     ("command", "inputs = { rows", "inputs = { data"),
