@@ -109,7 +109,8 @@ fn open(ordinal: usize) -> candle_core::Result<Device> {
     if let Some(device) = open.get(&ordinal) {
         return Ok(device.clone());
     }
-    let device = Device::new_cuda(ordinal)?;
+    // On a stream of its own: each thread has another default one, and threads of the pool work on one device in turn.
+    let device = Device::new_cuda_with_stream(ordinal)?;
     #[cfg(feature = "cuda")]
     tune(&device, ordinal)?;
     open.insert(ordinal, device.clone());

@@ -15,6 +15,7 @@ mod explain;
 mod gguf;
 mod gradients;
 mod hub;
+mod hub_datasets;
 mod hub_server;
 mod judged;
 mod keys;

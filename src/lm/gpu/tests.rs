@@ -19,7 +19,7 @@ use crate::lm::prefixes::Prefixes;
 use crate::lm::random::Stream;
 use crate::lm::{Config, Family, Model, Sequence};
 
-/// One small model of each family; odd sizes on purpose.
+/// One small model of each family; odd sizes on purpose, and widths of heads of which our kernels of attention fit some.
 fn configs() -> Vec<Config> {
     let config = |model_type, kv_heads, head_dim| Config {
         model_type,
@@ -37,8 +37,8 @@ fn configs() -> Vec<Config> {
     let experts = |norm_topk_prob| Some(Experts { num_local_experts: 4, num_experts_per_tok: 2, norm_topk_prob });
     vec![
         Config { tie_word_embeddings: true, ..config(Family::Llama, 4, 8) },
-        Config { sliding_window: Some(7), ..config(Family::Mistral, 1, 34) },
-        Config { attention_bias: true, ..config(Family::Qwen2, 2, 10) },
+        Config { sliding_window: Some(7), ..config(Family::Mistral, 1, 40) },
+        Config { attention_bias: true, ..config(Family::Qwen2, 2, 24) },
         Config { tie_word_embeddings: true, ..config(Family::Qwen3, 2, 10) },
         Config { experts: experts(true), ..config(Family::Mixtral, 2, 10) },
         Config { experts: experts(false), ..config(Family::Qwen3Moe, 2, 10) },
