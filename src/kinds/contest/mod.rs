@@ -304,11 +304,18 @@ fn answer(
                 let policy = &mut *policy.borrow_mut();
                 let answers = work.sample(policy, &settings(kind), &questions.asks)?;
                 let reused = answers.groups_reused(size);
-                let answers: Vec<Said> = answers.values.into_iter().map(Said::of).collect();
+                let shape = kind.shape(questions.in_chat);
+                let said = |(prefix, answer): (&String, &_)| Said::part(shape, prefix, answer);
+                let mut answers: Vec<Said> = questions.prefixes.iter().zip(&answers.values).map(said).collect();
                 let pairs =
                     cells(queries, &questions.prompts, &answers, Scoring { eos: kind.score_eos, join: kind.join });
                 let own = responses::diagonal(&pairs, size);
                 let cells = work.logprobs(policy, &pairs)?.values;
+                if shape.after.is_some() {
+                    // Without the reasoning.
+                    let own = cells.chunks(size * size).flat_map(|cells| cells.iter().step_by(size + 1));
+                    answers.iter_mut().zip(own).for_each(|(said, own)| said.tokens = Some(own.tokens));
+                }
                 let mut kl = Vec::new();
                 if *name != kind.against {
                     if let Some(against) = measured {
