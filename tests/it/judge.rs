@@ -186,7 +186,7 @@ fn an_interrupted_judge_is_asked_the_missing_questions_only() {
 fn a_model_with_weights_judges_by_its_labels() {
     let blank = r#"
 [datasets.words]
-make = { rows = 40, seed = 1, template = '{"text": "{{ choose([\"yes\", \"no\", \"response\", \"one\", \"two\", \"well\"]) }} {{ row }} verdict"}' }
+make = { rows = 40, seed = 1, template = '''{"text": "{{ choose(['yes', 'no', 'response', 'one', 'two', 'well']) }} {{ row }} verdict"}''' }
 [models.judge]
 init = { hidden_size = 16, layers = 1, heads = 2, max_positions = 1024, tokenizer = { from = "words", kind = "bpe", vocab_size = 300 } }
 "#;
