@@ -33,6 +33,12 @@ pub const KERNELS: Variable = Variable {
     doc: "For a build with CUDA. `off`: candle's operations compute everything on GPUs, no kernel of `sami`'s own does; to compare the two. `unchecked`: the kernels compute without being held to plain operations first; for tests. Default: those compute that the check finds right.",
 };
 
+/// Whether steps of decoding are recorded.
+pub const GRAPHS: Variable = Variable {
+    name: "SAMI_GRAPHS",
+    doc: "For a build with CUDA. `off`: the kernels of a step of sampling are launched one by one, not recorded as a CUDA graph. Default: they are recorded, where the recording gives what they give one by one.",
+};
+
 /// Where the model hub's files are kept.
 pub const HF_HOME: Variable = Variable {
     name: "HF_HOME",
@@ -146,6 +152,7 @@ pub const ALL: &[&Variable] = &[
     &OPENAI_API_KEY,
     &CUDA_LIBS,
     &KERNELS,
+    &GRAPHS,
     &VISIBLE,
     &TEST_DATA,
     &TEST_CUDA_BIN,

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::alike::{self, Alike};
 use super::check::{problem, require};
 use super::contrast::{Constitutions, Contrast, Format, HoldOut, Principle, Size};
+use super::estimate::{self, Estimate, Known};
 use super::hold_out::Rule;
 use super::principles::Principles;
 use super::{Cx, NodeError, NodeKind, Outputs};
@@ -78,6 +79,18 @@ impl ConstitutionsKind {
             seed: self.seed,
             principles,
         }
+    }
+}
+
+impl ConstitutionsKind {
+    /// How constitutions will be, and how many texts of principles are to be written first.
+    pub(super) fn foreseen(&self) -> (estimate::Principles, usize) {
+        let all = self.principles.0.len();
+        let most = self.principles_per_constitution.map_or(all, |size| size.max);
+        let drafts = || self.principles.0.values();
+        let texts: Vec<String> = drafts().filter_map(|draft| draft.definition.clone()).collect();
+        let written = texts.len() + drafts().filter(|draft| draft.written_antithesis().is_some()).count();
+        (estimate::Principles::new(self.per_query as u64, most, texts), 2 * all - written)
     }
 }
 
@@ -226,6 +239,10 @@ formal = { definition = "Be formal.", antithesis = "Be casual." }
 Makes `constitutions.json`. Metrics: `principles`, `combinations`, `combinations_held_out` (where they can be
 counted), `similar.ONE+OTHER`.
 "#;
+
+    fn estimate(&self, known: &Known<'_>) -> Estimate {
+        estimate::constitutions(self, known)
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let constitutions = self.constitutions();

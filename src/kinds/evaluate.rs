@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::check::input;
 use super::contest::Contest;
 use super::contrast::Part;
+use super::estimate::{self, Estimate, Known};
 use super::generate::{max_new_tokens, one};
 use super::judge::rules::Rules;
 use super::policy::TooLong;
@@ -274,6 +275,10 @@ temperature = 1.0
 rules.principles.brief = { definition = { max_sentences = 2 }, antithesis = { min_sentences = 4 } }
 ```
 "#;
+
+    fn estimate(&self, known: &Known<'_>) -> Estimate {
+        estimate::evaluate(self, known)
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let (path, report) = (cx.staging.join("rows.jsonl"), cx.staging.join(breakdown::FILE));

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use self::figures::{Watch, metrics, watched};
 use super::check::input;
+use super::estimate::{self, Estimate, Known};
 use super::examples::{self, Examples, Whose};
 use super::responses::Scoring;
 use super::several::Several;
@@ -235,7 +236,7 @@ Responses of one query that are the same text have no row side and no preference
 **As the authors' runs were.** `schedule = "authors-2024"` is `{ name = "linear", warmup = 1, from_zero = true, span = "epoch" }`: the rate is multiplied by
 0, 1, 13/14, 12/14, … where an epoch has 15 steps, so that the first step does nothing. `accumulation = { parts = 16, kept = "last" }` with
 `batch_queries = 128` moves the weights by a sixteenth of the gradient of the last eight queries, as where gradients are set to zero before
-each part. Both are what the published models were made with, by the authors' code and logs; neither is in the paper.
+each part. By their code and logs the published models were made so; the paper does not say it.
 
 **Adapters.** `targets` are the last parts of layers' names; `"all-linear"` is every linear layer but the head. A starts
 uniform in ±1/√inputs, B at 0, as in Python's `peft`, which opens the adapter: it lies in `merged-adapter/` beside weights
@@ -261,6 +262,10 @@ steps = "${2 * iteration}"
 optimizer = { name = "adamw", lr = 5e-7 }
 ```
 "#;
+
+    fn estimate(&self, known: &Known<'_>) -> Estimate {
+        estimate::finetune(self, known)
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let model = cx.input("model")?.clone();

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::check::{input, require, sampling};
 use super::contrast::Part;
+use super::estimate::{self, Estimate, Known};
 use super::keep::{Candidate, Keep};
 use super::policy::{Answer, Ask, Policy, Rows, TooLong, Work, response_seed};
 use super::prompter::{Prompter, check_shape, check_system};
@@ -195,6 +196,10 @@ max_new_tokens = 40
 temperature = 1.0
 ```
 "#;
+
+    fn estimate(&self, known: &Known<'_>) -> Estimate {
+        estimate::generate(self, known)
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let constitutions = query::read_constitutions(cx.input("constitutions")?)?;

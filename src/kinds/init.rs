@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::check::{input, require};
+use super::estimate::{self, Estimate, Known};
 use super::{Cx, NodeError, NodeKind, Outputs, command, rows};
 use crate::lm::{ChatTemplate, Config, Experts, Family, Model, Tensor, Tokenizer, TokenizerKind};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
@@ -196,6 +197,10 @@ init = { hidden_size = 128, layers = 3, heads = 4, tokenizer = { from = "documen
 ```
 "#;
 
+    fn estimate(&self, _: &Known<'_>) -> Estimate {
+        estimate::init(self)
+    }
+
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let rows = rows::read_input(cx.input("tokenizer.from")?)?;
         let field = &self.tokenizer.field;
@@ -212,7 +217,12 @@ init = { hidden_size = 128, layers = 3, heads = 4, tokenizer = { from = "documen
             .collect::<Result<Vec<&str>, _>>()?;
         let tokenizer = Tokenizer::train(self.tokenizer.kind, texts, self.tokenizer.vocab_size)?;
         tokenizer.save(&cx.staging)?;
-        let config = self.config(&tokenizer);
+        let config = Config {
+            bos_token_id: tokenizer.bos(),
+            eos_token_ids: tokenizer.eos().to_vec(),
+            pad_token_id: tokenizer.pad(),
+            ..self.form(tokenizer.vocab_size())
+        };
         let model = Model::random(config, self.seed, &crate::lm::device("cpu")?)?;
         model.save(&cx.staging)?;
         if let Some(template) = &self.chat_template {
@@ -235,13 +245,14 @@ impl Init {
         })
     }
 
-    fn config(&self, tokenizer: &Tokenizer) -> Config {
+    /// The form with so many tokens, whatever they are.
+    pub(super) fn form(&self, vocab_size: usize) -> Config {
         let eight_thirds = (self.hidden_size * 8 / 3).next_multiple_of(16);
         Config {
             model_type: self.architecture,
             sliding_window: self.sliding_window,
             experts: self.experts(),
-            vocab_size: tokenizer.vocab_size(),
+            vocab_size,
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size.unwrap_or(eight_thirds),
             num_hidden_layers: self.layers,
@@ -251,9 +262,6 @@ impl Init {
             max_position_embeddings: self.max_positions,
             rope_theta: self.rope_theta,
             tie_word_embeddings: self.tie_embeddings,
-            bos_token_id: tokenizer.bos(),
-            eos_token_ids: tokenizer.eos().to_vec(),
-            pad_token_id: tokenizer.pad(),
             rms_norm_eps: 1e-5,
             ..Config::default()
         }
@@ -282,7 +290,7 @@ mod tests {
             let experts = if family.has_experts() { r#", "experts": 3"# } else { "" };
             let init = init(&format!(r#", "architecture": "{}"{window}{experts}"#, family.model_type()));
             assert_eq!(init.validate(), []);
-            let config = init.config(&tokenizer);
+            let config = init.form(tokenizer.vocab_size());
             assert_eq!(config.model_type, family);
             fs_err::write(&path, config.to_json().to_string()).expect("writes");
             let files = Files::from([("config.json".to_owned(), path.clone())]);

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::check::input;
+use super::estimate::{self, Estimate, Known};
 use super::figures::ContrastFigures;
 use super::generate::is_false;
 use super::policy::{Pair, Policy, Sum, TooLong, Work, per_token};
@@ -106,6 +107,10 @@ responses = "generate"
 prompt = "rules : {{ constitution }} q : {{ query }} a :"
 ```
 "#;
+
+    fn estimate(&self, known: &Known<'_>) -> Estimate {
+        estimate::score(self, known)
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let all = responses::read(cx.input("responses")?)?;

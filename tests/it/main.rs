@@ -18,6 +18,7 @@ mod explain;
 mod gguf;
 mod gradients;
 mod hub;
+mod hub_datasets;
 mod hub_server;
 mod judged;
 mod keys;

@@ -219,6 +219,14 @@ template <typename T> T shuffle(T value, unsigned from) {
 static inline unsigned lane() { return fibers[current].lane; }
 }  // namespace emulated
 
+// The same, inside of a kernel's file.
+#define EMULATE_IN(space, name)                                                                                          \
+  extern "C" void emulated_##space##_##name(const unsigned *grid, const unsigned *threads, unsigned shared, void **arguments, unsigned count) { \
+    emulated::call(&name, grid, threads, shared, arguments, count);                                                      \
+  }
+#define EMULATE_SPACE(space, name) EMULATE_IN(space, name)
+#define ENTRY(name) EMULATE_SPACE(SPACE, name)
+
 #define EMULATE(space, name)                                                                                             \
   extern "C" void emulated_##space##_##name(const unsigned *grid, const unsigned *threads, unsigned shared, void **arguments, unsigned count) { \
     emulated::call(&space::name, grid, threads, shared, arguments, count);                                               \
@@ -244,13 +252,21 @@ template <typename T> T __ldg(const T *at) { return *at; }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 #define __expf expf
 #define __logf logf
+static inline float __fadd_rn(float a, float b) { return a + b; }
+static inline float __fsub_rn(float a, float b) { return a - b; }
+static inline float __fmul_rn(float a, float b) { return a * b; }
+static inline float __int_as_float(int bits) {
+  float number;
+  memcpy(&number, &bits, 4);
+  return number;
+}
 static inline float __fdividef(float a, float b) { return a / b; }
 static inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
 static inline int max(int a, int b) { return a > b ? a : b; }
 
-// Tiles of matrices. On a GPU the lanes of a warp share one; here each lane holds all of it, and writes all of it.
+// Tiles of matrices. Each lane holds all of a factor, and its share of a sum.
 namespace nvcuda { namespace wmma {
 struct matrix_a; struct matrix_b; struct accumulator; struct row_major; struct col_major;
 enum layout_t { mem_row_major, mem_col_major };
@@ -259,40 +275,48 @@ template <typename Use, int M, int N, int K, typename T, typename Order = void> 
   static constexpr int num_elements = rows * columns;
   T x[num_elements];
 };
+// Neighbouring lanes have neighbouring numbers of a column, unlike any GPU's.
+template <int M, int N, int K, typename T> struct fragment<accumulator, M, N, K, T, void> {
+  static constexpr int num_elements = M * N / 32;
+  static int row(int i) { return (i * 32 + emulated::lane()) % M; }
+  static int column(int i) { return (i * 32 + emulated::lane()) / M; }
+  T x[num_elements];
+};
 static inline float widen(float x) { return x; }
 static inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 static inline float widen(__half x) { return __half2float(x); }
 template <typename U, int M, int N, int K, typename T, typename O, typename V> void fill_fragment(fragment<U, M, N, K, T, O> &f, V value) {
   for (T &x : f.x) x = value;
 }
+static inline void aligned(const void *place, unsigned bytes) {
+  if ((uintptr_t)place % 32 || bytes % 16) emulated::stop("a tile that is not aligned");
+}
 template <typename U, int M, int N, int K, typename T, typename O> void load_matrix_sync(fragment<U, M, N, K, T, O> &f, const T *from, unsigned stride) {
+  aligned(from, stride * sizeof(T));
   __syncwarp();
   for (int r = 0; r < f.rows; r++)
     for (int c = 0; c < f.columns; c++) f.x[r * f.columns + c] = std::is_same<O, col_major>::value ? from[c * stride + r] : from[r * stride + c];
   __syncwarp();
 }
 template <int M, int N, int K, typename T> void load_matrix_sync(fragment<accumulator, M, N, K, T> &f, const T *from, unsigned stride, layout_t order) {
+  aligned(from, stride * sizeof(T));
   __syncwarp();
-  for (int r = 0; r < M; r++)
-    for (int c = 0; c < N; c++) f.x[r * N + c] = order == mem_col_major ? from[c * stride + r] : from[r * stride + c];
+  for (int i = 0; i < f.num_elements; i++) f.x[i] = order == mem_col_major ? from[f.column(i) * stride + f.row(i)] : from[f.row(i) * stride + f.column(i)];
   __syncwarp();
 }
 template <int M, int N, int K, typename T> void store_matrix_sync(T *to, const fragment<accumulator, M, N, K, T> &f, unsigned stride, layout_t order) {
+  aligned(to, stride * sizeof(T));
   __syncwarp();
-  for (int r = 0; r < M; r++)
-    for (int c = 0; c < N; c++) (order == mem_col_major ? to[c * stride + r] : to[r * stride + c]) = f.x[r * N + c];
+  for (int i = 0; i < f.num_elements; i++) (order == mem_col_major ? to[f.column(i) * stride + f.row(i)] : to[f.row(i) * stride + f.column(i)]) = f.x[i];
   __syncwarp();
 }
 template <int M, int N, int K, typename A, typename OA, typename B, typename OB>
 void mma_sync(fragment<accumulator, M, N, K, float> &d, const fragment<matrix_a, M, N, K, A, OA> &a, const fragment<matrix_b, M, N, K, B, OB> &b,
               const fragment<accumulator, M, N, K, float> &c) {
-  fragment<accumulator, M, N, K, float> sum;
-  for (int r = 0; r < M; r++)
-    for (int n = 0; n < N; n++) {
-      float s = c.x[r * N + n];
-      for (int k = 0; k < K; k++) s += widen(a.x[r * K + k]) * widen(b.x[k * N + n]);
-      sum.x[r * N + n] = s;
-    }
-  d = sum;
+  for (int i = 0; i < d.num_elements; i++) {
+    float sum = c.x[i];
+    for (int k = 0; k < K; k++) sum += widen(a.x[d.row(i) * K + k]) * widen(b.x[k * N + d.column(i)]);
+    d.x[i] = sum;
+  }
 }
 }}  // namespace nvcuda::wmma

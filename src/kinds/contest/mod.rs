@@ -305,7 +305,8 @@ fn answer(
                 let answers = work.sample(policy, &settings(kind), &questions.asks)?;
                 let reused = answers.groups_reused(size);
                 let answers: Vec<Said> = answers.values.into_iter().map(Said::of).collect();
-                let pairs = cells(queries, &questions.prompts, &answers, Scoring { eos: kind.score_eos, join: kind.join });
+                let pairs =
+                    cells(queries, &questions.prompts, &answers, Scoring { eos: kind.score_eos, join: kind.join });
                 let own = responses::diagonal(&pairs, size);
                 let cells = work.logprobs(policy, &pairs)?.values;
                 let mut kl = Vec::new();

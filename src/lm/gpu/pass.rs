@@ -2,9 +2,9 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::attention::{Attention, Heads};
+use super::attention::{Attention, Heads, Mixed};
 use super::experts::{self, Trace};
-use super::linear::{Gradients, linear, linear_back, wants};
+use super::linear::{Gradients, linear, linear_back, queries_keys_values, wants};
 use super::ops::{Turn, add_rms_norm, rms_norm, rms_norm_back};
 use crate::lm::Model;
 use crate::lm::cpu::Keep;
@@ -77,8 +77,7 @@ struct Projected {
 /// What a layer's gradient is made from.
 struct LayerTrace {
     projected: Projected,
-    /// (N, H·E)
-    mixed: Tensor,
+    mixed: Mixed,
     /// The same, of the rows that the second half is for.
     mixed_rows: Tensor,
     /// The residual stream after attention.
@@ -87,12 +86,8 @@ struct LayerTrace {
 }
 
 fn project(context: &Context, layer: &Layer, x: &Tensor) -> Result<Projected> {
-    let Heads { queries, keys, width } = context.heads;
-    let tokens = x.dim(0)?;
     let normed = rms_norm(x, &layer.attention_norm.detach(), context.eps)?;
-    let query = linear(&normed, &layer.query)?.reshape((tokens, queries, width))?;
-    let key = linear(&normed, &layer.key)?.reshape((tokens, keys, width))?;
-    let value = linear(&normed, &layer.value)?.reshape((tokens, keys, width))?;
+    let [query, key, value] = queries_keys_values(&normed, layer, context.heads)?;
     let norms = [layer.query_norm.as_ref(), layer.key_norm.as_ref()];
     let [turned_query, turned_key, value] = context.turn.apply([&query, &key, &value], norms, context.eps)?;
     Ok(Projected { normed, query, key, turned_query, turned_key, value })
@@ -108,10 +103,10 @@ fn layer(
 ) -> Result<(Tensor, LayerTrace)> {
     let projected = project(context, layer, x)?;
     see(&projected.turned_key, &projected.value)?;
-    let mixed =
-        context.attention.forward(&projected.turned_query, &projected.turned_key, &projected.value, layer.window)?;
+    let inputs = [&projected.turned_query, &projected.turned_key, &projected.value];
+    let mixed = context.attention.forward(inputs, layer.window)?;
     let pick = |x: &Tensor| if last { x.index_select(&context.chosen, 0) } else { Ok(x.clone()) };
-    let (x, mixed_rows) = (pick(x)?, pick(&mixed)?);
+    let (x, mixed_rows) = (pick(x)?, pick(&mixed.mixed)?);
     let change = linear(&mixed_rows, &layer.output)?;
     let (middle, normed) = add_rms_norm(&x, &change, &layer.mlp_norm.detach(), context.eps)?;
     let (change, second) = experts::forward(&normed, &layer.mlp)?;

@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::kernels::emulation::with_kernels;
 use super::{Decoding, Scored};
+use crate::lm::adapter::{Adapter, Adapters};
 use crate::lm::config::Experts;
 use crate::lm::cpu::Keep;
 use crate::lm::cpu::tests::{self, difference, ids};
@@ -18,7 +19,7 @@ use crate::lm::prefixes::Prefixes;
 use crate::lm::random::Stream;
 use crate::lm::{Config, Family, Model, Sequence};
 
-/// One small model of each family; odd sizes on purpose.
+/// One small model of each family; odd sizes on purpose, and widths of heads of which our kernels of attention fit some.
 fn configs() -> Vec<Config> {
     let config = |model_type, kv_heads, head_dim| Config {
         model_type,
@@ -36,8 +37,8 @@ fn configs() -> Vec<Config> {
     let experts = |norm_topk_prob| Some(Experts { num_local_experts: 4, num_experts_per_tok: 2, norm_topk_prob });
     vec![
         Config { tie_word_embeddings: true, ..config(Family::Llama, 4, 8) },
-        Config { sliding_window: Some(7), ..config(Family::Mistral, 1, 34) },
-        Config { attention_bias: true, ..config(Family::Qwen2, 2, 10) },
+        Config { sliding_window: Some(7), ..config(Family::Mistral, 1, 40) },
+        Config { attention_bias: true, ..config(Family::Qwen2, 2, 24) },
         Config { tie_word_embeddings: true, ..config(Family::Qwen3, 2, 10) },
         Config { experts: experts(true), ..config(Family::Mixtral, 2, 10) },
         Config { experts: experts(false), ..config(Family::Qwen3Moe, 2, 10) },
@@ -274,4 +275,38 @@ fn sampling_gives_the_tokens_of_the_cpus_passes() {
         rows
     };
     assert_eq!(greedy(Engine::Tensors), greedy(Engine::Cpu));
+}
+
+/// Queries, keys and values in one product, gate and up in one: for use, without and with adapters on some of them.
+#[test]
+fn joined_weights_compute_the_same() {
+    each(|config| {
+        let random = |name: &str, shape: (usize, usize)| {
+            let mut stream = Stream::new(6, name);
+            let numbers: Vec<f32> = (0..shape.0 * shape.1).map(|_| 0.3 * stream.normal()).collect();
+            Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap()
+        };
+        let model = model(&config, 3, Engine::Tensors);
+        let mut adapters = Adapters::new();
+        for name in ["self_attn.k_proj", "self_attn.o_proj"].map(|part| format!("model.layers.1.{part}")) {
+            let (out, inner) = model.weights()[&format!("{name}.weight")].dims2().unwrap();
+            let (a, b) = (random(&name, (3, inner)), random("b", (out, 3)));
+            adapters.insert(name, Adapter { a, b, scale: 0.5, dropout: 0.0, noise: None });
+        }
+        for model in [model.clone(), model.adapted(adapters).unwrap()] {
+            let (exact, _) = scores_of::<Scored>(&model, None, &sequences(), Keep::Nothing).unwrap();
+            let joined = model.joined().unwrap();
+            let key = &joined.weights()["model.layers.0.self_attn.k_proj.weight"];
+            assert!(key.is_contiguous() && key.layout().start_offset() > 0, "part of one tensor");
+            let (ours, _) = scores_of::<Scored>(&joined, None, &sequences(), Keep::Nothing).unwrap();
+            assert!(difference(&numbers(&ours), &numbers(&exact)) < 1e-4, "{config:?}");
+            let (mut logits, mut plain) = (Vec::new(), Vec::new());
+            let text = ids(9, 4);
+            let mut decoding = Decoding::new(1000);
+            decoding.step(&joined, &[], &[], &[row(&text[..8], 3)], &mut logits).unwrap();
+            decoding.step(&joined, &[0], &text[8..], &[], &mut logits).unwrap();
+            Plain::start(&joined, &[(&text, 0)], &mut plain).unwrap();
+            assert!(difference(&logits, &plain) < 1e-4, "{config:?}");
+        }
+    });
 }

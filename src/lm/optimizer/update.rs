@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var};
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Tensor, Var};
 use rayon::prelude::*;
 
 use super::super::LmError;
+use super::super::gpu::kernels::{self, Kernel, Updated};
 use super::super::random::hash;
 use super::OptimizerName;
 use super::eight::{self, BLOCK, Eight, Form};
@@ -35,20 +36,34 @@ pub(in crate::lm) struct Rates {
     pub(in crate::lm) eps: f64,
 }
 
-/// Updates a parameter and its moments. `key` is what rounding is random by.
+/// Updates a parameter and its moments, and its copy in another type. `key` is what rounding is random by.
 pub(super) fn update(
     rates: &Rates,
-    parameter: &Var,
+    (parameter, copy): (&Var, Option<&Var>),
     gradient: &Tensor,
     moments: &mut Moments,
     key: u64,
 ) -> Result<(), LmError> {
+    if let Moments::Device { first, second } = moments
+        && Kernel::Update.computes(parameter.device(), gradient.dtype())
+        && parameter.is_contiguous()
+        && copy.is_none_or(|copy| copy.dtype() == DType::BF16 && copy.is_contiguous())
+    {
+        let (parameter, copy) = (parameter.as_detached_tensor(), copy.map(|copy| copy.as_detached_tensor()));
+        let what = Updated { parameter: &parameter, first: first.as_ref(), second, copy: copy.as_ref() };
+        return Ok(kernels::update(rates, what, gradient)?);
+    }
+    // It may be of the type that passes compute in; one at a time, so that there are not all of them twice.
+    let gradient = gradient.to_dtype(parameter.dtype())?.contiguous()?;
     match moments {
         Moments::Device { first, second } => {
-            let updated = plain(rates, parameter.as_detached_tensor(), gradient, first, second)?;
+            let updated = plain(rates, parameter.as_detached_tensor(), &gradient, first, second)?;
             parameter.set(&updated)?;
         }
-        host => parameter.inplace_op2(gradient, &Update { rates, moments: RefCell::new(host), key })?,
+        host => parameter.inplace_op2(&gradient, &Update { rates, moments: RefCell::new(host), key })?,
+    }
+    if let Some(copy) = copy {
+        copy.set(&parameter.as_detached_tensor().to_dtype(copy.dtype())?)?;
     }
     Ok(())
 }

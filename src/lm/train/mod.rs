@@ -13,6 +13,7 @@ mod anchor;
 mod batch;
 mod check;
 mod checkpoint;
+mod footprint;
 mod form;
 mod gather;
 mod gradients;
@@ -33,6 +34,7 @@ use candle_core::{DType, Device, Tensor};
 use self::anchor::Anchor;
 use self::batch::{Order, Room, examples_in_runs};
 use self::checkpoint::{Source, State};
+pub use self::footprint::{Beside, Held, footprint, trained};
 use self::gather::Gathered;
 use self::gradients::norm;
 use self::objective::Totals;
@@ -227,9 +229,11 @@ impl Trainer {
         let rate = self.settings.optimizer.lr * self.factor(step);
         // As `torch.nn.utils.clip_grad_norm_` does it.
         let scale = if self.settings.clip > 0.0 { (self.settings.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        self.optimizer.step(&gradients, rate, scale / parts as f64)?;
+        self.optimizer.step_with(&gradients, rate, scale / parts as f64, self.policy.copies())?;
         drop(gradients);
-        self.policy.follow()?;
+        if self.policy.copies().is_none() {
+            self.policy.follow()?;
+        }
 
         let mut record = StepRecord {
             step: step + 1,

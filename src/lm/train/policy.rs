@@ -104,6 +104,11 @@ impl Policy {
         self.rounded.as_ref().unwrap_or(&self.parameters)
     }
 
+    /// What the passes compute with, where it is the parameters as an update leaves them, in another type.
+    pub(super) fn copies(&self) -> Option<&BTreeMap<String, Var>> {
+        self.rounded.as_ref().filter(|_| self.weights == Weights::F32)
+    }
+
     /// Brings what the passes compute with up to the parameters.
     pub(super) fn follow(&self) -> Result<(), LmError> {
         if self.weights != Weights::F32 {

@@ -1,5 +1,7 @@
 //! Kernels beside plain operations: the same numbers, computed in f32 on the CPU.
 
+mod attention;
+
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::super::plain::{self, Angles};
@@ -16,11 +18,19 @@ pub(super) fn tolerance(dtype: DType) -> f64 {
     }
 }
 
+/// The sizes that a kernel is checked in: attention and what comes after it have shapes of their own.
+pub(super) fn sizes(kernel: Kernel, all: &[(usize, usize)]) -> Vec<(usize, usize)> {
+    match kernel {
+        Kernel::Attention | Kernel::AttentionBack | Kernel::Decode | Kernel::Pick => vec![(0, 0)],
+        _ => all.to_vec(),
+    }
+}
+
 /// A kernel on a small input: how far it is from what it should give, or what is wrong with it.
 pub(super) fn check(kernel: Kernel, device: &Device, dtype: DType) -> std::result::Result<f64, String> {
     let mut worst = 0f64;
     // One for numbers one by one, one for as many at once as there may be.
-    for size in [(7, 70), (12, 256)] {
+    for size in sizes(kernel, &[(7, 70), (12, 256)]) {
         let apart = apart(kernel, device, dtype, size).map_err(|error| error.to_string())?;
         worst = worst.max(apart);
     }
@@ -184,6 +194,11 @@ pub(super) fn apart(kernel: Kernel, device: &Device, dtype: DType, (rows, width)
             let sum_here = (one_here.sqr()?.sum_all()? + other_here.sqr()?.sum_all()?)?;
             pairs.push((Tensor::new(sum, &Device::Cpu)?, sum_here.to_dtype(DType::F64)?));
         }
+        // In shapes of their own.
+        Kernel::Attention => pairs = attention::attention(&mut inputs, false)?,
+        Kernel::AttentionBack => pairs = attention::attention(&mut inputs, true)?,
+        Kernel::Decode => pairs = attention::decode(&mut inputs)?,
+        Kernel::Pick => pairs = attention::pick(&mut inputs)?,
     }
     let apart = pairs.iter().map(|(there, here)| difference(there, here));
     apart.collect::<Result<Vec<_>>>().map(|all| all.into_iter().fold(0.0, f64::max))

@@ -5,8 +5,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define KERNEL extern "C" __global__ void
+// Makes known a kernel whose name a macro makes.
+#define ENTRY(name)
 #define DYNAMIC_SHARED(type, name)                        \
-  extern __shared__ __align__(16) unsigned char shared_memory[]; \
+  extern __shared__ __align__(128) unsigned char shared_memory[]; \
   type *name = reinterpret_cast<type *>(shared_memory)
 #else
 #include "emulate.h"

@@ -41,7 +41,7 @@ pub(in crate::lm) fn with_kernels<T>(work: impl FnOnce() -> T) -> Option<T> {
 
 /// All kernels for all types of numbers, with an entry for each.
 fn source(directory: &Path) -> String {
-    let mut text = "#include \"common.cuh\"\n".to_owned();
+    let mut text = "#include \"common.cuh\"\n#include \"attention.cuh\"\n".to_owned();
     for entry in fs_err::read_dir(directory).expect("the kernels' directory") {
         let path = entry.expect("a file").path();
         if path.extension().is_none_or(|extension| extension != "cu") {
@@ -50,12 +50,15 @@ fn source(directory: &Path) -> String {
         let file = path.file_stem().and_then(|name| name.to_str()).expect("a name");
         let source = fs_err::read_to_string(&path).expect("a kernel's source");
         for (space, number) in NUMBERS {
-            let _ = writeln!(text, "#define Number {number}\nnamespace {space}_{file} {{\n#include \"{file}.cu\"\n}}");
+            let _ = writeln!(
+                text,
+                "#define Number {number}\n#define SPACE {space}_{file}\nnamespace {space}_{file} {{\n#include \"{file}.cu\"\n}}"
+            );
             for line in source.lines().filter_map(|line| line.strip_prefix("KERNEL ")) {
                 let name = line.split('(').next().expect("a name");
                 let _ = writeln!(text, "EMULATE({space}_{file}, {name})");
             }
-            text.push_str("#undef Number\n");
+            text.push_str("#undef Number\n#undef SPACE\n");
         }
     }
     text

@@ -146,7 +146,7 @@ mod cuda {
                 }
             };
         }
-        table!("norm", "turn", "gate", "update")
+        table!("attention", "attention_back", "decode", "gate", "norm", "pick", "turn", "update")
     }
 
     /// The address of a tensor's first number.

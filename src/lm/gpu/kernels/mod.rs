@@ -8,10 +8,13 @@
 //! Whether a kernel computes is decided by [`Kernel::computes`] alone. Who would launch one asks it, and has a way of
 //! computing the same without.
 
+mod attention;
 mod check;
+mod decode;
 mod gate;
 mod launch;
 mod norm;
+mod pick;
 mod turn;
 mod update;
 
@@ -25,8 +28,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, DeviceLocation};
 
+pub(super) use self::attention::{Tiles, attention, attention_back};
+pub(super) use self::decode::{Slots, decode, decodes};
 pub(super) use self::gate::{swiglu, swiglu_back};
 pub(super) use self::norm::{WIDEST, add_rms_norm, rms_norm, rms_norm_back};
+pub(in crate::lm) use self::pick::NONE;
+pub(super) use self::pick::pick;
 pub(super) use self::turn::{Turned, turn};
 pub(in crate::lm) use self::update::{Updated, squares, update};
 use crate::env;
@@ -48,12 +55,31 @@ pub(in crate::lm) enum Kernel {
     Update,
     /// [`squares`].
     Squares,
+    /// [`attention()`].
+    Attention,
+    /// [`attention_back`].
+    AttentionBack,
+    /// [`decode()`].
+    Decode,
+    /// [`pick()`].
+    Pick,
 }
 
 impl Kernel {
     /// All of them.
-    pub(in crate::lm) const ALL: [Self; 7] =
-        [Self::Norm, Self::NormBack, Self::Turn, Self::Gate, Self::GateBack, Self::Update, Self::Squares];
+    pub(in crate::lm) const ALL: [Self; 11] = [
+        Self::Norm,
+        Self::NormBack,
+        Self::Turn,
+        Self::Gate,
+        Self::GateBack,
+        Self::Update,
+        Self::Squares,
+        Self::Attention,
+        Self::AttentionBack,
+        Self::Decode,
+        Self::Pick,
+    ];
 
     /// What messages call it.
     pub(in crate::lm) fn name(self) -> &'static str {
@@ -65,6 +91,10 @@ impl Kernel {
             Self::GateBack => "swiglu_back",
             Self::Update => "update",
             Self::Squares => "squares",
+            Self::Attention => "attention",
+            Self::AttentionBack => "attention_back",
+            Self::Decode => "decode",
+            Self::Pick => "pick",
         }
     }
 
