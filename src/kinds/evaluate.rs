@@ -257,7 +257,7 @@ all intervals, by principle and by constitution (`sami show`).
 Of each candidate also `adherence.NAME`, `well_formed.NAME` (with rules), `mean_length.NAME` (tokens), `mean_characters.NAME`, `bound.NAME`,
 `gap.NAME`, `accuracy_row.NAME`, `accuracy_column.NAME`, `kl.NAME` (of the candidate from `against`, nats a token, on its own responses). Of the
 judge: `judge.rulings` (orders judged), `judge.identical` (comparisons it was not asked about), `judge.asked_again`, `judge.unparsed`, `judge.split`
-(comparisons of which the orders came to different results), `judge.for_first` (verdicts for the response shown first). And
+(comparisons of which the orders came to different results), `judge.for_first` (verdicts for the response shown first). Of endpoints what their calls came to, as in `generate`: `judge.calls`, `calls.NAME`, …. And
 `bound_ceiling`, `rows`, `rows_reused`, `tokens`. With exactly one candidate besides `against`, its win rates and `ties` also stand without a name.
 Where a candidate's responses are more than 1.5 times as long as those of `against`, the node's log has a warning: length alone pleases many
 judges.
