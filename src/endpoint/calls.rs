@@ -75,9 +75,9 @@ struct Shared {
 }
 
 /// What a thread hands over.
-struct Answer {
+struct Handed {
     at: usize,
-    answer: Result<Reply, EndpointError>,
+    reply: Result<Reply, EndpointError>,
     /// Hung up once the answer is taken care of.
     taken: SyncSender<()>,
 }
@@ -115,7 +115,7 @@ pub fn ask_all(
     let mut stopping: Option<Instant> = None;
     loop {
         match answers.recv_timeout(BEAT) {
-            Ok(Answer { at, answer: Ok(reply), taken }) => {
+            Ok(Handed { at, reply: Ok(reply), taken }) => {
                 tally.calls += 1;
                 tally.prompt_tokens += reply.prompt_tokens;
                 tally.completion_tokens += reply.completion_tokens;
@@ -127,7 +127,7 @@ pub fn ask_all(
                 }
                 drop(taken);
             }
-            Ok(Answer { at, answer: Err(error), .. }) => {
+            Ok(Handed { at, reply: Err(error), .. }) => {
                 if !matches!(end, End::Failed { .. }) {
                     end = End::Failed { at, error };
                 }
@@ -164,17 +164,17 @@ impl Shared {
     }
 
     /// Makes calls until there are no more.
-    fn work(&self, answers: &Sender<Answer>) {
+    fn work(&self, answers: &Sender<Handed>) {
         while !self.stopped() {
             let at = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(said) = self.said.get(at) else { break };
-            let Some(answer) = self.answer(said) else { break };
-            if answer.is_err() {
+            let Some(reply) = self.answer(said) else { break };
+            if reply.is_err() {
                 self.stop.store(true, Ordering::Relaxed);
             }
             let (taken, done) = sync_channel(1);
             // Who does not listen any more has given the calls up.
-            if answers.send(Answer { at, answer, taken }).is_err() {
+            if answers.send(Handed { at, reply, taken }).is_err() {
                 break;
             }
             // The next call is begun when this answer is kept: so a kill costs the calls that are under way and no more.

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use sami::endpoint::{
     Calling, Client, Conversation, End, Endpoint, EndpointError, Key, Reply, Settings, Tally, ask_all,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::endpoint_server::{Act, Call, Server};
 
 fn endpoint(server: &Server) -> Endpoint {
-    Endpoint { model: "tiny".to_owned(), base_url: server.base_url.clone(), extra: Default::default(), omit: vec![] }
+    Endpoint { model: "tiny".to_owned(), base_url: server.base_url.clone(), extra: Map::new(), omit: vec![] }
 }
 
 fn settings() -> Settings {
