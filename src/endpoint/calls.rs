@@ -16,6 +16,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The longest pause that a server may ask for.
 const LONGEST_WISH: Duration = Duration::from_secs(600);
+/// How often a server is asked at most that has never answered: its address may be wrong.
+const STRANGER: u32 = 3;
 /// How soon a pause ends when the run is stopped.
 const BEAT: Duration = Duration::from_millis(50);
 /// How long a run that is stopped waits for the calls that are under way, so that they are not paid for in vain.
@@ -71,6 +73,8 @@ struct Shared {
     pace: Mutex<Pace>,
     next: AtomicUsize,
     retried: AtomicU64,
+    /// Whether the server has answered anything yet.
+    reached: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -102,6 +106,7 @@ pub fn ask_all(
         pace: Mutex::new(Pace::new(calling, Instant::now())),
         next: AtomicUsize::new(0),
         retried: AtomicU64::new(0),
+        reached: AtomicBool::new(false),
         stop: AtomicBool::new(false),
     });
     let (sender, answers) = channel();
@@ -197,12 +202,17 @@ impl Shared {
                 Ok(reply) => {
                     let tokens = reply.prompt_tokens + reply.completion_tokens;
                     self.pace(|pace| pace.settle(expected, tokens));
+                    self.reached.store(true, Ordering::Relaxed);
                     return Some(Ok(reply));
                 }
                 Err(Fault::Never(error)) => return Some(Err(error)),
-                Err(Fault::Again { what, after }) => (what, after.map(|after| after.min(LONGEST_WISH))),
+                Err(Fault::Again { what, after, reached }) => {
+                    self.reached.fetch_or(reached, Ordering::Relaxed);
+                    (what, after.map(|after| after.min(LONGEST_WISH)))
+                }
             };
-            if number > self.retries {
+            let stranger = number >= STRANGER && !self.reached.load(Ordering::Relaxed);
+            if number > self.retries || stranger {
                 let (model, url) = (self.client.model().to_owned(), self.client.url().to_owned());
                 return Some(Err(EndpointError::GaveUp { model, tries: number, what, url }));
             }

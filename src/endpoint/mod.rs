@@ -89,7 +89,7 @@ impl Default for Calling {
             tokens_per_minute: None,
             concurrency: 4,
             timeout: 120.0,
-            retries: 6,
+            retries: 8,
             price: None,
             max_tokens_field: "max_tokens".to_owned(),
         }

@@ -147,6 +147,8 @@ fn a_server_that_stays_bad_is_given_up() {
     gone.base_url = "http://127.0.0.1:9/v1".to_owned();
     let (_, _, end) = ask(&gone, &Calling { retries: 0, ..careful() }, 1);
     assert!(matches!(end, End::Failed { error: EndpointError::GaveUp { tries: 1, .. }, .. }), "{end:?}");
+    let (_, _, end) = ask(&gone, &Calling { retries: 50, ..careful() }, 1);
+    assert!(matches!(end, End::Failed { error: EndpointError::GaveUp { tries: 3, .. }, .. }), "{end:?}");
 }
 
 #[test]
