@@ -231,6 +231,8 @@ fn what_is_wrong_with_an_endpoint_is_told_when_the_file_is_read() {
     refused(&with("max_tokens_field = \"\""), &["pipeline::endpoint", "max_completion_tokens"]);
     let output = Sandbox::with(&with("api_key_env = \"sk-123-secret\"")).sami(&["check", "p.toml"]).exits(USAGE);
     assert!(output.stderr.contains("no name of a variable") && !output.stderr.contains("secret"), "{}", output.stderr);
+    let both = with("base_url = \"http://a/v1\"\ninit = { layers = 1 }");
+    refused(&both, &["pipeline::two-sources", "comes from outside"]);
     let local = pipeline("[models.voice]\nsource = \"weights\"\nbase_url = \"http://a/v1\"");
     refused(&local, &["pipeline::not-an-endpoint", "`base_url`", "p.toml:3:1"]);
 }
