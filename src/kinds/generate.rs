@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::check::{input, require, sampling};
 use super::contrast::Part;
 use super::keep::{Candidate, Keep};
-use super::policy::{Answer, Ask, Policy, Rows, TooLong, Work, response_seed};
+use super::policy::{Answer, Policy, Rows, TooLong, Work};
 use super::prompter::{Prompter, check_shape, check_system};
 use super::query::Query;
 use super::shape::{Shape, Shaped};
@@ -187,20 +187,12 @@ temperature = 1.0
         }
         let posed = queries.len();
         let (queries, marked) = self.screen(queries, &prompter)?;
-        let (mut asks, mut prefixes) = (Vec::new(), Vec::new());
-        for query in &queries {
-            for (place, constitution) in query.constitutions.iter().enumerate() {
-                let prefix = prompter.prefix(&query.id, &query.row, constitution)?;
-                let prompt = prompter.fill(&query.id, &query.row, constitution)? + &prefix;
-                let seed = response_seed(self.seed, &query.id, place);
-                asks.push(Ask { row: query.id.clone(), prompt, seed });
-                prefixes.push(prefix);
-            }
-        }
+        let asked = prompter.ask(&queries, self.seed)?;
         let mut policy = Policy::new(cx, cx.input("model")?).with(self.too_long);
         let path = cx.staging.join("rows.jsonl");
-        let answers = Work::new(cx, "responses", asks.len()).sample(&mut policy, &self.settings(), &asks)?;
-        let (kept, mut metrics) = self.keep(posed, &queries, &prefixes, &answers, constitutions.per_query)?;
+        let answers =
+            Work::new(cx, "responses", asked.asks.len()).sample(&mut policy, &self.settings(), &asked.asks)?;
+        let (kept, mut metrics) = self.keep(posed, &queries, &asked.prefixes, &answers, constitutions.per_query)?;
         if marked > 0 {
             metrics.insert("marked".to_owned(), json!(marked));
         }

@@ -33,7 +33,9 @@ mod markers;
 mod memo;
 mod policy;
 pub mod principles;
+pub mod probe;
 mod prompter;
+pub mod provenance;
 mod query;
 mod responses;
 pub mod rows;
@@ -41,6 +43,7 @@ pub mod score;
 mod shape;
 mod speaker;
 pub mod template;
+mod writer;
 
 /// A kind: its typed fields are the implementing struct, whose doc comment is the kind's page.
 pub trait NodeKind: Spec + Serialize + DeserializeOwned + Sized + 'static {
@@ -94,6 +97,7 @@ impl Entry {
 /// All kinds.
 pub static KINDS: &[Entry] = &[
     Entry::of::<constitutions::ConstitutionsKind>(),
+    Entry::of::<probe::Probe>(),
     Entry::of::<generate::Generate>(),
     Entry::of::<score::Score>(),
     Entry::of::<finetune::Finetune>(),

@@ -72,7 +72,7 @@ impl Bench {
         let fields = fields_with_references(fields, &cx.inputs);
         let outputs = entry.run(&fields, &mut cx)?;
         let made: ArtifactType = match kind {
-            "constitutions" => ArtifactType::Constitutions,
+            "constitutions" | "probe" => ArtifactType::Constitutions,
             "generate" => ArtifactType::Responses,
             "score" => ArtifactType::Scores,
             "evaluate" => ArtifactType::Evaluation,
