@@ -6,11 +6,12 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
 use super::evaluate::{Compare, Evaluate};
-use super::figures::{ContrastFigures, wilson};
+use super::figures::ContrastFigures;
 use super::judge::rules::{Mark, RuleJudge};
 use super::policy::{Answer, Ask, Pair, Policy, Sum, Work, per_token, response_seed};
 use super::prompter::Prompter;
 use super::query::Query;
+use super::stats::wilson;
 use super::{Cx, NodeError, query, responses, rows};
 use crate::lm::SamplingSettings;
 

@@ -1,13 +1,11 @@
-//! Figures over rows: contrasts of log-probabilities, win rates with their intervals.
+//! Figures over rows: contrasts of log-probabilities.
 
 use serde_json::{Map, Value, json};
 
 use super::NodeError;
 use super::policy::Sum;
+use super::stats::{Interval, mean_interval};
 use crate::lm::loss::Contrast;
-
-/// The 97.5th percentile of the normal distribution.
-const Z: f64 = 1.959_963_984_540_054;
 
 /// The contrast figures of C×C matrices of summed log-probabilities.
 #[derive(Debug, Default)]
@@ -30,7 +28,7 @@ impl ContrastFigures {
 
     /// The mean bound and its 95% interval, where each `size` matrices in a row are samples of one query: their mean is one
     /// trial.
-    pub(super) fn bound_of_groups(&self, size: usize) -> (f64, Option<(f64, f64)>) {
+    pub(super) fn bound_of_groups(&self, size: usize) -> (f64, Option<Interval>) {
         let mean = |matrices: &[Contrast]| Contrast::mean(matrices).map_or(0.0, |mean| mean.bound);
         let bounds: Vec<f64> = self.matrices.chunks(size.max(1)).map(mean).collect();
         (mean(&self.matrices), mean_interval(&bounds))
@@ -51,88 +49,9 @@ impl ContrastFigures {
     }
 }
 
-/// The 95% interval of the mean of values, by Student's t; fewer than two have none.
-///
-/// Source of the quantile: its expansion in the degrees of freedom, Abramowitz and Stegun 26.7.5.
-pub(super) fn mean_interval(values: &[f64]) -> Option<(f64, f64)> {
-    let n = values.len() as f64;
-    if values.len() < 2 {
-        return None;
-    }
-    let mean = values.iter().sum::<f64>() / n;
-    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    let spread = t_quantile(values.len() - 1) * (variance / n).sqrt();
-    Some((mean - spread, mean + spread))
-}
-
-/// The 97.5th percentile of Student's t.
-fn t_quantile(freedom: usize) -> f64 {
-    // The expansion starts to hold at three.
-    match freedom {
-        1 => return 12.706_205,
-        2 => return 4.302_653,
-        _ => {}
-    }
-    let (v, z) = (freedom as f64, Z);
-    z + (z.powi(3) + z) / (4.0 * v)
-        + (5.0 * z.powi(5) + 16.0 * z.powi(3) + 3.0 * z) / (96.0 * v.powi(2))
-        + (3.0 * z.powi(7) + 19.0 * z.powi(5) + 17.0 * z.powi(3) - 15.0 * z) / (384.0 * v.powi(3))
-}
-
-/// Wilson's 95% interval for a rate of successes among trials; ties may count as half a success, which makes the
-/// interval too wide and never too narrow. Without trials everything is possible.
-///
-/// Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
-pub(super) fn wilson(successes: f64, trials: usize) -> (f64, f64) {
-    if trials == 0 {
-        return (0.0, 1.0);
-    }
-    let n = trials as f64;
-    let rate = successes / n;
-    let centre = rate + Z * Z / (2.0 * n);
-    let spread = Z * (rate * (1.0 - rate) / n + Z * Z / (4.0 * n * n)).sqrt();
-    let scale = 1.0 + Z * Z / n;
-    (((centre - spread) / scale).max(0.0), ((centre + spread) / scale).min(1.0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn wilson_gives_published_values() {
-        // Newcombe 1998, table I, method 3: 81/263, 15/148, 0/20, 1/29.
-        for (successes, trials, low, high) in [
-            (81.0, 263, 0.2553, 0.3662),
-            (15.0, 148, 0.0624, 0.1605),
-            (0.0, 20, 0.0, 0.1611),
-            (1.0, 29, 0.0061, 0.1718),
-        ] {
-            let (found_low, found_high) = wilson(successes, trials);
-            assert!((found_low - low).abs() < 5e-5 && (found_high - high).abs() < 5e-5, "{successes}/{trials}");
-        }
-        assert_eq!(wilson(0.0, 0), (0.0, 1.0));
-    }
-
-    #[test]
-    fn intervals_of_means_are_students() {
-        // Quantiles of Student's t as tables give them.
-        for (freedom, quantile, off) in [
-            (1, 12.706, 1e-3),
-            (2, 4.303, 1e-3),
-            (3, 3.182, 0.03),
-            (5, 2.571, 0.01),
-            (10, 2.228, 1e-3),
-            (30, 2.042, 1e-3),
-        ] {
-            assert!((t_quantile(freedom) - quantile).abs() < off, "{freedom}: {}", t_quantile(freedom));
-        }
-        let (low, high) = mean_interval(&[1.0, 2.0, 3.0]).expect("three");
-        let spread = 4.302_653 / 3f64.sqrt();
-        assert!((low - 2.0 + spread).abs() < 1e-9 && (high - 2.0 - spread).abs() < 1e-9);
-        assert_eq!(mean_interval(&[0.5, 0.5]), Some((0.5, 0.5)));
-        assert_eq!(mean_interval(&[1.0]), None);
-    }
 
     #[test]
     fn figures_are_means_over_matrices() {

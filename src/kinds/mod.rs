@@ -14,6 +14,7 @@ use crate::pipeline::{ArtifactType, KindSpec, Spec};
 use crate::store::Store;
 
 mod alike;
+mod breakdown;
 mod check;
 pub mod command;
 pub mod constitutions;
@@ -42,7 +43,10 @@ pub mod rows;
 pub mod score;
 mod shape;
 mod speaker;
+mod stats;
+pub mod tally;
 pub mod template;
+mod versus;
 mod writer;
 
 /// A kind: its typed fields are the implementing struct, whose doc comment is the kind's page.
@@ -102,6 +106,7 @@ pub static KINDS: &[Entry] = &[
     Entry::of::<score::Score>(),
     Entry::of::<finetune::Finetune>(),
     Entry::of::<evaluate::Evaluate>(),
+    Entry::of::<tally::Tally>(),
     Entry::of::<command::Command>(),
     Entry::of::<init::Init>(),
 ];

@@ -4,12 +4,14 @@
 //! row by row as they come, so that an interrupted run repeats no call that was finished.
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::policy::{Answer, Ask, Policy, Rows, Work, space};
 use super::{Cx, NodeError};
 use crate::digest::{Digest, Hasher};
-use crate::endpoint::{self, Calling, Client, Conversation, Endpoint, EndpointError, Fault, Reply, Settings};
+use crate::endpoint::{
+    self, Calling, Client, Conversation, End, Endpoint, EndpointError, Estimate, Reply, Settings, Tally, ask_all,
+};
 use crate::lm::{ChatTemplate, Finish, LmError, Message, SamplingSettings};
 use crate::pipeline::ArtifactType;
 
@@ -35,6 +37,9 @@ pub(super) struct RemoteSpeaker {
     id: Digest,
     endpoint: Endpoint,
     calling: Calling,
+    tally: Tally,
+    /// Answers that were asked for, remembered ones among them.
+    asked: u64,
 }
 
 /// One conversation of one turn.
@@ -86,12 +91,28 @@ impl Speaker {
         let endpoint = serde_json::from_slice(&fs_err::read(file)?)
             .map_err(|error| EndpointError::Malformed { what: error.to_string() })?;
         let calling = input.calling.clone().unwrap_or_default();
-        Ok(Self::Endpoint(Box::new(RemoteSpeaker { id: input.id, endpoint, calling })))
+        Ok(Self::Endpoint(Box::new(RemoteSpeaker {
+            id: input.id,
+            endpoint,
+            calling,
+            tally: Tally::default(),
+            asked: 0,
+        })))
     }
 
     /// Whether it is called over HTTP.
     pub(super) fn is_endpoint(&self) -> bool {
         matches!(self, Self::Endpoint(_))
+    }
+
+    /// What was called for so far, as metrics whose names begin with `prefix`: `calls` (answered in this attempt), `calls_reused`
+    /// (answers that were there, or that several rows share), `retries`, `prompt_tokens` and `completion_tokens` as the server
+    /// counts them, `cost` where there is a price. None of a model with weights here.
+    pub(super) fn metrics(&self, prefix: &str) -> Map<String, Value> {
+        match self {
+            Self::Local(_) => Map::new(),
+            Self::Endpoint(remote) => remote.metrics(prefix),
+        }
     }
 
     /// The model itself, if its weights are here: for who wants log-probabilities.
@@ -100,6 +121,27 @@ impl Speaker {
             Self::Local(local) => Some(local),
             Self::Endpoint(_) => None,
         }
+    }
+}
+
+impl RemoteSpeaker {
+    fn metrics(&self, prefix: &str) -> Map<String, Value> {
+        let Tally { calls, retries, prompt_tokens, completion_tokens } = self.tally;
+        let mut metrics = vec![
+            ("calls", json!(calls)),
+            ("calls_reused", json!(self.asked.saturating_sub(calls))),
+            ("retries", json!(retries)),
+            ("prompt_tokens", json!(prompt_tokens)),
+            ("completion_tokens", json!(completion_tokens)),
+        ];
+        metrics.extend(self.calling.price.map(|price| ("cost", json!(price.of(prompt_tokens, completion_tokens)))));
+        metrics.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)).collect()
+    }
+}
+
+impl Say {
+    fn conversation(&self) -> Conversation {
+        Conversation { system: self.system.clone(), user: self.user.clone(), seed: self.seed }
     }
 }
 
@@ -172,30 +214,38 @@ impl Work<'_, '_> {
             hasher.text(&say.user).number(say.seed).finish()
         };
         let keys: Vec<Digest> = says.iter().map(key).collect();
-        let client = &*remote;
+        let RemoteSpeaker { endpoint, calling, tally, asked, .. } = remote;
+        let cancel = self.cancel();
         let rows: Rows<Remembered> = self.remembered(&space, &keys, |missing, keeper| {
-            let key = client.calling.key(&client.endpoint)?;
-            let client = Client::new(&client.endpoint, &client.calling, key);
+            let client = Client::new(endpoint, calling, calling.key(endpoint)?);
             let sent = Settings {
                 max_new_tokens: settings.max_new_tokens,
                 temperature: settings.temperature,
                 top_p: settings.top_p,
                 stop: settings.stop.clone(),
             };
-            for (place, at) in missing.iter().enumerate() {
-                let Say { system, user, seed, .. } = says[*at].clone();
-                let reply = client.call(&Conversation { system, user, seed }, &sent).map_err(|fault| match fault {
-                    Fault::Never(error) => error,
-                    Fault::Again { what, .. } => {
-                        let (model, url) = (client.model().to_owned(), client.url().to_owned());
-                        EndpointError::GaveUp { model, tries: 1, what, url }
-                    }
-                })?;
-                keeper.take(std::iter::once((place, remembered(reply, &settings.stop))))?;
-                keeper.keep()?;
+            let said: Vec<Conversation> = missing.iter().map(|at| says[*at].conversation()).collect();
+            let estimate = Estimate::of(&said, settings.max_new_tokens);
+            let cost = calling.price.map(|price| format!(", which costs up to {:.2}", estimate.cost(&price)));
+            let known = says.len() - missing.len();
+            tracing::info!("{}: {estimate}{}; {known} more are remembered", client.model(), cost.unwrap_or_default());
+            let mut fault = None;
+            let (made, end) = ask_all(&client, calling, said, &sent, cancel, &mut |place, reply| {
+                let taken = keeper.take(std::iter::once((place, remembered(reply, &settings.stop))));
+                // Each is paid for: none waits for others to be kept with.
+                let kept = keeper.keep();
+                fault = fault.take().or(kept.and(taken).err());
+                fault.is_none()
+            });
+            *tally = tally.and(made);
+            match (fault, end) {
+                (Some(fault), _) => Err(fault),
+                (None, End::Failed(error)) => Err(error.into()),
+                (None, End::Stopped) => Err(NodeError::Interrupted),
+                (None, End::Done) => Ok(()),
             }
-            Ok(())
         })?;
+        *asked += says.len() as u64;
         Ok(Rows { values: rows.values.into_iter().map(|row| row.answer).collect(), reused: rows.reused })
     }
 }

@@ -164,7 +164,8 @@ impl Writer<'_> {
             match (read, fault) {
                 (Ok(principles), _) => {
                     let provenance = Provenance { writer, model, attempts, principles: sources(drafts) };
-                    let metrics = Map::from_iter([
+                    let mut metrics = speaker.metrics("");
+                    metrics.extend([
                         ("written".to_owned(), json!(asked.len())),
                         ("tries".to_owned(), json!(attempt)),
                         ("rows_reused".to_owned(), json!(reused)),
