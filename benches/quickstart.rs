@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench quickstart -- [SEED…]` (default 1 2 3) runs `pipelines/quickstart.toml` from an empty cache with
 //! each seed and prints what its last evaluation says of the base model and of the aligned one, the seconds of the run
-//! and of a second one. `cargo bench --bench quickstart -- collapse` runs eight iterations with and without the KL term
+//! and of a second one. `cargo bench --bench quickstart -- baselines [SEED…]` (default 1 2 3 4 5) trains SFT and DPO beside
+//! SAMI, on the same responses, and prints how they do. `cargo bench --bench quickstart -- collapse` runs eight iterations with and without the KL term
 //! and writes `docs/images/collapse.svg`.
 
 use std::fmt::Write as _;
@@ -17,9 +18,14 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Runs the quickstart; returns the last line of `--json` and the wall seconds.
 fn run(cache: &Path, sets: &[String]) -> std::io::Result<(Value, f64)> {
+    run_file(Path::new("pipelines/quickstart.toml"), cache, sets)
+}
+
+/// Runs a pipeline; returns the same.
+fn run_file(pipeline: &Path, cache: &Path, sets: &[String]) -> std::io::Result<(Value, f64)> {
     let start = Instant::now();
     let mut command = Command::new(env!("CARGO_BIN_EXE_sami"));
-    command.current_dir(ROOT).args(["run", "pipelines/quickstart.toml", "--json", "--cache"]).arg(cache);
+    command.current_dir(ROOT).arg("run").arg(pipeline).args(["--json", "--cache"]).arg(cache);
     for set in sets {
         command.args(["--set", set]);
     }
@@ -73,6 +79,92 @@ fn seeds(seeds: &[u64], out: &mut impl std::io::Write) -> std::io::Result<()> {
             100.0 * (form.1 - form.0),
             number(&last, "kl.sami"),
         )?;
+    }
+    Ok(())
+}
+
+/// What trains beside SAMI: each goes on from its own iteration before, on the responses that SAMI trains on, with its
+/// batches, steps, rate and KL budget.
+const BASELINES: &str = r#"
+[loop.nodes.sft]
+kind = "finetune"
+objective = "sft"                         # every response under its own constitution
+model = "sft_policy"
+reference = "base"
+examples = "score"
+batch_queries = 32                        # responses: those of 16 queries
+steps = "${steps}"
+optimizer = { name = "adamw", lr = "${lr}" }
+kl_budget = "${kl_budget}"
+score_eos = true
+seed = "${seed}"
+
+[loop.nodes.dpo]
+kind = "finetune"
+objective = "dpo"
+model = "dpo_policy"
+reference = "base"
+examples = "score"
+batch_queries = 16
+steps = "${steps}"
+optimizer = { name = "adamw", lr = "${lr}" }
+kl_budget = "${kl_budget}"
+score_eos = true
+seed = "${seed}"
+
+"#;
+
+/// The quickstart with the baselines, evaluated against the base model and against SAMI.
+fn with_baselines() -> std::io::Result<String> {
+    let text = fs_err::read_to_string(Path::new(ROOT).join("pipelines/quickstart.toml"))?;
+    let replaced = |text: String, old: &str, new: &str| {
+        if text.contains(old) { Ok(text.replace(old, new)) } else { Err(std::io::Error::other(format!("no `{old}`"))) }
+    };
+    let carry = "carry.policy = ";
+    let carries = |name: &str| format!("carry.{name}_policy = {{ first = \"base\", next = \"{name}\" }}\n");
+    let text = replaced(text, carry, &format!("{}{}{carry}", carries("sft"), carries("dpo")))?;
+    let two = "base = \"base\", sami = \"finetune\" }";
+    let text = replaced(text, two, "base = \"base\", sami = \"finetune\", sft = \"sft\", dpo = \"dpo\" }")?;
+    let evaluate = text.find("[loop.nodes.evaluate]").ok_or_else(|| std::io::Error::other("no evaluation"))?;
+    let rivals = text[evaluate..].replace("[loop.nodes.evaluate", "[loop.nodes.rivals");
+    let rivals = replaced(rivals, "against = \"base\"", "against = \"sami\"")?;
+    Ok(format!("{}{BASELINES}{}\n{rivals}", &text[..evaluate], &text[evaluate..]))
+}
+
+fn baselines(seeds: &[u64], out: &mut impl std::io::Write) -> std::io::Result<()> {
+    writeln!(
+        out,
+        "| seed | model | win rate against base [95%] | against SAMI [95%] | adherence | well formed | mean length | bound | KL |\n|---|---|---|---|---|---|---|---|---|"
+    )?;
+    let folder = tempfile::tempdir()?;
+    let pipeline = folder.path().join("baselines.toml");
+    fs_err::write(&pipeline, with_baselines()?)?;
+    for seed in seeds {
+        let cache = tempfile::tempdir()?;
+        let (done, _) = run_file(&pipeline, cache.path(), &[format!("seed={seed}")])?;
+        let nodes = done["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let last =
+            |name: &str| nodes.iter().rfind(|node| node["name"] == format!("{name}@3")).map(|node| &node["metrics"]);
+        let (Some(base), Some(rivals)) = (last("evaluate"), last("rivals")) else { continue };
+        let rate = |metrics: &Value, name: &str| {
+            let of = |figure: &str| 100.0 * number(metrics, &format!("{figure}.{name}"));
+            format!("{:.1} [{:.1}, {:.1}]", of("win_rate"), of("win_rate_low"), of("win_rate_high"))
+        };
+        for name in ["base", "sami", "sft", "dpo"] {
+            let of = |figure: &str| number(base, &format!("{figure}.{name}"));
+            writeln!(
+                out,
+                "| {seed} | {name} | {} | {} | {:.3} | {:.3} | {:.1} | {:.3} | {} |",
+                if name == "base" { "–".to_owned() } else { rate(base, name) },
+                if name == "sami" { "–".to_owned() } else { rate(rivals, name) },
+                of("adherence"),
+                of("well_formed"),
+                of("mean_length"),
+                of("bound"),
+                if name == "base" { "–".to_owned() } else { format!("{:.3}", of("kl")) },
+            )?;
+        }
+        out.flush()?;
     }
     Ok(())
 }
@@ -156,6 +248,9 @@ fn main() -> std::io::Result<()> {
     }
     let given: Vec<u64> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
     let mut out = std::io::stdout();
+    if args.iter().any(|arg| arg == "baselines") {
+        return baselines(if given.is_empty() { &[1, 2, 3, 4, 5] } else { &given }, &mut out);
+    }
     seeds(if given.is_empty() { &[1, 2, 3] } else { &given }, &mut out)?;
     out.flush()
 }

@@ -27,6 +27,18 @@ pub const CUDA_LIBS: Variable = Variable {
     doc: "Directories, separated by `:`, where the driver and CUDA's libraries (`libcublas.so.13`, `libcurand.so.10`) are looked for before the usual ones. For a build with CUDA, on machines whose loader does not know them; `sami doctor` says what was found.",
 };
 
+/// Whether kernels of our own compute.
+pub const KERNELS: Variable = Variable {
+    name: "SAMI_KERNELS",
+    doc: "For a build with CUDA. `off`: candle's operations compute everything on GPUs, no kernel of `sami`'s own does; to compare the two. `unchecked`: the kernels compute without being held to plain operations first; for tests. Default: those compute that the check finds right.",
+};
+
+/// Whether steps of decoding are recorded.
+pub const GRAPHS: Variable = Variable {
+    name: "SAMI_GRAPHS",
+    doc: "For a build with CUDA. `off`: the kernels of a step of sampling are launched one by one, not recorded as a CUDA graph. Default: they are recorded, where the recording gives what they give one by one.",
+};
+
 /// Where the model hub's files are kept.
 pub const HF_HOME: Variable = Variable {
     name: "HF_HOME",
@@ -139,6 +151,8 @@ pub const ALL: &[&Variable] = &[
     &HF_HUB_OFFLINE,
     &OPENAI_API_KEY,
     &CUDA_LIBS,
+    &KERNELS,
+    &GRAPHS,
     &VISIBLE,
     &TEST_DATA,
     &TEST_CUDA_BIN,

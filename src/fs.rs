@@ -246,6 +246,18 @@ impl Stamp {
     }
 }
 
+/// Bytes that can still be written where a path is or will be; `None` where nobody says. `SAMI_FAULT=room:BYTES` says
+/// that there are so many.
+pub fn free(path: &Path) -> Option<u64> {
+    if let Some(bytes) = fault("room") {
+        return u64::try_from(bytes).ok();
+    }
+    let path = std::path::absolute(path).ok()?;
+    let there = path.ancestors().find(|ancestor| ancestor.exists())?;
+    let system = rustix::fs::statvfs(there).ok()?;
+    Some(system.f_bavail.saturating_mul(system.f_frsize))
+}
+
 /// The files under a directory, in the order of their paths; none if it is not there. Links are not followed.
 pub fn walk(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();

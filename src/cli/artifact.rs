@@ -61,7 +61,7 @@ fn page(store: &Store, index: &Index, known: &Known) -> Result<String, StoreErro
     let rows = known.glance.rows.map_or_else(String::new, |rows| format!(", {}", plural(rows, "row")));
     page.lines("artifact", [known.id.to_string(), format!("{}, {size}{rows}", known.manifest.kind)]);
     match &known.record {
-        Some(record) => page.record(store, index, record),
+        Some(record) => page.record(store, index, record, false),
         None => page.line("source", "read from outside the pipeline; no node made it"),
     }
     if let Some(external) = store.external(&known.id)? {

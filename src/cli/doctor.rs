@@ -7,9 +7,12 @@ use serde::{Deserialize, Serialize};
 use super::figures::bytes;
 use super::{CommandResult, Context, DONE, context};
 use crate::env;
-use crate::lm::device::{self, CUDA};
+use crate::lm::device::{self, CUDA, KernelCheck};
 use crate::lm::driver::{self, Driver, Gpu, Library};
 use crate::store::Store;
+
+/// The setting in which no kernel is checked, as none is used.
+const KERNELS_OFF: &str = "off";
 
 /// Everything that is told.
 #[derive(Debug, Serialize)]
@@ -48,6 +51,16 @@ struct Cuda {
     unusable: Option<String>,
     driver: Option<Driver>,
     libraries: Vec<Library>,
+    kernels: Vec<Kernels>,
+}
+
+/// How our kernels fared on a GPU.
+#[derive(Debug, Serialize)]
+struct Kernels {
+    gpu: String,
+    checks: Vec<KernelCheck>,
+    /// Why they were not checked; `None` if they were.
+    unchecked: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,8 +86,10 @@ pub(super) fn gpus(program: &Path) -> Vec<String> {
     if !CUDA {
         return Vec::new();
     }
-    let asked =
-        std::process::Command::new(program).args(["doctor", "--json"]).stdin(std::process::Stdio::null()).output();
+    let mut command = std::process::Command::new(program);
+    // Checking kernels would take of a GPU's memory.
+    command.args(["doctor", "--json"]).env(env::KERNELS.name, KERNELS_OFF).stdin(std::process::Stdio::null());
+    let asked = command.output();
     let told = asked.ok().and_then(|output| serde_json::from_slice::<Auto>(&output.stdout).ok());
     let Some(Auto { auto }) = told else {
         tracing::warn!("what GPUs there are cannot be found out; computing on the CPU");
@@ -91,6 +106,9 @@ impl Report {
             Ok(driver) => (None, Some(driver)),
             Err(why) => (Some(why), driver::probe().ok()),
         };
+        let gpus = driver.iter().filter(|_| unusable.is_none()).flat_map(|driver| &driver.gpus);
+        let off = env::KERNELS.get().is_some_and(|setting| setting == KERNELS_OFF);
+        let kernels = gpus.filter(|_| !off).map(Kernels::of).collect();
         let auto = match (&unusable, &driver) {
             (None, Some(driver)) if !driver.gpus.is_empty() => by_load(&driver.gpus),
             _ => vec!["cpu".to_owned()],
@@ -104,7 +122,7 @@ impl Report {
             version: env!("CARGO_PKG_VERSION"),
             features: if CUDA { vec!["cuda"] } else { Vec::new() },
             cpu: Cpu::here(),
-            cuda: Cuda { unusable, driver, libraries },
+            cuda: Cuda { unusable, driver, libraries, kernels },
             cache: Cache::of(&context.cache_directory(None)?),
             environment: env::ALL.iter().filter_map(set).collect(),
             auto,
@@ -126,7 +144,7 @@ impl Report {
         if let (Some(memory), Some(available)) = (memory, available) {
             line("memory", format!("{}, {} available", bytes(*memory), bytes(*available)));
         }
-        let Cuda { unusable, driver, libraries } = &self.cuda;
+        let Cuda { unusable, driver, libraries, kernels } = &self.cuda;
         match driver {
             None => line("driver", "none".to_owned()),
             Some(Driver { version, cuda, .. }) => {
@@ -140,6 +158,18 @@ impl Report {
             let free = gpu.free.map_or_else(String::new, |free| format!(", {} free", bytes(free)));
             line(&gpu.device, format!("{}, capability {}, {}{free}", gpu.name, gpu.capability, bytes(gpu.memory)));
         }
+        for Kernels { gpu, checks, unchecked } in kernels {
+            if let Some(why) = unchecked {
+                line("kernels", format!("{gpu}: {why}"));
+            }
+            for KernelCheck { kernel, numbers, apart, unused } in checks {
+                let fared = match (apart, unused) {
+                    (Some(apart), _) => format!("right, {apart:.0e} apart"),
+                    (None, why) => format!("not used: {}", why.as_deref().unwrap_or_default()),
+                };
+                line("kernel", format!("{gpu} {kernel} in {numbers}: {fared}"));
+            }
+        }
         if let Some(why) = unusable {
             line("no GPU", why.clone());
         }
@@ -149,6 +179,16 @@ impl Report {
         }
         line("auto", self.auto.join(", "));
         text
+    }
+}
+
+impl Kernels {
+    fn of(gpu: &Gpu) -> Self {
+        let gpu = gpu.device.clone();
+        match device::check_kernels(&gpu) {
+            Ok(checks) => Self { gpu, checks, unchecked: None },
+            Err(error) => Self { gpu, checks: Vec::new(), unchecked: Some(error.to_string()) },
+        }
     }
 }
 

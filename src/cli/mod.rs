@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 mod artifact;
+mod breakdown;
 mod cache;
 mod check;
 mod context;

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::breakdown;
 use super::figures::{clock, cut, figure, seconds};
 use crate::store::{Index, NodeRecord, Store};
 
@@ -64,8 +65,9 @@ impl Page {
         self.text
     }
 
-    /// Adds what a record says: node, key, when and where it was made, inputs, recipe, metrics.
-    pub(super) fn record(&mut self, store: &Store, index: &Index, record: &NodeRecord) {
+    /// Adds what a record says: node, key, when and where it was made, inputs, recipe, metrics; `tables` if an evaluation's tables
+    /// follow.
+    pub(super) fn record(&mut self, store: &Store, index: &Index, record: &NodeRecord, tables: bool) {
         self.line("node", &format!("{}  of pipeline {}, kind {}", record.node, record.pipeline, record.kind));
         self.line("key", &record.key.to_string());
         let (when, took) = (clock(&record.started), seconds(record.seconds));
@@ -73,8 +75,16 @@ impl Page {
         self.line("run", &format!("{} attempt {}", record.run, record.attempt));
         self.inputs(store, index, record);
         self.recipe(record);
-        let metrics: Vec<_> =
-            record.metrics.iter().map(|(name, value)| format!("{name} {}", figure(value))).take(4 * LISTED).collect();
+        self.metrics(record, tables);
+    }
+
+    /// The metrics; with tables those that they do not tell better.
+    fn metrics(&mut self, record: &NodeRecord, tables: bool) {
+        let told = record.metrics.iter().filter(|(name, _)| !tables || !breakdown::tells(name));
+        let mut metrics: Vec<_> = told.map(|(name, value)| format!("{name} {}", figure(value))).collect();
+        let more = metrics.len().saturating_sub(4 * LISTED);
+        metrics.truncate(4 * LISTED);
+        metrics.extend((more > 0).then(|| format!("… {more} more; `--json` has all")));
         self.flow("metrics", &metrics, " · ");
     }
 

@@ -90,8 +90,8 @@ impl Report {
             Form::Lines(told) => {
                 let (name, far) = match event {
                     Event::NodeProgress { node, progress, seconds: passed } => (node, how_far(progress, *passed)),
-                    Event::Download { model, done, total, seconds: passed, finished: false } => {
-                        (model, downloaded(*done, *total, *passed))
+                    Event::Download { name, done, total, seconds: passed, finished: false } => {
+                        (name, downloaded(*done, *total, *passed))
                     }
                     _ => return self.tell_in_words(event),
                 };
@@ -103,14 +103,14 @@ impl Report {
             }
             Form::Bars(all, bars) => {
                 match event {
-                    Event::Download { model, finished: true, .. } => {
-                        if let Some(bar) = bars.remove(model) {
+                    Event::Download { name, finished: true, .. } => {
+                        if let Some(bar) = bars.remove(name) {
                             bar.finish_and_clear();
                         }
                     }
-                    Event::Download { model, done, total, .. } => {
-                        let bar = bars.entry(model.clone()).or_insert_with(|| {
-                            let bar = all.add(ProgressBar::new(*total).with_prefix(model.clone()));
+                    Event::Download { name, done, total, .. } => {
+                        let bar = bars.entry(name.clone()).or_insert_with(|| {
+                            let bar = all.add(ProgressBar::new(*total).with_prefix(name.clone()));
                             bar.set_style(
                                 style("{spinner} {prefix}  [{bar:24}] {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}, {eta} left")
                                     .progress_chars("=> "),
@@ -152,8 +152,8 @@ impl Report {
             self.line(line.trim_end());
         };
         match event {
-            Event::Download { model, total, seconds: took, finished: true, .. } => {
-                say("came", model, &format!("{} from the hub in {}", bytes(*total), seconds(*took)));
+            Event::Download { name, total, seconds: took, finished: true, .. } => {
+                say("came", name, &format!("{} from the hub in {}", bytes(*total), seconds(*took)));
             }
             Event::Start { run, nodes, hits, .. } => {
                 let hits = if *hits > 0 { format!(", {} fresh", count(*hits as u64)) } else { String::new() };

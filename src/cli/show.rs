@@ -8,7 +8,7 @@ use super::figures::{bytes, clock, cut, figure, plural, quoted, seconds, some};
 use super::find::{self, Found};
 use super::page::Page;
 use super::table::Table;
-use super::{CommandResult, Context, DONE, context, report, runs};
+use super::{CommandResult, Context, DONE, breakdown, context, report, runs};
 use crate::digest::Digest;
 use crate::graph::key;
 use crate::store::{Index, NodeRecord, RunRecord, Store, StoreError, preview};
@@ -86,7 +86,9 @@ fn show_node(context: &Context, store: &Store, index: &Index, record: &NodeRecor
 
 fn node_page(store: &Store, index: &Index, record: &NodeRecord, earlier: &[NodeRecord]) -> Result<String, StoreError> {
     let mut page = Page::default();
-    page.record(store, index, record);
+    let files = store.files(&record.artifact).unwrap_or_default();
+    let tables = files.get(breakdown::FILE).map(|path| breakdown::tables(path)).unwrap_or_default();
+    page.record(store, index, record, !tables.is_empty());
     match store.manifest(&record.artifact) {
         Ok(manifest) => {
             let rows = preview(store, &record.artifact, 0)?.rows;
@@ -101,6 +103,7 @@ fn node_page(store: &Store, index: &Index, record: &NodeRecord, earlier: &[NodeR
         page.line("since", &format!("{state} in run {run}"));
     }
     page.line("more", &format!("sami cache show {} · sami logs {node}", record.artifact.short()));
+    page.append(&tables);
     if earlier.is_empty() {
         page.line("earlier", "no other results");
     } else {

@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 use super::Command;
 use super::context::Failure;
 use crate::diag::Diagnostic;
-use crate::env;
+use crate::{env, pipeline};
 
 /// Starts the log: what `SAMI_LOG` asks for, or else warnings; in a worker, whose standard error is its attempt's log,
 /// more than that, with times.
@@ -35,9 +35,12 @@ pub(super) fn start(command: &Command) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes a panic say that it is a bug, and where.
+/// Makes a panic say that it is a bug, and where; but for one over a damaged file, which is told as such.
 pub(super) fn report_bugs() {
     std::panic::set_hook(Box::new(|panic| {
+        if std::thread::current().name() == Some(pipeline::dataset::PARQUET_THREAD) {
+            return;
+        }
         let _ = writeln!(
             io::stderr(),
             "{panic}\nThis is a bug in sami {}. Please report it with the lines above and the command that led to it. \

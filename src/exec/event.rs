@@ -13,10 +13,10 @@ use crate::store::RunNode;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// A model comes from the hub, before the run begins.
+    /// A model or a dataset comes from the hub, before the run begins.
     Download {
         /// Its name in the pipeline.
-        model: String,
+        name: String,
         /// Bytes that are there.
         done: u64,
         /// Bytes that are downloaded, as far as they are known by now.

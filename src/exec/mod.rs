@@ -12,6 +12,7 @@ use crate::store::RunNode;
 mod attempt;
 mod device;
 mod error;
+mod estimate;
 mod event;
 mod fetch;
 mod interrupt;
@@ -33,6 +34,7 @@ mod why;
 mod worker;
 
 pub use error::ExecError;
+pub use estimate::{Estimates, estimate};
 pub use event::Event;
 pub use fetch::fetch;
 pub use journal::attempt_directory;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -19,11 +20,11 @@ const DTYPE_FILE: &str = "sami.json";
 /// What the one file of a GGUF model is called in its artifact, whatever it is called where it is.
 const GGUF: &str = "model.gguf";
 
-/// Where a model is.
+/// Where a source is, or what of it is here.
 #[derive(Debug)]
-pub(super) enum Located {
+pub(super) enum Located<T> {
     /// Here.
-    Here(Place),
+    Here(T),
     /// It has to be downloaded; how many bytes, if the hub tells.
     Absent { bytes: Option<u64> },
 }
@@ -38,7 +39,7 @@ pub(super) struct Place {
 
 /// Finds the files of a model. Of one that is to be downloaded the hub is asked for the size; of one in the cache it is
 /// asked nothing.
-pub(super) fn locate(name: &str, model: &ModelSource, pipeline: &Pipeline) -> Result<Located, Box<Diagnostic>> {
+pub(super) fn locate(name: &str, model: &ModelSource, pipeline: &Pipeline) -> Result<Located<Place>, Box<Diagnostic>> {
     let here = |path: &Path| pipeline.directory.join(path);
     let unreadable = |error: io::Error| {
         let finding = check::model(name, model, pipeline).unwrap_or_else(|| {
@@ -64,11 +65,11 @@ pub(super) fn locate(name: &str, model: &ModelSource, pipeline: &Pipeline) -> Re
         // It has no files of its own: `source` makes its artifact.
         Origin::Endpoint { .. } => return Ok(Located::Absent { bytes: None }),
         Origin::Hub(repo) => {
-            let failed = |error: HubError| Box::new(hub_finding(name, model, pipeline, &error));
+            let failed = |error: HubError| Box::new(hub_finding("model", name, &model.span, pipeline, &error));
             let hub = open_hub().map_err(failed)?;
             match hub.cached(repo).map_err(unreadable)? {
                 Some(snapshot) => (External::in_directory(&snapshot.directory), snapshot.files),
-                None => return absent(&hub, repo).map_err(failed),
+                None => return absent(repo, hub.to_download(repo)).map_err(failed),
             }
         }
     };
@@ -80,8 +81,9 @@ pub(super) fn open_hub() -> Result<Hub, HubError> {
     Ok(Hub::new(Settings::from_env()?))
 }
 
-fn absent(hub: &Hub, repo: &Repo) -> Result<Located, HubError> {
-    match hub.to_download(repo) {
+/// That something is not here, as far as the hub tells.
+pub(super) fn absent<T>(repo: &Repo, to_download: Result<Option<u64>, HubError>) -> Result<Located<T>, HubError> {
+    match to_download {
         Ok(bytes) => Ok(Located::Absent { bytes }),
         Err(HubError::Network { what }) => {
             tracing::warn!("how large {repo} is cannot be told: {what}");
@@ -92,11 +94,22 @@ fn absent(hub: &Hub, repo: &Repo) -> Result<Located, HubError> {
 }
 
 /// What the hub refused, at the place where the pipeline asks for it.
-pub(super) fn hub_finding(name: &str, model: &ModelSource, pipeline: &Pipeline, error: &HubError) -> Diagnostic {
-    error.diagnostic().label(&pipeline.source, model.span.clone(), format!("of model `{name}`"))
+pub(super) fn hub_finding(
+    what: &str,
+    name: &str,
+    span: &Range<usize>,
+    pipeline: &Pipeline,
+    error: &HubError,
+) -> Diagnostic {
+    error.diagnostic().label(&pipeline.source, span.clone(), format!("of {what} `{name}`"))
 }
 
 impl Place {
+    /// Where the files are, by their names in the artifact.
+    pub(super) fn files(&self) -> &BTreeMap<String, PathBuf> {
+        &self.files
+    }
+
     /// All that decides what the model is, and whether the stamps in it can be gone by.
     pub(super) fn declaration(&self, model: &ModelSource) -> io::Result<(Digest, bool)> {
         let mut hasher = hasher("model");

@@ -47,11 +47,11 @@ pub enum State {
         /// Why.
         reason: Reason,
     },
-    /// Whether it has to run shows when others have run or models are there.
+    /// Whether it has to run shows when others have run, or models and datasets are there.
     Unknown {
         /// The nodes that have to run before, by index, ascending; the first few if they are many.
         until: Vec<usize>,
-        /// The models that have to be downloaded before, each with its bytes if the hub tells.
+        /// The models and datasets that have to be downloaded before, each with its bytes if the hub tells.
         downloads: BTreeMap<String, Option<u64>>,
     },
 }
@@ -117,7 +117,7 @@ pub(super) fn asked(pipeline: &Pipeline, graph: &Graph, targets: &[String]) -> R
 }
 
 impl Plan {
-    /// The nodes that have to run, and the models that have to be downloaded, before anything is known of a node.
+    /// The nodes that have to run, and the models and datasets that have to be downloaded, before anything is known of a node.
     fn waits_for(&self, pipeline: &Pipeline, node: usize) -> (Vec<usize>, BTreeMap<String, Option<u64>>) {
         let (mut until, mut downloads) = (Vec::new(), BTreeMap::new());
         for link in &pipeline.nodes[node].links {

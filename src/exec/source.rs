@@ -7,18 +7,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::ops::Range;
-use std::path::Path;
 
 use serde_json::json;
 
 use super::ExecError;
-use super::model::{Located, locate};
+use super::model::{Located, absent, hub_finding, locate, open_hub};
 use crate::diag::Diagnostic;
 use crate::digest::{Digest, Hasher};
 use crate::endpoint::{self, Endpoint};
 use crate::fs::Stamp;
+use crate::hub::HubError;
 use crate::pipeline::check;
-use crate::pipeline::dataset::{self, DatasetSpec, Row, RowSource};
+use crate::pipeline::dataset::{self, DatasetSpec, Row, RowFile, RowSource};
 use crate::pipeline::{ArtifactType, Link, Origin, Pipeline, Target};
 use crate::store::{Blob, Health, Index, Manifest, Stamps, Store, StoreError};
 
@@ -52,7 +52,8 @@ type Slices = BTreeMap<(u64, Option<u64>), Range<usize>>;
 #[derive(Debug, Default)]
 pub(super) struct Sources {
     ids: HashMap<Source, Digest>,
-    /// Models that are to be downloaded before anything is known of them, each with its bytes if those are known.
+    /// Models and datasets that are to be downloaded before anything is known of them, each with its bytes if those are
+    /// known.
     absent: BTreeMap<String, Option<u64>>,
 }
 
@@ -103,11 +104,13 @@ impl Sources {
         Source::of(link).and_then(|source| self.ids.get(&source).copied())
     }
 
-    /// The model that a link leads to, with its bytes, if it has to be downloaded first.
+    /// The model or dataset that a link leads to, with its bytes, if it has to be downloaded first.
     pub(super) fn absent(&self, link: &Link) -> Option<(&String, Option<u64>)> {
         match &link.target {
-            Target::Model(name) => self.absent.get_key_value(name).map(|(name, bytes)| (name, *bytes)),
-            _ => None,
+            Target::Model(name) | Target::Dataset(name) => {
+                self.absent.get_key_value(name).map(|(name, bytes)| (name, *bytes))
+            }
+            Target::Node(_) => None,
         }
     }
 }
@@ -128,7 +131,8 @@ pub(super) fn provide(
                 return Ok(None);
             }
             let Some(spec) = pipeline.datasets.get(dataset) else { return Ok(changed(dataset)) };
-            let Ok(rows) = dataset::read(spec, &pipeline.directory) else { return Ok(changed(dataset)) };
+            let Ok(Located::Here(files)) = row_files(spec, pipeline) else { return Ok(changed(dataset)) };
+            let Ok(rows) = dataset::read(spec, &files) else { return Ok(changed(dataset)) };
             let put = rows_artifact(dataset::slice(&rows, Some(*skip), *take), Some(store))?;
             Ok(if put == *id { None } else { changed(dataset) })
         }
@@ -173,16 +177,18 @@ impl Reader<'_> {
         findings: &mut Vec<Diagnostic>,
     ) -> Result<(), ExecError> {
         let Some(spec) = self.pipeline.datasets.get(name) else { return Ok(()) };
-        let stamp = match &spec.source {
-            RowSource::File(path) => Stamp::of(&self.pipeline.directory.join(path))?,
-            RowSource::Template { .. } => None,
+        let files = match row_files(spec, self.pipeline) {
+            Ok(Located::Here(files)) => files,
+            Ok(Located::Absent { bytes }) => {
+                sources.absent.insert(name.to_owned(), bytes);
+                return Ok(());
+            }
+            Err(finding) => {
+                findings.push(*finding);
+                return Ok(());
+            }
         };
-        // As of now: a file that changed just now could change once more before it is read, its stamp being the same.
-        let steady = match (&spec.source, &stamp) {
-            (RowSource::Template { .. }, _) => true,
-            (RowSource::File(_), stamp) => stamp.is_some_and(|stamp| stamp.is_settled()),
-        };
-        let declared = declaration(spec, &self.pipeline.directory, stamp.as_ref())?;
+        let (declared, steady) = declaration(spec, &files)?;
         let mut rows: Option<Vec<Row>> = None;
         for ((skip, take), span) in slices {
             let declared = declaration_of_slice(&declared, *skip, *take);
@@ -193,7 +199,7 @@ impl Reader<'_> {
             }
             let rows = match &mut rows {
                 Some(rows) => rows,
-                None => match check::rows(spec, self.pipeline) {
+                None => match check::rows(spec, &files, self.pipeline) {
                     Ok(read) => rows.insert(read),
                     Err(faults) => {
                         findings.extend(faults);
@@ -286,24 +292,43 @@ pub(super) fn add_stamp(hasher: &mut Hasher, stamp: &Stamp) {
     hasher.number(stamp.size).number(stamp.modified as u64).number(stamp.changed as u64).number(stamp.inode);
 }
 
-/// All that decides what rows a dataset has.
-fn declaration(spec: &DatasetSpec, base: &Path, stamp: Option<&Stamp>) -> Result<Digest, StoreError> {
-    let mut hasher = hasher("dataset");
-    match &spec.source {
-        RowSource::File(path) => {
-            hasher.text("file").text(&std::path::absolute(base.join(path))?.to_string_lossy());
+/// The files of a dataset. Of one that is to be downloaded the hub is asked for the size; of one in the cache it is asked
+/// nothing.
+pub(super) fn row_files(spec: &DatasetSpec, pipeline: &Pipeline) -> Result<Located<Vec<RowFile>>, Box<Diagnostic>> {
+    let RowSource::Hub { repo, part } = &spec.source else {
+        return Ok(Located::Here(dataset::files(spec, &pipeline.directory)));
+    };
+    let failed = |error: HubError| Box::new(hub_finding("dataset", &spec.name, &spec.span, pipeline, &error));
+    let hub = open_hub().map_err(failed)?;
+    match hub.cached_rows(repo, part).map_err(|error| failed(error.into()))? {
+        Some(found) => {
+            let file = |(name, path)| RowFile { name: format!("{}/{name}", repo.name), path };
+            Ok(Located::Here(found.files.into_iter().map(file).collect()))
         }
-        RowSource::Template { rows, seed, template } => {
-            hasher.text("make").number(*rows).number(*seed).text(template);
-        }
+        None => absent(repo, hub.rows_to_download(repo, part)).map_err(failed),
     }
-    // A file that is not there has no rows to remember.
-    if let Some(stamp) = stamp {
-        add_stamp(&mut hasher, stamp);
+}
+
+/// All that decides what rows a dataset has, and whether the stamps in it can be gone by: a file that changed just now could
+/// change once more before it is read, its stamp being the same.
+fn declaration(spec: &DatasetSpec, files: &[RowFile]) -> Result<(Digest, bool), StoreError> {
+    let mut hasher = hasher("dataset");
+    let mut steady = true;
+    if let RowSource::Template { rows, seed, template } = &spec.source {
+        hasher.text("make").number(*rows).number(*seed).text(template);
+    }
+    for RowFile { path, .. } in files {
+        hasher.text("file").text(&std::path::absolute(path)?.to_string_lossy());
+        // A file that is not there has no rows to remember.
+        let stamp = Stamp::of(path)?;
+        if let Some(stamp) = &stamp {
+            add_stamp(&mut hasher, stamp);
+        }
+        steady &= stamp.is_some_and(|stamp| stamp.is_settled());
     }
     let rest = json!({"id": spec.id, "fields": spec.fields, "unique": spec.unique, "shuffle": spec.shuffle,
         "skip": spec.skip, "take": spec.take});
-    Ok(hasher.digest(&Digest::of_value(&rest)).finish())
+    Ok((hasher.digest(&Digest::of_value(&rest)).finish(), steady))
 }
 
 fn declaration_of_slice(declared: &Digest, skip: u64, take: Option<u64>) -> Digest {

@@ -39,7 +39,7 @@ pub enum Finding {
     Differs,
     /// A dataset or a model from outside that is not what it was.
     Source,
-    /// A model that is not in the hub's cache yet.
+    /// A model or dataset that is not in the hub's cache yet.
     Absent {
         /// What has to be downloaded, if the hub tells.
         bytes: Option<u64>,

@@ -1,12 +1,13 @@
 //! The cache directory, in the form of Python's `huggingface_hub`:
 //!
 //! ```text
-//! models--ORG--NAME/
+//! models--ORG--NAME/               datasets--ORG--NAME/ of a dataset
 //!   blobs/ETAG                     files by the digest that the hub names them by
 //!   blobs/ETAG.incomplete          what has arrived of one
 //!   refs/REVISION                  the commit that a branch or tag stood for
 //!   snapshots/COMMIT/NAME          links to the blobs
 //!   .no_exist/COMMIT/NAME          empty: the commit has no such file
+//!   .sami/COMMIT.json              our own: the names of all files that a dataset has at the commit
 //! .locks/models--ORG--NAME/ETAG.lock
 //! ```
 
@@ -26,6 +27,17 @@ pub(super) struct Cache {
 /// The right to download a file, until it is dropped or the process dies.
 pub(super) struct Lock {
     _file: fs_err::File,
+}
+
+/// Writes a small file, unless it holds that already.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    if fs_err::read_to_string(path).is_ok_and(|before| before == text) {
+        return Ok(());
+    }
+    if let Some(directory) = path.parent() {
+        fs::create_directory(directory)?;
+    }
+    fs::write_atomic(path, text.as_bytes())
 }
 
 /// Whether a name stays inside of the directory that it is joined to.
@@ -88,22 +100,50 @@ impl Cache {
 
     /// Notes what the hub said of a revision: its commit, and which files it does not have.
     pub(super) fn remember(&self, repo: &Repo, commit: &str, names: &[&str]) -> io::Result<()> {
-        let write = |path: PathBuf, text: &str| {
-            if fs_err::read_to_string(&path).is_ok_and(|before| before == text) {
-                return Ok(());
-            }
-            if let Some(directory) = path.parent() {
-                fs::create_directory(directory)?;
-            }
-            fs::write_atomic(&path, text.as_bytes())
-        };
         for name in select::OPTIONAL.iter().filter(|name| !names.contains(*name)) {
-            write(self.repo(repo).join(".no_exist").join(commit).join(name), "")?;
+            write(&self.repo(repo).join(".no_exist").join(commit).join(name), "")?;
         }
-        if !repo.is_commit() {
-            write(self.repo(repo).join("refs").join(&repo.revision), commit)?;
+        self.remember_commit(repo, commit)
+    }
+
+    fn remember_commit(&self, repo: &Repo, commit: &str) -> io::Result<()> {
+        if repo.is_commit() {
+            return Ok(());
         }
-        Ok(())
+        write(&self.repo(repo).join("refs").join(&repo.revision), commit)
+    }
+
+    /// Notes what the hub said of a dataset's revision: its commit, and the names of all its files.
+    pub(super) fn note(&self, repo: &Repo, commit: &str, names: &[&str]) -> io::Result<()> {
+        write(&self.noted(repo, commit), &serde_json::json!(names).to_string())?;
+        self.remember_commit(repo, commit)
+    }
+
+    fn noted(&self, repo: &Repo, commit: &str) -> PathBuf {
+        self.repo(repo).join(".sami").join(format!("{commit}.json"))
+    }
+
+    /// The names of all files that a dataset has at a commit, if they were noted.
+    pub(super) fn listing(&self, repo: &Repo, commit: &str) -> io::Result<Option<Vec<String>>> {
+        match fs_err::read(self.noted(repo, commit)) {
+            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The names of the files of a snapshot that are there.
+    pub(super) fn names(&self, repo: &Repo, commit: &str) -> io::Result<Vec<String>> {
+        let directory = self.directory(repo, commit);
+        let inside = |path: &PathBuf| Some(path.strip_prefix(&directory).ok()?.to_str()?.to_owned());
+        Ok(fs::walk(&directory)?.iter().filter_map(inside).collect())
+    }
+
+    /// Bytes of a content that are there.
+    pub(super) fn arrived(&self, repo: &Repo, etag: &str) -> u64 {
+        let whole = self.blob(repo, etag);
+        let part = whole.with_file_name(format!("{etag}.incomplete"));
+        [whole, part].iter().filter_map(|path| std::fs::metadata(path).ok()).map(|file| file.len()).max().unwrap_or(0)
     }
 
     /// Waits until no other process downloads the file, ours or Python's.

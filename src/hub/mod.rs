@@ -1,9 +1,9 @@
-//! Models from the Hugging Face Hub: what a repository has at a revision, downloads, and the cache on disk that is
-//! shared with Python's `huggingface_hub`.
+//! Models and datasets from the Hugging Face Hub: what a repository has at a revision, downloads, and the cache on disk
+//! that is shared with Python's `huggingface_hub`.
 //!
 //! # Layout
 //! - [`repo`]: `ORG/NAME@REVISION` as people write it.
-//! - `select`: which files of a repository make a model.
+//! - `select`: which files of a repository make a model. `rows`: which hold the rows of a dataset; `dataset` gets them.
 //! - `http`: requests: the token, redirects, retries. `download`: one file, resumed where it was cut off and checked.
 //! - `cache`: the directory. `digest`: the two digests that the hub names files by.
 //!
@@ -18,21 +18,25 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::env;
+use crate::{env, fs};
 
 mod cache;
+mod dataset;
 mod digest;
 mod download;
 mod error;
 mod http;
 pub mod repo;
+mod rows;
 mod select;
 
 use cache::Cache;
+pub use dataset::RowFiles;
 pub use error::HubError;
 use http::Client;
 pub use http::Token;
-pub use repo::Repo;
+pub use repo::{Repo, RepoKind};
+pub use rows::Part;
 use select::Selection;
 
 /// Files that are downloaded at once.
@@ -47,7 +51,7 @@ pub struct Settings {
     pub endpoint: String,
     /// Sent to the endpoint's host and to nobody else.
     pub token: Option<Token>,
-    /// The cache directory, which holds `models--ORG--NAME` directories.
+    /// The cache directory, which holds `models--ORG--NAME` and `datasets--ORG--NAME` directories.
     pub cache: PathBuf,
     /// Whether nothing may be asked over the network.
     pub offline: bool,
@@ -74,7 +78,7 @@ pub struct Snapshot {
     pub files: BTreeMap<String, PathBuf>,
 }
 
-/// How far the download of a model is, in bytes.
+/// How far a download is, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Downloaded {
     /// There, those of earlier attempts included.
@@ -84,18 +88,40 @@ pub struct Downloaded {
 }
 
 /// What the hub says about a repository at a revision.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 struct Listing {
     sha: String,
     #[serde(default)]
     siblings: Vec<Sibling>,
 }
 
-#[derive(Debug, Deserialize)]
+/// A file; all but its name is told when asked for with `blobs=true`.
+#[derive(Debug, Clone, Deserialize)]
 struct Sibling {
     rfilename: String,
-    /// Told when asked for with `blobs=true`.
     size: Option<u64>,
+    #[serde(rename = "blobId")]
+    blob: Option<String>,
+    lfs: Option<Large>,
+}
+
+/// What is told of a large file besides.
+#[derive(Debug, Clone, Deserialize)]
+struct Large {
+    sha256: Option<String>,
+}
+
+impl Listing {
+    fn names(&self) -> Vec<&str> {
+        self.siblings.iter().map(|one| one.rfilename.as_str()).collect()
+    }
+}
+
+impl Sibling {
+    /// The name of its content.
+    fn etag(&self) -> Option<&str> {
+        self.lfs.as_ref().and_then(|lfs| lfs.sha256.as_deref()).or(self.blob.as_deref())
+    }
 }
 
 /// The name that the hub gives a content: SHA-256 of a large file, git's digest of a small one.
@@ -155,14 +181,56 @@ impl Hub {
     /// Errs as `fetch` does, so that what would fail there shows before.
     pub fn to_download(&self, repo: &Repo) -> Result<Option<u64>, HubError> {
         if self.offline {
-            return Err(HubError::Offline { repo: repo.clone(), cache: self.cache.root().to_owned() });
+            return Err(self.is_offline(repo));
         }
         let listing = self.listing(repo, 1)?;
-        let selection = Selection::of(repo, listing.siblings.iter().map(|one| one.rfilename.as_str()))?;
-        let missing = listing.siblings.iter().filter(|one| {
-            selection.counts(&one.rfilename) && !self.cache.pointer(repo, &listing.sha, &one.rfilename).exists()
+        let selection = Selection::of(repo, listing.names().into_iter())?;
+        let files: Vec<String> =
+            listing.names().iter().filter(|name| selection.counts(name)).map(|name| (*name).to_owned()).collect();
+        Ok(self.missing(repo, &listing, &files))
+    }
+
+    /// What `config.json` says of a model that is not here: from the cache if that has this one file, else from the hub.
+    pub fn config(&self, repo: &Repo) -> Result<serde_json::Value, HubError> {
+        let here = self.cache.commit(repo)?.map(|commit| self.cache.pointer(repo, &commit, "config.json"));
+        if let Some(config) = here.and_then(|path| serde_json::from_slice(&fs_err::read(path).ok()?).ok()) {
+            return Ok(config);
+        }
+        if self.offline {
+            return Err(self.is_offline(repo));
+        }
+        let commit = self.listing(repo, 1)?.sha;
+        self.client.json(repo, &repo.file_path(&commit, "config.json"), 1)
+    }
+
+    /// The size of those of some files that are not there; `None` if the hub does not tell.
+    fn missing(&self, repo: &Repo, listing: &Listing, files: &[String]) -> Option<u64> {
+        let wanted = listing.siblings.iter().filter(|one| {
+            files.contains(&one.rfilename) && !self.cache.pointer(repo, &listing.sha, &one.rfilename).exists()
         });
-        Ok(missing.map(|one| one.size).sum())
+        wanted.map(|one| one.size).sum()
+    }
+
+    /// Errs if the disk has not the room for those of some files that are not there, as far as sizes are known.
+    fn has_room(&self, repo: &Repo, listing: &Listing, files: &[String]) -> Result<(), HubError> {
+        let Some(free) = fs::free(self.cache.root()) else { return Ok(()) };
+        let wanted = listing.siblings.iter().filter(|one| {
+            files.contains(&one.rfilename) && !self.cache.pointer(repo, &listing.sha, &one.rfilename).exists()
+        });
+        let needed = wanted.map(|one| {
+            let there = one.etag().map_or(0, |etag| self.cache.arrived(repo, etag));
+            one.size.unwrap_or(0).saturating_sub(there)
+        });
+        let needed: u64 = needed.sum();
+        if needed > free {
+            let cache = self.cache.root().to_owned();
+            return Err(HubError::NoRoom { repo: repo.clone(), needed, free, cache });
+        }
+        Ok(())
+    }
+
+    fn is_offline(&self, repo: &Repo) -> HubError {
+        HubError::Offline { repo: repo.clone(), cache: self.cache.root().to_owned() }
     }
 
     /// Sees to it that a model is in the cache at the commit that its revision stands for now, and whole.
@@ -172,7 +240,7 @@ impl Hub {
     pub fn fetch(&self, repo: &Repo, progress: &mut dyn FnMut(Downloaded)) -> Result<Snapshot, HubError> {
         let cached = self.cached(repo)?;
         if self.offline {
-            return cached.ok_or_else(|| HubError::Offline { repo: repo.clone(), cache: self.cache.root().to_owned() });
+            return cached.ok_or_else(|| self.is_offline(repo));
         }
         // What a commit has does not change.
         if let Some(cached) = &cached
@@ -190,8 +258,11 @@ impl Hub {
             (Err(error), _) => return Err(error),
         };
         let commit = &listing.sha;
-        let names: Vec<&str> = listing.siblings.iter().map(|one| one.rfilename.as_str()).collect();
+        let names = listing.names();
         let selection = Selection::of(repo, names.iter().copied())?;
+        let all: Vec<String> =
+            names.iter().filter(|name| selection.counts(name)).map(|name| (*name).to_owned()).collect();
+        self.has_room(repo, &listing, &all)?;
         let (first, weights): (Vec<&str>, Vec<&str>) =
             names.iter().copied().filter(|name| selection.counts(name)).partition(|name| !select::is_weights(name));
         self.files(repo, commit, &first, progress)?;
@@ -217,7 +288,7 @@ impl Hub {
 
     fn listing(&self, repo: &Repo, tries: u32) -> Result<Listing, HubError> {
         let listing: Listing = self.client.json(repo, &repo.listing_path(), tries)?;
-        let names = listing.siblings.iter().map(|one| one.rfilename.as_str());
+        let names = listing.names().into_iter();
         let strange = names.chain([listing.sha.as_str()]).find(|name| !cache::is_inside(name));
         match strange {
             Some(name) => Err(HubError::Malformed { what: format!("a file is called {name:?}") }),

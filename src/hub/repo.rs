@@ -3,9 +3,30 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A model repository of the hub, and which revision of it is meant.
+/// What a repository holds. The hub keeps the names of models and datasets apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RepoKind {
+    /// A model.
+    Model,
+    /// A dataset.
+    Dataset,
+}
+
+impl RepoKind {
+    /// What people call it.
+    pub fn noun(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "dataset",
+        }
+    }
+}
+
+/// A repository of the hub, and which revision of it is meant.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Repo {
+    /// What it holds.
+    pub kind: RepoKind,
     /// `ORG/NAME`, or `NAME` alone for a few old ones.
     pub name: String,
     /// A branch, a tag or a commit.
@@ -15,8 +36,13 @@ pub struct Repo {
 impl FromStr for Repo {
     type Err = String;
 
-    /// Reads `NAME`, `ORG/NAME` or either with `@REVISION`; the revision is `main` without it. The error says what is wrong.
+    /// Reads `NAME`, `ORG/NAME` or either with `@REVISION`, of a model; after `datasets/` of a dataset. The revision is
+    /// `main` without it. The error says what is wrong.
     fn from_str(text: &str) -> Result<Self, String> {
+        let (kind, text) = match text.strip_prefix("datasets/") {
+            Some(rest) => (RepoKind::Dataset, rest),
+            None => (RepoKind::Model, text),
+        };
         let (name, revision) = text.split_once('@').unwrap_or((text, "main"));
         let part = |part: &str| {
             let plain = part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
@@ -32,12 +58,13 @@ impl FromStr for Repo {
         if !inside || revision.len() > 200 || !revision.bytes().all(plain) {
             return Err(format!("`{revision}` is no revision; one is a branch, a tag or a commit"));
         }
-        Ok(Self { name: name.to_owned(), revision: revision.to_owned() })
+        Ok(Self { kind, name: name.to_owned(), revision: revision.to_owned() })
     }
 }
 
 impl fmt::Display for Repo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.prefix())?;
         f.write_str(&self.name)?;
         if self.revision == "main" { Ok(()) } else { write!(f, "@{}", self.revision) }
     }
@@ -49,19 +76,37 @@ impl Repo {
         is_commit(&self.revision)
     }
 
+    /// The same at another revision.
+    pub(super) fn at(&self, revision: &str) -> Self {
+        Self { revision: revision.to_owned(), ..self.clone() }
+    }
+
+    /// What its name begins with in addresses; those of models begin with nothing.
+    fn prefix(&self) -> &'static str {
+        match self.kind {
+            RepoKind::Model => "",
+            RepoKind::Dataset => "datasets/",
+        }
+    }
+
+    /// Where people read about it.
+    pub(super) fn page(&self) -> String {
+        format!("https://huggingface.co/{}{}", self.prefix(), self.name)
+    }
+
     /// Where the hub lists its files.
     pub(super) fn listing_path(&self) -> String {
-        format!("/api/models/{}/revision/{}?blobs=true", self.name, encoded(&self.revision, ""))
+        format!("/api/{}s/{}/revision/{}?blobs=true", self.kind.noun(), self.name, encoded(&self.revision, ""))
     }
 
     /// Where the hub has a file.
     pub(super) fn file_path(&self, commit: &str, name: &str) -> String {
-        format!("/{}/resolve/{commit}/{}", self.name, encoded(name, "/"))
+        format!("/{}{}/resolve/{commit}/{}", self.prefix(), self.name, encoded(name, "/"))
     }
 
     /// The name of its directory in the cache.
     pub(super) fn folder(&self) -> String {
-        format!("models--{}", self.name.replace('/', "--"))
+        format!("{}s--{}", self.kind.noun(), self.name.replace('/', "--"))
     }
 }
 
@@ -98,6 +143,12 @@ mod tests {
         assert_eq!(repo.file_path("abc", "a b/c.json"), "/gpt2/resolve/abc/a%20b/c.json");
         assert_eq!(repo.to_string(), "gpt2@refs/pr/1");
         assert!(!repo.is_commit());
+        let repo: Repo = "datasets/Anthropic/hh-rlhf".parse().expect("a repository");
+        assert_eq!((repo.kind, repo.name.as_str()), (RepoKind::Dataset, "Anthropic/hh-rlhf"));
+        assert_eq!(repo.folder(), "datasets--Anthropic--hh-rlhf");
+        assert_eq!(repo.listing_path(), "/api/datasets/Anthropic/hh-rlhf/revision/main?blobs=true");
+        assert_eq!(repo.file_path("abc", "a/b.gz"), "/datasets/Anthropic/hh-rlhf/resolve/abc/a/b.gz");
+        assert_eq!(repo.to_string(), "datasets/Anthropic/hh-rlhf");
         let commit = "0123456789abcdef0123456789abcdef01234567";
         assert!(format!("a/b@{commit}").parse::<Repo>().expect("a repository").is_commit());
     }
@@ -117,6 +168,8 @@ mod tests {
             "a--b/c",
             "a/b@x?y",
             "@main",
+            "datasets/",
+            "datasets/a/b/c",
         ] {
             assert!(text.parse::<Repo>().is_err(), "{text:?}");
         }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::alike::{self, Alike};
 use super::check::{input, problem, require};
 use super::contrast::{Constitutions, Contrast, Format, HoldOut, Principle, Size};
+use super::estimate::{self, Estimate, Known};
 use super::hold_out::Rule;
 use super::principles::{Draft, Principles};
 use super::speaker::{SPEAKERS, SpeakSettings};
@@ -181,6 +182,19 @@ impl ConstitutionsKind {
     }
 }
 
+impl ConstitutionsKind {
+    /// How constitutions will be, and how many texts of principles are to be written first.
+    pub(super) fn foreseen(&self) -> (estimate::Principles, usize) {
+        let all = self.principles.0.len();
+        let most = self.principles_per_constitution.map_or(all, |size| size.max);
+        let drafts = || self.principles.0.values();
+        let texts: Vec<String> = drafts().filter_map(|draft| draft.definition.clone()).collect();
+        let written = texts.len() + drafts().filter(|draft| draft.written_antithesis().is_some()).count();
+        let principles = estimate::Principles::new(self.per_query as u64, most, texts);
+        (estimate::Principles { all: all as u64, ..principles }, 2 * all - written)
+    }
+}
+
 impl Spec for ConstitutionsKind {
     fn inputs(&self) -> Vec<InputField> {
         self.writer.iter().map(|writer| input("writer", writer, SPEAKERS)).collect()
@@ -333,6 +347,10 @@ formal = { definition = "Be formal.", antithesis = "Be casual." }
 Makes `constitutions.json`. Metrics: `principles`, `combinations`, `combinations_held_out` (where they can be
 counted), `similar.ONE+OTHER`; with a writer `written` (principles), `tries`, `tokens`.
 "#;
+
+    fn estimate(&self, known: &Known<'_>) -> Estimate {
+        estimate::constitutions(self, known)
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let (principles, provenance, mut metrics) = if self.writer.is_some() {

@@ -118,8 +118,11 @@ impl Constitution {
         Self { text, format, principles }
     }
 
-    /// The same principles in another order.
+    /// The same principles in another order; a text that was not made of principles stays as it is.
     pub fn shuffled(&self, seed: u64) -> Self {
+        if self.principles.is_empty() {
+            return self.clone();
+        }
         let mut principles = self.principles.clone();
         Draw::new(seed).shuffle(&mut principles);
         Self::new(self.format, principles)

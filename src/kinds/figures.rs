@@ -4,14 +4,17 @@ use serde_json::{Map, Value, json};
 
 use super::NodeError;
 use super::policy::Sum;
+use super::responses::own;
 use super::stats::{Interval, mean_interval};
 use crate::lm::loss::Contrast;
 
-/// The contrast figures of C×C matrices of summed log-probabilities.
+/// The contrast figures of C×CM matrices of summed log-probabilities.
 #[derive(Debug, Default)]
 pub(super) struct ContrastFigures {
     matrices: Vec<Contrast>,
     constitutions: usize,
+    /// Those of all matrices.
+    responses: usize,
     /// Tokens of the responses on the diagonals.
     tokens: usize,
 }
@@ -19,10 +22,16 @@ pub(super) struct ContrastFigures {
 impl ContrastFigures {
     /// Adds the matrix of a query, row by row (constitutions), each cell the sum over a response's tokens.
     pub(super) fn add(&mut self, cells: &[Sum]) -> Result<(), NodeError> {
+        self.add_of(cells, 1)
+    }
+
+    /// The same with `each` responses to a constitution.
+    pub(super) fn add_of(&mut self, cells: &[Sum], each: usize) -> Result<(), NodeError> {
         let nats: Vec<f64> = cells.iter().map(|cell| cell.nats).collect();
-        self.matrices.push(Contrast::of_sums(&nats)?);
-        self.constitutions = cells.len().isqrt();
-        self.tokens += cells.iter().step_by(self.constitutions + 1).map(|cell| cell.tokens).sum::<usize>();
+        self.matrices.push(Contrast::with(&nats, &nats, each)?);
+        self.constitutions = (cells.len() / each).isqrt();
+        self.responses += self.constitutions * each;
+        self.tokens += own(cells, self.constitutions, each).map(|cell| cell.tokens).sum::<usize>();
         Ok(())
     }
 
@@ -37,21 +46,47 @@ impl ContrastFigures {
     /// Means over the matrices, with `suffix` after each name; nothing of none.
     pub(super) fn metrics(&self, suffix: &str) -> Map<String, Value> {
         let Some(mean) = Contrast::mean(&self.matrices) else { return Map::new() };
-        let responses = self.matrices.len() * self.constitutions;
         Map::from_iter([
             (format!("bound{suffix}"), json!(mean.bound)),
             ("bound_ceiling".to_owned(), json!((self.constitutions as f64).ln())),
             (format!("gap{suffix}"), json!(mean.gap)),
             (format!("accuracy_row{suffix}"), json!(mean.accuracy_row)),
             (format!("accuracy_column{suffix}"), json!(mean.accuracy_column)),
-            (format!("mean_length{suffix}"), json!(self.tokens as f64 / responses as f64)),
+            (format!("mean_length{suffix}"), json!(self.tokens as f64 / self.responses as f64)),
         ])
     }
+}
+
+/// How many times as long as those of another model a model's responses may be before that is told.
+const LONGER: f64 = 1.5;
+
+/// The models whose responses are much longer than those of `against`, by their metrics `mean_length.NAME`: as it goes where
+/// training makes responses longer, which many judges like.
+pub(super) fn longer(metrics: &Map<String, Value>, against: &str) -> Vec<String> {
+    let length = |metric: &str| metrics.get(metric).and_then(Value::as_f64);
+    let Some(limit) = length(&format!("mean_length.{against}")).map(|length| LONGER * length) else {
+        return Vec::new();
+    };
+    let names = metrics.keys().filter_map(|metric| metric.strip_prefix("mean_length."));
+    names
+        .filter(|name| length(&format!("mean_length.{name}")).is_some_and(|length| length > limit))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn models_that_have_become_long_winded_are_named() {
+        let metrics: Map<String, Value> = [("base", 20.0), ("a", 30.0), ("b", 30.1), ("c", 10.0)]
+            .map(|(name, length)| (format!("mean_length.{name}"), json!(length)))
+            .into_iter()
+            .collect();
+        assert_eq!(longer(&metrics, "base"), ["b"]);
+        assert!(longer(&metrics, "unknown").is_empty());
+    }
 
     #[test]
     fn figures_are_means_over_matrices() {

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::check::{input, require, sampling};
 use super::contrast::Part;
+use super::estimate::{self, Estimate, Known};
 use super::keep::{Candidate, Keep};
 use super::policy::{Answer, Policy, Rows, TooLong, Work, response_seed};
 use super::prompter::{Prompter, check_shape, check_system};
@@ -45,6 +46,8 @@ pub struct Generate {
     pub(super) seed: u64,
     #[serde(default = "once")]
     pub(super) samples: u64,
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    pub(super) responses_per_constitution: u64,
     #[serde(default)]
     pub(super) cut: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,6 +77,11 @@ pub(super) fn is_false(flag: &bool) -> bool {
 
 fn once() -> u64 {
     1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_once(number: &u64) -> bool {
+    *number == 1
 }
 
 impl Spec for Generate {
@@ -109,6 +117,15 @@ impl Spec for Generate {
             "greedy samples would all be the same",
             "give `temperature` above 0 or `samples = 1`",
         );
+        let each = self.responses_per_constitution;
+        require(&mut problems, each >= 1, "responses_per_constitution", "no responses", "give 1 or more");
+        require(
+            &mut problems,
+            each <= 1 || self.temperature > 0.0,
+            "responses_per_constitution",
+            "greedy responses to one constitution would all be the same",
+            "give `temperature` above 0 or `responses_per_constitution = 1`",
+        );
         problems
     }
 }
@@ -138,6 +155,7 @@ the other rows do not matter. Rows are memoised: a dataset that grew by 100 rows
 | `after` | the response is what follows the first of this text, such as `"Summary:"` after a reasoning; rows in which a response has none drop, counted as `dropped.after` | |
 | `until` | texts that end the response, looked for after `after` and the white space there; unlike `stop`, they do not end the reasoning | `[]` |
 | `samples` | rows made of each query, each with its own constitutions and random numbers | 1 |
+| `responses_per_constitution` | responses to each constitution of a row, M, with random numbers of their own; `score` and `finetune` then have C×CM matrices | 1 |
 | `seed` | seed of draws and samples | 0 |
 | `too_long` | what happens to a prompt that is longer than the model's positions: `"error"` names the row, `"cut"` leaves out the prompt's first tokens, but for the one that begins every text | `"error"` |
 | `keep` | what a query's responses must be like for its row to stay, see below | identical ones drop |
@@ -150,10 +168,10 @@ the other rows do not matter. Rows are memoised: a dataset that grew by 100 rows
 | `starts_with_none` | no response starts with one of these, such as `"I'm sorry"` | `[]` |
 | `ends_with` | one of these ends each response; a text or a list | any end |
 | `min_tokens` | each response has so many tokens; empty ones never stay | 1 |
-| `first`, `others` | `{ forbid, starts_with_none, ends_with, min_tokens }` for the response under the first constitution, or for all but that one | |
+| `first`, `others` | `{ forbid, starts_with_none, ends_with, min_tokens }` for the responses under the first constitution, or for all but those | |
 | `finished` | the model ended each response by itself, or at a text of `stop` or `until` | false |
-| `distinct` | no two responses are equal: those of one text pull the constitutions together instead of apart | true |
-| `min_distance` | each two responses differ in this share of their words (edit distance over the longer one's words) | 0 |
+| `distinct` | no two responses to different constitutions are equal: those of one text pull the constitutions together instead of apart | true |
+| `min_distance` | each two responses to different constitutions differ in this share of their words (edit distance over the longer one's words) | 0 |
 | `forbid_in_query` | the query brings none of these texts into the prompt; it is not asked otherwise | `[]` |
 
 If no row is left, the node stops with these counts. Queries that bring into the prompt what tells its parts apart (its headings
@@ -163,9 +181,10 @@ or take them out where the dataset's field is made, as in `query = "{{ post | re
 have, such as a label that they begin with, is taken to be meant.
 
 Makes `rows.jsonl`: `{id, …query fields, constitutions: [{text, format, principles}], responses: [{text, tokens, finish}]}`.
-Responses are stripped of white space at both ends; `tokens` are those that were sampled, a reasoning's too. With `after` a response
-also has `raw`, the text with what was taken off. Metrics: `rows`, `rows_reused`, `tokens`, `mean_length`, `dropped`, `dropped.*`;
-of an endpoint also `calls`, `calls_reused`, `retries`, `prompt_tokens`, `completion_tokens` and, with `price`, `cost`.
+Responses are stripped of white space at both ends, and stand constitution by constitution; `tokens` are those that were sampled, a
+reasoning's too. With `after` a response also has `raw`, the text with what was taken off. Metrics: `rows`, `rows_reused`, `tokens`,
+`mean_length`, `dropped`, `dropped.*`; of an endpoint also `calls`, `calls_reused`, `retries`, `prompt_tokens`, `completion_tokens`
+and, with `price`, `cost`.
 
 ```toml
 [loop.nodes.generate]
@@ -178,6 +197,10 @@ max_new_tokens = 40
 temperature = 1.0
 ```
 "#;
+
+    fn estimate(&self, known: &Known<'_>) -> Estimate {
+        estimate::generate(self, known)
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let constitutions = query::read_constitutions(cx.input("constitutions")?)?;
@@ -192,7 +215,8 @@ temperature = 1.0
         let (queries, marked) = self.screen(queries, &prompter)?;
         let path = cx.staging.join("rows.jsonl");
         let sampled = if called { self.call(cx, &queries, &prompter)? } else { self.sample(cx, &queries, &prompter)? };
-        let (kept, mut metrics) = self.keep(posed, &queries, &sampled, constitutions.per_query)?;
+        let size = constitutions.per_query * self.responses_per_constitution as usize;
+        let (kept, mut metrics) = self.keep(posed, &queries, &sampled, size)?;
         metrics.extend(sampled.metrics);
         if marked > 0 {
             metrics.insert("marked".to_owned(), json!(marked));
@@ -213,7 +237,7 @@ struct Sampled {
 
 impl Generate {
     fn sample(&self, cx: &mut Cx<'_>, queries: &[Query], prompter: &Prompter) -> Result<Sampled, NodeError> {
-        let asked = prompter.ask(queries, self.seed)?;
+        let asked = prompter.ask(queries, self.seed, self.responses_per_constitution as usize)?;
         let mut policy = Policy::new(cx, cx.input("model")?).with(self.too_long);
         let mut work = Work::new(cx, "responses", asked.asks.len());
         let answers = work.sample(&mut policy, &self.settings(), &asked.asks)?;
@@ -236,8 +260,10 @@ impl Generate {
             for (place, constitution) in query.constitutions.iter().enumerate() {
                 let said = |prompter: &Prompter| prompter.said(&query.id, &query.row, constitution);
                 let (user, system) = (said(prompter)?, system.as_ref().map(said).transpose()?);
-                let seed = response_seed(self.seed, &query.id, place);
-                says.push(Say { row: query.id.clone(), system, user, seed });
+                for turn in 0..self.responses_per_constitution as usize {
+                    let seed = response_seed(self.seed, &query.id, place + turn * query.constitutions.len());
+                    says.push(Say { row: query.id.clone(), system: system.clone(), user: user.clone(), seed });
+                }
             }
         }
         let (max_new_tokens, temperature, top_p) = (self.max_new_tokens, self.temperature, self.top_p);
@@ -319,7 +345,9 @@ impl Generate {
             let candidates: Vec<Candidate<'_>> = shaped
                 .iter()
                 .zip(answers)
-                .map(|(shaped, answer)| Candidate {
+                .enumerate()
+                .map(|(at, (shaped, answer))| Candidate {
+                    place: at / self.responses_per_constitution as usize,
                     text: &shaped.text,
                     tokens: answer.tokens,
                     finished: shaped.finish != Finish::Length,

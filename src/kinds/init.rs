@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::check::{input, require};
+use super::estimate::{self, Estimate, Known};
 use super::{Cx, NodeError, NodeKind, Outputs, command, rows};
-use crate::lm::{Config, Model, Tensor, Tokenizer, TokenizerKind};
+use crate::lm::{ChatTemplate, Config, Experts, Family, Model, Tensor, Tokenizer, TokenizerKind};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// `tokenizer = { … }`.
@@ -33,10 +34,17 @@ fn vocab_size() -> usize {
     4096
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_llama(family: &Family) -> bool {
+    *family == Family::Llama
+}
+
 /// The fields of kind `init`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Init {
+    #[serde(default, skip_serializing_if = "is_llama")]
+    pub(super) architecture: Family,
     pub(super) hidden_size: usize,
     pub(super) layers: usize,
     pub(super) heads: usize,
@@ -50,7 +58,15 @@ pub struct Init {
     pub(super) rope_theta: f64,
     #[serde(default = "yes")]
     pub(super) tie_embeddings: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sliding_window: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) experts: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) experts_per_token: Option<usize>,
     pub(super) tokenizer: TokenizerFields,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) chat_template: Option<String>,
     #[serde(default)]
     pub(super) seed: u64,
 }
@@ -119,6 +135,38 @@ impl Spec for Init {
             "a vocabulary of fewer than 8 tokens",
             "give more",
         );
+        let family = self.architecture;
+        want(
+            self.sliding_window.is_none_or(|window| window >= 1 && family != Family::Llama),
+            "sliding_window",
+            "a sliding window of 0, or of a Llama",
+            "leave it out, or give `architecture = \"mistral\"` and 1 or more",
+        );
+        for (count, path) in [(self.experts, "experts"), (self.experts_per_token, "experts_per_token")] {
+            want(
+                count.is_none_or(|count| count >= 1 && family.has_experts()),
+                path,
+                "no experts, or experts of a family that has none",
+                "leave it out, or give `architecture = \"mixtral\"` or `\"qwen3_moe\"` and 1 or more",
+            );
+        }
+        let experts = self.experts();
+        want(
+            experts.is_none_or(|experts| experts.num_experts_per_tok <= experts.num_local_experts),
+            "experts_per_token",
+            "a token uses more experts than there are",
+            "give as many as `experts`, or fewer",
+        );
+        if let Some(text) = &self.chat_template
+            && let Err(error) = ChatTemplate::new(text, std::collections::BTreeMap::new())
+        {
+            want(
+                false,
+                "chat_template",
+                &format!("the chat template does not parse: {error}"),
+                "write Jinja, as in `transformers`",
+            );
+        }
         problems
     }
 }
@@ -127,16 +175,20 @@ impl NodeKind for Init {
     const NAME: &'static str = "init";
     const VERSION: u32 = 1;
     const PUBLIC: bool = false;
-    const DOC: &'static str = r#"A randomly initialised Llama with a tokenizer trained on a dataset: `[models.NAME] init = { … }`.
+    const DOC: &'static str = r#"A randomly initialised model with a tokenizer trained on a dataset: `[models.NAME] init = { … }`.
 
 | field | meaning | default |
 |---|---|---|
+| `architecture` | `"llama"`, `"mistral"`, `"mixtral"`, `"qwen2"`, `"qwen3"` or `"qwen3_moe"` | `"llama"` |
 | `hidden_size`, `layers`, `heads` | the shape | |
 | `kv_heads` | key and value heads | `heads` |
 | `intermediate_size` | width of the feed-forward layers | 8/3 of `hidden_size`, up to a multiple of 16 |
 | `max_positions` | longest sequence | 512 |
 | `rope_theta`, `tie_embeddings` | | 10000, true |
+| `sliding_window` | how many tokens a token sees, not for `llama` | all |
+| `experts`, `experts_per_token` | for `mixtral` and `qwen3_moe`: experts of a layer, and how many of them a token uses | 8, 2 |
 | `tokenizer` | `{ from = "dataset", field = "text", kind = "word" \| "bpe", vocab_size = 4096 }` | |
+| `chat_template` | how a conversation becomes text, in Jinja as in `transformers`; goes along with every model that is trained from this one | none |
 | `seed` | seed of the weights | 0 |
 
 ```toml
@@ -144,6 +196,10 @@ impl NodeKind for Init {
 init = { hidden_size = 128, layers = 3, heads = 4, tokenizer = { from = "documents" } }
 ```
 "#;
+
+    fn estimate(&self, _: &Known<'_>) -> Estimate {
+        estimate::init(self)
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let rows = rows::read_input(cx.input("tokenizer.from")?)?;
@@ -161,9 +217,17 @@ init = { hidden_size = 128, layers = 3, heads = 4, tokenizer = { from = "documen
             .collect::<Result<Vec<&str>, _>>()?;
         let tokenizer = Tokenizer::train(self.tokenizer.kind, texts, self.tokenizer.vocab_size)?;
         tokenizer.save(&cx.staging)?;
-        let config = self.config(&tokenizer);
+        let config = Config {
+            bos_token_id: tokenizer.bos(),
+            eos_token_ids: tokenizer.eos().to_vec(),
+            pad_token_id: tokenizer.pad(),
+            ..self.form(tokenizer.vocab_size())
+        };
         let model = Model::random(config, self.seed, &crate::lm::device("cpu")?)?;
         model.save(&cx.staging)?;
+        if let Some(template) = &self.chat_template {
+            fs_err::write(cx.staging.join("chat_template.jinja"), template)?;
+        }
         let metrics = [
             ("parameters".to_owned(), json!(model.weights().values().map(Tensor::elem_count).sum::<usize>())),
             ("vocabulary".to_owned(), json!(tokenizer.vocab_size())),
@@ -173,10 +237,22 @@ init = { hidden_size = 128, layers = 3, heads = 4, tokenizer = { from = "documen
 }
 
 impl Init {
-    fn config(&self, tokenizer: &Tokenizer) -> Config {
+    fn experts(&self) -> Option<Experts> {
+        self.architecture.has_experts().then(|| Experts {
+            num_local_experts: self.experts.unwrap_or(8),
+            num_experts_per_tok: self.experts_per_token.unwrap_or(2),
+            norm_topk_prob: true,
+        })
+    }
+
+    /// The form with so many tokens, whatever they are.
+    pub(super) fn form(&self, vocab_size: usize) -> Config {
         let eight_thirds = (self.hidden_size * 8 / 3).next_multiple_of(16);
         Config {
-            vocab_size: tokenizer.vocab_size(),
+            model_type: self.architecture,
+            sliding_window: self.sliding_window,
+            experts: self.experts(),
+            vocab_size,
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size.unwrap_or(eight_thirds),
             num_hidden_layers: self.layers,
@@ -186,11 +262,48 @@ impl Init {
             max_position_embeddings: self.max_positions,
             rope_theta: self.rope_theta,
             tie_word_embeddings: self.tie_embeddings,
-            bos_token_id: tokenizer.bos(),
-            eos_token_ids: tokenizer.eos().to_vec(),
-            pad_token_id: tokenizer.pad(),
             rms_norm_eps: 1e-5,
             ..Config::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lm::Files;
+
+    fn init(more: &str) -> Init {
+        let text = format!(
+            r#"{{"hidden_size": 16, "layers": 2, "heads": 4, "kv_heads": 2, "tokenizer": {{"from": "texts"}}{more}}}"#
+        );
+        serde_json::from_str(&text).expect("reads")
+    }
+
+    #[test]
+    fn every_family_can_be_made_and_is_read_back_as_it_was() {
+        let tokenizer = Tokenizer::train(TokenizerKind::Word, ["a b c d"], 64).expect("trains");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("config.json");
+        for family in Family::ALL {
+            let window = if family == Family::Llama { "" } else { r#", "sliding_window": 5"# };
+            let experts = if family.has_experts() { r#", "experts": 3"# } else { "" };
+            let init = init(&format!(r#", "architecture": "{}"{window}{experts}"#, family.model_type()));
+            assert_eq!(init.validate(), []);
+            let config = init.form(tokenizer.vocab_size());
+            assert_eq!(config.model_type, family);
+            fs_err::write(&path, config.to_json().to_string()).expect("writes");
+            let files = Files::from([("config.json".to_owned(), path.clone())]);
+            assert_eq!(Config::load(&files).expect("loads"), config);
+        }
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_said() {
+        let paths = |more: &str| -> Vec<String> { init(more).validate().into_iter().map(|found| found.path).collect() };
+        assert_eq!(paths(r#", "sliding_window": 5, "experts": 2"#), ["sliding_window", "experts"]);
+        let mixtral = r#", "architecture": "mixtral", "experts": 2, "experts_per_token": 3"#;
+        assert_eq!(paths(mixtral), ["experts_per_token"]);
+        assert_eq!(paths(r#", "chat_template": "{% for %}""#), ["chat_template"]);
     }
 }

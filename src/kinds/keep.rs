@@ -19,15 +19,15 @@ pub struct Keep {
     pub starts_with_none: Vec<String>,
     /// Texts of which one must end each response; any end will do without.
     pub ends_with: OneOrMany,
-    /// More rules for the response under the first constitution.
+    /// More rules for the responses under the first constitution.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first: Option<Rules>,
     /// More rules for the responses under the other constitutions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub others: Option<Rules>,
-    /// No two responses of a query are alike.
+    /// No two responses of a query to different constitutions are alike.
     pub distinct: bool,
-    /// Share of words in which each two responses of a query differ at least.
+    /// Share of words in which each two responses of a query to different constitutions differ at least.
     #[serde(skip_serializing_if = "is_nothing")]
     pub min_distance: f64,
     /// Tokens that each response has at least.
@@ -108,6 +108,8 @@ impl<'de> Deserialize<'de> for OneOrMany {
 /// A response as the filters see it.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate<'a> {
+    /// The place of its constitution among those of the query.
+    pub place: usize,
     /// Its text.
     pub text: &'a str,
     /// Its number of tokens.
@@ -154,6 +156,13 @@ impl Rules {
     }
 }
 
+/// The pairs of responses to different constitutions.
+fn pairs<'r, 'a>(responses: &'r [Candidate<'a>]) -> impl Iterator<Item = (&'r Candidate<'a>, &'r Candidate<'a>)> {
+    responses.iter().enumerate().flat_map(|(at, one)| {
+        responses[at + 1..].iter().filter(|other| other.place != one.place).map(move |other| (one, other))
+    })
+}
+
 fn not_empty(problems: &mut Vec<Problem>, path: &str, texts: &[String]) {
     let holds = texts.iter().all(|text| !text.is_empty());
     require(
@@ -181,7 +190,7 @@ impl Keep {
         if let Some(rule) = self.all().breaks(responses) {
             return Some(rule.to_owned());
         }
-        let (first, others) = responses.split_at(responses.len().min(1));
+        let (first, others) = responses.split_at(responses.iter().take_while(|response| response.place == 0).count());
         for (side, rules, responses) in [("first", &self.first, first), ("others", &self.others, others)] {
             if let Some(rule) = rules.as_ref().and_then(|rules| rules.breaks(responses)) {
                 return Some(format!("{side}.{rule}"));
@@ -191,15 +200,13 @@ impl Keep {
             return Some("finished".to_owned());
         }
         if self.distinct {
-            let texts: std::collections::BTreeSet<_> = responses.iter().map(|response| response.text).collect();
-            if texts.len() < responses.len() {
+            if pairs(responses).any(|(one, other)| one.text == other.text) {
                 return Some("distinct".to_owned());
             }
         }
-        let near = |(at, one): (usize, &Candidate<'_>)| {
-            responses[at + 1..].iter().any(|other| alike::distance(one.text, other.text) < self.min_distance)
-        };
-        (self.min_distance > 0.0 && responses.iter().enumerate().any(near)).then(|| "min_distance".to_owned())
+        let near =
+            |(one, other): (&Candidate<'_>, &Candidate<'_>)| alike::distance(one.text, other.text) < self.min_distance;
+        (self.min_distance > 0.0 && pairs(responses).any(near)).then(|| "min_distance".to_owned())
     }
 
     /// A count of zero for each filter that is on, so that the metrics always have the same names.
@@ -271,8 +278,16 @@ mod tests {
     fn drops(keep: &Keep, texts: &[&str]) -> Option<String> {
         let responses: Vec<_> = texts
             .iter()
-            .map(|text| Candidate { text, tokens: text.split_whitespace().count(), finished: text.ends_with('.') })
+            .enumerate()
+            .map(|(place, text)| Candidate {
+                place,
+                text,
+                tokens: text.split_whitespace().count(),
+                finished: text.ends_with('.'),
+            })
             .collect();
+        let of_one: Vec<_> = responses.iter().map(|response| Candidate { place: 0, ..*response }).collect();
+        assert_ne!(keep.drops(&of_one).as_deref(), Some("distinct"), "responses to one constitution may be alike");
         let dropped = keep.drops(&responses);
         assert!(dropped.iter().all(|name| keep.counts().contains_key(name)), "{dropped:?} is not counted");
         dropped

@@ -1,5 +1,6 @@
 //! The node kinds: what each does with its inputs. One file per kind, one line per kind in [`KINDS`].
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use self::estimate::{Estimate, Facts, Known};
 use crate::digest::Digest;
 use crate::endpoint::Calling;
 use crate::pipeline::{ArtifactType, KindSpec, Spec};
@@ -21,12 +23,14 @@ pub mod constitutions;
 mod contest;
 pub mod contrast;
 pub mod draw;
+pub mod estimate;
 pub mod evaluate;
 mod examples;
 mod figures;
 pub mod finetune;
 pub mod generate;
 pub mod hold_out;
+mod imported;
 pub mod init;
 pub mod judge;
 pub mod keep;
@@ -41,6 +45,7 @@ mod query;
 mod responses;
 pub mod rows;
 pub mod score;
+pub mod several;
 mod shape;
 mod speaker;
 mod stats;
@@ -60,6 +65,12 @@ pub trait NodeKind: Spec + Serialize + DeserializeOwned + Sized + 'static {
     /// Whether users may write it.
     const PUBLIC: bool = true;
 
+    /// What a node will come to, as far as that can be told before it runs. Pure, and cheap.
+    fn estimate(&self, known: &Known<'_>) -> Estimate {
+        let _ = known;
+        Estimate { made: Facts::unknown("until it has run"), ..Estimate::default() }
+    }
+
     /// Does the node's work. May be killed at any moment and called again with the same scratch directory.
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError>;
 }
@@ -70,6 +81,7 @@ pub struct Entry {
     /// What `pipeline::load` is given.
     pub spec: KindSpec,
     run: fn(&Value, &mut Cx<'_>) -> Result<Outputs, NodeError>,
+    estimate: fn(&dyn Spec, &Known<'_>) -> Estimate,
 }
 
 impl Entry {
@@ -89,7 +101,16 @@ impl Entry {
                 })?;
                 kind.run(cx)
             },
+            estimate: |spec, known| {
+                let spec: &dyn Any = spec;
+                spec.downcast_ref::<K>().map(|kind| kind.estimate(known)).unwrap_or_default()
+            },
         }
+    }
+
+    /// What a node of this kind will come to.
+    pub fn estimate(&self, spec: &dyn Spec, known: &Known<'_>) -> Estimate {
+        (self.estimate)(spec, known)
     }
 
     /// Runs a node of this kind from the fields that [`Spec::fields`] gave.

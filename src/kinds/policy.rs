@@ -12,7 +12,7 @@ use super::{Cx, InputArtifact, NodeError, Progress};
 use crate::digest::{Digest, Hasher};
 use crate::lm::logprobs::{response_kl, response_logprobs};
 use crate::lm::sampling::{Limits, sample_each};
-use crate::lm::{Finish, LmError, Model, Prompt, Response, SamplingSettings, Sequence, Tokenizer};
+use crate::lm::{Finish, Join, LmError, Model, Prompt, Response, SamplingSettings, Sequence, Tokenizer};
 
 mod batches;
 mod fit;
@@ -70,6 +70,8 @@ pub(super) struct Pair {
     pub(super) prompt: String,
     /// The response.
     pub(super) response: String,
+    /// What stands between the two.
+    pub(super) join: Join,
     /// Whether the end-of-sequence token is part of it.
     pub(super) eos: bool,
 }
@@ -318,7 +320,12 @@ pub(super) fn space(what: &str, models: &[&Digest], fields: &Value) -> Digest {
 }
 
 fn pair_key(pair: &Pair) -> Digest {
-    Hasher::new().text(&pair.prompt).text(&pair.response).number(u64::from(pair.eos)).finish()
+    let mut hasher = Hasher::new();
+    hasher.text(&pair.prompt).text(&pair.response).number(u64::from(pair.eos));
+    if pair.join != Join::Space {
+        hasher.text("joined by nothing");
+    }
+    hasher.finish()
 }
 
 /// An error of the language model, its index of a row made the row's name.
@@ -356,8 +363,7 @@ fn sums(
 ) -> Result<(), NodeError> {
     let mut sequences = Vec::with_capacity(missing.len());
     for at in missing {
-        let Pair { row, prompt, response, eos } = &pairs[*at];
-        sequences.push(fit.sequence(row, prompt, response, *eos)?);
+        sequences.push(fit.sequence(&pairs[*at])?);
     }
     let row = |at: usize| &pairs[missing[at]].row;
     for batch in batches(&sequences, keeper.work.cx.micro_batch) {

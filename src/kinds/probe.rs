@@ -5,14 +5,16 @@ use serde_json::{Map, Value, json};
 
 use super::check::{input, require, sampling};
 use super::contrast::Constitutions;
+use super::estimate::{self, Estimate, Known};
 use super::figures::ContrastFigures;
 use super::generate::{is_false, one};
 use super::policy::{Answer, Policy, Sum, TooLong, Work};
 use super::prompter::{Prompter, check_shape, check_system};
 use super::query::Query;
+use super::responses::Scoring;
 use super::shape::{Shape, Shaped};
 use super::{Cx, NodeError, NodeKind, Outputs, query, responses, rows, template};
-use crate::lm::SamplingSettings;
+use crate::lm::{Join, SamplingSettings};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// The fields of kind `probe`.
@@ -22,21 +24,21 @@ pub struct Probe {
     model: Input,
     queries: Input,
     constitutions: Input,
-    prompt: String,
+    pub(super) prompt: String,
     #[serde(default)]
     score_prompt: Option<String>,
     #[serde(default, skip_serializing_if = "is_false")]
-    chat: bool,
+    pub(super) chat: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    system: Option<String>,
+    pub(super) system: Option<String>,
     /// Principles that are probed; all without it.
     #[serde(default)]
-    principles: Option<Vec<String>>,
+    pub(super) principles: Option<Vec<String>>,
     /// The least bound that each must have, nats.
     #[serde(default)]
     require: Option<f64>,
     #[serde(default = "few_tokens")]
-    max_new_tokens: usize,
+    pub(super) max_new_tokens: usize,
     #[serde(default = "one")]
     temperature: f64,
     #[serde(default)]
@@ -54,9 +56,11 @@ pub struct Probe {
     #[serde(default)]
     until: Vec<String>,
     #[serde(default = "once")]
-    samples: u64,
+    pub(super) samples: u64,
     #[serde(default)]
     score_eos: bool,
+    #[serde(default)]
+    join: Join,
     #[serde(default)]
     seed: u64,
     #[serde(default)]
@@ -130,7 +134,7 @@ each answer's log-probability is taken under both, as `generate` and `score` do 
 | `score_prompt` | the training prompt, as in `score` | `prompt` |
 | `principles` | names of those that are probed | all |
 | `samples` | pairs of responses to each query | 1 |
-| `score_eos` | as in `score` | false |
+| `score_eos`, `join` | as in `score` | false, `"space"` |
 | `require` | nats: the node fails, and with it all that takes its output, if a principle's bound is below | never fails |
 
 Makes `constitutions.json`, the same that it was given. What should not run unless the probe is passed takes its constitutions from
@@ -153,6 +157,10 @@ require = 0.02
 ```
 "#;
 
+    fn estimate(&self, known: &Known<'_>) -> Estimate {
+        estimate::probe(self, known)
+    }
+
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let constitutions = query::read_constitutions(cx.input("constitutions")?)?;
         let names = self.names(&constitutions)?;
@@ -167,7 +175,7 @@ require = 0.02
         };
         let asking = prompter("prompt", &self.prompt)?;
         let scoring = self.score_prompt.as_ref().map(|text| prompter("score_prompt", text)).transpose()?;
-        let asked = asking.ask(&queries, self.seed)?;
+        let asked = asking.ask(&queries, self.seed, 1)?;
         let mut policy = Policy::new(cx, cx.input("model")?).with(self.too_long);
         let source = cx.input("constitutions")?.file("constitutions.json")?.to_owned();
         let path = cx.staging.join("constitutions.json");
@@ -178,12 +186,13 @@ require = 0.02
         let shaped: Vec<Shaped> =
             asked.prefixes.iter().zip(&answers.values).map(|(prefix, answer)| shape.of(prefix, answer)).collect();
         let mut pairs = Vec::with_capacity(2 * shaped.len());
+        let scored = Scoring { eos: self.score_eos, join: self.join };
         for (query, both) in queries.iter().zip(shaped.chunks(2)) {
             let prompter = scoring.as_ref().unwrap_or(&asking);
             let prompt = |one| prompter.fill(&query.id, &query.row, one);
             let prompts = query.constitutions.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
             let both: Vec<_> = both.iter().map(|shaped| (shaped.text.as_str(), shaped.finish)).collect();
-            pairs.extend(responses::cells(&query.id, &prompts, &both, self.score_eos));
+            pairs.extend(responses::cells(&query.id, &prompts, &both, scored));
         }
         let cells = work.logprobs(&mut policy, &pairs)?.values;
 

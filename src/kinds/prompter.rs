@@ -91,15 +91,20 @@ impl Prompter {
         })
     }
 
-    /// What the model is asked for each query under each of its constitutions, in this order; the prefix is at the prompt's end.
-    pub(super) fn ask(&self, queries: &[Query], seed: u64) -> Result<Asked, NodeError> {
+    /// What the model is asked for each query under each of its constitutions, in this order, `each` times; the prefix is at
+    /// the prompt's end.
+    pub(super) fn ask(&self, queries: &[Query], seed: u64, each: usize) -> Result<Asked, NodeError> {
         let mut asked = Asked { asks: Vec::new(), prefixes: Vec::new() };
         for Query { id, row, constitutions } in queries {
             for (place, constitution) in constitutions.iter().enumerate() {
                 let prefix = self.prefix(id, row, constitution)?;
                 let prompt = self.fill(id, row, constitution)? + &prefix;
-                asked.asks.push(Ask { row: id.clone(), prompt, seed: response_seed(seed, id, place) });
-                asked.prefixes.push(prefix);
+                for turn in 0..each {
+                    // The first of each is what it would be alone.
+                    let seed = response_seed(seed, id, place + turn * constitutions.len());
+                    asked.asks.push(Ask { row: id.clone(), prompt: prompt.clone(), seed });
+                    asked.prefixes.push(prefix.clone());
+                }
             }
         }
         Ok(asked)

@@ -6,10 +6,11 @@ use serde_json::Value;
 use super::contrast::Constitution;
 use super::policy::Pair;
 use super::rows::Row;
-use super::{InputArtifact, NodeError, rows};
-use crate::lm::Finish;
+use super::{InputArtifact, NodeError, imported, rows};
+use crate::lm::{Finish, Join};
+use crate::pipeline::ArtifactType;
 
-/// A row of responses: one to each constitution of a query.
+/// A row of responses: as many to each constitution of a query.
 #[derive(Debug, Clone)]
 pub(super) struct Answered {
     /// The row's id.
@@ -18,8 +19,17 @@ pub(super) struct Answered {
     pub(super) row: Row,
     /// Its constitutions.
     pub(super) constitutions: Vec<Constitution>,
-    /// A response to each.
+    /// The responses to the first, those to the second, and so on.
     pub(super) responses: Vec<Response>,
+}
+
+/// What of a text is scored.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Scoring {
+    /// The end of a response, if the model ended it.
+    pub(super) eos: bool,
+    /// What stands before it.
+    pub(super) join: Join,
 }
 
 /// A response as it was kept.
@@ -37,32 +47,45 @@ fn ended() -> Finish {
 }
 
 impl Answered {
-    /// The C×C cells of the row, see [`cells`].
-    pub(super) fn cells(&self, prompts: &[String], score_eos: bool) -> Vec<Pair> {
+    /// Responses to each constitution.
+    pub(super) fn each(&self) -> usize {
+        self.responses.len() / self.constitutions.len()
+    }
+
+    /// The C×CM cells of the row, see [`cells`].
+    pub(super) fn cells(&self, prompts: &[String], scoring: Scoring) -> Vec<Pair> {
         let responses: Vec<_> =
             self.responses.iter().map(|response| (response.text.as_str(), response.finish)).collect();
-        cells(&self.id, prompts, &responses, score_eos)
+        cells(&self.id, prompts, &responses, scoring)
     }
 }
 
-/// The C×C cells of a query: constitution k's prompt with response j, row by row. With `score_eos` the end of a response
-/// is scored too, if the model ended it.
-pub(super) fn cells(row: &str, prompts: &[String], responses: &[(&str, Finish)], score_eos: bool) -> Vec<Pair> {
+/// The cells of a query: constitution k's prompt with response j, row by row.
+pub(super) fn cells(row: &str, prompts: &[String], responses: &[(&str, Finish)], scoring: Scoring) -> Vec<Pair> {
     let cell = |prompt: &String, (text, finish): &(&str, Finish)| Pair {
         row: row.to_owned(),
         prompt: prompt.clone(),
         response: (*text).to_owned(),
-        eos: score_eos && *finish == Finish::Eos,
+        join: scoring.join,
+        eos: scoring.eos && *finish == Finish::Eos,
     };
     prompts.iter().flat_map(|prompt| responses.iter().map(move |response| cell(prompt, response))).collect()
 }
 
 /// Of the cells of queries with `size` constitutions, each response under its own one.
 pub(super) fn diagonal(cells: &[Pair], size: usize) -> Vec<Pair> {
-    cells.chunks(size * size).flat_map(|cells| cells.iter().step_by(size + 1).cloned()).collect()
+    own(cells, size, 1).cloned().collect()
 }
 
-/// Reads the responses of an input. Each row has as many responses as constitutions, and all rows as many.
+/// Of the cells of queries with `size` constitutions and `each` responses to each, those of a response under its own one.
+pub(super) fn own<T>(cells: &[T], size: usize, each: usize) -> impl Iterator<Item = &T> {
+    cells.chunks(size * size * each).flat_map(move |cells| {
+        let rows = cells.chunks(size * each).enumerate();
+        rows.flat_map(move |(k, row)| &row[k * each..(k + 1) * each])
+    })
+}
+
+/// Reads the responses of an input. Each row has as many responses to each constitution, and all rows as many.
 pub(super) fn read(input: &InputArtifact) -> Result<Vec<Answered>, NodeError> {
     let rows = rows::read_input(input)?;
     if rows.is_empty() {
@@ -70,16 +93,19 @@ pub(super) fn read(input: &InputArtifact) -> Result<Vec<Answered>, NodeError> {
     }
     let mut all: Vec<Answered> = Vec::with_capacity(rows.len());
     for row in rows {
+        let row = if input.kind == ArtifactType::Dataset { imported::canonical(row) } else { row };
         let id = rows::id(&row)?.to_owned();
         let constitutions: Vec<Constitution> = part(&row, &id, "constitutions")?;
         let responses: Vec<Response> = part(&row, &id, "responses")?;
-        let wanted = all.first().map_or(constitutions.len(), |first| first.responses.len());
-        if constitutions.len() != responses.len() || responses.len() != wanted || wanted < 2 {
+        let found = (constitutions.len(), responses.len());
+        let wanted = all.first().map_or_else(
+            || (found.0.max(2), found.1.next_multiple_of(found.0.max(2)).max(2)),
+            |first| (first.constitutions.len(), first.responses.len()),
+        );
+        if found != wanted {
             return Err(NodeError::failed(format!(
-                "row `{id}` has {} constitutions and {} responses, and {} of each were expected",
-                constitutions.len(),
-                responses.len(),
-                wanted.max(2)
+                "row `{id}` has {} constitutions and {} responses, and {} and {} were expected",
+                found.0, found.1, wanted.0, wanted.1
             )));
         }
         all.push(Answered { id, row, constitutions, responses });
@@ -92,4 +118,16 @@ pub(super) fn part<T: serde::de::DeserializeOwned>(row: &Row, id: &str, field: &
     let value = row.get(field).cloned().unwrap_or(Value::Null);
     serde_json::from_value(value)
         .map_err(|error| NodeError::failed(format!("field `{field}` of row `{id}` is not what it should be: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_cells_of_one_and_of_several_responses() {
+        let cells: Vec<usize> = (0..8).collect();
+        assert_eq!(own(&cells, 2, 1).copied().collect::<Vec<_>>(), [0, 3, 4, 7], "two queries");
+        assert_eq!(own(&cells, 2, 2).copied().collect::<Vec<_>>(), [0, 1, 6, 7], "one query");
+    }
 }

@@ -4,13 +4,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::check::input;
+use super::estimate::{self, Estimate, Known};
 use super::figures::ContrastFigures;
 use super::generate::is_false;
-use super::policy::{Policy, Sum, TooLong, Work, per_token};
+use super::policy::{Pair, Policy, Sum, TooLong, Work, per_token};
 use super::prompter::{Prompter, check_system};
-use super::responses::{self, Answered};
+use super::responses::{self, Answered, Scoring};
 use super::{Cx, NodeError, NodeKind, Outputs, rows, template};
 use crate::digest::Hasher;
+use crate::lm::Join;
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// The fields of kind `score`.
@@ -29,6 +31,8 @@ pub struct Score {
     pub(super) reference: Option<Input>,
     #[serde(default)]
     pub(super) score_eos: bool,
+    #[serde(default, skip_serializing_if = "Join::is_space")]
+    pub(super) join: Join,
     #[serde(default = "yes")]
     pub(super) shuffle_principles: bool,
     #[serde(default)]
@@ -45,7 +49,7 @@ impl Spec for Score {
     fn inputs(&self) -> Vec<InputField> {
         let mut inputs = vec![
             input("model", &self.model, &[ArtifactType::Model]),
-            input("responses", &self.responses, &[ArtifactType::Responses]),
+            input("responses", &self.responses, &[ArtifactType::Responses, ArtifactType::Dataset]),
         ];
         inputs.extend(self.reference.iter().map(|reference| input("reference", reference, &[ArtifactType::Model])));
         inputs
@@ -75,17 +79,23 @@ impl NodeKind for Score {
 | field | meaning | default |
 |---|---|---|
 | `model` | the model that scores | |
-| `responses` | a `generate` node | |
+| `responses` | a `generate` node, or a dataset of responses made elsewhere, see below | |
 | `prompt` | the *training* prompt, a template as in `generate`; kept in the rows, and what `finetune` trains on | |
 | `chat`, `system` | as in `generate`; the prompts that are kept and trained on are whole conversations then | false |
 | `reference` | a model; adds `kl` of `model` against it on the responses under their own constitutions | |
 | `score_eos` | whether the end-of-sequence token is scored too | false |
+| `join` | what stands between prompt and response where neither has white space there: `"space"`, or `"none"`, as in the authors' code | `"space"` |
 | `shuffle_principles` | a new order of the principles in each constitution | true |
 | `seed` | seed of that order | 0 |
 | `too_long` | as in `generate`; responses are never cut | `"error"` |
 
+A dataset has `constitutions` and `responses` in each row, two or more and as many of the one as of the other, each a text or as `generate`
+makes them. The authors' training pairs (`{ID: [{prompt, response}, …]}`) are understood too: the whole prompt stands for the constitution, and
+`prompt = "{{ constitution }}"` puts it back.
+
 Makes `rows.jsonl`: the row of the responses with `prompts` (a text per constitution), `logprobs` (C×C sums in nats, rows
-are constitutions, columns are responses) and `lengths` (tokens of each response). Metrics: `bound` (InfoNCE lower bound on
+are constitutions, columns are responses; C×CM with M responses to each, constitution by constitution), `lengths` (tokens of each
+response), and `prompts_join` where `join` is `"none"`: `finetune` trains with the same. Metrics: `bound` (InfoNCE lower bound on
 the conditional mutual information from summed log-probs, nats), `bound_ceiling` (ln C), `gap` (the authors' mean log-ratio, without a ceiling),
 `accuracy_row`, `accuracy_column`, `mean_length`, `kl` (with `reference`), `rows`, `rows_reused`, `tokens`.
 
@@ -98,10 +108,15 @@ prompt = "rules : {{ constitution }} q : {{ query }} a :"
 ```
 "#;
 
+    fn estimate(&self, known: &Known<'_>) -> Estimate {
+        estimate::score(self, known)
+    }
+
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let all = responses::read(cx.input("responses")?)?;
-        let size = all.first().map_or(0, |row| row.responses.len());
-        let mut pairs = Vec::with_capacity(all.len() * size * size);
+        let (size, each) = all.first().map_or((0, 1), |row| (row.constitutions.len(), row.each()));
+        let matrix = size * size * each;
+        let mut pairs = Vec::with_capacity(all.len() * matrix);
         let mut prompts = Vec::with_capacity(all.len());
         let mut prompter = Prompter::new("prompt", &self.prompt)?;
         if self.chat {
@@ -109,10 +124,10 @@ prompt = "rules : {{ constitution }} q : {{ query }} a :"
         }
         for row in &all {
             let own = self.prompts(&prompter, row)?;
-            pairs.extend(row.cells(&own, self.score_eos));
+            pairs.extend(row.cells(&own, Scoring { eos: self.score_eos, join: self.join }));
             prompts.push(own);
         }
-        let diagonal = responses::diagonal(&pairs, size);
+        let diagonal: Vec<Pair> = responses::own(&pairs, size, each).cloned().collect();
         let mut policy = Policy::new(cx, cx.input("model")?).with(self.too_long);
         let mut reference =
             self.reference.is_some().then(|| cx.input("reference")).transpose()?.map(|input| Policy::new(cx, input));
@@ -124,15 +139,15 @@ prompt = "rules : {{ constitution }} q : {{ query }} a :"
 
         let mut figures = ContrastFigures::default();
         let mut scored = Vec::with_capacity(all.len());
-        for ((row, prompts), cells) in all.iter().zip(prompts).zip(sums.values.chunks(size * size)) {
-            figures.add(cells)?;
-            scored.push(scored_row(row, prompts, cells));
+        for ((row, prompts), cells) in all.iter().zip(prompts).zip(sums.values.chunks(matrix)) {
+            figures.add_of(cells, each)?;
+            scored.push(self.row(row, prompts, cells));
         }
         rows::write(&path, &scored)?;
         let mut metrics = figures.metrics("");
         metrics.extend([
             ("rows".to_owned(), json!(scored.len())),
-            ("rows_reused".to_owned(), json!(sums.groups_reused(size * size))),
+            ("rows_reused".to_owned(), json!(sums.groups_reused(matrix))),
             ("tokens".to_owned(), json!(sums.values.iter().map(|sum| sum.tokens).sum::<usize>())),
         ]);
         if let Some(kl) = kl {
@@ -155,16 +170,22 @@ impl Score {
         });
         shuffled.map(|one| prompter.fill(&row.id, &row.row, &one)).collect()
     }
-}
 
-fn scored_row(row: &Answered, prompts: Vec<String>, cells: &[Sum]) -> Map<String, Value> {
-    let size = prompts.len();
-    let logprobs: Vec<Vec<f64>> =
-        cells.chunks(size).map(|cells| cells.iter().map(|cell| cell.nats).collect()).collect();
-    let lengths: Vec<usize> = cells.iter().step_by(size + 1).map(|cell| cell.tokens).collect();
-    let mut scored = row.row.clone();
-    scored.insert("prompts".to_owned(), json!(prompts));
-    scored.insert("logprobs".to_owned(), json!(logprobs));
-    scored.insert("lengths".to_owned(), json!(lengths));
-    scored
+    /// The row with its scores.
+    fn row(&self, row: &Answered, prompts: Vec<String>, cells: &[Sum]) -> Map<String, Value> {
+        let (size, each) = (row.constitutions.len(), row.each());
+        let logprobs: Vec<Vec<f64>> =
+            cells.chunks(size * each).map(|cells| cells.iter().map(|cell| cell.nats).collect()).collect();
+        let lengths: Vec<usize> = responses::own(cells, size, each).map(|cell| cell.tokens).collect();
+        let mut scored = row.row.clone();
+        scored.insert("prompts".to_owned(), json!(prompts));
+        scored.insert("logprobs".to_owned(), json!(logprobs));
+        scored.insert("lengths".to_owned(), json!(lengths));
+        // What trains on the row joins it alike.
+        match self.join {
+            Join::Space => scored.remove("prompts_join"),
+            Join::None => scored.insert("prompts_join".to_owned(), json!(self.join)),
+        };
+        scored
+    }
 }

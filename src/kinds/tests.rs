@@ -6,6 +6,8 @@ use serde_json::json;
 
 use super::*;
 
+mod objectives;
+
 /// A store, and nodes run in it.
 struct Bench {
     folder: tempfile::TempDir,

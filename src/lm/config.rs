@@ -216,8 +216,17 @@ impl Config {
     pub fn load(files: &Files) -> Result<Self, LmError> {
         let fields =
             Fields::of(files, "config.json")?.ok_or_else(|| LmError::MissingFile { name: "config.json".to_owned() })?;
-        let family = family(&fields)?;
-        refuse_what_is_not_supported(&fields, family)?;
+        Self::read(&fields, Fields::of(files, "generation_config.json")?.as_ref())
+    }
+
+    /// What a `config.json` says that lies in no file.
+    pub fn of_json(config: Value) -> Result<Self, LmError> {
+        Self::read(&Fields::new(config), None)
+    }
+
+    fn read(fields: &Fields, generation: Option<&Fields>) -> Result<Self, LmError> {
+        let family = family(fields)?;
+        refuse_what_is_not_supported(fields, family)?;
         let defaults = family.defaults();
         let vocab_size = fields.required("vocab_size", LARGEST)?;
         let hidden_size = fields.required("hidden_size", LARGEST)?;
@@ -229,10 +238,10 @@ impl Config {
         };
         let inner = if family == Family::Qwen3Moe { "moe_intermediate_size" } else { "intermediate_size" };
         let positions = fields.size("max_position_embeddings", u32::MAX.into())?.unwrap_or(defaults.positions);
-        let (rope_theta, rope_scaling) = RopeScaling::read(&fields, defaults.rope_theta, positions)?;
-        let (sliding_window, sliding_layers) = windows(&fields, family, layers)?;
+        let (rope_theta, rope_scaling) = RopeScaling::read(fields, defaults.rope_theta, positions)?;
+        let (sliding_window, sliding_layers) = windows(fields, family, layers)?;
         let mut eos_token_ids = fields.tokens("eos_token_id")?;
-        if let Some(generation) = Fields::of(files, "generation_config.json")? {
+        if let Some(generation) = generation {
             for token in generation.tokens("eos_token_id")? {
                 if !eos_token_ids.contains(&token) {
                     eos_token_ids.push(token);
@@ -257,7 +266,7 @@ impl Config {
             mlp_bias: family == Family::Llama && fields.flag("mlp_bias")?,
             sliding_window,
             sliding_layers,
-            experts: experts(&fields, family)?,
+            experts: experts(fields, family)?,
             dtype: match fields.get("dtype").or_else(|| fields.get("torch_dtype")).and_then(Value::as_str) {
                 Some("bfloat16") => DType::BF16,
                 Some("float16") => DType::F16,

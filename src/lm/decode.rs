@@ -20,6 +20,15 @@ pub(super) struct Entering<'a> {
     pub(super) room: usize,
 }
 
+/// How the device that has the logits picks the next tokens.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Picking<'a> {
+    /// What logits are multiplied by; 0 takes the likeliest token.
+    pub(super) inverse: f32,
+    /// A random number of [0, 1) for each row: those that go on, then those that enter.
+    pub(super) numbers: &'a [f64],
+}
+
 /// Rows of a batch in the middle of decoding.
 ///
 /// After an error nothing more can be asked of it.
@@ -45,6 +54,27 @@ impl Decoding {
     /// Whether rows may enter while others are going on.
     pub(super) fn joins(&self) -> bool {
         !matches!(self, Self::Plain(_))
+    }
+
+    /// Whether [`Decoding::pick`] picks tokens.
+    pub(super) fn picks(&self, model: &Model) -> bool {
+        matches!(self, Self::Tensors(_)) && gpu::picks(model)
+    }
+
+    /// As [`Decoding::step`], but gives the tokens that were picked, of rows that go on first; [`gpu::NONE`] for a row whose
+    /// logits are broken. Only where [`Decoding::picks`].
+    pub(super) fn pick(
+        &mut self,
+        model: &Model,
+        kept: &[usize],
+        tokens: &[u32],
+        entering: &[Entering<'_>],
+        picking: Picking<'_>,
+    ) -> Result<Vec<u32>, LmError> {
+        let Self::Tensors(decoding) = self else {
+            unreachable!("only a decoding on a device picks there");
+        };
+        decoding.pick(model, kept, tokens, entering, picking)
     }
 
     /// Goes on with those rows that are kept, by their ascending places in the last call, and a token for each; the others

@@ -2,68 +2,23 @@
 //!
 //! What it computes stands in `plain.rs`, on one screen; `cpu/` computes the same fast.
 
+mod joined;
+mod layer;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::adapter::{Adapter, Adapters, Noise};
+use self::layer::layer;
+pub(super) use self::layer::{Dense, Layer, Linear, Mlp};
+use super::adapter::{Adapters, Noise};
 use super::decode::{Decoding, Entering};
 use super::gguf::Gguf;
 use super::prefixes::Prefixes;
 use super::random::Stream;
 use super::{Config, Files, LmError, adapter, cpu, weights};
-
-/// The weights of one layer.
-#[derive(Debug, Clone)]
-pub(super) struct Layer {
-    pub(super) attention_norm: Tensor,     // (D)
-    pub(super) query: Linear,              // D to H·E
-    pub(super) key: Linear,                // D to K·E
-    pub(super) value: Linear,              // D to K·E
-    pub(super) output: Linear,             // H·E to D
-    pub(super) query_norm: Option<Tensor>, // (E)
-    pub(super) key_norm: Option<Tensor>,   // (E)
-    pub(super) mlp_norm: Tensor,           // (D)
-    pub(super) mlp: Mlp,
-    /// How many tokens a token sees, itself among them; `None`: all.
-    pub(super) window: Option<usize>,
-}
-
-/// A linear layer: y = x · Wᵀ + b, and what an adapter adds.
-#[derive(Debug, Clone)]
-pub(super) struct Linear {
-    /// As `transformers` has it, without `.weight` and `.bias`.
-    pub(super) name: String,
-    pub(super) weight: Tensor,       // (out, in)
-    pub(super) bias: Option<Tensor>, // (out)
-    pub(super) adapter: Option<Adapter>,
-}
-
-/// What stands after attention.
-#[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "there are as many as layers, and most are of the larger kind")]
-pub(super) enum Mlp {
-    /// A feed-forward layer.
-    Dense(Dense),
-    /// Several, of which each token uses some (Jiang et al. 2024, "Mixtral of experts").
-    Experts {
-        router: Tensor, // (X, D)
-        experts: Vec<Dense>,
-        per_token: usize,
-        /// Whether the weights of those that a token uses are made to add up to 1.
-        normalise: bool,
-    },
-}
-
-/// A gated feed-forward layer: down(silu(gate(x)) · up(x)).
-#[derive(Debug, Clone)]
-pub(super) struct Dense {
-    pub(super) gate: Linear, // D to F
-    pub(super) up: Linear,   // D to F
-    pub(super) down: Linear, // F to D
-}
 
 /// What computes a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,65 +29,6 @@ pub enum Engine {
     Tensors,
     /// `plain.rs`: the measure of the others.
     Plain,
-}
-
-impl Layer {
-    /// All its weights.
-    pub(super) fn weights(&self) -> impl Iterator<Item = &Tensor> {
-        let norms =
-            [Some(&self.attention_norm), Some(&self.mlp_norm), self.query_norm.as_ref(), self.key_norm.as_ref()];
-        let router = match &self.mlp {
-            Mlp::Dense(_) => None,
-            Mlp::Experts { router, .. } => Some(router),
-        };
-        let mut linears = vec![&self.query, &self.key, &self.value, &self.output];
-        match &self.mlp {
-            Mlp::Dense(dense) => linears.extend([&dense.gate, &dense.up, &dense.down]),
-            Mlp::Experts { experts, .. } => {
-                linears.extend(experts.iter().flat_map(|dense| [&dense.gate, &dense.up, &dense.down]));
-            }
-        }
-        linears.into_iter().flat_map(Linear::weights).chain(norms).chain([router]).flatten()
-    }
-
-    /// Its linear layers, but for the router.
-    fn linears_mut(&mut self) -> Vec<&mut Linear> {
-        let mut all = vec![&mut self.query, &mut self.key, &mut self.value, &mut self.output];
-        match &mut self.mlp {
-            Mlp::Dense(dense) => all.extend(dense.linears_mut()),
-            Mlp::Experts { experts, .. } => all.extend(experts.iter_mut().flat_map(Dense::linears_mut)),
-        }
-        all
-    }
-}
-
-impl Linear {
-    /// Puts an adapter on it; errs on one that does not fit.
-    fn adapt(&mut self, adapter: &Adapter) -> Result<(), LmError> {
-        let ((outputs, inputs), rank) = (self.weight.dims2()?, adapter.a.dim(0)?);
-        let fits = adapter.a.dims() == [rank, inputs] && adapter.b.dims() == [outputs, rank];
-        if !fits || adapter.a.dtype() != DType::F32 || adapter.b.dtype() != DType::F32 {
-            return Err(LmError::TensorForm {
-                name: format!("{}.lora_A.weight", self.name),
-                found: format!("{:?}, with B {:?}", adapter.a, adapter.b),
-                expected: format!("[r, {inputs}], with B [{outputs}, r], of F32"),
-            });
-        }
-        self.adapter = Some(adapter.clone());
-        Ok(())
-    }
-
-    fn weights(&self) -> [Option<&Tensor>; 4] {
-        let adapter = self.adapter.as_ref();
-        let (a, b) = (adapter.map(|adapter| &adapter.a), adapter.map(|adapter| &adapter.b));
-        [Some(&self.weight), self.bias.as_ref(), a, b]
-    }
-}
-
-impl Dense {
-    fn linears_mut(&mut self) -> [&mut Linear; 3] {
-        [&mut self.gate, &mut self.up, &mut self.down]
-    }
 }
 
 /// A decoder with its weights, frozen or trainable.
@@ -157,41 +53,6 @@ pub struct Model {
     pub(super) kept: Arc<cpu::Kept>,
 }
 
-/// A layer's weights by their names.
-fn layer(config: &Config, weights: &BTreeMap<String, Tensor>, index: usize) -> Layer {
-    let full = |name: &str| format!("model.layers.{index}.{name}");
-    let norm = |name: &str| weights.get(&format!("{}.weight", full(name))).cloned();
-    let linear = |name: &str| {
-        let name = full(name);
-        let weight = weights[&format!("{name}.weight")].clone();
-        Linear { weight, bias: weights.get(&format!("{name}.bias")).cloned(), adapter: None, name }
-    };
-    let dense = |expert| {
-        let [gate, up, down] = config.dense_names(expert).map(|name| linear(&name));
-        Dense { gate, up, down }
-    };
-    Layer {
-        attention_norm: norm("input_layernorm").expect("all weights are there"),
-        query: linear("self_attn.q_proj"),
-        key: linear("self_attn.k_proj"),
-        value: linear("self_attn.v_proj"),
-        output: linear("self_attn.o_proj"),
-        query_norm: norm("self_attn.q_norm"),
-        key_norm: norm("self_attn.k_norm"),
-        mlp_norm: norm("post_attention_layernorm").expect("all weights are there"),
-        mlp: match config.experts {
-            None => Mlp::Dense(dense(None)),
-            Some(form) => Mlp::Experts {
-                router: weights[&format!("{}.weight", full(config.router_name()))].clone(),
-                experts: (0..form.num_local_experts).map(|expert| dense(Some(expert))).collect(),
-                per_token: form.num_experts_per_tok,
-                normalise: form.norm_topk_prob,
-            },
-        },
-        window: config.window(index),
-    }
-}
-
 impl Model {
     /// Loads a frozen model, with its adapter where it has one.
     pub fn load(files: &Files, device: &Device) -> Result<Self, LmError> {
@@ -202,10 +63,13 @@ impl Model {
         adapters.map_or(Ok(model.clone()), |adapters| model.adapted(adapters))
     }
 
-    /// Loads a frozen model that samples and scores, and nothing else: on the CPU its weights are held once, as the passes
-    /// want them. [`Self::weights`] then lacks most of them, and it cannot be saved.
+    /// Loads a frozen model that samples and scores, and nothing else: its weights are held once, as the passes want them.
+    /// On the CPU [`Self::weights`] then lacks most of them, and it cannot be saved.
     pub fn load_to_use(files: &Files, device: &Device) -> Result<Self, LmError> {
-        if !device.is_cpu() || Gguf::of(files)?.is_some() {
+        if !device.is_cpu() {
+            return Self::load(files, device)?.joined();
+        }
+        if Gguf::of(files)?.is_some() {
             return Self::load(files, device);
         }
         let config = Config::load(files)?;

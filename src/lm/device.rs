@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::Device;
+use candle_core::{DType, Device, DeviceLocation};
+use serde::Serialize;
 
 use super::LmError;
 use super::driver::{self, Driver, OLDEST_CUDA};
+use super::gpu::kernels::{Kernel, verdicts};
 
 /// Whether this program was built with CUDA.
 pub const CUDA: bool = cfg!(feature = "cuda");
@@ -69,6 +71,37 @@ pub fn cuda() -> Result<Driver, String> {
     }
 }
 
+/// How a kernel of our own fared on a GPU.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct KernelCheck {
+    /// What it is called.
+    pub kernel: &'static str,
+    /// The type of numbers, such as `bf16`.
+    pub numbers: &'static str,
+    /// How far it was from plain operations, relative to the largest number, where it computes.
+    pub apart: Option<f64>,
+    /// Why it is not used, where it is not.
+    pub unused: Option<String>,
+}
+
+/// Has each kernel of our own compute a small input on a GPU, in the types that models mostly have. Errs if it cannot be
+/// opened.
+pub fn check_kernels(gpu: &str) -> Result<Vec<KernelCheck>, LmError> {
+    let device = device(gpu)?;
+    let DeviceLocation::Cuda { gpu_id } = device.location() else { return Ok(Vec::new()) };
+    let of_type = |dtype: DType| {
+        let verdicts = verdicts(&device, gpu_id, dtype);
+        let check = |(kernel, verdict): (&Kernel, &Result<f64, String>)| KernelCheck {
+            kernel: kernel.name(),
+            numbers: dtype.as_str(),
+            apart: verdict.as_ref().ok().copied(),
+            unused: verdict.as_ref().err().cloned(),
+        };
+        verdicts.iter().map(check).collect::<Vec<_>>()
+    };
+    Ok([DType::BF16, DType::F32].into_iter().flat_map(of_type).collect())
+}
+
 /// Opens a GPU, or gives the one that is open: candle takes two openings of one GPU for two devices.
 fn open(ordinal: usize) -> candle_core::Result<Device> {
     static OPEN: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
@@ -76,7 +109,8 @@ fn open(ordinal: usize) -> candle_core::Result<Device> {
     if let Some(device) = open.get(&ordinal) {
         return Ok(device.clone());
     }
-    let device = Device::new_cuda(ordinal)?;
+    // On a stream of its own: each thread has another default one, and threads of the pool work on one device in turn.
+    let device = Device::new_cuda_with_stream(ordinal)?;
     #[cfg(feature = "cuda")]
     tune(&device, ordinal)?;
     open.insert(ordinal, device.clone());

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use candle_core::{Device, Tensor, Var};
+pub use candle_core::{DType, Device, Tensor, Var};
 
 pub mod adapter;
 pub mod chat;
@@ -24,6 +24,7 @@ pub mod decoder;
 pub mod device;
 pub mod driver;
 pub mod error;
+pub mod footprint;
 pub mod gguf;
 mod gpu;
 mod graph;
@@ -46,9 +47,10 @@ pub use config::{Config, Experts, Family, RopeScaling};
 pub use decoder::Model;
 pub use device::device;
 pub use error::LmError;
+pub use footprint::{Footprint, Place};
 pub use logprobs::{Sequence, Tokens};
 pub use sampling::{Finish, Prompt, Response, SamplingSettings};
-pub use tokenizer::{Tokenizer, TokenizerKind};
+pub use tokenizer::{Join, Tokenizer, TokenizerKind};
 
 /// The files of a model: the names that Hugging Face gives them, to where they lie.
 ///

@@ -56,6 +56,24 @@ fn failed(what: &str) -> impl FnOnce(tokenizers::Error) -> LmError {
     move |error| LmError::Tokenizer { what: format!("{what}: {error}") }
 }
 
+/// What stands between a prompt and its response.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Join {
+    /// A space, unless one of the two is empty or the prompt ends in white space.
+    #[default]
+    Space,
+    /// Nothing.
+    None,
+}
+
+impl Join {
+    /// Whether it is the default, which stands in no key.
+    pub fn is_space(&self) -> bool {
+        *self == Self::Space
+    }
+}
+
 impl Tokenizer {
     /// Loads `tokenizer.json`, or makes one of what a GGUF file says.
     ///
@@ -203,14 +221,19 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// The tokens of a prompt and its response after a space, see [`Tokenizer::joined`].
+    pub fn sequence(&self, prompt: &str, response: &str, with_eos: bool) -> Result<Sequence, LmError> {
+        self.joined(prompt, response, Join::Space, with_eos)
+    }
+
     /// The tokens of a prompt and its response, tokenised as one text.
     ///
-    /// A space stands between the two unless one of them is empty or the prompt ends in white space. A token is the
-    /// response's if it ends after the prompt's end. The first token of all is the prompt's in any case: nothing precedes it that it
-    /// could be scored on. Errs where there is no token at all.
-    pub fn sequence(&self, prompt: &str, response: &str, with_eos: bool) -> Result<Sequence, LmError> {
+    /// A token is the response's if it ends after the prompt's end, so that one with letters of both is. The first token of
+    /// all is the prompt's in any case: nothing precedes it that it could be scored on. Errs where there is no token at all.
+    pub fn joined(&self, prompt: &str, response: &str, join: Join, with_eos: bool) -> Result<Sequence, LmError> {
         let mut text = prompt.to_owned();
-        if !text.is_empty() && !response.is_empty() && !text.ends_with(char::is_whitespace) {
+        let apart = text.is_empty() || response.is_empty() || text.ends_with(char::is_whitespace);
+        if join == Join::Space && !apart {
             text.push(' ');
         }
         text.push_str(response);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
-use super::dataset::{self, DatasetSpec, Row};
+use super::dataset::{self, DatasetSpec, Row, RowFile, RowSource};
 use super::rows::shown;
 use super::{Link, ModelSource, Origin, Pipeline, Target};
 use crate::diag::{Diagnostic, did_you_mean};
@@ -17,11 +17,14 @@ pub struct DataCheck {
     pub rows: HashMap<String, usize>,
 }
 
-/// Reads every dataset and looks into every model directory.
+/// Reads every dataset and looks into every model directory. What comes from the hub is read when it is there.
 pub fn data(pipeline: &Pipeline) -> DataCheck {
     let mut check = DataCheck::default();
     for (name, spec) in &pipeline.datasets {
-        match rows(spec, pipeline) {
+        if matches!(spec.source, RowSource::Hub { .. }) {
+            continue;
+        }
+        match rows(spec, &dataset::files(spec, &pipeline.directory), pipeline) {
             Ok(rows) => _ = check.rows.insert(name.clone(), rows.len()),
             Err(findings) => check.findings.extend(findings),
         }
@@ -41,18 +44,19 @@ pub fn data(pipeline: &Pipeline) -> DataCheck {
     check
 }
 
-/// Reads a dataset. What is wrong with it also points at the place where the pipeline declares it.
-pub fn rows(spec: &DatasetSpec, pipeline: &Pipeline) -> Result<Vec<Row>, Vec<Diagnostic>> {
+/// Reads a dataset that lies in these files. What is wrong with it also points at the place where the pipeline declares
+/// it.
+pub fn rows(spec: &DatasetSpec, files: &[RowFile], pipeline: &Pipeline) -> Result<Vec<Row>, Vec<Diagnostic>> {
     let place = |finding: Diagnostic| {
         let finding = finding.label(&pipeline.source, spec.span.clone(), "of this dataset");
         if finding.id == "dataset::unreadable" { similar_file(finding, spec, pipeline) } else { finding }
     };
-    dataset::read(spec, &pipeline.directory).map_err(|findings| findings.into_iter().map(place).collect())
+    dataset::read(spec, files).map_err(|findings| findings.into_iter().map(place).collect())
 }
 
 /// Names a file of the same directory that may have been meant.
 fn similar_file(finding: Diagnostic, spec: &DatasetSpec, pipeline: &Pipeline) -> Diagnostic {
-    let dataset::RowSource::File(path) = &spec.source else { return finding };
+    let RowSource::File(path) = &spec.source else { return finding };
     let path = pipeline.directory.join(path);
     let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
         return finding;

@@ -10,13 +10,24 @@ use super::make::{Template, excerpt};
 use super::random::Random;
 use super::rows::{self, RowFindings};
 use crate::diag::Diagnostic;
+use crate::hub::{Part, Repo};
+
+pub(crate) use super::rows::PARQUET_THREAD;
+pub use super::rows::RowFile;
 
 /// Where rows come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RowSource {
-    /// A `.jsonl`, `.json` (an array of objects, or an object of objects), `.csv` or `.txt` (a row per line, field
-    /// `text`) file.
+    /// A `.jsonl`, `.json` (an array of objects, or an object of objects), `.csv`, `.txt` (a row per line, field `text`) or
+    /// `.parquet` file; all but the last may be packed (`.gz`).
     File(PathBuf),
+    /// `hf:datasets/…`: such files in a repository of the hub.
+    Hub {
+        /// The repository.
+        repo: Repo,
+        /// Which of its rows.
+        part: Part,
+    },
     /// `make = { rows, seed, template }`: a minijinja template rendered once per row to a JSON object, with seeded
     /// `choose(list)`, `chance(p)`, `sample(list, n)`, `shuffle(list)`, `between(a, b)` and `row` (the index).
     Template {
@@ -56,17 +67,30 @@ pub struct DatasetSpec {
 /// A row: its id is under `id` as a string.
 pub type Row = Map<String, Value>;
 
-/// Reads all rows of a dataset; relative paths start from `base`. Errs with every row that is at fault, up to a
-/// screenful.
-pub fn read(spec: &DatasetSpec, base: &Path) -> Result<Vec<Row>, Vec<Diagnostic>> {
-    let (rows, file) = match &spec.source {
+/// The files of a dataset that come from nowhere else; relative paths start from `base`.
+pub fn files(spec: &DatasetSpec, base: &Path) -> Vec<RowFile> {
+    match &spec.source {
         RowSource::File(path) => {
             let path = base.join(path);
-            (rows::read(&path)?, rows::shown(&path))
+            vec![RowFile { name: rows::shown(&path), path }]
         }
-        RowSource::Template { rows, seed, template } => {
-            let name = format!("dataset {}", spec.name);
-            (make_rows(&name, *rows, *seed, template)?, name)
+        RowSource::Hub { .. } | RowSource::Template { .. } => Vec::new(),
+    }
+}
+
+/// Reads all rows of a dataset that lies in these files, or in none if it is made. Errs with every row that is at fault,
+/// up to a screenful.
+pub fn read(spec: &DatasetSpec, files: &[RowFile]) -> Result<Vec<Row>, Vec<Diagnostic>> {
+    let name = format!("dataset {}", spec.name);
+    let (rows, file) = match (&spec.source, files) {
+        (RowSource::Template { rows, seed, template }, _) => (make_rows(&name, *rows, *seed, template)?, name),
+        (_, [file]) => (rows::read(file)?, file.name.clone()),
+        (_, files) => {
+            let mut rows = Vec::new();
+            for file in files {
+                rows.append(&mut rows::read(file)?);
+            }
+            (rows, name)
         }
     };
     let mut findings = RowFindings::new(file);
@@ -101,6 +125,37 @@ pub fn read(spec: &DatasetSpec, base: &Path) -> Result<Vec<Row>, Vec<Diagnostic>
         return Err(vec![Diagnostic::error("dataset::empty", what).help("lower `skip`, or raise `take`")]);
     }
     Ok(rows)
+}
+
+/// What can be said of a dataset without reading all of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    /// Rows, after `skip` and `take`.
+    pub rows: u64,
+    /// Whether there are so many, and not fewer because some have one id.
+    pub exact: bool,
+    /// Some of them, with their template fields.
+    pub some: Vec<Row>,
+}
+
+/// Looks at some rows of a dataset that lies in these files, or in none if it is made. `None` where they are at fault, which
+/// [`read`] says better.
+pub fn sample(spec: &DatasetSpec, files: &[RowFile], most: usize) -> Option<Sample> {
+    let (mut all, mut some) = (0, Vec::new());
+    if let RowSource::Template { rows, seed, template } = &spec.source {
+        all = *rows;
+        some = make_rows("", (*rows).min(most as u64), *seed, template).ok()?;
+    }
+    for file in files {
+        let (rows, first) = rows::sample(file, most)?;
+        all += rows;
+        some.extend(first);
+    }
+    let mut findings = RowFindings::new(String::new());
+    let some = fill_in(spec, some, &mut findings);
+    let some = findings.finish(some).ok()?;
+    let rows = spec.take.unwrap_or(u64::MAX).min(all.saturating_sub(spec.skip));
+    Some(Sample { rows, exact: !spec.unique, some })
 }
 
 /// The part of the rows that an input takes.
@@ -209,6 +264,8 @@ fn fields_of(row: &Row) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn spec(source: RowSource) -> DatasetSpec {
@@ -233,7 +290,11 @@ mod tests {
 
     fn rows(name: &str, text: &str) -> Result<Vec<Row>, Vec<Diagnostic>> {
         let (folder, spec) = of_file(name, text);
-        read(&spec, folder.path())
+        read_in(&spec, folder.path())
+    }
+
+    fn read_in(spec: &DatasetSpec, base: &Path) -> Result<Vec<Row>, Vec<Diagnostic>> {
+        read(spec, &files(spec, base))
     }
 
     fn ids(rows: &[Row]) -> Vec<&str> {
@@ -247,10 +308,39 @@ mod tests {
         let found = rows("a.json", "{\"z\": {\"t\": 1}, \"a\": {\"id\": \"own\"}}").expect("reads");
         assert_eq!(ids(&found), ["z", "own"]);
         assert_eq!(rows("a.json", "[{\"t\": 1}]").expect("reads")[0]["t"], 1);
+        let found = rows("a.json", "{\"z\": [{\"t\": 1}], \"a\": {}}").expect("reads");
+        assert_eq!((ids(&found), found[0]["items"][0]["t"].as_u64()), (vec!["z", "a"], Some(1)));
         let found = rows("a.csv", "id,text\r\nq,\"a, b\"\r\nr,c\r\n").expect("reads");
         assert_eq!((ids(&found), found[0]["text"].as_str()), (vec!["q", "r"], Some("a, b")));
         let found = rows("a.txt", "one\ntwo").expect("reads");
         assert_eq!((ids(&found), found[1]["text"].as_str()), (vec!["0", "1"], Some("two")));
+    }
+
+    #[test]
+    fn packed_files_and_several_are_read_as_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let pack = |text: &str| {
+            let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            packed.write_all(text.as_bytes()).expect("packs");
+            packed.finish().expect("packs")
+        };
+        let file = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            fs_err::write(&path, bytes).expect("writes");
+            RowFile { name: name.to_owned(), path }
+        };
+        let two = [pack("{\"t\": 1}\n"), pack("{\"t\": 2}\n")].concat();
+        let files = [file("a.jsonl.gz", &two), file("b.csv.gz", &pack("t\n3\n")), file("c.jsonl", b"{\"t\": oops}\n")];
+        let spec = spec(RowSource::File("not used".into()));
+        let found = read(&spec, &files[..2]).expect("reads");
+        assert_eq!((ids(&found), &found[1]["t"], &found[2]["t"]), (vec!["0", "1", "2"], &2.into(), &"3".into()));
+        let found = read(&spec, &files).expect_err("one is broken");
+        assert!(found.len() == 1 && found[0].title.contains("row 1 of `c.jsonl`"), "{found:?}");
+        let some = sample(&spec, &files[..2], 2).expect("rows");
+        assert_eq!((some.rows, some.exact, ids(&some.some)), (3, true, vec!["0", "1", "2"]));
+        let cut = file("d.jsonl.gz", &two[..20]);
+        assert_eq!(sample(&spec, std::slice::from_ref(&cut), 2), None);
+        assert_eq!(read(&spec, &[cut]).expect_err("cut off")[0].id, "dataset::bad-file");
     }
 
     #[test]
@@ -272,7 +362,10 @@ mod tests {
         assert!(fault("a.json", "[{},\n{]")[0].contains("dataset::bad-file"));
         assert!(fault("a.jsonl", "")[0].contains("has no rows"));
         assert!(fault("a.csv", "")[0].contains("has no rows"));
-        assert!(fault("a.parquet", "")[0].contains("no known format"));
+        assert!(fault("a.xlsx", "")[0].contains("no known format"));
+        assert!(fault("a.parquet.gz", "")[0].contains("no known format"));
+        assert!(fault("a.parquet", "PAR1")[0].contains("no Parquet file"));
+        assert!(fault("a.jsonl.gz", "{}")[0].contains("no gzip file"));
         assert!(fault("a.jsonl", "{\"id\": 1}\n{\"id\": \"1\"}\n")[0].contains("rows 1 and 2"));
         assert!(fault("a.jsonl", "{\"id\": null}\n")[0].contains("no usable id"));
         assert_eq!(fault("a.txt", &"\n".repeat(100).replace('\n', "\nx\n")).len(), 20);
@@ -294,12 +387,12 @@ mod tests {
         let (folder, mut spec) = of_file("a.jsonl", "{\"info\": {\"n\": 1}}\n{\"info\": {\"n\": 2}}\n{\"info\": {}}\n");
         spec.id = Some("p{{ info.n }}".to_owned());
         spec.fields = vec![("query".to_owned(), "POST: {{ info.n }}".to_owned())];
-        let found = read(&spec, folder.path()).expect_err("row 3 has no n");
+        let found = read_in(&spec, folder.path()).expect_err("row 3 has no n");
         assert_eq!(found.len(), 2);
         assert!(found[0].title.contains("row 3"), "{found:?}");
         spec.id = Some("p{{ info.n | default(0) }}".to_owned());
         spec.fields[0].1 = "POST: {{ info.n | default('none') }}".to_owned();
-        let found = read(&spec, folder.path()).expect("reads");
+        let found = read_in(&spec, folder.path()).expect("reads");
         assert_eq!((ids(&found), found[2]["query"].as_str()), (vec!["p1", "p2", "p0"], Some("POST: none")));
     }
 
@@ -307,24 +400,24 @@ mod tests {
     fn unique_then_shuffle_then_slice() {
         let text = (0..10).map(|n| format!("{{\"id\": {}}}\n", n / 2)).collect::<Vec<_>>().concat();
         let (folder, mut spec) = of_file("a.jsonl", &text);
-        assert_eq!(read(&spec, folder.path()).expect_err("doubled").len(), 5);
+        assert_eq!(read_in(&spec, folder.path()).expect_err("doubled").len(), 5);
         spec.unique = true;
-        assert_eq!(ids(&read(&spec, folder.path()).expect("reads")), ["0", "1", "2", "3", "4"]);
+        assert_eq!(ids(&read_in(&spec, folder.path()).expect("reads")), ["0", "1", "2", "3", "4"]);
         spec.shuffle = Some(3);
-        let all = read(&spec, folder.path()).expect("reads");
+        let all = read_in(&spec, folder.path()).expect("reads");
         assert_ne!(ids(&all), ["0", "1", "2", "3", "4"]);
         (spec.skip, spec.take) = (1, Some(2));
-        assert_eq!(read(&spec, folder.path()).expect("reads"), all[1..3]);
+        assert_eq!(read_in(&spec, folder.path()).expect("reads"), all[1..3]);
         assert_eq!(slice(&all, Some(1), Some(2)), &all[1..3]);
         assert_eq!(slice(&all, Some(99), None), &all[5..]);
         spec.skip = 9;
-        assert_eq!(read(&spec, folder.path()).expect_err("nothing left")[0].id, "dataset::empty");
+        assert_eq!(read_in(&spec, folder.path()).expect_err("nothing left")[0].id, "dataset::empty");
     }
 
     #[test]
     fn made_rows_are_seeded_one_by_one() {
         let make = |rows, seed, template: &str| {
-            read(&spec(RowSource::Template { rows, seed, template: template.to_owned() }), Path::new("."))
+            read(&spec(RowSource::Template { rows, seed, template: template.to_owned() }), &[])
         };
         let template = "{\"n\": {{ between(0, 1000000) }}}";
         let ten = make(10, 1, template).expect("makes");

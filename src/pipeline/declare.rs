@@ -13,14 +13,14 @@ use super::findings::{Findings, unknown};
 use super::include::Includer;
 use super::source::{self, ModelDeclaration};
 use super::tree::{Entry, Tree, TreeValue};
-use super::{KindSpec, ModelSource, params};
+use super::{KindSpec, ModelSource, overlay, params};
 use crate::diag::Diagnostic;
 
 /// The format that this version reads.
 const SCHEMA: i64 = 1;
 /// More iterations than this are a slip of the pen.
 const MOST_ITERATIONS: i64 = 100_000;
-const KEYS: &[&str] = &["schema", "name", "description", "params", "models", "datasets", "nodes", "loop"];
+const KEYS: &[&str] = &["schema", "name", "description", "params", "models", "datasets", "nodes", "loop", "when"];
 
 /// What a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +102,7 @@ impl Reader<'_> {
                 self.findings.add(unknown(finding, key, "key", KEYS.iter().copied()));
             }
         }
+        overlay::lay(&mut top, self.sets, self.includer, self.findings);
         let params = self.table(top.shift_remove("params"), "params");
         (declared.params, declared.scope) = params::read(params, self.sets, self.evaluator, self.findings);
         declared.name = self.text(top.shift_remove("name"), "name", &declared.scope);

@@ -3,6 +3,7 @@
 //! The kinds themselves live in `kinds/`; `pipeline::load` is given their [`KindSpec`]s, so that this layer and its
 //! tests need no model.
 
+use std::any::Any;
 use std::fmt;
 
 use serde::de::{MapAccess, Visitor};
@@ -148,7 +149,7 @@ pub struct Problem {
 }
 
 /// A node's own fields, typed. Pure: no method does I/O.
-pub trait Spec: fmt::Debug + Send + Sync {
+pub trait Spec: Any + fmt::Debug + Send + Sync {
     /// The inputs, in a fixed order, each path once.
     fn inputs(&self) -> Vec<InputField>;
 

@@ -1,7 +1,7 @@
 //! From a TOML file to a checked list of plain nodes.
 //!
-//! Reading order: [`tree`] (TOML with spans), [`kind`] (what a node kind declares), `expr` (`${…}`), `declare` (the
-//! tables), `reference` (`name@prev[lr=1e-7]`), `expand` (loop and matrix), [`dataset`], [`check`].
+//! Reading order: [`tree`] (TOML with spans), [`kind`] (what a node kind declares), `expr` (`${…}`), `overlay`
+//! (`[when]`), `declare` (the tables), `reference` (`name@prev[lr=1e-7]`), `expand` (loop and matrix), [`dataset`], [`check`].
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -27,6 +27,7 @@ mod include;
 pub mod kind;
 mod make;
 mod matrix;
+mod overlay;
 mod params;
 mod random;
 mod reference;

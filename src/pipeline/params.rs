@@ -48,6 +48,14 @@ pub(super) fn is_identifier(name: &str) -> bool {
     first && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
 }
 
+/// What is given for a param that is text: with or without quotes.
+pub(super) fn plain_text(text: &str) -> String {
+    match document::parse_value(text.trim()).map(|tree| tree.value) {
+        Some(TreeValue::String(quoted)) => quoted,
+        _ => text.to_owned(),
+    }
+}
+
 fn apply(set: &str, table: &mut IndexMap<String, Entry>, findings: &mut Findings) {
     let shown = format!("--set {set}");
     let start = "--set ".len();
@@ -70,10 +78,7 @@ fn apply(set: &str, table: &mut IndexMap<String, Entry>, findings: &mut Findings
     let given = document::parse_value(text.trim());
     // The file's value says what is wanted: a text stays text even if it reads as a number.
     let value = match (&entry.value.value, given.map(|tree| tree.value)) {
-        (TreeValue::String(declared), value) if !declared.contains("${") => match value {
-            Some(TreeValue::String(quoted)) => Ok(TreeValue::String(quoted)),
-            _ => Ok(TreeValue::String(text.to_owned())),
-        },
+        (TreeValue::String(declared), _) if !declared.contains("${") => Ok(TreeValue::String(plain_text(text))),
         (TreeValue::Float(_), Some(TreeValue::Integer(number))) => Ok(TreeValue::Float(number as f64)),
         (TreeValue::String(_) | TreeValue::Hole, Some(value))
         | (TreeValue::Float(_), Some(value @ TreeValue::Float(_)))

@@ -1,5 +1,7 @@
-//! Rows from files: `.jsonl`, `.json`, `.csv` and `.txt`. What is wrong with a row names the file and the row.
+//! Rows from files: `.jsonl`, `.json`, `.csv`, `.txt` and `.parquet`, all but the last also packed as `.gz`. What is wrong
+//! with a row names the file and the row.
 
+use std::io::{BufReader, Read};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +12,9 @@ use serde_json::{Map, Value};
 use super::dataset::Row;
 use super::make::excerpt;
 use crate::diag::{Diagnostic, Source};
+
+mod parquet;
+pub(crate) use parquet::THREAD as PARQUET_THREAD;
 
 /// A broken file is not listed to its end.
 const MOST_FINDINGS: usize = 20;
@@ -87,33 +92,69 @@ pub(super) fn shown(path: &Path) -> String {
     path.strip_prefix(".").unwrap_or(path).display().to_string()
 }
 
+/// What a file's name says about its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    JsonLines,
+    Json,
+    Csv,
+    Text,
+    Parquet,
+}
+
+/// Formats by how names end.
+const FORMATS: [(&str, Format); 5] = [
+    ("jsonl", Format::JsonLines),
+    ("json", Format::Json),
+    ("csv", Format::Csv),
+    ("txt", Format::Text),
+    ("parquet", Format::Parquet),
+];
+
+/// The format of a file, and whether it is packed.
+fn format(name: &str) -> Option<(Format, bool)> {
+    let plain = name.strip_suffix(".gz");
+    let extension = Path::new(plain.unwrap_or(name)).extension()?;
+    let (_, format) = FORMATS.iter().find(|(known, _)| extension == *known)?;
+    // Parquet packs its own columns.
+    (plain.is_none() || *format != Format::Parquet).then_some((*format, plain.is_some()))
+}
+
+/// A file of rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowFile {
+    /// As people know it; it ends as the format wants.
+    pub name: String,
+    /// Where it is.
+    pub path: std::path::PathBuf,
+}
+
 /// Reads all rows of a file, as they stand there.
-pub(super) fn read(path: &Path) -> Result<Vec<Row>, Vec<Diagnostic>> {
-    let file = shown(path);
-    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    if !["jsonl", "json", "csv", "txt"].contains(&extension) {
-        let finding = Diagnostic::error("dataset::unknown-format", format!("`{file}` is of no known format"))
-            .help("give a .jsonl, .json, .csv or .txt file");
+pub(super) fn read(file: &RowFile) -> Result<Vec<Row>, Vec<Diagnostic>> {
+    let RowFile { name, path } = file;
+    let Some((format, packed)) = format(name) else {
+        let finding = Diagnostic::error("dataset::unknown-format", format!("`{name}` is of no known format"))
+            .help("give a .jsonl, .json, .csv, .txt or .parquet file; all but the last may also be packed as .gz");
         return Err(vec![finding]);
-    }
-    let bytes = fs_err::read(path).map_err(|error| {
-        let what = match error.kind() {
-            std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
-            _ => error.to_string(),
-        };
-        vec![
-            Diagnostic::error("dataset::unreadable", format!("the file `{file}` cannot be read"))
-                .note(what)
-                .help("paths start from the pipeline file's directory"),
-        ]
-    })?;
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    let mut findings = RowFindings::new(file);
-    let rows = match extension {
-        "jsonl" => json_lines(bytes, &mut findings),
-        "json" => json(bytes, &mut findings),
-        "csv" => csv(bytes, &mut findings),
-        _ => text_lines(bytes, &mut findings),
+    };
+    let mut findings = RowFindings::new(name.clone());
+    let rows = if format == Format::Parquet && path.is_file() {
+        match parquet::read(path, None) {
+            Ok((rows, _)) => rows,
+            Err((what, help)) => {
+                findings.add(|file| bad_file(file, "Parquet", what, help));
+                Vec::new()
+            }
+        }
+    } else {
+        let bytes = bytes(path, packed).map_err(|error| vec![unreadable(name, packed, &error)])?;
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        match format {
+            Format::JsonLines => json_lines(bytes, &mut findings),
+            Format::Json => json(bytes, &mut findings),
+            Format::Csv => csv(bytes, &mut findings),
+            Format::Text | Format::Parquet => text_lines(bytes, &mut findings),
+        }
     };
     if rows.is_empty() && findings.list.is_empty() {
         findings.add(|file| {
@@ -122,6 +163,59 @@ pub(super) fn read(path: &Path) -> Result<Vec<Row>, Vec<Diagnostic>> {
         });
     }
     findings.finish(rows)
+}
+
+/// How many rows a file has, and some of them: evenly spread where that costs nothing, else the first. `None` where the file
+/// cannot be read or is at fault.
+pub(super) fn sample(file: &RowFile, most: usize) -> Option<(u64, Vec<Row>)> {
+    let RowFile { name, path } = file;
+    let (format, packed) = format(name)?;
+    match format {
+        Format::Parquet => parquet::read(path, Some(most)).ok().map(|(rows, all)| (all, rows)),
+        Format::JsonLines => {
+            let bytes = bytes(path, packed).ok()?;
+            let all = lines(&bytes).count();
+            let every = all.div_ceil(most).max(1);
+            let some = lines(&bytes).step_by(every).map(|(_, line)| serde_json::from_slice(line));
+            Some((all as u64, some.collect::<Result<_, _>>().ok()?))
+        }
+        _ => {
+            let rows = read(file).ok()?;
+            let (all, every) = (rows.len(), rows.len().div_ceil(most).max(1));
+            Some((all as u64, rows.into_iter().step_by(every).collect()))
+        }
+    }
+}
+
+/// What a file holds, unpacked.
+fn bytes(path: &Path, packed: bool) -> std::io::Result<Vec<u8>> {
+    if !packed {
+        return fs_err::read(path);
+    }
+    let mut bytes = Vec::new();
+    // Several packed files in a row are one, as `cat` puts them together.
+    flate2::read::MultiGzDecoder::new(BufReader::new(fs_err::File::open(path)?)).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn unreadable(name: &str, packed: bool, error: &std::io::Error) -> Diagnostic {
+    use std::io::ErrorKind;
+    if packed && [ErrorKind::InvalidInput, ErrorKind::InvalidData, ErrorKind::UnexpectedEof].contains(&error.kind()) {
+        return bad_file(name, "gzip", error.to_string(), "fetch or pack the file again");
+    }
+    let what = match error.kind() {
+        ErrorKind::NotFound => "there is no such file".to_owned(),
+        _ => error.to_string(),
+    };
+    Diagnostic::error("dataset::unreadable", format!("the file `{name}` cannot be read"))
+        .note(what)
+        .help("paths start from the pipeline file's directory")
+}
+
+fn bad_file(name: &str, format: &str, what: String, help: &str) -> Diagnostic {
+    Diagnostic::error("dataset::bad-file", format!("the file `{name}` is no {format} file that can be read"))
+        .note(what)
+        .help(help)
 }
 
 /// The lines up to the last that is not blank, numbered from 1.
@@ -190,7 +284,8 @@ fn describe(value: &Value) -> String {
     }
 }
 
-/// A `.json` file: an array of objects, or an object of objects whose keys become ids.
+/// A `.json` file: an array of objects, or an object of objects whose keys become ids; a list in it becomes a row's
+/// `items`.
 fn json(bytes: &[u8], findings: &mut RowFindings) -> Vec<Row> {
     let first = bytes.trim_ascii_start().first();
     // Read in the order of the file, whatever order serde_json keeps objects in.
@@ -228,6 +323,11 @@ fn json(bytes: &[u8], findings: &mut RowFindings) -> Vec<Row> {
                     row.entry("id").or_insert(Value::String(id));
                 }
                 rows.push(row);
+            }
+            // As in the authors' files of training pairs.
+            Value::Array(items) if id.is_some() => {
+                let id = id.map(Value::String).map(|id| ("id".to_owned(), id));
+                rows.push(id.into_iter().chain([("items".to_owned(), Value::Array(items))]).collect());
             }
             other => findings.add(|file| {
                 let number = at + 1;

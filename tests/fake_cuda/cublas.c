@@ -1,6 +1,8 @@
 // libcublas.so.13, as far as candle calls it.
 #include "count.h"
 
+int cuStreamIsCapturing(void *stream, int *status) __attribute__((weak));
+
 int cublasCreate_v2(void **handle) { *handle = (void *)8; return 0; }
 int cublasDestroy_v2(void *handle) { return 0; }
 int cublasSetStream_v2(void *handle, void *stream) { return 0; }
@@ -10,6 +12,12 @@ int cublasGemmStridedBatchedEx(void *handle, int transpose_a, int transpose_b, i
                                const void *a, int a_type, int lda, long stride_a, const void *b, int b_type, int ldb,
                                long stride_b, const void *beta, void *c, int c_type, int ldc, long stride_c, int batch,
                                int compute, int algorithm) {
+  int recorded = 0;
+  if (cuStreamIsCapturing) cuStreamIsCapturing(0, &recorded);
+  if (recorded) {
+    COUNT("cublasGemmStridedBatchedEx, recorded");
+    return 0;
+  }
   COUNT("cublasGemmStridedBatchedEx");
   if (m <= 0 || n <= 0 || k <= 0 || batch <= 0) return 7;
   // CUDA_R_16BF is 14, CUDA_R_16F 2, CUDA_R_32F 0.

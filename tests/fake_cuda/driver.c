@@ -1,7 +1,23 @@
 // libcuda.so.1, as far as candle calls it.
 #include "count.h"
 
-enum { OUT_OF_MEMORY = 2, INVALID_DEVICE = 101 };
+enum { INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901 };
+
+// Streams record launches into graphs: what is asked meanwhile is counted as recorded, and what cannot be recorded makes the
+// recording void. There is one at a time.
+static struct { int on, is_void; double launches; long taken; } capture;
+// Before each block of memory: its bytes, and whether it is a graph's.
+struct block { u64 bytes; int of_graph; };
+static struct graph { double launches; } graphs[4096];
+static int made;
+
+// What must not be asked while a stream records.
+#define NOT_RECORDED                                                          \
+  if (capture.on) {                                                           \
+    counter("refused", __func__)->count++;                                    \
+    capture.is_void = 1;                                                      \
+    return CAPTURE_UNSUPPORTED;                                               \
+  }
 
 static u64 in_use, peak;
 static u64 memory(void) { return setting("FAKE_CUDA_MEMORY", 80000000000UL); }
@@ -43,12 +59,12 @@ int cuDevicePrimaryCtxRetain(void **context, int device) { return HANDLE(context
 int cuDevicePrimaryCtxRelease_v2(int device) { return 0; }
 int cuCtxSetCurrent(void *context) { return 0; }
 int cuCtxGetCurrent(void **context) { return HANDLE(context); }
-int cuCtxSynchronize(void) { COUNT("cuCtxSynchronize"); return 0; }
+int cuCtxSynchronize(void) { NOT_RECORDED COUNT("cuCtxSynchronize"); return 0; }
 int cuStreamCreate(void **stream, unsigned flags) { return HANDLE(stream); }
 int cuStreamDestroy_v2(void *stream) { return 0; }
-int cuStreamSynchronize(void *stream) { COUNT("cuStreamSynchronize"); return 0; }
+int cuStreamSynchronize(void *stream) { NOT_RECORDED COUNT("cuStreamSynchronize"); return 0; }
 int cuStreamWaitEvent(void *stream, void *event, unsigned flags) { COUNT("cuStreamWaitEvent"); return 0; }
-int cuStreamIsCapturing(void *stream, int *status) { *status = 0; return 0; }
+int cuStreamIsCapturing(void *stream, int *status) { *status = capture.on ? 1 + capture.is_void : 0; return 0; }
 int cuEventCreate(void **event, unsigned flags) { COUNT("cuEventCreate"); return HANDLE(event); }
 int cuEventDestroy_v2(void *event) { return 0; }
 int cuEventRecord(void *event, void *stream) { COUNT("cuEventRecord"); return 0; }
@@ -61,23 +77,35 @@ int cuMemAllocAsync(void **place, u64 bytes, void *stream) {
   COUNT("cuMemAllocAsync");
   if (in_use + bytes > memory()) return OUT_OF_MEMORY;
   in_use += bytes;
+  capture.taken += capture.on;
   if (in_use > peak) counter("bytes", "peak")->count = peak = in_use;
-  u64 *block = malloc(sizeof *block);
-  *block = bytes;
+  struct block *block = malloc(sizeof *block);
+  *block = (struct block){bytes, capture.on};
   *place = block;
   return 0;
 }
 int cuMemFreeAsync(void *place, void *stream) {
-  if (place) in_use -= *(u64 *)place;
-  free(place);
+  struct block *block = place;
+  if (!block) return 0;
+  // A graph frees what it took, and nothing else.
+  if (block->of_graph != capture.on) {
+    counter("refused", __func__)->count++;
+    return INVALID_VALUE;
+  }
+  in_use -= block->bytes;
+  capture.taken -= capture.on;
+  free(block);
   return 0;
 }
 int cuMemcpyHtoDAsync_v2(void *to, const void *from, u64 bytes, void *stream) {
+  // The host's memory may be another when the recording is launched.
+  NOT_RECORDED
   COUNT("cuMemcpyHtoD");
   counter("bytes", "HtoD")->count += bytes;
   return 0;
 }
 int cuMemcpyDtoHAsync_v2(void *to, const void *from, u64 bytes, void *stream) {
+  NOT_RECORDED
   COUNT("cuMemcpyDtoH");
   counter("bytes", "DtoH")->count += bytes;
   memset(to, 0, bytes);
@@ -94,7 +122,7 @@ int cuMemsetD8Async(void *place, unsigned char value, u64 bytes, void *stream) {
   return 0;
 }
 
-int cuModuleLoadData(void **module, const void *image) { COUNT("cuModuleLoadData"); return HANDLE(module); }
+int cuModuleLoadData(void **module, const void *image) { NOT_RECORDED COUNT("cuModuleLoadData"); return HANDLE(module); }
 int cuModuleUnload(void *module) { return 0; }
 int cuModuleGetFunction(void **function, void *module, const char *name) {
   *function = counter("kernel", name);
@@ -104,16 +132,45 @@ int cuFuncGetAttribute(int *value, int attribute, void *function) { *value = 0; 
 int cuFuncSetAttribute(void *function, int attribute, int value) { return 0; }
 int cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned x, unsigned y, unsigned z,
                    unsigned shared, void *stream, void **arguments, void **extra) {
-  COUNT("cuLaunchKernel");
   // What a GPU would refuse.
-  if (!grid_x || !grid_y || !grid_z || !x || !y || !z || x * y * z > 1024 || grid_y > 65535 || grid_z > 65535) return 1;
+  if (!grid_x || !grid_y || !grid_z || !x || !y || !z || x * y * z > 1024 || grid_y > 65535 || grid_z > 65535 || shared > 227 * 1024) {
+    counter("refused", __func__)->count++;
+    return INVALID_VALUE;
+  }
+  if (capture.on) {
+    capture.launches++;
+    return 0;
+  }
+  COUNT("cuLaunchKernel");
   ((struct counter *)function)->count++;
   return 0;
 }
 
-int cuStreamBeginCapture_v2(void *stream, int mode) { return 0; }
-int cuStreamEndCapture(void *stream, void **graph) { return HANDLE(graph); }
-int cuGraphInstantiateWithFlags(void **executable, void *graph, u64 flags) { return HANDLE(executable); }
-int cuGraphLaunch(void *executable, void *stream) { COUNT("cuGraphLaunch"); return 0; }
+int cuStreamBeginCapture_v2(void *stream, int mode) {
+  NOT_RECORDED
+  COUNT("cuStreamBeginCapture");
+  capture.on = 1, capture.is_void = 0, capture.launches = 0, capture.taken = 0;
+  return 0;
+}
+int cuStreamEndCapture(void *stream, void **graph) {
+  if (!capture.on) return INVALID_VALUE;
+  capture.on = 0;
+  if (capture.is_void) return CAPTURE_INVALIDATED;
+  // A graph's own memory is free again when it ends.
+  if (capture.taken || made == 4096) {
+    counter("refused", "memory that a graph keeps")->count++;
+    return INVALID_VALUE;
+  }
+  graphs[made].launches = capture.launches;
+  *graph = &graphs[made++];
+  return 0;
+}
+int cuGraphInstantiateWithFlags(void **executable, void *graph, u64 flags) { *executable = graph; return 0; }
+int cuGraphLaunch(void *executable, void *stream) {
+  NOT_RECORDED
+  COUNT("cuGraphLaunch");
+  counter("launches", "in graphs")->count += ((struct graph *)executable)->launches;
+  return 0;
+}
 int cuGraphExecDestroy(void *executable) { return 0; }
 int cuGraphDestroy(void *graph) { return 0; }

@@ -87,6 +87,9 @@ impl Rig {
     }
 }
 
+/// What is read from the driver is zero, so that no kernel would be found right.
+const UNCHECKED: &[(&str, &str)] = &[(env::KERNELS.name, "unchecked")];
+
 const ALL: &[&str] = &["libcuda.so.1", "libcublas.so.13", "libcurand.so.10"];
 
 /// A small model samples, scores and is trained.
@@ -190,6 +193,33 @@ fn gpus_are_counted_and_shared_out() {
     assert!(none.contains("auto         cpu"), "{none}");
 }
 
+/// Kernels whose check reads zeros are not used, and doctor says so.
+#[test]
+fn kernels_that_compute_nothing_are_told_of_and_not_used() {
+    let Some(rig) = Rig::new(PIPELINE, ALL) else { return };
+    let report = rig.run(&["doctor", "--json"], &[]).exits(0).json();
+    let checks = report["cuda"]["kernels"][0]["checks"].as_array().expect("a list").clone();
+    assert!(checks.len() >= 14, "some kernels in two types: {checks:?}");
+    for check in &checks {
+        let why = check["unused"].as_str().expect("a reason");
+        assert!(check["apart"].is_null() && why.contains("apart from the plain ones"), "{check}");
+    }
+    let text = rig.run(&["doctor"], &[]).exits(0).stdout;
+    assert!(text.contains("kernel       cuda:0 rms_norm in bf16: not used: its numbers are"), "{text}");
+    let unchecked = rig.run(&["doctor"], UNCHECKED).exits(0).stdout;
+    assert!(unchecked.contains("kernel       cuda:0 rms_norm in bf16: right"), "{unchecked}");
+    let off = rig.run(&["doctor"], &[(env::KERNELS.name, "off")]).exits(0).stdout;
+    assert!(!off.contains("rms_norm"), "{off}");
+    rig.counts();
+    let output = rig.run(&["run", "p.toml", "base"], &[]).exits(0);
+    let logged = rig.run(&["logs", "base"], &[]).exits(0);
+    let told = [output.stderr, logged.stdout, logged.stderr].concat();
+    assert!(told.contains("the kernel `rms_norm` is not used on cuda:0 in f32"), "{told}");
+    // Its checks, and no more.
+    let launched = rig.counts()["kernel rms_norm"];
+    assert!(launched <= 12.0, "{launched}");
+}
+
 /// The events of a run.
 fn events(output: &Output) -> Vec<Value> {
     output.stdout.lines().map(|line| serde_json::from_str(line).expect("an event")).collect()
@@ -204,7 +234,7 @@ fn devices(events: &[Value]) -> BTreeMap<&str, &str> {
 #[test]
 fn a_pipeline_runs_to_its_end_on_the_gpu() {
     let Some(rig) = Rig::new(PIPELINE, ALL) else { return };
-    let output = rig.run(&["run", "p.toml", "--json"], &[]).exits(0);
+    let output = rig.run(&["run", "p.toml", "--json"], UNCHECKED).exits(0);
     let events = events(&output);
     let devices = devices(&events);
     assert_eq!(devices["constitutions"], "cpu");
@@ -215,6 +245,13 @@ fn a_pipeline_runs_to_its_end_on_the_gpu() {
     assert!(counts["call cuLaunchKernel"] > 100.0 && counts["flop f32"] > 0.0, "{counts:?}");
     assert!(counts["flop bf16"] > 0.0, "`tuned` trains in bf16, and is sampled in it: {counts:?}");
     assert!(!counts.contains_key("call cuEventCreate"), "tensors without events: {counts:?}");
+    let ours = ["rms_norm", "rms_norm_back", "sum_rows", "turn", "swiglu", "swiglu_back", "adamw", "squares"];
+    let attention = ["attention_64", "attention_to_queries_64", "attention_to_keys_64", "decode_64_1", "pick"];
+    for kernel in ours.into_iter().chain(attention) {
+        assert!(counts.get(&format!("kernel {kernel}")).is_some_and(|count| *count > 0.0), "{kernel}: {counts:?}");
+    }
+    let refused: Vec<&String> = counts.keys().filter(|name| name.starts_with("refused")).collect();
+    assert!(refused.is_empty() && !output.stderr.contains("WARN"), "{refused:?}\n{}", output.stderr);
 }
 
 #[test]
@@ -236,21 +273,57 @@ fn a_gpu_that_is_not_there_or_is_full_is_an_error_with_its_name() {
     assert!(!full.stderr.contains("panicked"), "{}", full.stderr);
 }
 
-/// The launches of a decode step: what sampling more tokens adds.
+/// What one more token of all rows asks for: a step.
+fn a_step(rig: &Rig, settings: &[(&str, &str)]) -> Counts {
+    let sampled = |tokens: &str| {
+        let set = format!("new_tokens={tokens}");
+        let args = ["run", "p.toml", "sampled", "--force", "sampled", "--set", &set];
+        rig.run(&args, settings).exits(0);
+        rig.counts()
+    };
+    let (few, many) = (sampled("10"), sampled("20"));
+    many.iter().map(|(name, count)| (name.clone(), (count - few.get(name).unwrap_or(&0.0)) / 10.0)).collect()
+}
+
+const LAYERS: f64 = 2.0;
+const ONE_BY_ONE: (&str, &str) = (env::GRAPHS.name, "off");
+
+/// The launches of a decode step, one by one.
 #[test]
+#[expect(clippy::print_stderr, reason = "the counts stand in docs/gpu.md")]
 fn a_decode_step_launches_few_kernels() {
     let Some(rig) = Rig::new(PIPELINE, ALL) else { return };
-    rig.run(&["run", "p.toml", "base"], &[]).exits(0);
+    rig.run(&["run", "p.toml", "base"], UNCHECKED).exits(0);
     rig.counts();
-    let launches = |tokens: &str| {
-        let set = format!("new_tokens={tokens}");
-        rig.run(&["run", "p.toml", "sampled", "--set", &set], &[]).exits(0);
-        let counts = rig.counts();
-        let of = |name: &str| counts.get(name).copied().unwrap_or(0.0);
-        of("call cuLaunchKernel") + of("call cublasGemmStridedBatchedEx")
-    };
-    let (few, many) = (launches("10"), launches("20"));
-    let (layers, a_step) = (2.0, (many - few) / 10.0);
-    assert!(a_step > 10.0 * layers, "counted: {few}, {many}");
-    assert!(a_step < 30.0 * layers + 20.0, "{a_step} launches for {layers} layers");
+    let launches = |counts: &Counts| (counts["call cuLaunchKernel"], counts["call cublasGemmStridedBatchedEx"]);
+    let step = a_step(&rig, &[UNCHECKED[0], ONE_BY_ONE]);
+    let (ours, candles) = (launches(&step), launches(&a_step(&rig, &[(env::KERNELS.name, "off")])));
+    for (name, count) in step.iter().filter(|(name, count)| name.starts_with("kernel ") && **count > 0.0) {
+        eprintln!("{name} {count}");
+    }
+    eprintln!("a decode step: {ours:?} kernels and products, {candles:?} without our kernels");
+    assert!(ours.0 + ours.1 > 5.0 * LAYERS && ours.0 + ours.1 < 12.0 * LAYERS + 12.0, "{ours:?}");
+    assert!(candles.0 + candles.1 < 30.0 * LAYERS + 20.0, "{candles:?}");
+    // Several in a layer that are one of ours: sums before norms, turns and their copies, the gate, attention.
+    assert!(ours.0 + 9.0 * LAYERS < candles.0, "{ours:?} {candles:?}");
+    assert_eq!((step["kernel decode_64_1"], step["kernel pick"]), (LAYERS, 1.0), "{step:?}");
+    // Tokens come back, no logits: four bytes for each of the eight rows.
+    assert_eq!((step["call cuMemcpyDtoH"], step["bytes DtoH"]), (1.0, 32.0), "{step:?}");
+    assert!(step["bytes HtoD"] < 1000.0, "{step:?}");
+}
+
+/// A decode step as one launch, recorded from its second on.
+#[test]
+#[expect(clippy::print_stderr, reason = "the counts stand in docs/gpu.md")]
+fn a_decode_step_is_recorded_once_and_launched_as_a_whole() {
+    let Some(rig) = Rig::new(PIPELINE, ALL) else { return };
+    rig.run(&["run", "p.toml", "base"], UNCHECKED).exits(0);
+    rig.counts();
+    let step = a_step(&rig, UNCHECKED);
+    eprintln!("a recorded step: {step:?}");
+    assert_eq!(step["call cuGraphLaunch"], 1.0, "{step:?}");
+    assert!(step["launches in graphs"] > 5.0 * LAYERS, "{step:?}");
+    assert_eq!(step["call cuStreamBeginCapture"], 0.0, "none is recorded again: {step:?}");
+    assert!(step["call cuLaunchKernel"] < 4.0, "tokens, lengths and numbers are brought up: {step:?}");
+    assert_eq!(step["call cublasGemmStridedBatchedEx"], 0.0, "{step:?}");
 }

@@ -319,7 +319,7 @@ fn a_pipeline_downloads_when_it_runs_and_not_when_it_is_planned() {
     let run = sami(&["run", "p.toml", "--json"], false).exits(DONE.into());
     let download =
         run.stdout.lines().find(|line| line.contains("\"event\":\"download\"") && line.contains("\"finished\":true"));
-    assert!(download.is_some_and(|line| line.contains("\"model\":\"base\"")), "{}", run.stdout);
+    assert!(download.is_some_and(|line| line.contains("\"name\":\"base\"")), "{}", run.stdout);
     assert_eq!(run.done().names("ran"), ["constitutions", "generate"]);
     assert!(sandbox.path("home/hub/models--acme--tiny/refs/main").exists());
     assert!(!(run.stdout + &run.stderr).contains("hf_secret"));

@@ -1,4 +1,4 @@
-//! A hub on this machine, for one model: it answers as the real one does, counts what it is asked, and fails when told to.
+//! A hub on this machine, for one model and one dataset of the same name and files: it answers as the real one does, counts what it is asked, and fails when told to.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -43,6 +43,8 @@ pub(crate) struct Request {
 pub(crate) struct State {
     /// What the repository has.
     pub(crate) files: BTreeMap<String, Vec<u8>>,
+    /// What the branch has on which the hub keeps a dataset as Parquet, if there is one.
+    pub(crate) converted: BTreeMap<String, Vec<u8>>,
     /// The commit that `main` stands for.
     pub(crate) commit: String,
     /// Who does not have it may not read.
@@ -60,6 +62,8 @@ pub(crate) struct Server {
 
 pub(crate) const REPO: &str = "acme/tiny";
 const LARGE: usize = 1000;
+/// The commit of the converted dataset.
+pub(crate) const CONVERTED: &str = "cccccccccccccccccccccccccccccccccccccccc";
 
 impl Server {
     /// Serves until the process ends.
@@ -131,18 +135,35 @@ fn answer(stream: &TcpStream, state: &Mutex<State>, contents: Option<&str>) -> O
             &request,
         );
     }
-    if let Some(revision) = request.path.strip_prefix(&format!("/api/models/{REPO}/revision/")) {
-        let revision = revision.trim_end_matches("?blobs=true");
-        if revision != "main" && revision != state.commit {
+    let listed = ["models", "datasets"].into_iter().find_map(|kind| {
+        let rest = request.path.strip_prefix(&format!("/api/{kind}/{REPO}/revision/"))?;
+        Some((kind, rest.trim_end_matches("?blobs=true")))
+    });
+    let is_converted =
+        |revision: &str| [CONVERTED, "refs%2Fconvert%2Fparquet"].contains(&revision) && !state.converted.is_empty();
+    if let Some((kind, revision)) = listed {
+        let converted = is_converted(revision) && kind == "datasets";
+        if revision != "main" && revision != state.commit && !converted {
             return send(stream, 404, "x-error-code: RevisionNotFound", b"{}", &request);
         }
-        let files = state.files.iter().map(|(name, bytes)| serde_json::json!({"rfilename": name, "size": bytes.len()}));
-        let listing = serde_json::json!({"id": REPO, "sha": state.commit, "siblings": files.collect::<Vec<_>>()});
+        let (files, commit) =
+            if converted { (&state.converted, CONVERTED) } else { (&state.files, state.commit.as_str()) };
+        let files = files.iter().map(|(name, bytes)| {
+            let large = bytes.len() >= LARGE;
+            let mut file = serde_json::json!({"rfilename": name, "size": bytes.len(), "blobId": etag(bytes, false)});
+            if large {
+                file["lfs"] = serde_json::json!({"sha256": etag(bytes, true), "size": bytes.len()});
+            }
+            file
+        });
+        let listing = serde_json::json!({"id": REPO, "sha": commit, "siblings": files.collect::<Vec<_>>()});
         return send(stream, 200, "", listing.to_string().as_bytes(), &request);
     }
-    let name = request.path.rsplit('/').next()?.to_owned();
-    let prefix = format!("/{REPO}/resolve/{}/", state.commit);
-    let Some(mut bytes) = state.files.get(&name).filter(|_| request.path.starts_with(&prefix)).cloned() else {
+    let path = request.path.strip_prefix("/datasets").unwrap_or(&request.path);
+    let found = [(&state.files, state.commit.as_str()), (&state.converted, CONVERTED)]
+        .into_iter()
+        .find_map(|(files, commit)| files.get(path.strip_prefix(&format!("/{REPO}/resolve/{commit}/"))?));
+    let Some(mut bytes) = found.cloned() else {
         return send(stream, 404, "x-error-code: RepoNotFound", b"{}", &request);
     };
     drop(state);

@@ -1,6 +1,6 @@
 //! Win rates of the paper's dialogue runs, from the verdicts that its authors' judge gave.
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::real::test_data;
 use super::sandbox::Sandbox;
@@ -115,4 +115,88 @@ fn the_papers_win_rates_come_back() {
 /// Past the test harness's capture: a table that is worth a look.
 fn print(table: &str) {
     let _ = std::io::Write::write_all(&mut std::io::stderr(), table.as_bytes());
+}
+
+const RESPONSES: &str = r#"
+[models.small]
+source = "DATA/models/stories260K"
+
+[datasets.posts]
+source = "DATA/queries/tldr_posts_250.jsonl"
+[datasets.base]
+source = "DATA/responses/tldr/base-mistral-opus-constitution.jsonl"
+[datasets.sami]
+source = "DATA/responses/tldr/iteration-3-epoch-0.38-from-epoch-0.25-mistral-opus-constitution.jsonl"
+[datasets.both]
+source = "both.jsonl"
+[datasets.pairs]
+source = "pairs.json"
+
+[nodes.constitutions]
+kind = "constitutions"
+principles = { file = "DATA/constitutions/sami_tldr_opus.json" }
+
+[nodes.evaluate]
+kind = "evaluate"
+candidates = { base = "base", sami = "sami" }
+against = "base"
+queries = "posts"
+constitutions = "constitutions"
+prompt = "{{ post }}"
+[nodes.evaluate.rules.principles]
+concise = { definition = { max_words = 60 }, antithesis = { min_words = 61 } }
+comprehensive = { definition = { min_sentences = 2 }, antithesis = { max_sentences = 1 } }
+
+[nodes.score]
+kind = "score"
+model = "small"
+responses = "both"
+prompt = "{{ constitution }}\n\nSummary:"
+too_long = "cut"
+
+[nodes.score_pairs]
+kind = "score"
+model = "small"
+responses = "pairs"
+prompt = "{{ constitution }}"
+too_long = "cut"
+"#;
+
+#[test]
+fn the_authors_responses_are_compared_and_scored() {
+    let Some(data) = test_data("") else { return };
+    let rows = |name: &str| -> Vec<Value> {
+        let text = fs_err::read_to_string(data.join(name)).expect("it is there");
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    };
+    let sandbox = Sandbox::with(&RESPONSES.replace("DATA", data.to_str().expect("a path in UTF-8")));
+    // Two writers' constitutions, each with what was answered to it; and training pairs in the authors' own form.
+    let writers =
+        ["mistral", "opus"].map(|writer| rows(&format!("responses/tldr/base-mixtral-{writer}-constitution.jsonl")));
+    let both = writers[0].iter().zip(&writers[1]).take(12).map(|(one, other)| {
+        json!({"id": one["id"], "constitutions": [one["constitution"], other["constitution"]],
+            "responses": [one["response"], other["response"]]})
+    });
+    sandbox.write("both.jsonl", &both.map(|row| row.to_string() + "\n").collect::<String>());
+    let pairs = rows("queries/sami_hh_train_iter1_helpful.jsonl").into_iter().take(12);
+    let pairs: Map<String, Value> = pairs.map(|row| (row["id"].to_string(), row["items"].clone())).collect();
+    sandbox.write("pairs.json", &json!(pairs).to_string());
+
+    let done = sandbox.sami(&["run", "p.toml", "--json"]).exits(0).json();
+    let metrics = |name: &str| {
+        let nodes = done["nodes"].as_array().expect("a list");
+        nodes.iter().find(|node| node["name"] == name).expect("a node")["metrics"].clone()
+    };
+    for name in ["score", "score_pairs"] {
+        let found = metrics(name);
+        let figure = |figure: &str| found[figure].as_f64().unwrap_or_else(|| panic!("no {figure} in {found}"));
+        assert_eq!(found["rows"], 12);
+        assert!((figure("bound_ceiling") - 2f64.ln()).abs() < 1e-12 && figure("bound") <= figure("bound_ceiling"));
+        assert!(figure("bound") > -10.0 && figure("gap").is_finite() && figure("mean_length") > 10.0, "{found}");
+    }
+    let found = metrics("evaluate");
+    let figure = |figure: &str| found[figure].as_f64().unwrap_or_else(|| panic!("no {figure} in {found}"));
+    // Their third iteration writes much shorter summaries than the base model.
+    assert!(figure("mean_characters.sami") < 0.7 * figure("mean_characters.base"), "{found}");
+    assert!(figure("adherence.sami") > figure("adherence.base") && figure("win_rate_low") > 0.5, "{found}");
 }

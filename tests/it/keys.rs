@@ -130,6 +130,52 @@ score_eos = false
 seed = 1
 rules = { principles = { a = { definition = { max_words = 3 }, antithesis = { min_words = 4 } } }, well_formed = { min_words = 1 } }
 
+[nodes.tally]
+kind = "tally"
+verdicts = "rows"
+ties = "half"
+paired = [["a", "b"]]
+seed = 1
+
+[nodes.prefer]
+kind = "finetune"
+model = "base"
+reference = "other"
+examples = "score"
+objective = "dpo"
+batch_queries = 8
+steps = 1
+optimizer = { lr = 1e-3 }
+schedule = { name = "linear", warmup = 1, from_zero = true, span = 15 }
+beta = 0.1
+label_smoothing = 0.1
+directions = "both"
+kl_weight = 0.1
+kl_over = "diagonal"
+accumulation = { parts = 2, kept = "last" }
+weights = "bf16"
+
+[nodes.rank]
+kind = "finetune"
+model = "base"
+examples = "rows"
+objective = "dpo"
+steps = 1
+optimizer = { lr = 1e-3 }
+prompt = "{{ text }}"
+chosen = "{{ text }}"
+rejected = "{{ text }}"
+join = "none"
+
+[nodes.copy]
+kind = "finetune"
+model = "base"
+examples = "score"
+objective = "sft"
+steps = 1
+optimizer = { lr = 1e-3 }
+responses = "first"
+
 [nodes.command]
 kind = "command"
 program = "sh"
@@ -207,6 +253,22 @@ const CHANGES: &[(&str, &str, &str)] = &[
     ("pretrain", "text = \"{{ text }}\"", "text = \"{{ id }}\""),
     ("imitate", "prompt = \"{{ text }}\"", "prompt = \"{{ id }}\""),
     ("imitate", "response = \"{{ text }}\"", "response = \"{{ id }}\""),
+    ("prefer", "from_zero = true", "from_zero = false"),
+    ("prefer", "span = 15", "span = \"epoch\""),
+    ("prefer", "beta = 0.1", "beta = 0.2"),
+    ("prefer", "label_smoothing = 0.1", "label_smoothing = 0.0"),
+    ("prefer", "directions = \"both\"", "directions = \"first\""),
+    ("prefer", "kl_over = \"diagonal\"", "kl_over = \"cells\""),
+    ("prefer", "parts = 2", "parts = 4"),
+    ("prefer", "kept = \"last\"", "kept = \"all\""),
+    ("prefer", "weights = \"bf16\"", "weights = \"f32\""),
+    ("rank", "chosen = \"{{ text }}\"", "chosen = \"{{ id }}\""),
+    ("rank", "rejected = \"{{ text }}\"", "rejected = \"{{ id }}\""),
+    ("rank", "join = \"none\"", "join = \"space\""),
+    ("copy", "responses = \"first\"", "responses = \"all\""),
+    ("generate", "samples = 1", "samples = 1\nresponses_per_constitution = 2"),
+    ("score", "score_eos = false", "score_eos = false\njoin = \"none\""),
+    ("evaluate", "score_eos = false", "score_eos = false\njoin = \"none\""),
     ("evaluate", "candidates = { base = \"base\", sami", "candidates = { base = \"base\", tuned"),
     ("evaluate", "against = \"base\"", "against = \"sami\""),
     ("evaluate", "prompt = \"{{ constitution }}\"", "prompt = \"{{ query }}\""),
@@ -225,6 +287,18 @@ const CHANGES: &[(&str, &str, &str)] = &[
         "rules = { principles = { a = { definition = { max_words = 3 }",
         "rules = { principles = { a = { definition = { max_words = 2 }",
     ),
+    ("evaluate", "seed = 1", "seed = 1\nties = \"loss\""),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\""),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\"\njudge_prompt = \"{{ a }} {{ b }}\""),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\"\njudge_system = \"\""),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\"\njudge_labels = [\"1\", \"2\"]"),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\"\njudge_by = \"words\""),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\"\njudge_orders = \"one\""),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\"\njudge_retries = 3"),
+    ("evaluate", "seed = 1", "seed = 1\njudge = \"base\"\njudge_max_tokens = 100"),
+    ("tally", "ties = \"half\"", "ties = \"loss\""),
+    ("tally", "paired = [[\"a\", \"b\"]]", "paired = []"),
+    ("tally", "seed = 1", "seed = 2"),
     ("command", "program = \"sh\"", "program = \"bash\""),
     ("command", "args = [\"{script}\"]", "args = [\"-x\", \"{script}\"]"),
     ("command", "inputs = { rows", "inputs = { data"),
@@ -284,7 +358,8 @@ fn every_field_of_every_kind_is_in_the_key() {
         let inputs: BTreeSet<&str> =
             node.links.iter().map(|link| link.field.path.split('.').next().unwrap_or_default()).collect();
         for (field, value) in preimage["fields"].as_object().expect("fields") {
-            let elsewhere = value.is_null() || ["pretrain", "imitate"].contains(&node.name.as_str());
+            let elsewhere =
+                value.is_null() || ["pretrain", "imitate", "prefer", "rank", "copy"].contains(&node.name.as_str());
             let seen = covered.get(node.name.as_str()).is_some_and(|seen| seen.contains(field));
             assert!(
                 seen || elsewhere || inputs.contains(field.as_str()),

@@ -139,14 +139,30 @@ def sami_loss(model, queries):
     return total / len(queries)
 
 
+def dpo_loss(model, reference, queries, beta):
+    """Under each constitution its own response is preferred to the other, from what a frozen model says of both."""
+    total = 0.0
+    for sequences in queries:
+        ratios = []
+        for sequence in sequences:
+            with torch.no_grad():
+                before = logprobs(reference, sequence["ids"], sequence["prompt"]).sum()
+            ratios.append(logprobs(model, sequence["ids"], sequence["prompt"]).sum() - before)
+        margins = torch.stack([ratios[0] - ratios[1], ratios[3] - ratios[2]])
+        total = total - torch.nn.functional.logsigmoid(beta * margins).mean()
+    return total / len(queries)
+
+
 def train(directory):
     case = json.load(open(directory / "case.json"))
     model = load(directory / "model").train()
+    reference = load(directory / "model").eval()
     steps = optimizer(model, case["optimizer"])
     losses, norms = [], []
     for queries in case["steps"]:
         steps.zero_grad()
-        loss = sami_loss(model, queries)
+        beta = case.get("beta")
+        loss = sami_loss(model, queries) if beta is None else dpo_loss(model, reference, queries, beta)
         loss.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), case["clip"]).item())
         steps.step()

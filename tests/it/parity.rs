@@ -9,6 +9,7 @@ use std::process::Command;
 use candle_core::{Device, Tensor};
 use sami::env;
 use sami::lm::logprobs::{response_logprobs, token_logprobs};
+use sami::lm::loss::preference::Directions;
 use sami::lm::loss::{LengthNorm, Sides};
 use sami::lm::optimizer::{OptimizerName, OptimizerSettings};
 use sami::lm::sampling::sample;
@@ -256,13 +257,20 @@ fn models_that_transformers_made_are_the_same_here() {
 
 #[test]
 #[ignore = "slow: PyTorch"]
-fn sami_training_goes_the_way_that_pytorch_goes() {
+fn training_goes_the_way_that_pytorch_goes() {
     let Some(python) = python() else { return };
     let root = tempfile::tempdir().expect("a directory");
     let clip = 0.01;
     let mut cases = Vec::new();
-    for (name, own) in families().into_iter().filter(|(name, _)| ["llama", "mistral", "qwen3"].contains(name)) {
-        let directory = root.path().join(name);
+    let sami = Objective::Sami { sides: Sides::Both, length_norm: LengthNorm::Mean };
+    let dpo =
+        Objective::Dpo { beta: 0.3, label_smoothing: 0.0, length_norm: LengthNorm::Sum, directions: Directions::Both };
+    let some = families().into_iter().filter(|(name, _)| ["llama", "mistral", "qwen3"].contains(name));
+    let of_each = |(name, own): (&'static str, Value)| {
+        [(name.to_owned(), own.clone(), sami, None), (format!("{name}-dpo"), own, dpo, Some(0.3))]
+    };
+    for (name, own, objective, beta) in some.flat_map(of_each) {
+        let directory = root.path().join(&name);
         for part in ["model", "ours"] {
             fs_err::create_dir_all(directory.join(part)).expect("a directory");
         }
@@ -283,7 +291,6 @@ fn sami_training_goes_the_way_that_pytorch_goes() {
                 sequences: (0..4).map(|cell| sequence(query, cell / 2, cell % 2)).collect(),
             })
             .collect();
-        let objective = Objective::Sami { sides: Sides::Both, length_norm: LengthNorm::Mean };
         let (_, optimizer) = optimizers()[0].clone();
         let settings = TrainSettings { clip, ..settings(objective, optimizer.clone(), 3) };
         let mut trainer =
@@ -295,7 +302,7 @@ fn sami_training_goes_the_way_that_pytorch_goes() {
             example.sequences.iter().map(|one| json!({"ids": one.ids, "prompt": one.prompt})).collect()
         };
         let step: Vec<Vec<Value>> = examples.iter().map(query).collect();
-        let case = json!({"optimizer": for_torch(&optimizer), "clip": clip, "steps": [step, step, step]});
+        let case = json!({"optimizer": for_torch(&optimizer), "clip": clip, "beta": beta, "steps": [step, step, step]});
         fs_err::write(directory.join("case.json"), case.to_string()).expect("written");
         let first = examples[0].sequences[0].clone();
         cases.push((name, directory, config, start, trainer, records, first));

@@ -6,6 +6,8 @@ use super::{Finetune, Objective};
 use crate::lm::adapter::Targets;
 use crate::lm::config::LINEAR_NAMES;
 use crate::lm::loss::Sides;
+use crate::lm::schedule::Span;
+use crate::lm::train::KlOver;
 use crate::pipeline::Problem;
 
 /// What is wrong with the fields of a node.
@@ -59,39 +61,8 @@ pub(super) fn validate(kind: &Finetune) -> Vec<Problem> {
     want(kind.probe_every != Some(0), "probe_every", "KL measured every 0 steps", "give 1 or more, or leave it out");
     want(kind.checkpoint_every >= 1, "checkpoint_every", "a checkpoint every 0 steps", "give 1 or more");
     lora(kind, &mut want);
-    if kind.objective != Objective::Sami {
-        want(kind.sides == Sides::Both, "sides", "only the objective `sami` has sides", "remove `sides`");
-    }
-    match kind.objective {
-        Objective::Sami => {
-            for (path, field) in [("text", &kind.text), ("prompt", &kind.prompt), ("response", &kind.response)] {
-                want(
-                    field.is_none(),
-                    path,
-                    "the objective `sami` takes prompts and responses from the scores",
-                    "remove the field",
-                );
-            }
-        }
-        Objective::Sft => {
-            want(
-                kind.text.is_none(),
-                "text",
-                "the objective `sft` takes `prompt` and `response`",
-                "use `objective = \"lm\"` to train on whole texts",
-            );
-            want(
-                kind.prompt.is_some() == kind.response.is_some(),
-                "prompt",
-                "`prompt` and `response` go together",
-                "give both (or neither, with scores as examples)",
-            );
-        }
-        Objective::Lm => {
-            let pair = kind.prompt.is_some() || kind.response.is_some();
-            want(!pair, "prompt", "the objective `lm` takes `text`", "use `objective = \"sft\"` to train on responses");
-        }
-    }
+    fields_of_objectives(kind, &mut want);
+    batch(kind, &mut want);
     if kind.reference.is_some() && !kind.wants_reference() {
         problems.push(problem(
             "reference",
@@ -99,12 +70,127 @@ pub(super) fn validate(kind: &Finetune) -> Vec<Problem> {
             "give one of them or remove `reference`",
         ));
     }
-    for (path, field) in [("text", &kind.text), ("prompt", &kind.prompt), ("response", &kind.response)] {
+    for (path, field) in templates(kind) {
         if let Some(text) = field {
             template::check(&mut problems, path, text);
         }
     }
     problems
+}
+
+fn templates(kind: &Finetune) -> [(&'static str, Option<&String>); 5] {
+    [
+        ("text", kind.text.as_ref()),
+        ("prompt", kind.prompt.as_ref()),
+        ("response", kind.response.as_ref()),
+        ("chosen", kind.chosen.as_ref()),
+        ("rejected", kind.rejected.as_ref()),
+    ]
+}
+
+/// Fields that only some objectives have.
+fn fields_of_objectives(kind: &Finetune, want: &mut impl FnMut(bool, &str, &str, &str)) {
+    let (name, known): (&str, &[&str]) = match kind.objective {
+        Objective::Sami => ("sami", &[]),
+        Objective::Dpo => ("dpo", &["prompt", "chosen", "rejected"]),
+        Objective::Sft => ("sft", &["prompt", "response"]),
+        Objective::Lm => ("lm", &["text"]),
+    };
+    let help = match kind.objective {
+        Objective::Sami => "remove it: prompts and responses are those of the scores".to_owned(),
+        _ => format!("it takes {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")),
+    };
+    for (path, field) in templates(kind) {
+        let what = format!("the objective `{name}` has no `{path}`");
+        want(field.is_none() || known.contains(&path), path, &what, &help);
+    }
+    let given: Vec<bool> =
+        templates(kind).iter().filter(|(path, _)| known.contains(path)).map(|(_, field)| field.is_some()).collect();
+    want(
+        given.windows(2).all(|pair| pair[0] == pair[1]),
+        "prompt",
+        &format!("{} go together", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")),
+        "give all of them (or none, with scores as examples)",
+    );
+    let of_dataset = kind.prompt.is_some();
+    let dpo = kind.objective == Objective::Dpo;
+    want(
+        kind.sides == Sides::Both || kind.objective == Objective::Sami,
+        "sides",
+        "only the objective `sami` has sides",
+        "remove `sides`",
+    );
+    want(kind.beta.is_none() || dpo, "beta", "only the objective `dpo` has `beta`", "remove `beta`");
+    want(
+        kind.beta.is_none_or(|beta| beta > 0.0 && beta.is_finite()),
+        "beta",
+        "`beta` is not above 0",
+        "0.1 is usual; the less, the farther the model may go",
+    );
+    want(
+        kind.label_smoothing.is_none() || dpo,
+        "label_smoothing",
+        "only the objective `dpo` has `label_smoothing`",
+        "remove it",
+    );
+    want(
+        kind.label_smoothing.is_none_or(|smoothing| (0.0..0.5).contains(&smoothing)),
+        "label_smoothing",
+        "`label_smoothing` is not in [0, 0.5)",
+        "it is the chance that a preference is the wrong way round",
+    );
+    want(
+        kind.directions.is_none() || (dpo && !of_dataset),
+        "directions",
+        "only the objective `dpo` on scores has `directions`",
+        "remove it",
+    );
+    want(
+        kind.responses.is_all() || (kind.objective == Objective::Sft && !of_dataset),
+        "responses",
+        "only the objective `sft` on scores has `responses`",
+        "remove it",
+    );
+    want(
+        kind.join.is_space() || of_dataset,
+        "join",
+        "`join` is for datasets; scores are trained on as they were made",
+        "give it to the `score` node",
+    );
+}
+
+/// What a step is made of.
+fn batch(kind: &Finetune, want: &mut impl FnMut(bool, &str, &str, &str)) {
+    want(
+        kind.accumulation.parts >= 1 && kind.batch_queries.is_multiple_of(kind.accumulation.parts),
+        "accumulation.parts",
+        "`parts` does not divide `batch_queries`",
+        "for example 16 parts of `batch_queries = 128`",
+    );
+    want(
+        kind.weights.is_default() || kind.lora.is_none(),
+        "weights",
+        "adapters are trained in f32",
+        "remove `weights` or `lora`",
+    );
+    want(
+        kind.kl_over == KlOver::Cells || kind.kl_weight > 0.0,
+        "kl_over",
+        "`kl_over` without `kl_weight` does nothing",
+        "give `kl_weight` or remove `kl_over`",
+    );
+    want(
+        !matches!(kind.schedule.span, Some(Span::Steps(0))),
+        "schedule.span",
+        "a schedule over no steps",
+        "give a number of steps, or \"epoch\"",
+    );
+    want(
+        !kind.schedule.from_zero || kind.schedule.warmup > 0,
+        "schedule.from_zero",
+        "`from_zero` is for a warm-up, and there is none",
+        "give `warmup`",
+    );
 }
 
 fn lora(kind: &Finetune, want: &mut impl FnMut(bool, &str, &str, &str)) {

@@ -58,7 +58,7 @@ pub struct Check {
 }
 
 /// How a response did under a constitution.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Mark {
     /// Principles followed.
     pub followed: usize,
@@ -66,17 +66,20 @@ pub struct Mark {
     pub principles: usize,
     /// Whether the response is well formed.
     pub well_formed: bool,
+    /// Of each principle of the constitution, in its order, whether it is followed.
+    #[serde(skip)]
+    pub follows: Vec<bool>,
 }
 
 impl Mark {
     /// Share of principles followed, less 1 if the response is not well formed.
-    pub fn value(self) -> f64 {
+    pub fn value(&self) -> f64 {
         let share = if self.principles == 0 { 0.0 } else { self.followed as f64 / self.principles as f64 };
         share - f64::from(u8::from(!self.well_formed))
     }
 
     /// 1 if this mark is higher than the other, 0 if it is lower, ½ if they are equal.
-    pub fn against(self, other: Self) -> f64 {
+    pub fn against(&self, other: &Self) -> f64 {
         match self.value().total_cmp(&other.value()) {
             std::cmp::Ordering::Greater => 1.0,
             std::cmp::Ordering::Equal => 0.5,
@@ -165,7 +168,7 @@ impl<'a> RuleJudge<'a> {
     ) -> Result<Mark, NodeError> {
         let text = Text::of(response);
         let rules = self.rules;
-        let mut followed = 0;
+        let mut follows = Vec::with_capacity(constitution.principles.len());
         for stance in &constitution.principles {
             let sides = rules.principles.get(&stance.name).ok_or_else(|| {
                 NodeError::with_help(
@@ -180,13 +183,14 @@ impl<'a> RuleJudge<'a> {
                 Polarity::Definition => &sides.definition,
                 Polarity::Antithesis => &sides.antithesis,
             };
-            followed += usize::from(self.holds(id, fields, check, &text)?);
+            follows.push(self.holds(id, fields, check, &text)?);
         }
         let well_formed = match &rules.well_formed {
             Some(check) => self.holds(id, fields, check, &text)?,
             None => true,
         };
-        Ok(Mark { followed, principles: constitution.principles.len(), well_formed })
+        let followed = follows.iter().filter(|follows| **follows).count();
+        Ok(Mark { followed, principles: follows.len(), well_formed, follows })
     }
 
     fn holds(&mut self, id: &str, fields: &Context, check: &Check, text: &Text) -> Result<bool, NodeError> {
@@ -308,13 +312,13 @@ mod tests {
         let fields = context! { noun => "car" };
         let mut mark = |polarity, text| judge.mark("1", &fields, &constitution(polarity), text).expect("judges");
         let short = mark(Polarity::Definition, "the car is fast .");
-        assert_eq!(short, Mark { followed: 1, principles: 1, well_formed: true });
+        assert_eq!(short, Mark { followed: 1, principles: 1, well_formed: true, follows: vec![true] });
         let long = mark(Polarity::Definition, "the car is slow . really .");
         assert_eq!((long.followed, long.well_formed), (0, true));
         assert_eq!(mark(Polarity::Antithesis, "the car is slow . really .").followed, 1);
         let wrong = mark(Polarity::Definition, "the boat is fast .");
         assert!(!wrong.well_formed);
-        assert_eq!((short.against(long), short.against(short), wrong.against(long)), (1.0, 0.5, 0.5));
+        assert_eq!((short.against(&long), short.against(&short), wrong.against(&long)), (1.0, 0.5, 0.5));
     }
 
     #[test]

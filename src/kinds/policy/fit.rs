@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Pair;
 use crate::kinds::NodeError;
 use crate::lm::{Model, Sequence, Tokenizer};
 
@@ -47,8 +48,9 @@ impl Fit<'_> {
     }
 
     /// The tokens of a prompt and its response. A response is never cut.
-    pub(super) fn sequence(&self, row: &str, prompt: &str, response: &str, eos: bool) -> Result<Sequence, NodeError> {
-        let mut sequence = self.tokenizer.sequence(prompt, response, eos)?;
+    pub(super) fn sequence(&self, pair: &Pair) -> Result<Sequence, NodeError> {
+        let Pair { row, prompt, response, join, eos } = pair;
+        let mut sequence = self.tokenizer.joined(prompt, response, *join, *eos)?;
         let (tokens, positions) = (sequence.ids.len(), self.model.config().max_position_embeddings);
         if tokens > positions {
             self.allow(row, prompt, tokens)?;
@@ -96,7 +98,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::lm::{Config, TokenizerKind};
+    use crate::lm::{Config, Join, TokenizerKind};
 
     #[test]
     fn only_what_does_not_fit_is_cut_and_only_if_it_may_be() {
@@ -129,11 +131,15 @@ mod tests {
         assert!(error.contains("row `r7`") && error.contains("20"), "{error}");
 
         let whole = tokenizer.sequence(&prompt(30), " w1 w2 w3", false).expect("tokens");
-        let cut = fit(TooLong::Cut).sequence("r", &prompt(30), " w1 w2 w3", false).expect("is cut");
+        let pair = |row: &str, prompt: String, response: &str| {
+            let (row, response) = (row.to_owned(), response.to_owned());
+            Pair { row, prompt, response, join: Join::Space, eos: false }
+        };
+        let cut = fit(TooLong::Cut).sequence(&pair("r", prompt(30), " w1 w2 w3")).expect("is cut");
         assert_eq!((cut.ids.len(), cut.ids.len() - cut.prompt), (20, 3));
         assert_eq!(cut.ids[cut.prompt..], whole.ids[whole.prompt..], "the response stays whole");
         let long = format!(" {}", prompt(25));
-        let error = fit(TooLong::Cut).sequence("r8", "w1", &long, false).expect_err("too long").to_string();
+        let error = fit(TooLong::Cut).sequence(&pair("r8", "w1".to_owned(), &long)).expect_err("too long").to_string();
         assert!(error.contains("row `r8` has a response of 25 tokens"), "{error}");
     }
 }

@@ -148,7 +148,8 @@ mod tests {
         let (wald_low, wald_high) = wald(0.25, 400);
         assert!((low - wald_low).abs() < 0.006 && (high - wald_high).abs() < 0.006, "[{low}, {high}]");
         assert_eq!(bootstrap(400, 1, mean), Some((low, high)));
-        assert_ne!(bootstrap(400, 2, mean), Some((low, high)));
+        let spread = |seed| bootstrap(400, seed, |drawn| Some(drawn.iter().sum::<usize>() as f64));
+        assert_ne!(spread(1), spread(2));
         assert_eq!(bootstrap(0, 1, |_| Some(1.0)), None);
         assert_eq!(bootstrap(4, 1, |drawn| (drawn[0] > 0).then_some(1.0)), None, "a quarter has no value");
     }

@@ -9,6 +9,10 @@ use crate::lm::{Files, LmError};
 pub(super) struct Fields(Value);
 
 impl Fields {
+    pub(super) fn new(value: Value) -> Self {
+        Self(value)
+    }
+
     pub(super) fn of(files: &Files, name: &str) -> Result<Option<Self>, LmError> {
         let Some(path) = files.get(name) else {
             // A GGUF file says it all, the end tokens too.

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::linear::{Gradients, linear, linear_back, wants};
+use super::linear::{Gradients, gate_and_up, linear, linear_back, wants};
 use super::ops::{softmax, swiglu, swiglu_back};
 use crate::lm::decoder::{Dense, Mlp};
 use crate::lm::plain::largest;
@@ -77,7 +77,7 @@ pub(super) fn backward(
 }
 
 fn dense(x: &Tensor, layer: &Dense) -> Result<(Tensor, DenseTrace)> {
-    let (gate, up) = (linear(x, &layer.gate)?, linear(x, &layer.up)?);
+    let [gate, up] = gate_and_up(x, layer)?;
     let inner = swiglu(&gate, &up)?;
     Ok((linear(&inner, &layer.down)?, DenseTrace { x: x.clone(), gate, up, inner }))
 }

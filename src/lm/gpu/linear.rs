@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Result, Tensor};
 
+use super::attention::Heads;
 use crate::lm::adapter::Adapter;
-use crate::lm::decoder::Linear;
+use crate::lm::decoder::{Dense, Layer, Linear};
 
 /// Gradients by the names of weights: in the types of the weights, but f32 where several were added up.
 #[derive(Debug, Default)]
@@ -53,6 +54,39 @@ pub(super) fn add_adapter(y: Tensor, x: &Tensor, adapter: Option<&Adapter>) -> R
 /// An adapter's matrices in the type that is computed in; they are f32 whatever the weights are.
 fn matrices(adapter: &Adapter, x: &Tensor) -> Result<(Tensor, Tensor)> {
     Ok((adapter.a.detach().to_dtype(x.dtype())?, adapter.b.detach().to_dtype(x.dtype())?))
+}
+
+/// Queries (N, H, E), keys and values (N, K, E) of a layer, in one product if it can be. Heads of a token lie side by side,
+/// tokens perhaps not.
+pub(super) fn queries_keys_values(x: &Tensor, layer: &Layer, heads: Heads) -> Result<[Tensor; 3]> {
+    let counts = [heads.queries, heads.keys, heads.keys];
+    let Some(joined) = &layer.joined else {
+        let of = |layer: &Linear, count: usize| linear(x, layer)?.reshape(((), count, heads.width));
+        return Ok([of(&layer.query, counts[0])?, of(&layer.key, counts[1])?, of(&layer.value, counts[2])?]);
+    };
+    let all = joined.apply(x)?.reshape(((), counts.iter().sum::<usize>(), heads.width))?;
+    let of = |layer: &Linear, first: usize, count: usize| {
+        let part = all.narrow(1, first, count)?;
+        if layer.adapter.is_none() {
+            return Ok(part);
+        }
+        let part = part.reshape(((), count * heads.width))?;
+        add_adapter(part, x, layer.adapter.as_ref())?.reshape(((), count, heads.width))
+    };
+    Ok([
+        of(&layer.query, 0, counts[0])?,
+        of(&layer.key, counts[0], counts[1])?,
+        of(&layer.value, counts[0] + counts[1], counts[2])?,
+    ])
+}
+
+/// Gate and up (N, F) of a feed-forward layer, in one product if it can be; then rows perhaps lie apart.
+pub(super) fn gate_and_up(x: &Tensor, layer: &Dense) -> Result<[Tensor; 2]> {
+    let Some(joined) = &layer.joined else { return Ok([linear(x, &layer.gate)?, linear(x, &layer.up)?]) };
+    let both = joined.apply(x)?;
+    let width = both.dim(1)? / 2;
+    let of = |layer: &Linear, first: usize| add_adapter(both.narrow(1, first, width)?, x, layer.adapter.as_ref());
+    Ok([of(&layer.gate, 0)?, of(&layer.up, width)?])
 }
 
 /// The gradient to a layer's input (N, in) from that to its result (N, out); those to its weights that want one go into

@@ -2,10 +2,10 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::attention::{Attention, Heads};
+use super::attention::{Attention, Heads, Mixed};
 use super::experts::{self, Trace};
-use super::linear::{Gradients, linear, linear_back, wants};
-use super::ops::{Turn, rms_norm, rms_norm_back};
+use super::linear::{Gradients, linear, linear_back, queries_keys_values, wants};
+use super::ops::{Turn, add_rms_norm, rms_norm, rms_norm_back};
 use crate::lm::Model;
 use crate::lm::cpu::Keep;
 use crate::lm::decoder::Layer;
@@ -16,10 +16,7 @@ pub(super) struct Context {
     pub(super) heads: Heads,
     pub(super) eps: f64,
     pub(super) attention: Attention,
-    /// Of keys.
     turn: Turn,
-    /// Of queries, with the scale of the scores.
-    scaled: Turn,
     /// (N)
     ids: Tensor,
     /// (M)
@@ -28,7 +25,7 @@ pub(super) struct Context {
     places: Tensor,
 }
 
-/// Cosines and sines of positions: (N, E/2).
+/// The turn of positions.
 pub(super) fn turn(model: &Model, positions: &[u32]) -> Result<Turn> {
     let half = model.config().head_dim / 2;
     let frequencies: Vec<f32> = (0..half).map(|pair| model.config().frequency(pair)).collect();
@@ -38,7 +35,7 @@ pub(super) fn turn(model: &Model, positions: &[u32]) -> Result<Turn> {
     let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
     let tensor =
         |values: Vec<f32>| Tensor::from_vec(values, (positions.len(), half), model.device())?.to_dtype(model.dtype());
-    Ok(Turn { cos: tensor(cos)?, sin: tensor(sin)? })
+    Turn::new(tensor(cos)?, tensor(sin)?, 1.0 / (model.config().head_dim as f64).sqrt())
 }
 
 impl Context {
@@ -56,7 +53,6 @@ impl Context {
             heads,
             eps: config.rms_norm_eps,
             attention: Attention::new(layout, heads, &windows, model.dtype(), device)?,
-            scaled: turn.scaled(1.0 / (heads.width as f64).sqrt())?,
             turn,
             ids: Tensor::new(layout.ids.as_slice(), device)?,
             chosen: Tensor::new(chosen.as_slice(), device)?,
@@ -81,8 +77,7 @@ struct Projected {
 /// What a layer's gradient is made from.
 struct LayerTrace {
     projected: Projected,
-    /// (N, H·E)
-    mixed: Tensor,
+    mixed: Mixed,
     /// The same, of the rows that the second half is for.
     mixed_rows: Tensor,
     /// The residual stream after attention.
@@ -91,18 +86,10 @@ struct LayerTrace {
 }
 
 fn project(context: &Context, layer: &Layer, x: &Tensor) -> Result<Projected> {
-    let Heads { queries, keys, width } = context.heads;
-    let tokens = x.dim(0)?;
     let normed = rms_norm(x, &layer.attention_norm.detach(), context.eps)?;
-    let normed_heads = |x: &Tensor, norm: Option<&Tensor>| match norm {
-        Some(norm) => rms_norm(x, &norm.detach(), context.eps),
-        None => Ok(x.clone()),
-    };
-    let query = linear(&normed, &layer.query)?.reshape((tokens, queries, width))?;
-    let key = linear(&normed, &layer.key)?.reshape((tokens, keys, width))?;
-    let turned_query = context.scaled.apply(&normed_heads(&query, layer.query_norm.as_ref())?)?;
-    let turned_key = context.turn.apply(&normed_heads(&key, layer.key_norm.as_ref())?)?;
-    let value = linear(&normed, &layer.value)?.reshape((tokens, keys, width))?;
+    let [query, key, value] = queries_keys_values(&normed, layer, context.heads)?;
+    let norms = [layer.query_norm.as_ref(), layer.key_norm.as_ref()];
+    let [turned_query, turned_key, value] = context.turn.apply([&query, &key, &value], norms, context.eps)?;
     Ok(Projected { normed, query, key, turned_query, turned_key, value })
 }
 
@@ -116,25 +103,26 @@ fn layer(
 ) -> Result<(Tensor, LayerTrace)> {
     let projected = project(context, layer, x)?;
     see(&projected.turned_key, &projected.value)?;
-    let mixed =
-        context.attention.forward(&projected.turned_query, &projected.turned_key, &projected.value, layer.window)?;
+    let inputs = [&projected.turned_query, &projected.turned_key, &projected.value];
+    let mixed = context.attention.forward(inputs, layer.window)?;
     let pick = |x: &Tensor| if last { x.index_select(&context.chosen, 0) } else { Ok(x.clone()) };
-    let (x, mixed_rows) = (pick(x)?, pick(&mixed)?);
-    let middle = (x + linear(&mixed_rows, &layer.output)?)?;
-    let normed = rms_norm(&middle, &layer.mlp_norm.detach(), context.eps)?;
+    let (x, mixed_rows) = (pick(x)?, pick(&mixed.mixed)?);
+    let change = linear(&mixed_rows, &layer.output)?;
+    let (middle, normed) = add_rms_norm(&x, &change, &layer.mlp_norm.detach(), context.eps)?;
     let (change, second) = experts::forward(&normed, &layer.mlp)?;
     Ok(((&middle + change)?, LayerTrace { projected, mixed, mixed_rows, middle, second }))
 }
 
-/// A norm's gradients: that to its weight goes into `gradients`.
+/// A norm's gradients: that to its weight goes into `gradients`, that to x is added to `residual`.
 fn norm_back(
     context: &Context,
     x: &Tensor,
     (name, weight): (String, &Tensor),
     gradient: &Tensor,
+    residual: Option<&Tensor>,
     gradients: &mut Gradients,
 ) -> Result<Tensor> {
-    let (to_x, to_weight) = rms_norm_back(x, &weight.detach(), context.eps, gradient, wants(weight))?;
+    let (to_x, to_weight) = rms_norm_back(x, &weight.detach(), context.eps, gradient, residual, wants(weight))?;
     if let Some(to_weight) = to_weight {
         gradients.add(&name, to_weight)?;
     }
@@ -165,8 +153,8 @@ fn layer_back(
     let to_normed = experts::backward(&layer.mlp, &router, &second, &gradient, gradients)?;
     drop(second);
     let norm = (name("post_attention_layernorm"), &layer.mlp_norm);
-    let to_middle = (gradient + norm_back(context, &middle, norm, &to_normed, gradients)?)?;
-    drop((middle, to_normed));
+    let to_middle = norm_back(context, &middle, norm, &to_normed, Some(&gradient), gradients)?;
+    drop((middle, to_normed, gradient));
     let to_mixed = linear_back(&mixed_rows, &layer.output, &to_middle, gradients)?;
     let (to_mixed, to_x) =
         if last { (spread(context, &to_mixed)?, spread(context, &to_middle)?) } else { (to_mixed, to_middle) };
@@ -175,23 +163,22 @@ fn layer_back(
     let [to_query, to_key, to_value] =
         context.attention.backward([&turned_query, &turned_key, &value], &mixed, &to_mixed, layer.window)?;
     drop((mixed, to_mixed, turned_query, turned_key, value));
-    let mut of_heads = |turn: &Turn, gradient: Tensor, x: &Tensor, norm: Option<&Tensor>, name: String, heads| {
-        let gradient = turn.back()?.apply(&gradient)?;
+    let [to_query, to_key] = context.turn.back(&to_query, &to_key)?;
+    let mut of_heads = |gradient: Tensor, x: &Tensor, norm: Option<&Tensor>, name: String, heads| {
         let gradient = match norm {
-            Some(norm) => norm_back(context, x, (name, norm), &gradient, gradients)?,
+            Some(norm) => norm_back(context, x, (name, norm), &gradient, None, gradients)?,
             None => gradient,
         };
         gradient.reshape(((), heads * width))
     };
-    let query_norm = layer.query_norm.as_ref();
-    let to_query = of_heads(&context.scaled, to_query, &query, query_norm, name("self_attn.q_norm"), queries)?;
-    let to_key = of_heads(&context.turn, to_key, &key, layer.key_norm.as_ref(), name("self_attn.k_norm"), keys)?;
+    let to_query = of_heads(to_query, &query, layer.query_norm.as_ref(), name("self_attn.q_norm"), queries)?;
+    let to_key = of_heads(to_key, &key, layer.key_norm.as_ref(), name("self_attn.k_norm"), keys)?;
     let to_value = to_value.reshape(((), keys * width))?;
     let mut to_normed = linear_back(&normed, &layer.query, &to_query, gradients)?;
     to_normed = (to_normed + linear_back(&normed, &layer.key, &to_key, gradients)?)?;
     to_normed = (to_normed + linear_back(&normed, &layer.value, &to_value, gradients)?)?;
     let norm = (name("input_layernorm"), &layer.attention_norm);
-    to_x + norm_back(context, x, norm, &to_normed, gradients)?
+    norm_back(context, x, norm, &to_normed, Some(&to_x), gradients)
 }
 
 /// A pass up to the normalised hidden states of the chosen tokens.
@@ -235,7 +222,7 @@ impl Pass {
     pub(super) fn backward(self, model: &Model, gradient: &Tensor, gradients: &mut Gradients) -> Result<()> {
         let Self { context, kept, x, .. } = self;
         let norm = ("model.norm.weight".to_owned(), &model.norm);
-        let mut gradient = norm_back(&context, &x, norm, gradient, gradients)?;
+        let mut gradient = norm_back(&context, &x, norm, gradient, None, gradients)?;
         drop(x);
         // Below the lowest weight that wants a gradient there is nothing to do.
         let embedding = wants(&model.embedding);

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
+use super::kernels::emulation::with_kernels;
 use super::{Decoding, Scored};
+use crate::lm::adapter::{Adapter, Adapters};
 use crate::lm::config::Experts;
 use crate::lm::cpu::Keep;
 use crate::lm::cpu::tests::{self, difference, ids};
@@ -17,7 +19,7 @@ use crate::lm::prefixes::Prefixes;
 use crate::lm::random::Stream;
 use crate::lm::{Config, Family, Model, Sequence};
 
-/// One small model of each family; odd sizes on purpose.
+/// One small model of each family; odd sizes on purpose, and widths of heads of which our kernels of attention fit some.
 fn configs() -> Vec<Config> {
     let config = |model_type, kv_heads, head_dim| Config {
         model_type,
@@ -35,12 +37,27 @@ fn configs() -> Vec<Config> {
     let experts = |norm_topk_prob| Some(Experts { num_local_experts: 4, num_experts_per_tok: 2, norm_topk_prob });
     vec![
         Config { tie_word_embeddings: true, ..config(Family::Llama, 4, 8) },
-        Config { sliding_window: Some(7), ..config(Family::Mistral, 1, 34) },
-        Config { attention_bias: true, ..config(Family::Qwen2, 2, 10) },
+        Config { sliding_window: Some(7), ..config(Family::Mistral, 1, 40) },
+        Config { attention_bias: true, ..config(Family::Qwen2, 2, 24) },
         Config { tie_word_embeddings: true, ..config(Family::Qwen3, 2, 10) },
         Config { experts: experts(true), ..config(Family::Mixtral, 2, 10) },
         Config { experts: experts(false), ..config(Family::Qwen3Moe, 2, 10) },
     ]
+}
+
+/// Tests each family's model in candle's operations, and in our kernels where those can be emulated.
+fn each(test: impl Fn(Config)) {
+    configs().into_iter().for_each(&test);
+    with_kernels(|| configs().into_iter().for_each(&test));
+}
+
+/// As [`each`], without mixtures.
+fn some(test: impl Fn(Config)) {
+    each(|config| {
+        if config.experts.is_none() {
+            test(config);
+        }
+    });
 }
 
 /// Random weights with norms that are not all 1, biases that are not 0, and attention that is not nearly uniform.
@@ -81,7 +98,7 @@ fn numbers(tensor: &Tensor) -> Vec<f32> {
 
 #[test]
 fn scores_equal_the_plain_ones() {
-    for config in configs() {
+    each(|config| {
         let (policy, reference) = (model(&config, 1, Engine::Tensors), model(&config, 2, Engine::Tensors));
         let (ours, kl) = scores_of::<Scored>(&policy, Some(&reference), &sequences(), Keep::Nothing).unwrap();
         let (plain, plain_kl) = plain_scores(&policy, Some(&reference), &sequences()).unwrap();
@@ -89,12 +106,12 @@ fn scores_equal_the_plain_ones() {
         let (kl, plain_kl) = (numbers(&kl.unwrap()), numbers(&plain_kl.unwrap()));
         assert!(kl.iter().all(|kl| *kl > 0.01), "two random models differ: {kl:?}");
         assert!(difference(&kl, &plain_kl) < 1e-4, "{config:?}");
-    }
+    });
 }
 
 #[test]
 fn bf16_is_near_f32() {
-    for config in configs().into_iter().take(4) {
+    some(|config| {
         let exact = model(&config, 1, Engine::Plain);
         let rounded = Model::computed_by(Engine::Tensors, config.clone(), weights(&config, 1, DType::BF16)).unwrap();
         assert_eq!(rounded.dtype(), DType::BF16);
@@ -106,7 +123,7 @@ fn bf16_is_near_f32() {
         let mean = ours.iter().zip(&plain).map(|(a, b)| (a - b).abs()).sum::<f32>() / ours.len() as f32;
         assert!(mean > 1e-4, "bf16 rounds: {mean}");
         assert!(mean < 0.06 && difference(&ours, &plain) < 0.6, "mean {mean} of {config:?}");
-    }
+    });
 }
 
 /// Gradients of a loss that uses log-probabilities and divergences with different signs; `None`: the plain ones.
@@ -136,7 +153,7 @@ fn gradients(config: &Config, dtype: DType, keep: Option<Keep>) -> (f32, BTreeMa
 
 #[test]
 fn gradients_equal_the_plain_ones_whether_activations_are_kept_or_made_again() {
-    for config in configs() {
+    each(|config| {
         let (plain_loss, plain) = gradients(&config, DType::F32, None);
         let (loss, ours) = gradients(&config, DType::F32, Some(Keep::Inputs));
         assert!((loss - plain_loss).abs() < 1e-3, "{loss} {plain_loss}");
@@ -146,12 +163,12 @@ fn gradients_equal_the_plain_ones_whether_activations_are_kept_or_made_again() {
             assert!(norm > 1e-3 && error < 1e-4 * norm, "{name} of {config:?}: error {error}, norm {norm}");
         }
         assert!(gradients(&config, DType::F32, Some(Keep::Everything)) == (loss, ours), "{config:?}");
-    }
+    });
 }
 
 #[test]
 fn gradients_in_bf16_point_the_same_way() {
-    for config in configs().into_iter().take(4) {
+    some(|config| {
         let exact = gradients(&config, DType::F32, None).1;
         let rounded = gradients(&config, DType::BF16, Some(Keep::Inputs)).1;
         let (mut along, mut ours, mut theirs) = (0.0, 0.0, 0.0);
@@ -164,7 +181,7 @@ fn gradients_in_bf16_point_the_same_way() {
         }
         let cosine = along / (ours * theirs).sqrt();
         assert!(cosine > 0.97 && (ours / theirs - 1.0f64).abs() < 0.15, "{cosine}, {ours} of {theirs}: {config:?}");
-    }
+    });
 }
 
 #[test]
@@ -189,7 +206,7 @@ fn only_weights_that_want_a_gradient_get_one() {
 
 #[test]
 fn token_by_token_equals_the_plain_way() {
-    for config in configs() {
+    each(|config| {
         let model = model(&config, 3, Engine::Tensors);
         // Long enough for more room to be made.
         let text = ids(140, 9);
@@ -202,13 +219,13 @@ fn token_by_token_equals_the_plain_way() {
             decoding.step(&model, &[0], &text[at..=at], &[], &mut logits).unwrap();
             plainly.step(&model, &[0], &text[at..=at], &mut plain).unwrap();
         }
-    }
+    });
 }
 
 /// Rows come and go: the logits of each are those of its tokens so far, whoever else is there.
 #[test]
 fn rows_enter_and_leave() {
-    for config in configs() {
+    each(|config| {
         let model = model(&config, 3, Engine::Tensors);
         let mut decoding = Decoding::new(1000);
         let mut stream = Stream::new(8, "rows");
@@ -233,7 +250,7 @@ fn rows_enter_and_leave() {
                 assert!(difference(logits, &alone) < 1e-4, "step {step} of {config:?}");
             }
         }
-    }
+    });
 }
 
 #[test]
@@ -258,4 +275,38 @@ fn sampling_gives_the_tokens_of_the_cpus_passes() {
         rows
     };
     assert_eq!(greedy(Engine::Tensors), greedy(Engine::Cpu));
+}
+
+/// Queries, keys and values in one product, gate and up in one: for use, without and with adapters on some of them.
+#[test]
+fn joined_weights_compute_the_same() {
+    each(|config| {
+        let random = |name: &str, shape: (usize, usize)| {
+            let mut stream = Stream::new(6, name);
+            let numbers: Vec<f32> = (0..shape.0 * shape.1).map(|_| 0.3 * stream.normal()).collect();
+            Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap()
+        };
+        let model = model(&config, 3, Engine::Tensors);
+        let mut adapters = Adapters::new();
+        for name in ["self_attn.k_proj", "self_attn.o_proj"].map(|part| format!("model.layers.1.{part}")) {
+            let (out, inner) = model.weights()[&format!("{name}.weight")].dims2().unwrap();
+            let (a, b) = (random(&name, (3, inner)), random("b", (out, 3)));
+            adapters.insert(name, Adapter { a, b, scale: 0.5, dropout: 0.0, noise: None });
+        }
+        for model in [model.clone(), model.adapted(adapters).unwrap()] {
+            let (exact, _) = scores_of::<Scored>(&model, None, &sequences(), Keep::Nothing).unwrap();
+            let joined = model.joined().unwrap();
+            let key = &joined.weights()["model.layers.0.self_attn.k_proj.weight"];
+            assert!(key.is_contiguous() && key.layout().start_offset() > 0, "part of one tensor");
+            let (ours, _) = scores_of::<Scored>(&joined, None, &sequences(), Keep::Nothing).unwrap();
+            assert!(difference(&numbers(&ours), &numbers(&exact)) < 1e-4, "{config:?}");
+            let (mut logits, mut plain) = (Vec::new(), Vec::new());
+            let text = ids(9, 4);
+            let mut decoding = Decoding::new(1000);
+            decoding.step(&joined, &[], &[], &[row(&text[..8], 3)], &mut logits).unwrap();
+            decoding.step(&joined, &[0], &text[8..], &[], &mut logits).unwrap();
+            Plain::start(&joined, &[(&text, 0)], &mut plain).unwrap();
+            assert!(difference(&logits, &plain) < 1e-4, "{config:?}");
+        }
+    });
 }

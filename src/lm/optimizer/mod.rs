@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use self::moments::Moments;
 pub use self::moments::{Moment, Numbers};
-use self::update::Rates;
+pub(in crate::lm) use self::update::{Rates, plain as plain_update};
 use super::LmError;
 use super::random::{Stream, hash};
 
@@ -135,16 +135,26 @@ impl Optimizer {
     /// Costs no allocation on the CPU, and gives the same bits on any number of threads. Errs if a parameter has no
     /// gradient, before any is updated.
     pub fn step(&mut self, gradients: &BTreeMap<String, Tensor>, rate: f64, scale: f64) -> Result<(), LmError> {
+        self.step_with(gradients, rate, scale, None)
+    }
+
+    /// As [`Optimizer::step`]; `copies` of parameters, rounded to another type, follow them.
+    pub(in crate::lm) fn step_with(
+        &mut self,
+        gradients: &BTreeMap<String, Tensor>,
+        rate: f64,
+        scale: f64,
+        copies: Option<&BTreeMap<String, Var>>,
+    ) -> Result<(), LmError> {
         if let Some(slot) = self.slots.iter().find(|slot| !gradients.contains_key(&slot.name)) {
             return Err(LmError::NoGradient { name: slot.name.clone() });
         }
         self.steps += 1;
         let rates = self.rates(rate, scale);
         for slot in &mut self.slots {
-            // It may be of the type that passes compute in; one at a time, so that there are not all of them twice.
-            let gradient = gradients[&slot.name].to_dtype(slot.parameter.dtype())?.contiguous()?;
+            let copy = copies.and_then(|copies| copies.get(&slot.name));
             let key = hash(slot.key, self.steps);
-            update::update(&rates, &slot.parameter, &gradient, &mut slot.moments, key)?;
+            update::update(&rates, (&slot.parameter, copy), &gradients[&slot.name], &mut slot.moments, key)?;
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 use super::update::CHUNK;
 use super::*;
+use crate::lm::gpu::kernels::emulation::with_kernels;
 
 fn parameters(values: &[f32]) -> BTreeMap<String, Var> {
     [("w".to_owned(), Var::from_slice(values, values.len(), &Device::Cpu).expect("fits"))].into()
@@ -100,6 +101,37 @@ fn threads_change_no_bit_and_plain_agrees() {
         let plain = run(name, 1, on_device);
         let worst = one.iter().zip(&plain).map(|(one, other)| (one - other).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-6, "{name:?}: fused and plain differ by {worst}");
+    }
+}
+
+/// With what a GPU launches, where that can be emulated.
+#[test]
+fn kernels_update_parameters_and_their_copies() {
+    for name in [OptimizerName::AdamW, OptimizerName::RmsProp] {
+        let settings = OptimizerSettings { weight_decay: 0.01, ..OptimizerSettings::new(name, 1e-2) };
+        let (ours, plain) = (parameters(&wave(1000, 0.5)), parameters(&wave(1000, 0.5)));
+        let mut there = on_device(settings.clone(), &ours);
+        let mut here = Optimizer::new(settings, &plain).expect("makes");
+        let copy = ours["w"].as_detached_tensor().to_dtype(DType::BF16).expect("rounds");
+        let copies = [("w".to_owned(), Var::from_tensor(&copy).expect("a variable"))].into();
+        let emulated = with_kernels(|| {
+            for step in 0..3 {
+                let gradients = gradients(&wave(1000, step as f32));
+                there.step_with(&gradients, 1e-2, 0.7, Some(&copies)).expect("steps");
+                here.step(&gradients, 1e-2, 0.7).expect("steps");
+            }
+        });
+        if emulated.is_none() {
+            return;
+        }
+        let (ours_now, plain_now) = (values(&ours), values(&plain));
+        assert_ne!(ours_now, wave(1000, 0.5), "{name:?} moves");
+        let worst = ours_now.iter().zip(&plain_now).map(|(one, other)| (one - other).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-6, "{name:?}: kernel and plain differ by {worst}");
+        let rounded = |of: Tensor| of.to_dtype(DType::BF16).and_then(|of| of.to_dtype(DType::F32)?.to_vec1::<f32>());
+        let copies =
+            [copies["w"].as_detached_tensor(), ours["w"].as_detached_tensor()].map(|of| rounded(of).expect("f32"));
+        assert_eq!(copies[0], copies[1]);
     }
 }
 

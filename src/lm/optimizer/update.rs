@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var};
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Tensor, Var};
 use rayon::prelude::*;
 
 use super::super::LmError;
+use super::super::gpu::kernels::{self, Kernel, Updated};
 use super::super::random::hash;
 use super::OptimizerName;
 use super::eight::{self, BLOCK, Eight, Form};
@@ -16,39 +17,53 @@ pub(super) const CHUNK: usize = 1 << 15;
 
 /// The numbers of one update.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rates {
-    pub(super) name: OptimizerName,
+pub(in crate::lm) struct Rates {
+    pub(in crate::lm) name: OptimizerName,
     /// Times the gradient, before all else: clipping.
-    pub(super) scale: f64,
+    pub(in crate::lm) scale: f64,
     /// Learning rate, over AdamW's first bias correction.
-    pub(super) size: f64,
+    pub(in crate::lm) size: f64,
     /// Times the parameter, before the update (AdamW).
-    pub(super) keep: f64,
+    pub(in crate::lm) keep: f64,
     /// Times the parameter, added to the gradient (`RMSprop`).
-    pub(super) pull: f64,
+    pub(in crate::lm) pull: f64,
     /// First moment's decay.
-    pub(super) first: f64,
+    pub(in crate::lm) first: f64,
     /// Second moment's decay.
-    pub(super) second: f64,
+    pub(in crate::lm) second: f64,
     /// Under the root of the second moment: AdamW's second bias correction.
-    pub(super) root: f64,
-    pub(super) eps: f64,
+    pub(in crate::lm) root: f64,
+    pub(in crate::lm) eps: f64,
 }
 
-/// Updates a parameter and its moments. `key` is what rounding is random by.
+/// Updates a parameter and its moments, and its copy in another type. `key` is what rounding is random by.
 pub(super) fn update(
     rates: &Rates,
-    parameter: &Var,
+    (parameter, copy): (&Var, Option<&Var>),
     gradient: &Tensor,
     moments: &mut Moments,
     key: u64,
 ) -> Result<(), LmError> {
+    if let Moments::Device { first, second } = moments
+        && Kernel::Update.computes(parameter.device(), gradient.dtype())
+        && parameter.is_contiguous()
+        && copy.is_none_or(|copy| copy.dtype() == DType::BF16 && copy.is_contiguous())
+    {
+        let (parameter, copy) = (parameter.as_detached_tensor(), copy.map(|copy| copy.as_detached_tensor()));
+        let what = Updated { parameter: &parameter, first: first.as_ref(), second, copy: copy.as_ref() };
+        return Ok(kernels::update(rates, what, gradient)?);
+    }
+    // It may be of the type that passes compute in; one at a time, so that there are not all of them twice.
+    let gradient = gradient.to_dtype(parameter.dtype())?.contiguous()?;
     match moments {
         Moments::Device { first, second } => {
-            let updated = plain(rates, parameter.as_detached_tensor(), gradient, first, second)?;
+            let updated = plain(rates, parameter.as_detached_tensor(), &gradient, first, second)?;
             parameter.set(&updated)?;
         }
-        host => parameter.inplace_op2(gradient, &Update { rates, moments: RefCell::new(host), key })?,
+        host => parameter.inplace_op2(&gradient, &Update { rates, moments: RefCell::new(host), key })?,
+    }
+    if let Some(copy) = copy {
+        copy.set(&parameter.as_detached_tensor().to_dtype(copy.dtype())?)?;
     }
     Ok(())
 }
@@ -184,13 +199,13 @@ fn rmsprop(rates: &Rates, parameter: &mut [f32], second: &mut [f32], gradient: &
 }
 
 /// The same in candle's operations, for devices without a kernel here. Returns the parameter's new value.
-fn plain(
+pub(in crate::lm) fn plain(
     rates: &Rates,
     parameter: Tensor,
     gradient: &Tensor,
     first: &mut Option<Tensor>,
     second: &mut Tensor,
-) -> Result<Tensor, LmError> {
+) -> candle_core::Result<Tensor> {
     let gradient = ((gradient.detach() * rates.scale)? + (&parameter * rates.pull)?)?;
     *second = ((&*second * rates.second)? + (gradient.sqr()? * (1.0 - rates.second))?)?;
     let direction = match first {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::pick::pick;
+use super::pick::{on_device, pick};
 use super::{Finish, Limits, Prompt, Response, SamplingSettings};
 use crate::lm::cpu::{TOKENS_PER_PASS, in_pool};
-use crate::lm::decode::{Decoding, Entering};
+use crate::lm::decode::{Decoding, Entering, Picking};
+use crate::lm::gpu::NONE;
 use crate::lm::prefixes::Prefixes;
 use crate::lm::random::Stream;
 use crate::lm::{LmError, Model, Tokenizer, memory};
@@ -65,6 +66,9 @@ impl Row {
         Ok(Some(Response { ids: std::mem::take(&mut self.ids), text, finish }))
     }
 }
+
+/// The places and tokens of rows that go on, and the others' responses.
+type Picked = (Vec<usize>, Vec<u32>, Vec<(usize, Response)>);
 
 /// All rows that are not finished.
 pub(super) struct Batch<'a> {
@@ -128,10 +132,7 @@ impl<'a> Batch<'a> {
             if self.working.is_empty() {
                 return Ok(());
             }
-            let picked = in_pool(|| {
-                self.step(&mut decoding, going, &kept, &tokens, &mut logits)?;
-                self.pick(&logits)
-            });
+            let picked = in_pool(|| self.step(&mut decoding, going, (&kept, &tokens), &mut logits));
             match picked {
                 Ok(picked) => {
                     let finished;
@@ -171,15 +172,15 @@ impl<'a> Batch<'a> {
             + 8 * self.model.config().vocab_size as u64
     }
 
-    /// Puts the logits of all rows in work into `logits`; the first `going` of them were in the last step.
+    /// A token for each row in work; the first `going` of them were in the last step, which kept some and their tokens.
+    /// `logits` is room.
     fn step(
-        &self,
+        &mut self,
         decoding: &mut Decoding,
         going: usize,
-        kept: &[usize],
-        tokens: &[u32],
+        (kept, tokens): (&[usize], &[u32]),
         logits: &mut Vec<f32>,
-    ) -> Result<(), LmError> {
+    ) -> Result<Picked, LmError> {
         let entering = &self.working[going..];
         let ids: Vec<Vec<u32>> =
             entering.iter().map(|row| [self.prompts[row.index].ids.as_slice(), &row.ids].concat()).collect();
@@ -188,7 +189,19 @@ impl<'a> Batch<'a> {
             .zip(&ids)
             .map(|(row, ids)| Entering { ids, prompt: row.index, room: row.room - row.ids.len() })
             .collect();
-        decoding.step(self.model, kept, tokens, &entering, logits)
+        let (model, settings, vocabulary) = (self.model, self.settings, self.model.config().vocab_size);
+        if let Some(inverse) = on_device(settings, vocabulary).filter(|_| decoding.picks(model)) {
+            // Drawn for good once there is a token: a step that finds no memory is done again.
+            let numbers: Vec<f64> = self.working.iter().map(|row| row.stream.clone().uniform()).collect();
+            let picking = Picking { inverse, numbers: &numbers };
+            let picked = decoding.pick(model, kept, tokens, &entering, picking)?;
+            return self.take(|place, stream| {
+                stream.uniform();
+                picked.get(place).copied().filter(|token| *token != NONE)
+            });
+        }
+        decoding.step(model, kept, tokens, &entering, logits)?;
+        self.take(|place, stream| pick(settings, &logits[place * vocabulary..][..vocabulary], stream))
     }
 
     /// Puts all rows in work back, to go on in halves.
@@ -206,17 +219,16 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// Picks a token for each row in work. Returns the places and tokens of those that go on, and the others' responses.
-    #[expect(clippy::type_complexity, reason = "three lists")]
-    fn pick(&mut self, logits: &[f32]) -> Result<(Vec<usize>, Vec<u32>, Vec<(usize, Response)>), LmError> {
+    /// Gives each row in work the token for its place.
+    fn take(&mut self, token: impl Fn(usize, &mut Stream) -> Option<u32> + Sync) -> Result<Picked, LmError> {
         let (settings, tokenizer, config) = (self.settings, self.tokenizer, self.model.config());
         let ends = |token| config.eos_token_ids.contains(&token) || tokenizer.eos().contains(&token);
         let picked: Vec<(u32, Option<Response>)> = self
             .working
             .par_iter_mut()
-            .zip(logits.par_chunks_exact(config.vocab_size))
-            .map(|(row, logits)| {
-                let token = pick(settings, logits, &mut row.stream).ok_or_else(|| LmError::Sequence {
+            .enumerate()
+            .map(|(place, row)| {
+                let token = token(place, &mut row.stream).ok_or_else(|| LmError::Sequence {
                     row: row.index,
                     what: "has logits that are not numbers: the model is broken".to_owned(),
                 })?;

@@ -19,7 +19,7 @@ pub(super) fn pick(settings: &SamplingSettings, logits: &[f32], stream: &mut Str
         return likeliest(logits);
     }
     let mut weights = logits.to_vec();
-    exp_all(&mut weights, (1.0 / settings.temperature).min(f64::from(f32::MAX)) as f32);
+    exp_all(&mut weights, inverse(settings.temperature));
     let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
     if !total.is_finite() {
         return None;
@@ -34,6 +34,21 @@ pub(super) fn pick(settings: &SamplingSettings, logits: &[f32], stream: &mut Str
     }
     // Rounding may leave a rest; the last token that can be has it.
     weights.iter().rposition(|weight| *weight > 0.0).map(|token| token as u32)
+}
+
+/// What logits are multiplied by.
+fn inverse(temperature: f64) -> f32 {
+    (1.0 / temperature).min(f64::from(f32::MAX)) as f32
+}
+
+/// How a device may pick by itself, in numbers as [`pick`] has them: what logits are multiplied by, 0 for the likeliest.
+/// `None` where tokens must be brought into order first.
+pub(super) fn on_device(settings: &SamplingSettings, vocabulary: usize) -> Option<f32> {
+    if settings.temperature == 0.0 {
+        return Some(0.0);
+    }
+    let all = (settings.top_k == 0 || settings.top_k >= vocabulary) && settings.top_p >= 1.0;
+    all.then(|| inverse(settings.temperature)).filter(|inverse| *inverse > 0.0)
 }
 
 /// Makes the weights zero that `top_k` and `top_p` do not want, and returns the sum of the others, if any did not want

@@ -2,6 +2,9 @@ use candle_core::Device;
 
 use super::pick::{likeliest, pick};
 use super::*;
+use crate::lm::cpu::in_pool;
+use crate::lm::decoder::Engine;
+use crate::lm::gpu::kernels::emulation::with_kernels;
 use crate::lm::random::Stream;
 use crate::lm::{Config, TokenizerKind};
 
@@ -78,6 +81,23 @@ fn the_likeliest_token_is_that_of_the_logits() {
     for only_one in [SamplingSettings { top_k: 1, ..settings(1.0) }, SamplingSettings { top_p: 1e-9, ..settings(1.0) }]
     {
         assert_eq!(run(&prompts(), &only_one), run(&prompts(), &settings(0.0)));
+    }
+}
+
+/// A device that picks takes the tokens that are picked here from its logits: with the same numbers, in the same order.
+#[test]
+fn a_device_picks_as_it_is_done_here() {
+    let model = model(vec![2]);
+    let model = Model::computed_by(Engine::Tensors, model.config().clone(), model.weights().clone()).unwrap();
+    let run = |settings: &SamplingSettings| sample(&model, &tokenizer(), &prompts(), settings).unwrap();
+    // The last cannot be picked there.
+    let few = SamplingSettings { top_k: 3, ..settings(1.0) };
+    for settings in [settings(0.0), settings(1.0), settings(0.6), few] {
+        let here = run(&settings);
+        // Kernels are emulated on one thread, which must be the one that samples.
+        if let Some(there) = in_pool(|| with_kernels(|| run(&settings))) {
+            assert_eq!(here, there, "{settings:?}");
+        }
     }
 }
 
@@ -258,9 +278,12 @@ fn a_model_that_gives_no_numbers_is_an_error() {
     let mut weights = sound.weights().clone();
     let norm = weights.get_mut("model.norm.weight").unwrap();
     *norm = (&*norm * f64::NAN).unwrap();
-    let broken = Model::frozen(sound.config().clone(), weights).unwrap();
+    let broken = Model::frozen(sound.config().clone(), weights.clone()).unwrap();
+    let there = Model::computed_by(Engine::Tensors, sound.config().clone(), weights).unwrap();
     for temperature in [0.0, 1.0] {
-        let error = sample(&broken, &tokenizer(), &prompts(), &settings(temperature)).unwrap_err();
-        assert!(error.to_string().contains("not numbers"), "{error}");
+        let error = |model| sample(model, &tokenizer(), &prompts(), &settings(temperature)).unwrap_err().to_string();
+        assert!(error(&broken).contains("not numbers"));
+        let there = in_pool(|| with_kernels(|| error(&there)));
+        assert!(there.is_none_or(|error| error.contains("not numbers")));
     }
 }

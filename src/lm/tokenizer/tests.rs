@@ -66,6 +66,10 @@ fn a_token_is_the_responses_if_it_ends_after_the_prompt() {
         }
         let joined = tokenizer.sequence("a cat", "and a dog", false).unwrap();
         assert_eq!(joined.ids, tokenizer.prompt("a cat and a dog").unwrap(), "tokenised as one text");
+        let together = tokenizer.joined("a cat", "and a dog", Join::None, false).unwrap();
+        assert_eq!(together.ids, tokenizer.prompt("a catand a dog").unwrap());
+        assert!(together.prompt <= joined.prompt, "a word of both is the response's");
+        assert_eq!(tokenizer.joined("a cat ", "and a dog", Join::None, false).unwrap().ids, joined.ids);
         let text = tokenizer.text("a cat", true).unwrap();
         assert_eq!(text, tokenizer.sequence("", "a cat", true).unwrap());
         assert_eq!((text.prompt, text.ids.len()), (1, tokenizer.prompt("a cat").unwrap().len() + 1));

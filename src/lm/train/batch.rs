@@ -72,6 +72,17 @@ impl Order {
         (first..first + size as u64).map(|at| self.at(at)).collect()
     }
 
+    /// The examples that come up in so many steps of a size, each once, by their indices.
+    pub(super) fn taken(&mut self, steps: u64, size: usize) -> Vec<usize> {
+        let places = steps.saturating_mul(size as u64);
+        if places >= self.count as u64 {
+            return (0..self.count).collect();
+        }
+        let mut taken: Vec<usize> = (0..places).map(|at| self.at(at)).collect();
+        taken.sort_unstable();
+        taken
+    }
+
     fn at(&mut self, at: u64) -> usize {
         let (turn_of, within) = (at / self.count as u64, at % self.count as u64);
         if turn_of != self.turn {
@@ -176,6 +187,9 @@ mod tests {
         }
         assert_ne!(taken[..7], taken[7..14], "each turn has its own order");
         assert_ne!(taken[..7], Order::new(7, 4).batch(0, 7)[..], "each seed has its own order");
+        let mut first = taken[..6].to_vec();
+        first.sort_unstable();
+        assert_eq!((order.taken(2, 3), order.taken(3, 3)), (first, (0..7).collect()));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Settings and examples that cannot be trained with.
 
-use super::super::loss::side;
 use super::super::{Config, LmError, Sequence};
-use super::{Example, Objective, TrainSettings};
+use super::form::Form;
+use super::{Accumulation, Example, Objective, TrainSettings};
 
 /// Errs on settings that mean nothing.
 pub(super) fn settings(settings: &TrainSettings) -> Result<(), LmError> {
@@ -23,24 +23,31 @@ pub(super) fn settings(settings: &TrainSettings) -> Result<(), LmError> {
         want(lora.alpha.is_finite() && lora.alpha > 0.0, "lora.alpha", "is not above 0")?;
         want((0.0..1.0).contains(&lora.dropout), "lora.dropout", "is not in [0, 1)")?;
     }
+    want(settings.responses_each > 0, "responses_each", "is 0")?;
+    let Accumulation { parts, .. } = settings.accumulation;
+    want(parts > 0 && settings.batch.is_multiple_of(parts), "accumulation.parts", "does not divide the batch")?;
+    if let Objective::Dpo { beta, label_smoothing, .. } = settings.objective {
+        want(beta > 0.0 && beta.is_finite(), "beta", "is not above 0")?;
+        want((0.0..0.5).contains(&label_smoothing), "label_smoothing", "is not in [0, 0.5)")?;
+    }
     want(settings.kl_budget.is_none_or(|budget| budget > 0.0), "kl_budget", "is not above 0")
 }
 
 /// Errs on examples that the objective or the model cannot take.
-pub(super) fn examples(examples: &[Example], objective: Objective, config: &Config) -> Result<(), LmError> {
+pub(super) fn examples(examples: &[Example], form: Form, config: &Config) -> Result<(), LmError> {
     if examples.is_empty() {
         return Err(LmError::Setting { field: "examples", what: "are none".to_owned() });
     }
     for Example { id, sequences } in examples {
         let fail = |what: String| Err(LmError::Example { id: id.clone(), what });
-        match objective {
-            Objective::Sami { .. } if side(sequences.len()).is_none() => {
-                return fail(format!("has {} sequences, it must be C·C with C of 2 or more", sequences.len()));
-            }
-            Objective::Likelihood if sequences.len() != 1 => {
-                return fail(format!("has {} sequences, it must be one", sequences.len()));
-            }
-            _ => {}
+        if form.rows(sequences.len()).is_none() {
+            let wanted = match form {
+                Form::Alone => "one".to_owned(),
+                Form::Row { each } => format!("more than {each}"),
+                Form::Square { each: 1 } => "C·C with C of 2 or more".to_owned(),
+                Form::Square { each } => format!("C·C·{each} with C of 2 or more"),
+            };
+            return fail(format!("has {} sequences, it must be {wanted}", sequences.len()));
         }
         for Sequence { ids, prompt } in sequences {
             if *prompt == 0 {
@@ -66,6 +73,8 @@ pub(super) fn examples(examples: &[Example], objective: Objective, config: &Conf
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::loss::LengthNorm;
+    use super::super::super::loss::preference::Directions;
     use super::super::tests::{config, sami, settings as sound};
     use super::*;
 
@@ -73,6 +82,13 @@ mod tests {
     fn settings_that_mean_nothing_are_named() {
         let sound = sound(sami());
         assert!(settings(&sound).is_ok());
+        let in_parts = |parts| Accumulation { parts, ..Accumulation::default() };
+        let dpo = |beta, label_smoothing| Objective::Dpo {
+            beta,
+            label_smoothing,
+            length_norm: LengthNorm::Sum,
+            directions: Directions::Both,
+        };
         let mut lr = sound.clone();
         lr.optimizer.lr = f64::NAN;
         let mut eps = sound.clone();
@@ -88,6 +104,10 @@ mod tests {
             ("clip", TrainSettings { clip: -1.0, ..sound.clone() }),
             ("kl_weight", TrainSettings { kl_weight: f64::INFINITY, ..sound.clone() }),
             ("kl_budget", TrainSettings { kl_budget: Some(0.0), ..sound.clone() }),
+            ("responses_each", TrainSettings { responses_each: 0, ..sound.clone() }),
+            ("accumulation.parts", TrainSettings { accumulation: in_parts(2), ..sound.clone() }),
+            ("beta", TrainSettings { objective: dpo(0.0, 0.0), ..sound.clone() }),
+            ("label_smoothing", TrainSettings { objective: dpo(0.1, 0.5), ..sound.clone() }),
         ] {
             let error = settings(&broken).expect_err(field).to_string();
             assert!(error.contains(&format!("`{field}`")), "{error}");
@@ -109,11 +129,14 @@ mod tests {
             ("positions", likelihood(sequence(vec![1; 1000], 2))),
             ("the token 99", likelihood(sequence(vec![1, 99], 1))),
         ] {
-            let error = examples(&broken, objective, &config()).expect_err(what).to_string();
+            let error = examples(&broken, objective.form(1), &config()).expect_err(what).to_string();
             assert!(error.contains(what) && error.contains("`seven`"), "{error}");
         }
-        assert!(examples(&one(vec![good.clone(); 4]), sami(), &config()).is_ok());
-        let error = examples(&[], sami(), &config()).expect_err("none").to_string();
+        assert!(examples(&one(vec![good.clone(); 4]), sami().form(1), &config()).is_ok());
+        assert!(examples(&one(vec![good.clone(); 8]), sami().form(2), &config()).is_ok());
+        let error = examples(&one(vec![good.clone(); 4]), sami().form(2), &config()).expect_err("4 of 2").to_string();
+        assert!(error.contains("4 sequences, it must be C·C·2"), "{error}");
+        let error = examples(&[], sami().form(1), &config()).expect_err("none").to_string();
         assert!(error.contains("`examples` are none"), "{error}");
     }
 }

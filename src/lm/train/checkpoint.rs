@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::optimizer::Numbers;
 use super::super::{Config, LmError};
+use super::anchor::Anchors;
 use super::{Example, StepRecord, TrainSettings};
 
 /// The checkpoint, in the directory that the caller names.
@@ -35,6 +36,9 @@ pub(super) struct State {
     pub(super) updates: u64,
     /// A record for each step.
     pub(super) records: Vec<StepRecord>,
+    /// What the reference says of the examples.
+    #[serde(default, skip_serializing_if = "Anchors::is_empty")]
+    pub(super) anchors: Anchors,
 }
 
 /// Tensors that were read, flat.
@@ -252,7 +256,7 @@ mod tests {
     use super::*;
 
     fn state(records: Vec<StepRecord>) -> State {
-        State { run: "run".to_owned(), updates: 3, records }
+        State { run: "run".to_owned(), updates: 3, records, anchors: [(7, vec![-0.1 - 0.2, 1e-300])].into() }
     }
 
     #[test]
@@ -270,6 +274,7 @@ mod tests {
 
         let (found, numbers) = read(directory.path()).expect("no fault").expect("whole");
         assert_eq!((found.run.as_str(), found.updates, found.records), ("run", 3, vec![record]));
+        assert_eq!(found.anchors, state(Vec::new()).anchors);
         let Numbers::F32(weight) = &numbers["weight.a"] else { panic!("{numbers:?}") };
         let bits: Vec<u32> = weight.iter().map(|number| number.to_bits()).collect();
         assert_eq!(bits, [1.5f32, -0.0, f32::MIN_POSITIVE, 4.0].map(f32::to_bits));

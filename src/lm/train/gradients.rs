@@ -6,6 +6,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Storage, Tensor, Var};
 use rayon::prelude::*;
 
+use super::super::gpu::kernels::{Kernel, squares as squares_of};
 use super::super::{LmError, cpu, gpu};
 
 /// Numbers that one task sums.
@@ -37,7 +38,7 @@ impl Gradients {
         Ok(())
     }
 
-    /// A gradient for each parameter. Errs if a parameter got none, which training would otherwise hide; but an expert that
+    /// A gradient for each parameter, in the type that its passes computed in or f32. Errs if a parameter got none, which training would otherwise hide; but an expert that
     /// no token used has zeros.
     pub(super) fn finish(mut self, parameters: &BTreeMap<String, Var>) -> Result<BTreeMap<String, Tensor>, LmError> {
         let mut gradients = BTreeMap::new();
@@ -48,7 +49,7 @@ impl Gradients {
                 (None, None) if name.contains(".experts.") => parameter.zeros_like()?,
                 (None, None) => return Err(LmError::NoGradient { name: name.clone() }),
             };
-            gradients.insert(name.clone(), gradient.to_dtype(parameter.dtype())?);
+            gradients.insert(name.clone(), gradient);
         }
         Ok(gradients)
     }
@@ -56,6 +57,12 @@ impl Gradients {
 
 /// The Euclidean norm over all parameters: summed in f64, in the same order on any number of threads.
 pub(super) fn norm(gradients: &BTreeMap<String, Tensor>) -> Result<f64, LmError> {
+    let all: Vec<&Tensor> = gradients.values().collect();
+    if let Some(first) = all.first()
+        && all.iter().all(|one| Kernel::Squares.computes(one.device(), one.dtype()))
+    {
+        return Ok(squares_of(&all, first.device())?.sqrt());
+    }
     let mut sum = 0.0;
     for gradient in gradients.values() {
         sum += sum_of_squares(gradient)?;

@@ -9,9 +9,13 @@
 //! A pass takes a few prompts with all their responses (`batch.rs`). It keeps what its gradient needs of every layer, or
 //! only the layers' inputs, and hands each layer's gradient over as soon as it is there.
 
+mod anchor;
 mod batch;
 mod check;
 mod checkpoint;
+mod footprint;
+mod form;
+mod gather;
 mod gradients;
 mod objective;
 mod pass;
@@ -27,19 +31,20 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use self::batch::{Order, Room, examples_in_runs, sequences_in_runs};
+use self::anchor::Anchor;
+use self::batch::{Order, Room, examples_in_runs};
 use self::checkpoint::{Source, State};
-use self::gradients::{Gradients, norm};
+pub use self::footprint::{Beside, Held, footprint, trained};
+use self::gather::Gathered;
+use self::gradients::norm;
+use self::objective::Totals;
 pub use self::objective::{KlOver, Objective};
-use self::objective::{Totals, Verdict, is_diagonal};
-use self::pass::Pass;
 use self::policy::Policy;
 use self::probes::Probes;
 pub use self::record::StepRecord;
-pub use self::settings::{Compute, TrainSettings};
+pub use self::settings::{Accumulation, Compute, Kept, TrainSettings, Weights};
 use super::adapter::{self, Adapters};
 use super::cpu::Keep;
-use super::loss::Contrast;
 use super::optimizer::{Numbers, Optimizer};
 use super::random::hash;
 use super::{Config, Files, LmError, Model, Sequence, weights};
@@ -49,7 +54,9 @@ use super::{Config, Files, LmError, Model, Sequence, weights};
 pub struct Example {
     /// Names it in errors.
     pub id: String,
-    /// SAMI: C·C sequences in row-major order, a row for each constitution, a column for each response. Else: one.
+    /// SAMI, and DPO in both directions: C·CM sequences in row-major order, a row for each constitution, a column for each
+    /// response, constitution by constitution. DPO in one direction: one row, the responses that are preferred first. Else:
+    /// one.
     pub sequences: Vec<Sequence>,
 }
 
@@ -64,30 +71,18 @@ pub struct Trainer {
     optimizer: Optimizer,
     order: Order,
     probes: Option<Probes>,
+    /// What the reference says of the examples, where the objective asks for it.
+    anchor: Option<Anchor>,
     records: Vec<StepRecord>,
     /// Tells this run from others, see [`checkpoint::digest`].
     run: String,
-}
-
-/// What the passes of a step have brought so far.
-#[derive(Debug, Default)]
-struct Gathered {
-    gradients: Gradients,
-    objective: f64,
-    figures: Vec<Contrast>,
-    diagonal: f64,
-    off_diagonal: f64,
-    /// Sum of KL over the response tokens of all sequences.
-    kl: f64,
-    /// The same over those of the diagonal.
-    kl_diagonal: f64,
 }
 
 impl Trainer {
     /// Gets ready to train a model.
     ///
     /// KL is measured against `reference`, or against the model as it is now where the settings ask for KL and there is
-    /// none. Errs on settings and examples that cannot be trained with.
+    /// none; DPO is anchored in the same. Errs on settings and examples that cannot be trained with.
     pub fn new(
         model: &Files,
         reference: Option<&Files>,
@@ -113,16 +108,19 @@ impl Trainer {
         settings: TrainSettings,
     ) -> Result<Self, LmError> {
         check::settings(&settings)?;
-        check::examples(&examples, settings.objective, &config)?;
+        let form = settings.form();
+        check::examples(&examples, form, &config)?;
         let run = checkpoint::digest(&settings, &config, &weights, reference.as_ref().map(Model::weights), &examples)?;
         if let Some(other) = reference.as_ref().map(Model::config) {
             if other.vocab_size != config.vocab_size {
                 let what = format!("the vocabularies have {} and {} tokens", config.vocab_size, other.vocab_size);
                 return Err(LmError::Mismatch { what });
             }
-            check::examples(&examples, settings.objective, other)?;
+            check::examples(&examples, form, other)?;
         }
-        let each_step = reference.is_some() || settings.kl_weight > 0.0 || settings.kl_budget.is_some();
+        let anchored = settings.objective.is_anchored();
+        let other = reference.is_some();
+        let each_step = (other && !anchored) || settings.kl_weight > 0.0 || settings.kl_budget.is_some();
         let reference = match reference {
             None if each_step || settings.probe_every.is_some() => {
                 // With adapters the weights themselves stay as they are.
@@ -138,12 +136,14 @@ impl Trainer {
         let probes = match (&reference, settings.probes()) {
             (Some(reference), Some(every)) => {
                 let first = order.batch(0, examples.len()).into_iter().map(|index| &examples[index]);
-                Some(Probes::new(reference, first, every)?)
+                Some(Probes::new(reference, first, form, every)?)
             }
             _ => None,
         };
         let policy = Policy::new(config, weights, &settings)?;
         let optimizer = Optimizer::new(settings.optimizer.clone(), &policy.parameters)?;
+        let anchor =
+            anchored.then(|| Anchor::new(reference.as_ref().filter(|_| other).cloned(), &mut order, &settings));
         Ok(Self {
             settings,
             examples,
@@ -152,6 +152,7 @@ impl Trainer {
             optimizer,
             order,
             probes,
+            anchor,
             records: Vec::new(),
             run,
         })
@@ -185,12 +186,16 @@ impl Trainer {
         if self.done() {
             return Err(LmError::Setting { field: "steps", what: "are all done".to_owned() });
         }
+        while !self.prepare()? {}
         let step = self.step_count();
-        let indices = self.order.batch(step, self.settings.batch);
-        let mut examples: Vec<&Example> = indices.iter().map(|index| &self.examples[*index]).collect();
+        let mut indices = self.order.batch(step, self.settings.batch);
+        let Accumulation { parts, kept } = self.settings.accumulation;
+        let parts = if kept == Kept::Last { parts } else { 1 };
+        indices.drain(..indices.len() - indices.len() / parts);
         // Where a device pads the sequences of a pass, they should be of like length.
-        examples.sort_by_key(|example| example.sequences.iter().map(|sequence| sequence.ids.len()).max());
-        let totals = Totals::of(examples.iter().copied());
+        indices.sort_by_key(|index| self.examples[*index].sequences.iter().map(|sequence| sequence.ids.len()).max());
+        let examples: Vec<&Example> = indices.iter().map(|index| &self.examples[*index]).collect();
+        let totals = Totals::of(examples.iter().copied(), self.settings.form());
         let ids = || examples.iter().map(|example| example.id.clone()).collect();
         let not_finite = |what| LmError::NotFinite { what, step: step + 1, examples: ids() };
 
@@ -202,7 +207,8 @@ impl Trainer {
         let noisy = noisy.then(|| self.policy.model.noisy(hash(self.settings.seed, step)));
         let policy = noisy.as_ref().unwrap_or(&self.policy.model);
         for run in runs {
-            if !self.gather(policy, &examples[run], totals, keep, &mut gathered)? {
+            let anchors = self.anchor.as_ref().map(|anchor| anchor.sums(&indices[run.clone()])).unwrap_or_default();
+            if !self.gather(policy, &examples[run], &anchors, totals, keep, &mut gathered)? {
                 return Err(not_finite("the loss"));
             }
         }
@@ -211,47 +217,57 @@ impl Trainer {
             KlOver::Diagonal => (gathered.kl_diagonal, totals.diagonal_responses),
         };
         let loss = gathered.objective + self.settings.kl_weight * kl_sum / kl_tokens as f64;
-        let gradients = gathered.gradients.finish(&self.policy.parameters)?;
-        let norm = norm(&gradients)?;
+        let gradients = std::mem::take(&mut gathered.gradients).finish(&self.policy.parameters)?;
+        // That of a part is divided by the number of parts, as all of them would be.
+        let norm = norm(&gradients)? / parts as f64;
         if !loss.is_finite() {
             return Err(not_finite("the loss"));
         }
         if !norm.is_finite() {
             return Err(not_finite("the gradient"));
         }
-        let rate = self.settings.optimizer.lr * self.settings.schedule.factor(step, self.settings.steps);
+        let rate = self.settings.optimizer.lr * self.factor(step);
         // As `torch.nn.utils.clip_grad_norm_` does it.
         let scale = if self.settings.clip > 0.0 { (self.settings.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        self.optimizer.step(&gradients, rate, scale)?;
+        self.optimizer.step_with(&gradients, rate, scale / parts as f64, self.policy.copies())?;
         drop(gradients);
-        self.policy.follow()?;
+        if self.policy.copies().is_none() {
+            self.policy.follow()?;
+        }
 
-        let figures = Contrast::mean(&gathered.figures);
-        let record = StepRecord {
+        let mut record = StepRecord {
             step: step + 1,
             loss,
-            objective: gathered.objective,
             learning_rate: rate,
             gradient_norm: norm,
-            tokens: totals.tokens as u64,
-            mean_length: totals.diagonal_responses as f64 / totals.diagonal as f64,
-            bound: figures.map(|figures| figures.bound),
-            gap: figures.map(|figures| figures.gap),
-            accuracy_row: figures.map(|figures| figures.accuracy_row),
-            accuracy_column: figures.map(|figures| figures.accuracy_column),
-            logprob_diagonal: figures.map(|_| gathered.diagonal / totals.diagonal as f64),
-            logprob_off_diagonal: figures.map(|_| gathered.off_diagonal / (totals.sequences - totals.diagonal) as f64),
             kl: self.reference.as_ref().map(|_| gathered.kl_diagonal / totals.diagonal_responses as f64),
-            probe_kl: match &mut self.probes {
-                Some(probes) if probes.are_due(step + 1, self.settings.steps) => Some(probes.kl(&self.policy.model)?),
-                _ => None,
-            },
+            ..StepRecord::of(&gathered, totals)
+        };
+        record.probe_kl = match &mut self.probes {
+            Some(probes) if probes.are_due(step + 1, self.settings.steps) => Some(probes.kl(&self.policy.model)?),
+            _ => None,
         };
         if record.probe_kl.is_some_and(|kl| !kl.is_finite()) {
             return Err(not_finite("KL on the probes"));
         }
         self.records.push(record.clone());
         Ok(record)
+    }
+
+    /// Computes some of what the reference says of the examples, where the objective asks for it. Returns whether nothing is
+    /// left to compute, which a step sees to by itself.
+    pub fn prepare(&mut self) -> Result<bool, LmError> {
+        match &mut self.anchor {
+            Some(anchor) => anchor.advance(&self.policy.model, &self.examples),
+            None => Ok(true),
+        }
+    }
+
+    /// What the learning rate is multiplied by at a step, from 0.
+    fn factor(&self, step: u64) -> f64 {
+        let schedule = &self.settings.schedule;
+        let epoch = (self.examples.len() / self.settings.batch) as u64;
+        schedule.factor(step, schedule.span.map_or(self.settings.steps, |span| span.steps(epoch)))
     }
 
     fn room(&self) -> Room {
@@ -278,84 +294,6 @@ impl Trainer {
         if whole { Keep::Everything } else { Keep::Inputs }
     }
 
-    /// Adds some of a step's examples to what is gathered. Returns false if their loss is not finite.
-    fn gather(
-        &self,
-        policy: &Model,
-        examples: &[&Example],
-        totals: Totals,
-        keep: Keep,
-        gathered: &mut Gathered,
-    ) -> Result<bool, LmError> {
-        let sequences: Vec<Sequence> = examples.iter().flat_map(|example| example.sequences.iter().cloned()).collect();
-        let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.ids.len() - sequence.prompt).collect();
-        let on_diagonal: Vec<bool> = examples
-            .iter()
-            .map(|example| example.sequences.len())
-            .flat_map(|cells| (0..cells).map(move |cell| is_diagonal(cell, cells)))
-            .collect();
-        let judge = |sums: &[f64]| -> Result<Option<Verdict>, LmError> {
-            if !sums.iter().all(|sum| sum.is_finite()) {
-                return Ok(None);
-            }
-            self.settings.objective.judge(examples, sums, &lengths, totals).map(Some)
-        };
-        let runs = sequences_in_runs(&sequences, self.room());
-        let verdict = if runs.len() == 1 {
-            let pass = Pass::new(policy, self.reference.as_ref(), &sequences, keep)?;
-            let Some(verdict) = judge(&sums(&pass.logprobs, &lengths))? else { return Ok(false) };
-            let rows = Rows { slopes: &verdict.slopes, lengths: &lengths, on_diagonal: &on_diagonal };
-            self.backward(pass, rows, totals, gathered)?;
-            verdict
-        } else {
-            let mut all = Vec::with_capacity(sequences.len());
-            for run in &runs {
-                let pass = Pass::new(policy, None, &sequences[run.clone()], Keep::Nothing)?;
-                all.extend(sums(&pass.logprobs, &lengths[run.clone()]));
-            }
-            let Some(verdict) = judge(&all)? else { return Ok(false) };
-            for run in runs {
-                let pass = Pass::new(policy, self.reference.as_ref(), &sequences[run.clone()], keep)?;
-                let rows = Rows {
-                    slopes: &verdict.slopes[run.clone()],
-                    lengths: &lengths[run.clone()],
-                    on_diagonal: &on_diagonal[run],
-                };
-                self.backward(pass, rows, totals, gathered)?;
-            }
-            verdict
-        };
-        gathered.objective += verdict.loss;
-        gathered.figures.extend(verdict.figures);
-        gathered.diagonal += verdict.diagonal;
-        gathered.off_diagonal += verdict.off_diagonal;
-        Ok(true)
-    }
-
-    /// Adds the gradient of a pass: the slope of each sequence times its tokens' log-probabilities, and the KL term.
-    fn backward(&self, pass: Pass, rows: Rows<'_>, totals: Totals, gathered: &mut Gathered) -> Result<(), LmError> {
-        let by_token = |weight: &dyn Fn(usize) -> f64| -> Vec<f32> {
-            let tokens = rows.lengths.iter().enumerate();
-            tokens.flat_map(|(row, length)| std::iter::repeat_n(weight(row) as f32, *length)).collect()
-        };
-        let weight = self.settings.kl_weight;
-        let mut to_kls = None;
-        if let Some(kls) = &pass.kls {
-            for (sum, on_diagonal) in sums(kls, rows.lengths).iter().zip(rows.on_diagonal) {
-                gathered.kl += sum;
-                gathered.kl_diagonal += if *on_diagonal { *sum } else { 0.0 };
-            }
-            to_kls = (weight > 0.0).then(|| match self.settings.kl_over {
-                KlOver::Cells => by_token(&|_| weight / totals.responses as f64),
-                KlOver::Diagonal => by_token(&|row| {
-                    f64::from(u8::from(rows.on_diagonal[row])) * weight / totals.diagonal_responses as f64
-                }),
-            });
-        }
-        let to_logprobs = by_token(&|row| rows.slopes[row]);
-        pass.backward(&to_logprobs, to_kls.as_deref(), self.policy.variables(), &mut gathered.gradients)
-    }
-
     /// Writes all that [`Trainer::resume`] needs into a directory that exists, in place of the checkpoint there.
     ///
     /// Whatever moment the machine stops at, the directory holds the old one or the new one.
@@ -366,7 +304,12 @@ impl Trainer {
             .iter()
             .map(|(name, weight)| (format!("weight.{name}"), Source::In(weight.as_tensor())));
         let moments = self.optimizer.state()?.into_iter().map(|(name, moment)| (name, Source::Here(moment)));
-        let state = State { run: self.run.clone(), updates: self.optimizer.steps(), records: self.records.clone() };
+        let state = State {
+            run: self.run.clone(),
+            updates: self.optimizer.steps(),
+            records: self.records.clone(),
+            anchors: self.anchor.as_ref().map(|anchor| anchor.known().clone()).unwrap_or_default(),
+        };
         checkpoint::write(directory, &state, &weights.chain(moments).collect::<Vec<_>>())
     }
 
@@ -393,6 +336,10 @@ impl Trainer {
         }
         self.policy.follow()?;
         self.records = state.records;
+        if let Some(anchor) = &mut self.anchor {
+            // What is not known yet would be computed by a policy that has moved.
+            anchor.restore(state.anchors);
+        }
         Ok(true)
     }
 
@@ -421,26 +368,4 @@ impl Trainer {
     pub fn adapters(&self) -> &Adapters {
         self.policy.model.adapters()
     }
-}
-
-/// What the loss has for each sequence of a pass.
-struct Rows<'a> {
-    slopes: &'a [f64],
-    lengths: &'a [usize],
-    on_diagonal: &'a [bool],
-}
-
-fn sum(numbers: &[f32]) -> f64 {
-    numbers.iter().map(|number| f64::from(*number)).sum()
-}
-
-/// The sum of each sequence's numbers.
-fn sums(numbers: &[f32], lengths: &[usize]) -> Vec<f64> {
-    let mut rest = numbers;
-    let of = |length: &usize| {
-        let (first, after) = rest.split_at(*length);
-        rest = after;
-        sum(first)
-    };
-    lengths.iter().map(of).collect()
 }

@@ -8,7 +8,7 @@ use candle_core::{DType, Tensor, Var};
 use super::super::decoder::Engine;
 use super::super::{Config, LmError, Model, adapter};
 use super::TrainSettings;
-use super::settings::Compute;
+use super::settings::{Compute, Weights};
 
 /// A model in training.
 #[derive(Debug)]
@@ -19,6 +19,7 @@ pub(super) struct Policy {
     pub(super) parameters: BTreeMap<String, Var>,
     /// The weights of the passes where those are of another type: the parameters, rounded after each update.
     rounded: Option<BTreeMap<String, Var>>,
+    weights: Weights,
 }
 
 impl Compute {
@@ -53,6 +54,16 @@ impl Compute {
     }
 }
 
+impl Weights {
+    /// A parameter as it is kept, in f32.
+    fn of(self, parameter: &Tensor) -> Result<Tensor, LmError> {
+        Ok(match self {
+            Self::F32 => parameter.clone(),
+            Self::Bf16 => parameter.to_dtype(DType::BF16)?.to_dtype(DType::F32)?,
+        })
+    }
+}
+
 impl Policy {
     /// Takes weights in f32.
     pub(super) fn new(
@@ -61,6 +72,9 @@ impl Policy {
         settings: &TrainSettings,
     ) -> Result<Self, LmError> {
         let compute = settings.compute;
+        let keep = settings.weights;
+        let weights = weights.into_iter().map(|(name, weight)| Ok((name, keep.of(&weight.detach())?)));
+        let weights: BTreeMap<String, Tensor> = weights.collect::<Result<_, LmError>>()?;
         if let Some(lora) = &settings.lora {
             let model = compute.frozen(config, &weights, true)?;
             if lora.dropout > 0.0 && !model.on_cpu() {
@@ -68,11 +82,11 @@ impl Policy {
                 return Err(LmError::Setting { field: "lora.dropout", what });
             }
             let (adapters, parameters) = adapter::fresh(lora, model.config(), settings.seed, model.device())?;
-            return Ok(Self { model: model.adapted(adapters)?, parameters, rounded: None });
+            return Ok(Self { model: model.adapted(adapters)?, parameters, rounded: None, weights: keep });
         }
         if compute == Compute::F32 {
             let (model, parameters) = Model::trainable(config, weights)?;
-            return Ok(Self { model, parameters, rounded: None });
+            return Ok(Self { model, parameters, rounded: None, weights: keep });
         }
         let (mut parameters, mut rounded) = (BTreeMap::new(), BTreeMap::new());
         // One after the other, so that there are not three models at a time.
@@ -82,7 +96,7 @@ impl Policy {
             parameters.insert(name, Var::from_tensor(&weight)?);
         }
         let weights = rounded.iter().map(|(name, weight)| (name.clone(), weight.as_tensor().clone())).collect();
-        Ok(Self { model: compute.model(config, weights)?, parameters, rounded: Some(rounded) })
+        Ok(Self { model: compute.model(config, weights)?, parameters, rounded: Some(rounded), weights: keep })
     }
 
     /// The variables that gradients come for.
@@ -90,8 +104,18 @@ impl Policy {
         self.rounded.as_ref().unwrap_or(&self.parameters)
     }
 
+    /// What the passes compute with, where it is the parameters as an update leaves them, in another type.
+    pub(super) fn copies(&self) -> Option<&BTreeMap<String, Var>> {
+        self.rounded.as_ref().filter(|_| self.weights == Weights::F32)
+    }
+
     /// Brings what the passes compute with up to the parameters.
     pub(super) fn follow(&self) -> Result<(), LmError> {
+        if self.weights != Weights::F32 {
+            for parameter in self.parameters.values() {
+                parameter.set(&self.weights.of(&parameter.as_detached_tensor())?)?;
+            }
+        }
         for (name, weight) in self.rounded.iter().flatten() {
             weight.set(&self.parameters[name].as_detached_tensor().to_dtype(weight.dtype())?)?;
         }

@@ -4,7 +4,7 @@ use super::super::cpu::Recalled;
 use super::super::logprobs::response_kl;
 use super::super::{LmError, Model, Sequence};
 use super::Example;
-use super::objective::is_diagonal;
+use super::form::Form;
 
 /// Sequences that KL is measured on.
 const PROBES: usize = 32;
@@ -38,10 +38,11 @@ impl Probes {
     pub(super) fn new<'a>(
         reference: &Model,
         examples: impl Iterator<Item = &'a Example>,
+        form: Form,
         every: u64,
     ) -> Result<Self, LmError> {
         let sequences = examples.flat_map(|Example { sequences, .. }| {
-            sequences.iter().enumerate().filter(|(cell, _)| is_diagonal(*cell, sequences.len()))
+            sequences.iter().enumerate().filter(|(cell, _)| form.is_own(*cell, sequences.len()))
         });
         let sequences: Vec<Sequence> = sequences.map(|(_, sequence)| sequence.clone()).take(PROBES).collect();
         let reference = if reference.on_cpu() {

@@ -3,12 +3,15 @@
 
 use super::super::adapter::LoraSettings;
 use super::super::logprobs::response_logprobs;
-use super::super::loss::{LengthNorm, Sides};
+use super::super::loss::preference::Directions;
+use super::super::loss::{Contrast, LengthNorm, Sides};
 use super::super::optimizer::{OptimizerName, OptimizerSettings};
 use super::super::random::Stream;
 use super::super::schedule::{Schedule, ScheduleName};
+use super::gather::sum;
 use super::*;
 
+mod dpo;
 mod kl;
 mod light;
 
@@ -44,7 +47,7 @@ pub(super) fn settings(objective: Objective) -> TrainSettings {
         batch: 3,
         steps: 4,
         optimizer: OptimizerSettings::new(OptimizerName::AdamW, 1e-2),
-        schedule: Schedule { name: ScheduleName::Cosine, warmup: 2, floor: 0.1 },
+        schedule: Schedule { name: ScheduleName::Cosine, warmup: 2, floor: 0.1, ..Schedule::default() },
         clip: 1.0,
         kl_weight: 0.0,
         kl_over: KlOver::Cells,
@@ -54,12 +57,20 @@ pub(super) fn settings(objective: Objective) -> TrainSettings {
         micro_batch: None,
         compute: Compute::F32,
         lora: None,
+        responses_each: 1,
+        accumulation: Accumulation::default(),
+        weights: Weights::default(),
         activation_checkpointing: Some(false),
     }
 }
 
 /// Queries with `count` prompts and responses of random tokens and lengths.
 fn queries(queries: usize, count: usize) -> Vec<Example> {
+    several(queries, count, 1)
+}
+
+/// The same with so many responses to each prompt.
+fn several(queries: usize, count: usize, each: usize) -> Vec<Example> {
     let mut stream = Stream::new(11, "queries");
     let mut text = |least: usize| -> Vec<u32> {
         let length = least + stream.below(5);
@@ -68,7 +79,7 @@ fn queries(queries: usize, count: usize) -> Vec<Example> {
     (0..queries)
         .map(|query| {
             let prompts: Vec<_> = (0..count).map(|_| [vec![BOS], text(2)].concat()).collect();
-            let responses: Vec<_> = (0..count).map(|_| text(1)).collect();
+            let responses: Vec<_> = (0..count * each).map(|_| text(1)).collect();
             let sequences = prompts.iter().flat_map(|prompt| {
                 let joined = |response: &Vec<u32>| [&prompt[..], response].concat();
                 responses.iter().map(move |response| Sequence { ids: joined(response), prompt: prompt.len() })
@@ -116,9 +127,10 @@ fn gradient(trainer: &Trainer, indices: &[usize], keep: Keep) -> (f64, BTreeMap<
     let policy =
         if trainer.model().adapters().values().any(|one| one.dropout > 0.0) { &noisy } else { trainer.model() };
     let examples: Vec<&Example> = indices.iter().map(|index| &trainer.examples[*index]).collect();
-    let totals = Totals::of(examples.iter().copied());
+    let totals = Totals::of(examples.iter().copied(), trainer.settings.form());
     for run in examples_in_runs(&examples, trainer.room()) {
-        assert!(trainer.gather(policy, &examples[run], totals, keep, &mut gathered).expect("gathers"));
+        let anchors = trainer.anchor.as_ref().map(|anchor| anchor.sums(&indices[run.clone()])).unwrap_or_default();
+        assert!(trainer.gather(policy, &examples[run], &anchors, totals, keep, &mut gathered).expect("gathers"));
     }
     let flat = |gradient: &Tensor| gradient.flatten_all().and_then(|flat| flat.to_vec1()).expect("f32");
     let gradients = gathered.gradients.finish(&trainer.policy.parameters).expect("all there");
@@ -133,11 +145,15 @@ fn interrupted_at_any_step_it_ends_in_the_same_bits() {
     // Wide enough for moments of eight bits.
     let wide = Config { hidden_size: 64, intermediate_size: 96, head_dim: 32, ..config() };
     let lora = LoraSettings { rank: 4, dropout: 0.2, ..LoraSettings::default() };
+    let plain = LoraSettings { rank: 4, ..LoraSettings::default() };
+    let preferences = dpo::dpo(Directions::Both);
     for (config, settings, examples) in [
         (config(), TrainSettings { lora: Some(lora), probe_every: Some(3), ..settings(sami()) }, queries(5, 2)),
         (config(), TrainSettings { kl_weight: 0.1, kl_budget: Some(1e9), ..settings(sami()) }, queries(5, 2)),
         (config(), TrainSettings { optimizer: rmsprop, ..settings(Objective::Likelihood) }, texts(5)),
         (wide, TrainSettings { optimizer: eight, ..settings(sami()) }, queries(5, 2)),
+        (config(), TrainSettings { weights: Weights::Bf16, ..settings(preferences) }, queries(5, 2)),
+        (config(), TrainSettings { lora: Some(plain), kl_weight: 0.1, ..settings(preferences) }, queries(5, 3)),
     ] {
         let weights = Model::random(config.clone(), 7, &Device::Cpu).expect("makes").weights().clone();
         let trainer = |settings: &TrainSettings, examples: &[Example]| {
@@ -209,8 +225,12 @@ fn torn_and_foreign_checkpoints_are_ignored() {
 fn passes_add_up_to_one_large_batch() {
     let kl = |over| TrainSettings { kl_weight: 0.5, kl_over: over, ..settings(sami()) };
     let lora = Some(LoraSettings { rank: 4, dropout: 0.3, ..LoraSettings::default() });
+    let preferences = settings(dpo::dpo(Directions::Both));
+    let twice = TrainSettings { responses_each: 2, ..settings(sami()) };
     for (settings, examples) in [
         (settings(sami()), queries(5, 3)),
+        (TrainSettings { kl_weight: 0.5, ..preferences }, queries(5, 3)),
+        (twice, several(5, 2, 2)),
         (TrainSettings { lora, ..settings(sami()) }, queries(5, 2)),
         (kl(KlOver::Cells), queries(5, 2)),
         (kl(KlOver::Diagonal), queries(5, 2)),
@@ -220,8 +240,9 @@ fn passes_add_up_to_one_large_batch() {
         let cut = |micro_batch| {
             let reference = if settings.kl_weight > 0.0 { reference() } else { None };
             let settings = TrainSettings { micro_batch, ..settings.clone() };
-            let trainer =
+            let mut trainer =
                 Trainer::of_weights(config(), weights(), reference, examples.clone(), settings).expect("gets ready");
+            while !trainer.prepare().expect("computes") {}
             gradient(&trainer, &[0, 1, 2, 3, 4], Keep::Everything)
         };
         let (loss, whole) = cut(None);
@@ -394,7 +415,7 @@ fn opposite_constitutions_are_told_apart_on_held_out_queries() {
     let settings = TrainSettings {
         batch: 12,
         steps: 60,
-        schedule: Schedule { name: ScheduleName::Constant, warmup: 5, floor: 0.0 },
+        schedule: Schedule { warmup: 5, ..Schedule::default() },
         ..settings(sami())
     };
     let trainer = trainer(&settings, &seen);

@@ -71,7 +71,7 @@ fn small_updates_are_not_lost_to_the_passes_bf16() {
     let examples = queries(6, 2);
     // An update far below what bf16 can tell of a weight.
     let small = OptimizerSettings::new(OptimizerName::AdamW, 1e-5);
-    let constant = Schedule { name: ScheduleName::Constant, warmup: 0, floor: 0.0 };
+    let constant = Schedule::default();
     let settings = TrainSettings { compute: Compute::Bf16, optimizer: small, schedule: constant, ..settings(sami()) };
     let trained = run(trainer(&settings, &examples));
     assert_eq!(trained.model().dtype(), candle_core::DType::BF16);
