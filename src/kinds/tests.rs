@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::*;
 
+mod contrasts;
 mod objectives;
 
 /// A store, and nodes run in it.
