@@ -36,3 +36,4 @@ mod resume;
 mod sandbox;
 mod scheduler;
 mod systems;
+mod writer;
