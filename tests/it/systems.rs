@@ -121,10 +121,13 @@ fn every_system_is_planned_without_a_network() {
         let home = sandbox.path("hub");
         let run = |args: &[&str]| -> Output {
             let mut command = sandbox.command(args);
-            command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", &home).output().expect("the binary starts").into()
+            command.env("HF_ENDPOINT", "http://127.0.0.1:9").env("HF_HOME", &home).output().expect("the binary starts").into()
         };
+        let cache = sandbox.path("cache");
+        let cache = cache.to_str().expect("a path in UTF-8");
         run(&["check", file]).exits(0);
-        let planned = run(&["plan", file]).exits(0).stdout;
+        let planned = run(&["plan", file, "--cache", cache]).exits(0).stdout;
+        assert!(planned.contains("until ") && planned.contains("base is downloaded"), "{system}:\n{planned}");
         assert!(planned.contains("finetune@3"), "{system}:\n{planned}");
     }
 }
