@@ -121,7 +121,12 @@ fn every_system_is_planned_without_a_network() {
         let home = sandbox.path("hub");
         let run = |args: &[&str]| -> Output {
             let mut command = sandbox.command(args);
-            command.env("HF_ENDPOINT", "http://127.0.0.1:9").env("HF_HOME", &home).output().expect("the binary starts").into()
+            command
+                .env("HF_ENDPOINT", "http://127.0.0.1:9")
+                .env("HF_HOME", &home)
+                .output()
+                .expect("the binary starts")
+                .into()
         };
         let cache = sandbox.path("cache");
         let cache = cache.to_str().expect("a path in UTF-8");

@@ -57,14 +57,12 @@ pub(in crate::kinds) fn generate(kind: &Generate, known: &Known<'_>) -> Estimate
         return Estimate::unknown(unknown.unwrap_or_else(|| "until its queries are there".to_owned()));
     };
     let rows = rows * kind.samples;
-    let each = kind.responses_per_constitution;
-    let asks = rows * principles.per_query * each;
+    let asks = rows * principles.per_query * kind.responses_per_constitution;
     let response = Amount::at_most(kind.max_new_tokens as u64);
     let prompt = prompt(model, &kind.prompt, kind.system.as_deref(), kind.chat, queries, principles);
     let row_bytes = queries.row_bytes
-        + principles.per_query
-            * each
-            * (principles.text().len() as u64 + TOKEN_BYTES * response.number + 2 * ROW_BYTES);
+        + principles.per_query * (principles.text().len() as u64 + ROW_BYTES)
+        + principles.per_query * kind.responses_per_constitution * (TOKEN_BYTES * response.number + ROW_BYTES);
     let read = prompt.map(|prompt| asks * prompt);
     let written = asks * response;
     let calls = model.endpoint.map(|_| asks);
@@ -77,8 +75,7 @@ pub(in crate::kinds) fn generate(kind: &Generate, known: &Known<'_>) -> Estimate
         tokens_read: read,
         tokens_written: Some(written),
         memory,
-        disk: Some(rows * Amount::about(row_bytes)),
-        scratch: Some(asks * Amount::about(TOKEN_BYTES * response.number + ROW_BYTES)),
+        disk: Some(rows * Amount::about(row_bytes) + asks * Amount::about(TOKEN_BYTES * response.number + ROW_BYTES)),
         endpoint_calls: calls,
         cost: price.zip(read).map(|(price, read)| price.of(read.number, written.number)),
         unknown,
@@ -87,7 +84,7 @@ pub(in crate::kinds) fn generate(kind: &Generate, known: &Known<'_>) -> Estimate
             rows: Some(Amount { how: rows.how.max(How::AtMost), ..rows }),
             some: queries.some.clone(),
             principles: Some(principles.clone()),
-            responses_each: each,
+            responses_each: kind.responses_per_constitution,
             response: Some(response),
             row_bytes,
             ..Facts::default()
@@ -149,8 +146,7 @@ pub(in crate::kinds) fn score(kind: &Score, known: &Known<'_>) -> Estimate {
         rows: Some(rows),
         tokens_read: read,
         memory,
-        disk: Some(rows * Amount::about(row_bytes)),
-        scratch: Some(rows * prompts * each * Amount::about(ROW_BYTES)),
+        disk: Some(rows * Amount::about(row_bytes) + rows * prompts * each * Amount::about(ROW_BYTES)),
         unknown,
         made: Facts { prompt, row_bytes, ..responses.clone() },
         ..Estimate::default()
@@ -232,8 +228,9 @@ pub(in crate::kinds) fn evaluate(kind: &Evaluate, known: &Known<'_>) -> Estimate
     estimate.tokens_written = Some(written);
     estimate.memory = largest(memory);
     let row = queries.row_bytes + compared * (1 + rivals) * (TOKEN_BYTES * response.number + ROW_BYTES);
-    estimate.disk = Some(rows * Amount::about(row));
-    estimate.scratch = Some(asks * (1 + rivals) * Amount::about(TOKEN_BYTES * response.number + 3 * ROW_BYTES));
+    estimate.disk = Some(
+        rows * Amount::about(row) + asks * (1 + rivals) * Amount::about(TOKEN_BYTES * response.number + 3 * ROW_BYTES),
+    );
     estimate
 }
 

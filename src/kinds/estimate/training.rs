@@ -24,6 +24,12 @@ fn example(kind: &Finetune, model: &Facts, examples: &Facts) -> Option<(Amount, 
     let Some((prompt, response)) = examples.prompt.zip(examples.response) else {
         let whole = match kind.objective {
             Objective::Lm => tokens(kind.text.as_deref().unwrap_or("{{ text }}"), &examples.some)?,
+            Objective::Dpo => {
+                let prompt = tokens(kind.prompt.as_ref()?, &examples.some)?;
+                prompt
+                    + tokens(kind.chosen.as_ref()?, &examples.some)?
+                    + tokens(kind.rejected.as_ref()?, &examples.some)?
+            }
             _ => tokens(kind.prompt.as_ref()?, &examples.some)? + tokens(kind.response.as_ref()?, &examples.some)?,
         };
         return Some((whole, whole));
