@@ -9,7 +9,7 @@ use super::check::{input, require, sampling};
 use super::contrast::Part;
 use super::estimate::{self, Estimate, Known};
 use super::keep::{Candidate, Keep};
-use super::policy::{Answer, Ask, Policy, Rows, TooLong, Work, response_seed};
+use super::policy::{Answer, Policy, Rows, TooLong, Work, response_seed};
 use super::prompter::{Prompter, check_shape, check_system};
 use super::query::Query;
 use super::shape::{Shape, Shaped};
@@ -181,9 +181,10 @@ or take them out where the dataset's field is made, as in `query = "{{ post | re
 have, such as a label that they begin with, is taken to be meant.
 
 Makes `rows.jsonl`: `{id, …query fields, constitutions: [{text, format, principles}], responses: [{text, tokens, finish}]}`.
-Responses are stripped of white space at both ends, and stand constitution by constitution; `tokens` are those that were sampled, a reasoning's too. With `after` a response
-also has `raw`, the text with what was taken off. Metrics: `rows`, `rows_reused`, `tokens`, `mean_length`, `dropped`, `dropped.*`;
-of an endpoint also `calls`, `calls_reused`, `retries`, `prompt_tokens`, `completion_tokens` and, with `price`, `cost`.
+Responses are stripped of white space at both ends, and stand constitution by constitution; `tokens` are those that were sampled, a
+reasoning's too. With `after` a response also has `raw`, the text with what was taken off. Metrics: `rows`, `rows_reused`, `tokens`,
+`mean_length`, `dropped`, `dropped.*`; of an endpoint also `calls`, `calls_reused`, `retries`, `prompt_tokens`, `completion_tokens`
+and, with `price`, `cost`.
 
 ```toml
 [loop.nodes.generate]
@@ -236,29 +237,20 @@ struct Sampled {
 
 impl Generate {
     fn sample(&self, cx: &mut Cx<'_>, queries: &[Query], prompter: &Prompter) -> Result<Sampled, NodeError> {
-        let (mut asks, mut prefixes) = (Vec::new(), Vec::new());
-        for query in queries {
-            for (place, constitution) in query.constitutions.iter().enumerate() {
-                let prefix = prompter.prefix(&query.id, &query.row, constitution)?;
-                let prompt = prompter.fill(&query.id, &query.row, constitution)? + &prefix;
-                for seed in self.seeds(query, place) {
-                    asks.push(Ask { row: query.id.clone(), prompt: prompt.clone(), seed });
-                    prefixes.push(prefix.clone());
-                }
-            }
-        }
+        let asked = prompter.ask(queries, self.seed, self.responses_per_constitution as usize)?;
         let mut policy = Policy::new(cx, cx.input("model")?).with(self.too_long);
-        let answers = Work::new(cx, "responses", asks.len()).sample(&mut policy, &self.settings(), &asks)?;
-        Ok(Sampled { answers, prefixes, metrics: Map::new() })
+        let mut work = Work::new(cx, "responses", asked.asks.len());
+        let answers = work.sample(&mut policy, &self.settings(), &asked.asks)?;
+        Ok(Sampled { answers, prefixes: asked.prefixes, metrics: Map::new() })
     }
 
     /// The same with an endpoint, which can only be spoken to.
     fn call(&self, cx: &mut Cx<'_>, queries: &[Query], prompter: &Prompter) -> Result<Sampled, NodeError> {
-        let refused =
-            [(self.top_k != 0, "top_k"), (self.prefix.is_some(), "prefix")].into_iter().find(|(given, _)| *given);
-        if let Some((_, field)) = refused {
+        if let Some(field) =
+            [(self.top_k != 0, "top_k"), (self.prefix.is_some(), "prefix")].iter().find(|(given, _)| *given)
+        {
             return Err(NodeError::with_help(
-                format!("`model` is an endpoint, which takes no `{field}`"),
+                format!("`model` is an endpoint, which takes no `{}`", field.1),
                 "leave it out; what the server has of its own can be given with `extra = { … }` of the model",
             ));
         }
@@ -268,7 +260,8 @@ impl Generate {
             for (place, constitution) in query.constitutions.iter().enumerate() {
                 let said = |prompter: &Prompter| prompter.said(&query.id, &query.row, constitution);
                 let (user, system) = (said(prompter)?, system.as_ref().map(said).transpose()?);
-                for seed in self.seeds(query, place) {
+                for turn in 0..self.responses_per_constitution as usize {
+                    let seed = response_seed(self.seed, &query.id, place + turn * query.constitutions.len());
                     says.push(Say { row: query.id.clone(), system: system.clone(), user: user.clone(), seed });
                 }
             }
@@ -278,13 +271,6 @@ impl Generate {
         let mut speaker = Speaker::open(cx, "model")?;
         let answers = Work::new(cx, "responses", says.len()).speak(&mut speaker, &settings, &says)?;
         Ok(Sampled { answers, prefixes: vec![String::new(); says.len()], metrics: speaker.metrics("") })
-    }
-
-    /// Seeds of the responses under the constitution at a place; the first is what it would be alone.
-    fn seeds(&self, query: &Query, place: usize) -> impl Iterator<Item = u64> {
-        let (seed, size) = (self.seed, query.constitutions.len());
-        let id = query.id.clone();
-        (0..self.responses_per_constitution as usize).map(move |turn| response_seed(seed, &id, place + turn * size))
     }
 
     fn settings(&self) -> SamplingSettings {

@@ -37,3 +37,4 @@ mod resume;
 mod sandbox;
 mod scheduler;
 mod systems;
+mod writer;
