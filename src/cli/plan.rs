@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::figures::{bytes, clock, count, cut, plural, seconds};
 use super::table::Table;
 use super::{CommandResult, Context, DONE, PipelineArgs, PlanArgs, context};
+use crate::diag::Diagnostic;
 use crate::exec::{self, Bare, Finding, Plan, PlanOptions, Reason, State, Step};
 use crate::graph::key::Change;
 use crate::pipeline::Pipeline;
@@ -50,6 +51,8 @@ fn planned(context: &Context, args: &PipelineArgs, targets: &[String]) -> Result
     let mut index = Index::open(&store)?;
     let options = PlanOptions { targets: targets.to_vec(), ..PlanOptions::default() };
     let plan = exec::plan(&pipeline, &graph, &store, &mut index, &options)?;
+    let stale = plan.order.iter().copied().filter(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
+    context::complain(&exec::absent_keys(&pipeline, stale).into_iter().map(Diagnostic::as_warning).collect::<Vec<_>>());
     Ok(Planned { pipeline, store, index, plan })
 }
 

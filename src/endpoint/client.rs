@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use ureq::Agent;
 use ureq::http::HeaderMap;
 
-use super::{Calling, Endpoint, EndpointError, Key};
+use super::{Calling, Endpoint, EndpointError, Key, tokens_of};
 
 /// What is said to a model, in one turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +64,6 @@ pub enum Fault {
 const LARGEST_BODY: u64 = 16 << 20;
 /// Letters of what a server says that are shown.
 const SHOWN: usize = 300;
-/// Letters of a token, roughly, where no one counts.
-pub(super) const LETTERS_PER_TOKEN: usize = 4;
 /// Longest time to wait for a connection.
 const CONNECT: Duration = Duration::from_secs(15);
 
@@ -121,6 +119,13 @@ struct Usage {
     prompt_tokens: Option<u64>,
     #[serde(default)]
     completion_tokens: Option<u64>,
+}
+
+impl Conversation {
+    /// About how many tokens it has.
+    pub fn tokens(&self) -> u64 {
+        tokens_of(&self.user) + self.system.as_deref().map_or(0, tokens_of)
+    }
 }
 
 impl Client {
@@ -262,11 +267,9 @@ fn reply(bytes: &[u8], said: &Conversation) -> Result<Reply, String> {
     let silent = ["length", "content_filter"].contains(&finish.as_str());
     let text = text.or_else(|| silent.then(String::new)).ok_or("no content")?;
     let usage = body.usage.unwrap_or(Usage { prompt_tokens: None, completion_tokens: None });
-    let letters = said.user.len() + said.system.as_ref().map_or(0, String::len);
-    let estimated = |letters: usize| letters.div_ceil(LETTERS_PER_TOKEN) as u64;
     Ok(Reply {
-        prompt_tokens: usage.prompt_tokens.unwrap_or_else(|| estimated(letters)),
-        completion_tokens: usage.completion_tokens.unwrap_or_else(|| estimated(text.len())),
+        prompt_tokens: usage.prompt_tokens.unwrap_or_else(|| said.tokens()),
+        completion_tokens: usage.completion_tokens.unwrap_or_else(|| tokens_of(&text)),
         text,
         finish,
     })
