@@ -5,7 +5,7 @@ use minijinja::{Value as Context, context};
 
 use super::check::require;
 use super::contrast::Constitution;
-use super::policy::{Ask, response_seed};
+use super::policy::Ask;
 use super::query::Query;
 use super::rows::Row;
 use super::template::{self, Template};
@@ -95,13 +95,12 @@ impl Prompter {
     /// the prompt's end.
     pub(super) fn ask(&self, queries: &[Query], seed: u64, each: usize) -> Result<Asked, NodeError> {
         let mut asked = Asked { asks: Vec::new(), prefixes: Vec::new() };
-        for Query { id, row, constitutions } in queries {
+        for query in queries {
+            let Query { id, row, constitutions } = query;
             for (place, constitution) in constitutions.iter().enumerate() {
                 let prefix = self.prefix(id, row, constitution)?;
                 let prompt = self.fill(id, row, constitution)? + &prefix;
-                for turn in 0..each {
-                    // The first of each is what it would be alone.
-                    let seed = response_seed(seed, id, place + turn * constitutions.len());
+                for seed in query.seeds(seed, place, each) {
                     asked.asks.push(Ask { row: id.clone(), prompt: prompt.clone(), seed });
                     asked.prefixes.push(prefix.clone());
                 }

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use sami::endpoint::{
     Calling, Client, Conversation, End, Endpoint, EndpointError, Key, Reply, Settings, Tally, ask_all,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::endpoint_server::{Act, Call, Server};
 
 fn endpoint(server: &Server) -> Endpoint {
-    Endpoint { model: "tiny".to_owned(), base_url: server.base_url.clone(), extra: Default::default(), omit: vec![] }
+    Endpoint { model: "tiny".to_owned(), base_url: server.base_url.clone(), extra: Map::new(), omit: vec![] }
 }
 
 fn settings() -> Settings {
@@ -127,7 +127,7 @@ fn what_never_passes_is_told_at_once() {
     ] {
         let server = always(act.clone());
         let (_, tally, end) = ask(&server, &careful(), 3);
-        let End::Failed(error) = end else { panic!("{act:?}: {end:?}") };
+        let End::Failed { at: 0, error } = end else { panic!("{act:?}: {end:?}") };
         let text = error.to_string();
         assert!(text.contains(says) && text.contains("`tiny`") && text.chars().count() < 400, "{text}");
         assert!(!error.diagnostic().help.is_empty());
@@ -139,14 +139,16 @@ fn what_never_passes_is_told_at_once() {
 fn a_server_that_stays_bad_is_given_up() {
     let server = always(Act::Body("prose".to_owned()));
     let (_, tally, end) = ask(&server, &careful(), 1);
-    let End::Failed(error @ EndpointError::GaveUp { tries: 2, .. }) = end else { panic!("{end:?}") };
+    let End::Failed { at: 0, error: error @ EndpointError::GaveUp { tries: 2, .. } } = end else { panic!("{end:?}") };
     assert!(error.to_string().contains("in 2 tries") && error.to_string().contains("prose"), "{error}");
     assert_eq!((tally.retries, server.calls().len()), (1, 2));
     // Nobody is there at all.
     let mut gone = always(Act::Drop);
     gone.base_url = "http://127.0.0.1:9/v1".to_owned();
     let (_, _, end) = ask(&gone, &Calling { retries: 0, ..careful() }, 1);
-    assert!(matches!(end, End::Failed(EndpointError::GaveUp { tries: 1, .. })), "{end:?}");
+    assert!(matches!(end, End::Failed { error: EndpointError::GaveUp { tries: 1, .. }, .. }), "{end:?}");
+    let (_, _, end) = ask(&gone, &Calling { retries: 50, ..careful() }, 1);
+    assert!(matches!(end, End::Failed { error: EndpointError::GaveUp { tries: 3, .. }, .. }), "{end:?}");
 }
 
 #[test]
