@@ -11,6 +11,7 @@ mod constitutions;
 mod cuda;
 mod docs;
 mod doctor;
+mod estimates;
 mod explain;
 mod gguf;
 mod gradients;
