@@ -131,6 +131,8 @@ impl Bench {
     fn sample(&self, case: &Case, out: &mut impl Write) -> Result<(), Failure> {
         let (config, (rows, prompt, new)) = (&case.config, case.sample);
         let model = Model::new(config.clone(), weights(config, &self.device, self.dtype)?)?;
+        // As `load_to_use` does it.
+        let model = if self.device.is_cpu() { model } else { model.joined()? };
         let tokenizer = Tokenizer::train(TokenizerKind::Word, ["one two three"], 16)?;
         let prompt_of = |row| Prompt { ids: tokens(prompt, row, config.vocab_size), seed: row as u64 };
         let prompts: Vec<Prompt> = (0..rows).map(prompt_of).collect();
@@ -247,6 +249,18 @@ fn check(device: &Device, keep: Option<&Path>, out: &mut impl Write) -> Result<(
     Ok(())
 }
 
+/// How each of our kernels fared: one that is not used is what the rates below lack.
+fn kernels(gpu: &str, out: &mut impl Write) -> Result<(), Failure> {
+    for check in device::check_kernels(gpu)? {
+        let fared = match (check.apart, check.unused) {
+            (Some(apart), _) => format!("right, {apart:.0e} apart"),
+            (None, why) => format!("not used: {}", why.unwrap_or_default()),
+        };
+        writeln!(out, "kernel {} in {}: {fared}", check.kernel, check.numbers)?;
+    }
+    Ok(())
+}
+
 fn main() -> Result<(), Failure> {
     let mut settings =
         BTreeMap::from([("--device", "cpu".to_owned()), ("--shape", "tiny".to_owned()), ("--dtype", "f32".to_owned())]);
@@ -265,10 +279,13 @@ fn main() -> Result<(), Failure> {
         "f32" => DType::F32,
         other => return Err(format!("no type `{other}`; types are bf16 and f32").into()),
     };
-    let device = device(&settings["--device"])?;
+    let device = device::device(&settings["--device"])?;
     let mut out = std::io::stdout();
     for gpu in driver::probe().map(|driver| driver.gpus).unwrap_or_default() {
         writeln!(out, "{}: {}, {:.1} GiB", gpu.device, gpu.name, gpu.memory as f64 / f64::from(1 << 30))?;
+    }
+    if !device.is_cpu() {
+        kernels(&settings["--device"], &mut out)?;
     }
     check(&device, keep.as_deref(), &mut out)?;
     let case = case(&settings["--shape"])?;

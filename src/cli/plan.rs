@@ -6,6 +6,7 @@ use super::estimate::{self, Totals};
 use super::figures::{bytes, clock, count, cut, plural, seconds};
 use super::table::Table;
 use super::{CommandResult, Context, DONE, PipelineArgs, PlanArgs, StatusArgs, context, doctor, run};
+use crate::diag::Diagnostic;
 use crate::exec::{self, Bare, Estimates, Finding, Plan, PlanOptions, Reason, State, Step};
 use crate::graph::key::Change;
 use crate::pipeline::Pipeline;
@@ -51,6 +52,8 @@ fn planned(context: &Context, args: &PipelineArgs, targets: &[String]) -> Result
     let mut index = Index::open(&store)?;
     let options = PlanOptions { targets: targets.to_vec(), ..PlanOptions::default() };
     let plan = exec::plan(&pipeline, &graph, &store, &mut index, &options)?;
+    let stale = plan.order.iter().copied().filter(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
+    context::complain(&exec::absent_keys(&pipeline, stale).into_iter().map(Diagnostic::as_warning).collect::<Vec<_>>());
     Ok(Planned { pipeline, store, index, plan })
 }
 

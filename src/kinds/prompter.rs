@@ -5,6 +5,8 @@ use minijinja::{Value as Context, context};
 
 use super::check::require;
 use super::contrast::Constitution;
+use super::policy::{Ask, response_seed};
+use super::query::Query;
 use super::rows::Row;
 use super::template::{self, Template};
 use super::{InputArtifact, NodeError, markers, query};
@@ -27,6 +29,15 @@ pub(super) struct Prompter {
 struct Chat {
     template: ChatTemplate,
     system: Option<Template>,
+}
+
+/// What a model is asked.
+#[derive(Debug)]
+pub(super) struct Asked {
+    /// Prompts, prefixes included.
+    pub(super) asks: Vec<Ask>,
+    /// What each response begins with.
+    pub(super) prefixes: Vec<String>,
 }
 
 impl Prompter {
@@ -78,6 +89,25 @@ impl Prompter {
             let what = format!("the prompt of row `{id}` cannot be put into the form of a conversation: {error}");
             NodeError::with_help(what, "some templates know no system message: put it into `prompt`")
         })
+    }
+
+    /// What the model is asked for each query under each of its constitutions, in this order, `each` times; the prefix is at
+    /// the prompt's end.
+    pub(super) fn ask(&self, queries: &[Query], seed: u64, each: usize) -> Result<Asked, NodeError> {
+        let mut asked = Asked { asks: Vec::new(), prefixes: Vec::new() };
+        for Query { id, row, constitutions } in queries {
+            for (place, constitution) in constitutions.iter().enumerate() {
+                let prefix = self.prefix(id, row, constitution)?;
+                let prompt = self.fill(id, row, constitution)? + &prefix;
+                for turn in 0..each {
+                    // The first of each is what it would be alone.
+                    let seed = response_seed(seed, id, place + turn * constitutions.len());
+                    asked.asks.push(Ask { row: id.clone(), prompt: prompt.clone(), seed });
+                    asked.prefixes.push(prefix.clone());
+                }
+            }
+        }
+        Ok(asked)
     }
 
     /// What tells the parts of a prompt apart: headings and labels, and the special texts of a conversation.

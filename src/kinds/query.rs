@@ -80,6 +80,7 @@ mod tests {
             ]
             .into_iter()
             .collect(),
+            provenance: None,
         }
     }
 

@@ -165,14 +165,17 @@ pub struct Principles {
     pub per_query: u64,
     /// Texts of as many principles as a constitution has.
     pub texts: Vec<String>,
+    /// Principles that constitutions are made of.
+    pub all: u64,
 }
 
 impl Principles {
     /// Of constitutions with so many principles each, out of texts that there are; others are stood for.
     pub fn new(per_query: u64, each: usize, mut texts: Vec<String>) -> Self {
+        let all = texts.len().max(each) as u64;
         texts.truncate(each);
         texts.resize(each, PRINCIPLE.to_owned());
-        Self { per_query, texts }
+        Self { per_query, texts, all }
     }
 
     /// The text of a constitution.

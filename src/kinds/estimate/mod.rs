@@ -21,7 +21,7 @@ mod training;
 
 pub use amount::{Amount, How};
 pub use facts::{Facts, ModelFacts, Principles};
-pub(super) use rowwise::{constitutions, evaluate, generate, score};
+pub(super) use rowwise::{constitutions, evaluate, generate, probe, score};
 pub(super) use training::{finetune, init};
 
 /// Letters of a token, roughly, where no tokenizer is at hand.

@@ -4,6 +4,7 @@ use super::{Amount, Estimate, Facts, How, Known, Principles};
 use crate::kinds::constitutions::ConstitutionsKind;
 use crate::kinds::evaluate::{Compare, Evaluate};
 use crate::kinds::generate::Generate;
+use crate::kinds::probe::Probe;
 use crate::kinds::score::Score;
 use crate::lm::{Footprint, footprint};
 
@@ -88,6 +89,35 @@ pub(in crate::kinds) fn generate(kind: &Generate, known: &Known<'_>) -> Estimate
             row_bytes,
             ..Facts::default()
         },
+        ..Estimate::default()
+    }
+}
+
+/// Each principle for and against it: two prompts a query, a response to each, and each response under both.
+pub(in crate::kinds) fn probe(kind: &Probe, known: &Known<'_>) -> Estimate {
+    let (model, queries) = (known.input("model"), known.input("queries"));
+    let unknown = known.why(&["model", "queries", "constitutions"]);
+    let (Some(rows), Some(principles)) = (queries.rows, &known.input("constitutions").principles) else {
+        return Estimate::unknown(unknown.unwrap_or_else(|| "until its queries are there".to_owned()));
+    };
+    let rows = rows * (kind.samples * kind.principles.as_ref().map_or(principles.all, |names| names.len() as u64));
+    let asks = rows * 2;
+    let response = Amount::at_most(kind.max_new_tokens as u64);
+    let alone = Principles::new(2, 1, principles.texts.clone());
+    let prompt = prompt(model, &kind.prompt, kind.system.as_deref(), kind.chat, queries, &alone);
+    let memory = model.config().zip(prompt).map(|(config, prompt)| {
+        let tokens = prompt.number + 2 * response.number;
+        let sampling = footprint::sampling(config, known.place, asks.number, tokens, known.run.micro_batch);
+        largest([sampling, footprint::scoring(config, known.place, tokens, 0)])
+    });
+    Estimate {
+        rows: Some(rows),
+        tokens_read: prompt.map(|prompt| asks * (prompt * 2 + response * 2)),
+        tokens_written: Some(asks * response),
+        memory: memory.flatten(),
+        disk: Some(Amount::about(ROW_BYTES * principles.all)),
+        unknown,
+        made: Facts { principles: Some(principles.clone()), ..Facts::default() },
         ..Estimate::default()
     }
 }

@@ -56,8 +56,8 @@ impl Dense {
 
 impl Model {
     /// The model with the weights of queries, keys and values side by side, and those of gate and up. One layer's at a
-    /// time are there twice, as long as nobody else holds them.
-    pub(in crate::lm) fn joined(mut self) -> std::result::Result<Self, LmError> {
+    /// time are there twice, as long as nobody else holds them. A layer that has variables stays as it is.
+    pub fn joined(mut self) -> std::result::Result<Self, LmError> {
         let (mut weights, mut layers) = ((*self.weights).clone(), (*self.layers).clone());
         (self.weights, self.layers) = (Arc::default(), Arc::default());
         for layer in &mut layers {

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::launch::{Launch, unwritten};
 
+/// Threads of a block, at most.
 const THREADS: usize = 256;
 
 /// Rows and width of gate and up, and how far it is from row to row, which must be the same in both.
@@ -25,9 +26,15 @@ impl Rows {
         Ok(Self { gate: gate.contiguous()?, up: up.contiguous()?, rows, width, stride: width })
     }
 
-    fn grid(&self) -> [usize; 3] {
+    /// The launch of a kernel, but for what it writes: blocks for the columns by rows.
+    fn launch(&self, name: &'static str) -> Launch<'_> {
         let at_once = 16 / self.gate.dtype().size_in_bytes();
-        [self.width.div_ceil(THREADS * at_once).max(1), self.rows.clamp(1, 65_535), 1]
+        let threads = self.width.div_ceil(at_once).next_multiple_of(32).clamp(32, THREADS);
+        let columns = self.width.div_ceil(threads * at_once).max(1);
+        Launch::new("gate", name, self.gate.dtype())
+            .over([columns, self.rows.clamp(1, 65_535), 1], [threads, 1, 1])
+            .reads(&self.gate)
+            .reads(&self.up)
     }
 }
 
@@ -35,15 +42,7 @@ impl Rows {
 pub(in crate::lm::gpu) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let rows = Rows::of(gate, up)?;
     let out = unwritten(gate.shape(), gate.dtype(), gate.device())?;
-    Launch::new("gate", "swiglu", gate.dtype())
-        .over(rows.grid(), [THREADS, 1, 1])
-        .reads(&rows.gate)
-        .reads(&rows.up)
-        .writes(&out)
-        .u64(rows.rows)
-        .u32(rows.width)
-        .u64(rows.stride)
-        .run(gate.device())?;
+    rows.launch("swiglu").writes(&out).u64(rows.rows).u32(rows.width).u64(rows.stride).run(gate.device())?;
     Ok(out)
 }
 
@@ -52,10 +51,7 @@ pub(in crate::lm::gpu) fn swiglu_back(gate: &Tensor, up: &Tensor, gradient: &Ten
     let (rows, gradient) = (Rows::of(gate, up)?, gradient.contiguous()?);
     let new = || unwritten(gate.shape(), gate.dtype(), gate.device());
     let (to_gate, to_up) = (new()?, new()?);
-    Launch::new("gate", "swiglu_back", gate.dtype())
-        .over(rows.grid(), [THREADS, 1, 1])
-        .reads(&rows.gate)
-        .reads(&rows.up)
+    rows.launch("swiglu_back")
         .reads(&gradient)
         .writes(&to_gate)
         .writes(&to_up)

@@ -59,7 +59,8 @@ static __device__ void norm_back(const Number *x, const Number *weight, const Nu
     if (residual) r = read<N>(residual + i);
     for (int k = 0; k < N; k++) {
       float normed = wide(a.at[k]) * inverse, slope = wide(g.at[k]);
-      if (to_weight) to_weight[i + k] += slope * normed;
+      // Neighbours in one place each: no two threads of a warp want the same bank.
+      if (to_weight) to_weight[k * (width / N) + i / N] += slope * normed;
       set(a.at[k], (slope * wide(w.at[k]) - normed * along) * inverse + (residual ? wide(r.at[k]) : 0.0f));
     }
     write<N>(out + i, a);
@@ -90,9 +91,11 @@ KERNEL rms_norm_back(const Number *x, const Number *weight, const Number *gradie
   }
   if (!parts) return;
   __syncthreads();
+  unsigned at_once = packs ? WIDE : 1;
   for (unsigned i = thread; i < width; i += threads) {
+    unsigned at = i % at_once * (width / at_once) + i / at_once;
     float sum = 0;
-    for (unsigned y = 0; y < blockDim.y; y++) sum += sums[y * width + i];
+    for (unsigned y = 0; y < blockDim.y; y++) sum += sums[y * width + at];
     parts[blockIdx.x * (u64)width + i] = sum;
   }
 }

@@ -6,8 +6,8 @@ use super::launch::{Launch, unwritten};
 
 /// Blocks that add up the gradient to the weight, at most: two for each multiprocessor of a large GPU.
 const BLOCKS: usize = 264;
-/// Numbers of a row for which their block has shared memory without asking.
-pub(in crate::lm::gpu) const WIDEST: usize = 12_288;
+/// Numbers of a row for which their block has shared memory without asking: 48 KiB, less some that the kernel declares.
+pub(in crate::lm::gpu) const WIDEST: usize = 12_000;
 
 /// Threads of a row and rows of a block.
 fn threads(width: usize, dtype: DType) -> [usize; 3] {

@@ -2,13 +2,13 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::launch::{Launch, unwritten};
+use super::launch::Launch;
 use crate::lm::optimizer::Rates;
 
 const THREADS: usize = 256;
 /// Blocks at most: each multiprocessor of a large GPU has several, and goes on where one of them ends.
 const BLOCKS: usize = 1056;
-/// Blocks that sum squares.
+/// Blocks that sum squares, at most.
 const SUMS: usize = 256;
 
 fn grid(count: usize, most: usize) -> [usize; 3] {
@@ -62,11 +62,11 @@ pub(in crate::lm) fn update(rates: &Rates, what: Updated<'_>, gradient: &Tensor)
 
 /// The sum of the squares of all tensors' numbers, in f64: each in parts by the device, the parts here in their order.
 pub(in crate::lm) fn squares(tensors: &[&Tensor], device: &Device) -> Result<f64> {
-    let parts = unwritten((tensors.len(), SUMS), DType::F64, device)?;
+    let parts = Tensor::zeros((tensors.len(), SUMS), DType::F64, device)?;
     for (index, tensor) in tensors.iter().enumerate() {
         let (tensor, sums) = (tensor.detach().contiguous()?, parts.narrow(0, index, 1)?);
         Launch::new("update", "squares", tensor.dtype())
-            .over([SUMS, 1, 1], [THREADS, 1, 1])
+            .over(grid(tensor.elem_count(), SUMS), [THREADS, 1, 1])
             .reads(&tensor)
             .writes(&sums)
             .u64(tensor.elem_count())
