@@ -88,6 +88,11 @@ impl Diagnostic {
         Self { severity: Severity::Warning, ..Self::error(id, title) }
     }
 
+    /// The same, work going on all the same.
+    pub fn as_warning(self) -> Self {
+        Self { severity: Severity::Warning, ..self }
+    }
+
     /// Adds a labelled place; the first one added is the primary one.
     pub fn label(mut self, source: &Arc<Source>, span: Range<usize>, text: impl Into<String>) -> Self {
         self.labels.push(Label { source: Arc::clone(source), span, text: text.into() });

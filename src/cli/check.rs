@@ -4,7 +4,8 @@ use serde_json::json;
 
 use super::figures::plural;
 use super::{CommandResult, Context, DONE, PipelineArgs, USAGE, context, render};
-use crate::diag::Severity;
+use crate::diag::{Diagnostic, Severity};
+use crate::exec;
 use crate::graph;
 use crate::pipeline::check::DataCheck;
 use crate::pipeline::{self, Pipeline};
@@ -17,6 +18,8 @@ pub(crate) fn run(context: &Context, args: &PipelineArgs) -> CommandResult {
         findings.extend(graph::build(pipeline).err().unwrap_or_default());
         data = pipeline::check::data(pipeline);
         findings.append(&mut data.findings);
+        let keys = exec::absent_keys(pipeline, 0..pipeline.nodes.len());
+        findings.extend(keys.into_iter().map(Diagnostic::as_warning));
     }
     let sound = findings.iter().all(|finding| finding.severity == Severity::Warning);
     if context.json() {

@@ -12,6 +12,7 @@ mod check;
 mod context;
 mod dag;
 mod doctor;
+mod estimate;
 mod figures;
 mod find;
 mod help;
@@ -95,7 +96,7 @@ pub enum Command {
     /// Show what would run and why
     Plan(PlanArgs),
     /// Show the state of each node in a line
-    Status(PlanArgs),
+    Status(StatusArgs),
     /// Explain why a node is stale: the exact field or input, old and new
     Why {
         /// Pipeline and params.
@@ -176,9 +177,26 @@ pub struct RunArgs {
     pub device: String,
 }
 
-/// Arguments of `plan` and `status`.
+/// Arguments of `plan`.
 #[derive(Debug, Clone, Args)]
 pub struct PlanArgs {
+    /// Pipeline and params.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Nodes to look at, with all they need (default: all)
+    #[arg(value_name = "TARGET")]
+    pub targets: Vec<String>,
+    /// Estimate node by node: rows, tokens, memory, disk, calls
+    #[arg(long)]
+    pub estimate: bool,
+    /// Device to estimate for, of nodes that name none: cpu, cuda, or auto (as `run` takes it)
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
     /// Pipeline and params.
     #[command(flatten)]
     pub pipeline: PipelineArgs,

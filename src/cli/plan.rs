@@ -2,10 +2,12 @@
 
 use serde_json::{Value, json};
 
+use super::estimate::{self, Totals};
 use super::figures::{bytes, clock, count, cut, plural, seconds};
 use super::table::Table;
-use super::{CommandResult, Context, DONE, PipelineArgs, PlanArgs, context};
-use crate::exec::{self, Bare, Finding, Plan, PlanOptions, Reason, State, Step};
+use super::{CommandResult, Context, DONE, PipelineArgs, PlanArgs, StatusArgs, context, doctor, run};
+use crate::diag::Diagnostic;
+use crate::exec::{self, Bare, Estimates, Finding, Plan, PlanOptions, Reason, State, Step};
 use crate::graph::key::Change;
 use crate::pipeline::Pipeline;
 use crate::store::{Index, Store};
@@ -50,16 +52,19 @@ fn planned(context: &Context, args: &PipelineArgs, targets: &[String]) -> Result
     let mut index = Index::open(&store)?;
     let options = PlanOptions { targets: targets.to_vec(), ..PlanOptions::default() };
     let plan = exec::plan(&pipeline, &graph, &store, &mut index, &options)?;
+    let stale = plan.order.iter().copied().filter(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
+    context::complain(&exec::absent_keys(&pipeline, stale).into_iter().map(Diagnostic::as_warning).collect::<Vec<_>>());
     Ok(Planned { pipeline, store, index, plan })
 }
 
 /// Shows what would run and why.
 pub(crate) fn plan(context: &Context, args: &PlanArgs) -> CommandResult {
     let planned = planned(context, &args.pipeline, &args.targets)?;
+    let estimates = estimates(&planned, &args.device)?;
     if context.json() {
-        return print_as_json(&planned);
+        return print_as_json(&planned, Some(&estimates));
     }
-    let Planned { pipeline, plan, .. } = &planned;
+    let Planned { pipeline, plan, store, .. } = &planned;
     let [hits, runs, unknown] = ["hit", "run", "unknown"].map(|word| number(&planned, word));
     let mut table = Table::new(["state", "node", "why"], &[]);
     for node in &plan.order {
@@ -76,15 +81,30 @@ pub(crate) fn plan(context: &Context, args: &PlanArgs) -> CommandResult {
     let parts = parts.iter().filter(|(number, _)| *number > 0);
     let parts: Vec<String> = parts.map(|(number, word)| format!("{} {word}", count(*number as u64))).collect();
     text.push_str(&format!("{}: {}\n", plural(plan.order.len() as u64, "node"), parts.join(", ")));
+    if args.estimate {
+        let table = estimate::table(pipeline, &estimates);
+        text.push_str(&format!("{}{table}", if table.is_empty() { "" } else { "\n" }));
+    }
+    let totals = Totals::of(&estimates, store);
+    text.push_str(&totals.text(pipeline));
     context::print(&text)?;
+    context::complain(&Vec::from_iter(totals.warning(store)));
     Ok(DONE)
 }
 
+/// What the nodes that are not fresh will come to.
+fn estimates(planned: &Planned, device: &str) -> Result<Estimates, context::Failure> {
+    let Planned { pipeline, plan, store, index } = planned;
+    let stale = plan.order.iter().any(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
+    let gpus = stale && device == "auto" && !doctor::gpus(&run::program()?).is_empty();
+    Ok(exec::estimate(pipeline, store, index, plan, device, gpus)?)
+}
+
 /// Shows the state of each node in a line.
-pub(crate) fn status(context: &Context, args: &PlanArgs) -> CommandResult {
+pub(crate) fn status(context: &Context, args: &StatusArgs) -> CommandResult {
     let planned = planned(context, &args.pipeline, &args.targets)?;
     if context.json() {
-        return print_as_json(&planned);
+        return print_as_json(&planned, None);
     }
     let Planned { pipeline, plan, index, .. } = &planned;
     let figures = index.figures();
@@ -119,11 +139,11 @@ fn number(planned: &Planned, word: &str) -> usize {
     planned.plan.nodes.iter().filter(|state| describe(&planned.pipeline, state).0 == word).count()
 }
 
-fn print_as_json(planned: &Planned) -> CommandResult {
-    let Planned { pipeline, plan, index, .. } = planned;
+fn print_as_json(planned: &Planned, estimates: Option<&Estimates>) -> CommandResult {
+    let Planned { pipeline, plan, index, store } = planned;
     let figures = index.figures();
     let mut nodes = Vec::new();
-    for (node, state) in pipeline.nodes.iter().zip(&plan.nodes) {
+    for (at, (node, state)) in pipeline.nodes.iter().zip(&plan.nodes).enumerate() {
         let (word, why) = describe(pipeline, state);
         let (key, artifact) = match state {
             State::Outside => continue,
@@ -132,13 +152,19 @@ fn print_as_json(planned: &Planned) -> CommandResult {
             State::Unknown { .. } => (None, None),
         };
         let (took, metrics) = artifact.and(key).and_then(|key| figures.get(key)).cloned().unwrap_or_default();
-        nodes.push(json!({"name": node.name, "kind": node.kind.name, "state": word, "key": key, "artifact": artifact,
-            "seconds": took, "metrics": metrics, "why": why}));
+        let mut shown = json!({"name": node.name, "kind": node.kind.name, "state": word, "key": key, "artifact": artifact,
+            "seconds": took, "metrics": metrics, "why": why});
+        if let Some(estimate) = estimates.and_then(|estimates| estimates.nodes.get(&at)) {
+            shown["estimate"] = json!(estimate);
+        }
+        nodes.push(shown);
     }
     let [hits, runs, unknown] = ["hit", "run", "unknown"].map(|word| number(planned, word));
-    context::print_json(
-        &json!({"pipeline": pipeline.name, "hits": hits, "run": runs, "unknown": unknown, "nodes": nodes}),
-    )?;
+    let mut shown = json!({"pipeline": pipeline.name, "hits": hits, "run": runs, "unknown": unknown, "nodes": nodes});
+    if let Some(estimates) = estimates {
+        shown["estimate"] = Totals::of(estimates, store).json(pipeline);
+    }
+    context::print_json(&shown)?;
     Ok(DONE)
 }
 

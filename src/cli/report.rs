@@ -26,6 +26,7 @@ const ROWS: usize = 40;
 
 /// Metrics that people look for, in the order in which they are shown.
 const METRICS: &[&str] = &[
+    "no_contrast",
     "win_rate",
     "adherence",
     "well_formed",

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use super::context::Failure;
-use super::doctor;
+use super::estimate::Totals;
 use super::report::Report;
 use super::{CommandResult, Context, DONE, FAILED, INTERRUPTED, RunArgs};
+use super::{context, doctor};
 use crate::exec::{self, Event, PlanOptions, RunOptions, State};
 use crate::store::{Index, Store};
 
@@ -16,6 +17,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let mut index = Index::open(&store)?;
     let wanted = PlanOptions { targets: args.targets.clone(), force: args.force.clone(), put_sources: true };
     let mut report = Report::new(context.json());
+    exec::require_keys(&pipeline, &graph, &store, &mut index, &wanted)?;
     exec::fetch(&pipeline, &graph, &args.targets, &mut |event| report.tell(event))?;
     let mut plan = exec::plan(&pipeline, &graph, &store, &mut index, &wanted)?;
     let program = program()?;
@@ -30,6 +32,10 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         gpus,
         keep_going: args.keep_going,
     };
+    if stale {
+        let estimates = exec::estimate(&pipeline, &store, &index, &plan, &options.device, !options.gpus.is_empty())?;
+        context::complain(&Vec::from_iter(Totals::of(&estimates, &store).warning(&store)));
+    }
     let mut tell = |event: &Event| report.tell(event);
     let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell)?;
     report.end(&summary);
@@ -44,7 +50,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
 }
 
 /// This program, even if its file was replaced since it was started: workers are to be of the same version.
-fn program() -> Result<PathBuf, Failure> {
+pub(super) fn program() -> Result<PathBuf, Failure> {
     let running = PathBuf::from("/proc/self/exe");
     Ok(if running.exists() { running } else { std::env::current_exe()? })
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use ureq::Agent;
 use ureq::http::HeaderMap;
 
-use super::{Calling, Endpoint, EndpointError, Key};
+use super::{Calling, Endpoint, EndpointError, Key, tokens_of};
 
 /// What is said to a model, in one turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +55,8 @@ pub enum Fault {
         what: String,
         /// How long the server wants to be left alone.
         after: Option<Duration>,
+        /// Whether a server answered at all.
+        reached: bool,
     },
     /// It never will.
     Never(EndpointError),
@@ -64,8 +66,6 @@ pub enum Fault {
 const LARGEST_BODY: u64 = 16 << 20;
 /// Letters of what a server says that are shown.
 const SHOWN: usize = 300;
-/// Letters of a token, roughly, where no one counts.
-pub(super) const LETTERS_PER_TOKEN: usize = 4;
 /// Longest time to wait for a connection.
 const CONNECT: Duration = Duration::from_secs(15);
 
@@ -121,6 +121,13 @@ struct Usage {
     prompt_tokens: Option<u64>,
     #[serde(default)]
     completion_tokens: Option<u64>,
+}
+
+impl Conversation {
+    /// About how many tokens it has.
+    pub fn tokens(&self) -> u64 {
+        tokens_of(&self.user) + self.system.as_deref().map_or(0, tokens_of)
+    }
 }
 
 impl Client {
@@ -185,8 +192,8 @@ impl Client {
         if let Some(Key(key)) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        let again = |what: String| Fault::Again { what: self.shown(&what), after: None };
-        let mut response = request.send(body.as_bytes()).map_err(|error| again(error.to_string()))?;
+        let again = |what: String, reached| Fault::Again { what: self.shown(&what), after: None, reached };
+        let mut response = request.send(body.as_bytes()).map_err(|error| again(error.to_string(), false))?;
         let (status, after) = (response.status(), retry_after(response.headers()));
         let location = response.headers().get("location").and_then(|to| to.to_str().ok()).map(str::to_owned);
         let bytes = response.body_mut().with_config().limit(LARGEST_BODY).read_to_vec();
@@ -196,16 +203,16 @@ impl Client {
             let said = self.shown(&location.map_or_else(|| message(&text), |to| format!("it leads to {to}")));
             let said = if said.is_empty() { said } else { format!(": {said}") };
             return Err(if worth_another(status.as_u16(), &text) {
-                Fault::Again { what: format!("it answered {status}{said}"), after }
+                Fault::Again { what: format!("it answered {status}{said}"), after, reached: true }
             } else {
                 let (model, url) = (self.endpoint.model.clone(), self.url.clone());
                 Fault::Never(EndpointError::Refused { model, status: status.as_u16(), said, url })
             });
         }
-        let bytes = bytes.map_err(|error| again(format!("its answer broke off: {error}")))?;
+        let bytes = bytes.map_err(|error| again(format!("its answer broke off: {error}"), true))?;
         let reply = reply(&bytes, said).map_err(|what| {
             let text: String = String::from_utf8_lossy(&bytes).chars().take(SHOWN).collect();
-            again(format!("its answer is none of a chat completion ({what}): {text}"))
+            again(format!("its answer is none of a chat completion ({what}): {text}"), true)
         })?;
         Ok(reply)
     }
@@ -262,11 +269,9 @@ fn reply(bytes: &[u8], said: &Conversation) -> Result<Reply, String> {
     let silent = ["length", "content_filter"].contains(&finish.as_str());
     let text = text.or_else(|| silent.then(String::new)).ok_or("no content")?;
     let usage = body.usage.unwrap_or(Usage { prompt_tokens: None, completion_tokens: None });
-    let letters = said.user.len() + said.system.as_ref().map_or(0, String::len);
-    let estimated = |letters: usize| letters.div_ceil(LETTERS_PER_TOKEN) as u64;
     Ok(Reply {
-        prompt_tokens: usage.prompt_tokens.unwrap_or_else(|| estimated(letters)),
-        completion_tokens: usage.completion_tokens.unwrap_or_else(|| estimated(text.len())),
+        prompt_tokens: usage.prompt_tokens.unwrap_or_else(|| said.tokens()),
+        completion_tokens: usage.completion_tokens.unwrap_or_else(|| tokens_of(&text)),
         text,
         finish,
     })

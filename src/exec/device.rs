@@ -26,7 +26,7 @@ pub(super) fn devices(pipeline: &Pipeline, default: &str, gpus: bool) -> Result<
     let fallback = device(default, gpus).ok_or_else(bad)?;
     let cpu: Arc<str> = "cpu".into();
     let of_node = |node: &crate::pipeline::Node| match node.run.device.as_deref() {
-        None | Some("auto") if computes_on_cpu(node.kind.name) => Ok(Arc::clone(&cpu)),
+        None | Some("auto") if computes_on_cpu(pipeline, node) => Ok(Arc::clone(&cpu)),
         None | Some("auto") => Ok(Arc::clone(&fallback)),
         Some(name) => device(name, gpus).ok_or_else(|| ExecError::BadDevice {
             device: name.to_owned(),

@@ -1,10 +1,12 @@
 //! What a run will come to, node by node, before it begins.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
+use super::device::devices;
 use super::model::{Located, locate, open_hub};
 use super::source::row_files;
-use super::{Plan, State};
+use super::{ExecError, Plan, State};
 use crate::kinds::estimate::{Amount, Estimate, Facts, Known, Place};
 use crate::kinds::{self, Entry};
 use crate::pipeline::dataset;
@@ -28,21 +30,28 @@ struct Estimator<'a> {
     pipeline: &'a Pipeline,
     store: &'a Store,
     plan: &'a Plan,
-    gpu: bool,
+    devices: Vec<Arc<str>>,
     sources: HashMap<&'a Target, Facts>,
     made: HashMap<usize, Facts>,
 }
 
-/// Estimates the nodes of a plan that are not fresh; of fresh ones no more is looked at than what the others need. `gpu` is
-/// whether nodes that name no device go to one.
+/// Estimates the nodes of a plan that are not fresh; of fresh ones no more is looked at than what the others need. `device` is
+/// that of nodes that name none; `auto` is a GPU where there are some.
 ///
 /// Reads a few rows of datasets, and forms and tokenizers of models; of a model that is not here the hub is asked for its form.
-pub fn estimate(pipeline: &Pipeline, store: &Store, index: &Index, plan: &Plan, gpu: bool) -> Estimates {
+pub fn estimate(
+    pipeline: &Pipeline,
+    store: &Store,
+    index: &Index,
+    plan: &Plan,
+    device: &str,
+    gpus: bool,
+) -> Result<Estimates, ExecError> {
     let stale = |node: &usize| matches!(plan.nodes[*node], State::Run { .. } | State::Unknown { .. });
     let mut wanted: Vec<bool> = (0..plan.nodes.len()).map(|node| stale(&node)).collect();
     let mut estimates = Estimates { download: Some(0), ..Estimates::default() };
     if !wanted.contains(&true) {
-        return estimates;
+        return Ok(estimates);
     }
     for node in plan.order.iter().rev().filter(|node| is_asked_of(&pipeline.nodes[**node])) {
         // A model is known by its files.
@@ -56,7 +65,8 @@ pub fn estimate(pipeline: &Pipeline, store: &Store, index: &Index, plan: &Plan, 
             });
         }
     }
-    let mut estimator = Estimator { pipeline, store, plan, gpu, sources: HashMap::new(), made: HashMap::new() };
+    let devices = devices(pipeline, device, gpus)?;
+    let mut estimator = Estimator { pipeline, store, plan, devices, sources: HashMap::new(), made: HashMap::new() };
     let figures =
         if plan.order.iter().any(|node| wanted[*node] && !stale(node)) { index.figures() } else { HashMap::new() };
     let mut absent: BTreeMap<&String, Option<u64>> = BTreeMap::new();
@@ -76,7 +86,7 @@ pub fn estimate(pipeline: &Pipeline, store: &Store, index: &Index, plan: &Plan, 
         estimates.nodes.insert(node, estimate);
     }
     estimates.download = absent.values().copied().sum();
-    estimates
+    Ok(estimates)
 }
 
 /// Whether a kind says anything of its nodes that depends on their inputs.
@@ -97,12 +107,9 @@ impl<'a> Estimator<'a> {
                 inputs.insert(link.field.path.as_str(), facts);
             }
         }
-        let place = match run.device.as_deref() {
-            Some("cpu") => Place::Cpu,
-            Some("auto") | None if !self.gpu => Place::Cpu,
-            _ => Place::Gpu,
-        };
-        Entry::estimate(entry, spec.as_ref(), &Known { inputs, run, place })
+        let place = if &*self.devices[node] == "cpu" { Place::Cpu } else { Place::Gpu };
+        let estimate = Entry::estimate(entry, spec.as_ref(), &Known { inputs, run, place });
+        Estimate { place: Some(place), ..estimate }
     }
 
     /// What is known of what a fresh node made.

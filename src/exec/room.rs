@@ -2,17 +2,30 @@
 
 use std::collections::BTreeSet;
 
+use crate::pipeline::{Link, Node, Origin, Pipeline, Target};
+
 /// The device of nodes that may compute on any GPU of the machine.
 pub(super) const ANY_GPU: &str = "any GPU";
 
-/// Whether nodes of a kind compute nothing that a GPU does: they take none unless they name it.
-pub(super) fn computes_on_cpu(kind: &str) -> bool {
-    is_light(kind) || kind == "init"
+/// Whether a node computes nothing that a GPU does: it takes none unless it names it.
+pub(super) fn computes_on_cpu(pipeline: &Pipeline, node: &Node) -> bool {
+    is_light(pipeline, node) || node.kind.name == "init"
 }
 
-/// Whether nodes of a kind do next to no computing themselves: one thread is theirs.
-pub(super) fn is_light(kind: &str) -> bool {
-    ["command", "constitutions"].contains(&kind)
+/// Whether a node does next to no computing itself: one thread is its own. Constitutions that a model with weights writes
+/// are computed like responses.
+pub(super) fn is_light(pipeline: &Pipeline, node: &Node) -> bool {
+    let is_called = |link: &Link| match &link.target {
+        Target::Model(name) => {
+            pipeline.models.get(name).is_some_and(|model| matches!(model.origin, Origin::Endpoint { .. }))
+        }
+        _ => false,
+    };
+    match node.kind.name {
+        "command" => true,
+        "constitutions" => node.links.iter().all(is_called),
+        _ => false,
+    }
 }
 
 /// Threads that a node wants.
@@ -25,11 +38,11 @@ pub(super) enum Wish {
 }
 
 impl Wish {
-    /// The wish of a node of a kind; `threads` is what the user said.
-    pub(super) fn of(kind: &str, threads: Option<usize>) -> Self {
+    /// The wish of a node; `threads` is what the user said.
+    pub(super) fn of(light: bool, threads: Option<usize>) -> Self {
         match threads {
             Some(threads) => Self::Threads(threads.max(1)),
-            None if is_light(kind) => Self::Threads(1),
+            None if light => Self::Threads(1),
             None => Self::Share,
         }
     }

@@ -20,7 +20,7 @@ use super::local::Message;
 use super::phase::{Phase, phases};
 use super::record::{host, run_nodes};
 use super::records::{Found, Records};
-use super::room::{Full, Place, Room, Wish};
+use super::room::{Full, Place, Room, Wish, is_light};
 use super::{Event, ExecError, Plan, Reason, RunOptions, State, Summary};
 use crate::digest::Digest;
 use crate::graph::Graph;
@@ -207,7 +207,7 @@ impl Scheduler<'_> {
             let firsts = self.ready.iter().filter(|(device, _)| !busy.contains(*device));
             let Some((_, node)) = firsts.filter_map(|(_, nodes)| nodes.first()).min().copied() else { break };
             let (device, declared) = (self.devices[node].clone(), &self.pipeline.nodes[node]);
-            let wish = Wish::of(declared.kind.name, declared.run.threads);
+            let wish = Wish::of(is_light(self.pipeline, declared), declared.run.threads);
             let count = self.ready.values().map(BTreeSet::len).sum();
             match self.room.enter(wish, &device, count) {
                 Err(Full::Machine) => break,

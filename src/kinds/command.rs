@@ -73,6 +73,13 @@ impl Spec for Command {
                 "use letters, digits, `_` and `-`",
             );
         }
+        require(
+            &mut problems,
+            self.output != ArtifactType::Endpoint,
+            "output",
+            "a program makes no endpoint",
+            "declare it: `[models.NAME]` with `source = \"openai:MODEL\"`",
+        );
         let uses_script = self.args.iter().chain([&self.program]).any(|text| text.contains("{script}"));
         require(
             &mut problems,

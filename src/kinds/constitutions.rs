@@ -5,13 +5,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::alike::{self, Alike};
-use super::check::{problem, require};
+use super::check::{input, problem, require};
 use super::contrast::{Constitutions, Contrast, Format, HoldOut, Principle, Size};
 use super::estimate::{self, Estimate, Known};
 use super::hold_out::Rule;
-use super::principles::Principles;
-use super::{Cx, NodeError, NodeKind, Outputs};
-use crate::pipeline::{ArtifactType, InputField, Problem, Spec};
+use super::principles::{Draft, Principles};
+use super::speaker::{SPEAKERS, SpeakSettings};
+use super::writer::{self, Writer};
+use super::{Cx, NodeError, NodeKind, Outputs, template};
+use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// The fields of kind `constitutions`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -20,9 +22,24 @@ pub struct ConstitutionsKind {
     /// What the principles are for.
     #[serde(default)]
     task: Option<String>,
-    /// The model that would write principles; a slot for now.
+    /// The model that writes the texts that principles lack.
     #[serde(default)]
-    writer: Option<String>,
+    writer: Option<Input>,
+    /// Template of what it is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    writer_prompt: Option<String>,
+    /// Template of a system message before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    writer_system: Option<String>,
+    /// Questions at most, should its answers be of no use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    writer_attempts: Option<usize>,
+    /// Tokens of an answer at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    writer_max_new_tokens: Option<usize>,
+    /// How it is sampled; 0 is greedy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    writer_temperature: Option<f64>,
     /// Principles by name.
     principles: Principles,
     /// Which constitutions are held against each other.
@@ -52,18 +69,18 @@ fn two() -> usize {
     2
 }
 
+/// Questions to a writer, without a word of the user's.
+const ATTEMPTS: usize = 3;
+/// Tokens of its answers.
+const ANSWER_TOKENS: usize = 4096;
+
 impl ConstitutionsKind {
-    fn constitutions(&self) -> Constitutions {
-        let principles: IndexMap<String, Principle> = self
-            .principles
-            .0
-            .iter()
-            .map(|(name, draft)| {
-                let definition = draft.definition.clone().unwrap_or_default();
-                let antithesis = draft.written_antithesis().unwrap_or_default().to_owned();
-                (name.clone(), Principle { definition, antithesis })
-            })
-            .collect();
+    /// The principles as they are given, a text that is missing being empty.
+    fn given(&self) -> IndexMap<String, Principle> {
+        self.principles.0.iter().map(|(name, draft)| (name.clone(), draft.principle())).collect()
+    }
+
+    fn constitutions(&self, principles: IndexMap<String, Principle>) -> Constitutions {
         let all = principles.len();
         Constitutions {
             task: self.task.clone(),
@@ -78,6 +95,89 @@ impl ConstitutionsKind {
             format: self.format,
             seed: self.seed,
             principles,
+            provenance: None,
+        }
+    }
+
+    fn writer(&self) -> Writer<'_> {
+        Writer {
+            task: self.task.as_deref(),
+            prompt: self.writer_prompt.as_deref().unwrap_or(writer::PROMPT),
+            system: self.writer_system.as_deref(),
+            attempts: self.writer_attempts.unwrap_or(ATTEMPTS),
+            settings: SpeakSettings {
+                max_new_tokens: self.writer_max_new_tokens.unwrap_or(ANSWER_TOKENS),
+                temperature: self.writer_temperature.unwrap_or(0.0),
+                top_p: 1.0,
+                stop: Vec::new(),
+            },
+            seed: self.seed,
+        }
+    }
+
+    /// Adds what is wrong with how principles are to be written, and with those that nobody writes.
+    fn check_writer(&self, problems: &mut Vec<Problem>) {
+        let whole = self.principles.0.values().all(Draft::is_whole);
+        if self.writer.is_some() {
+            let help = "remove `writer`, or take out the texts that it should write: name = {}";
+            require(
+                problems,
+                !whole,
+                "writer",
+                "there is nothing to write: every principle has both of its texts",
+                help,
+            );
+            for (field, text) in [("writer_prompt", &self.writer_prompt), ("writer_system", &self.writer_system)] {
+                text.iter().for_each(|text| template::check(problems, field, text));
+            }
+            require(
+                problems,
+                self.writer_attempts != Some(0),
+                "writer_attempts",
+                "the writer is never asked",
+                "give 1 or more",
+            );
+            let settings = self.writer().settings;
+            require(
+                problems,
+                settings.max_new_tokens >= 1,
+                "writer_max_new_tokens",
+                "an answer of no tokens",
+                "give at least some hundred a principle",
+            );
+            require(
+                problems,
+                settings.temperature.is_finite() && settings.temperature >= 0.0,
+                "writer_temperature",
+                "the temperature is not a number from 0 up",
+                "0 is greedy, 1 samples from the model",
+            );
+            return;
+        }
+        for (field, given) in [
+            ("writer_prompt", self.writer_prompt.is_some()),
+            ("writer_system", self.writer_system.is_some()),
+            ("writer_attempts", self.writer_attempts.is_some()),
+            ("writer_max_new_tokens", self.writer_max_new_tokens.is_some()),
+            ("writer_temperature", self.writer_temperature.is_some()),
+        ] {
+            let what = format!("`{field}` without `writer`");
+            require(problems, !given, field, &what, "name the model that writes: `writer = \"MODEL\"`");
+        }
+        for (name, draft) in &self.principles.0 {
+            let missing = match (&draft.definition, draft.written_antithesis()) {
+                (None, _) => "definition",
+                (_, None) => "antithesis",
+                _ => continue,
+            };
+            problems.push(problem(
+                &format!("principles.{name}"),
+                format!("the principle `{name}` has no {missing}, and there is no writer to write one"),
+                format!(
+                    "write it out: {name} = {{ definition = \"…\", antithesis = \"…\" }}, or name a model that writes it: \
+                     `writer = \"MODEL\"`"
+                ),
+            ));
         }
     }
 }
@@ -90,13 +190,14 @@ impl ConstitutionsKind {
         let drafts = || self.principles.0.values();
         let texts: Vec<String> = drafts().filter_map(|draft| draft.definition.clone()).collect();
         let written = texts.len() + drafts().filter(|draft| draft.written_antithesis().is_some()).count();
-        (estimate::Principles::new(self.per_query as u64, most, texts), 2 * all - written)
+        let principles = estimate::Principles::new(self.per_query as u64, most, texts);
+        (estimate::Principles { all: all as u64, ..principles }, 2 * all - written)
     }
 }
 
 impl Spec for ConstitutionsKind {
     fn inputs(&self) -> Vec<InputField> {
-        Vec::new()
+        self.writer.iter().map(|writer| input("writer", writer, SPEAKERS)).collect()
     }
 
     fn output(&self) -> ArtifactType {
@@ -109,13 +210,6 @@ impl Spec for ConstitutionsKind {
 
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        if self.writer.is_some() {
-            problems.push(problem(
-                "writer",
-                "principles cannot be written by a model yet",
-                "remove `writer` and write each principle out: name = { definition = \"…\", antithesis = \"…\" }",
-            ));
-        }
         let all = self.principles.0.len();
         if all == 0 {
             problems.push(problem(
@@ -125,17 +219,28 @@ impl Spec for ConstitutionsKind {
             ));
             return problems;
         }
+        self.check_writer(&mut problems);
         for (name, draft) in &self.principles.0 {
-            let missing = match (&draft.definition, draft.written_antithesis()) {
-                (None, _) => "definition",
-                (_, None) => "antithesis",
-                _ => continue,
-            };
-            problems.push(problem(
-                &format!("principles.{name}"),
-                format!("the principle `{name}` has no {missing}, and there is no writer to write one"),
-                format!("write it out: {name} = {{ definition = \"…\", antithesis = \"…\" }}"),
-            ));
+            if name.trim().is_empty() {
+                problems.push(problem(
+                    "principles",
+                    format!("{name:?} is no name of a principle"),
+                    "name it in letters",
+                ));
+            }
+            for (field, text) in
+                [("definition", draft.definition.as_deref()), ("antithesis", draft.written_antithesis())]
+            {
+                let help = format!("write it out, or leave `{field}` away and name a `writer`");
+                let holds = text.is_none_or(|text| !text.trim().is_empty());
+                require(
+                    &mut problems,
+                    holds,
+                    &format!("principles.{name}"),
+                    &format!("the {field} of `{name}` is empty"),
+                    &help,
+                );
+            }
         }
         require(
             &mut problems,
@@ -174,11 +279,13 @@ impl Spec for ConstitutionsKind {
         if !problems.is_empty() {
             return problems;
         }
-        let constitutions = self.constitutions();
+        let constitutions = self.constitutions(self.given());
         if let Err((path, what, help)) = constitutions.drawer() {
             problems.push(problem(path, what, help));
         }
-        for (name, principle) in &constitutions.principles {
+        let mut whole = constitutions.principles;
+        whole.retain(|name, _| self.principles.0[name].is_whole());
+        for (name, principle) in &whole {
             require(
                 &mut problems,
                 !alike::same(&principle.definition, &principle.antithesis),
@@ -187,7 +294,7 @@ impl Spec for ConstitutionsKind {
                 "write what a response is like that goes against the principle",
             );
         }
-        for equal in alike::alike(&constitutions.principles).iter().filter(|alike| alike.is_double()) {
+        for equal in alike::alike(&whole).iter().filter(|alike| alike.is_double()) {
             let help = "leave one of them away: they would be flipped apart from each other";
             problems.push(problem(&format!("principles.{}", equal.other.0), equal.to_string(), help));
         }
@@ -215,7 +322,11 @@ principles is shuffled for each. Draws depend on the seed and the query's id onl
 | `format` | `"numbered"` (`1. …` lines), `"lines"`, or `"plain"` (joined by a space) | `"numbered"` |
 | `task` | what the principles are for; kept with them | |
 | `seed` | seed of the draws | 0 |
-| `writer` | the model that would write the principles: not available yet, write them out | |
+| `writer` | a model that writes the texts that principles lack, `name = {}` being a principle without any: a model with weights here, or an [endpoint](pipelines.md#endpoints) | |
+| `writer_prompt` | template of what it is asked: `task`, `asked` (list of `name`, `definition`, `antithesis`, empty where they are missing), `given` (the principles that are whole), `form` (the JSON object that is wanted) | see below |
+| `writer_system` | template of a system message before it | |
+| `writer_attempts` | questions at most | 3 |
+| `writer_max_new_tokens`, `writer_temperature` | how its answers are sampled | 4096, 0 |
 
 With two constitutions per query a combination is a choice of principles and their polarities (a constitution and
 its complement count as one); with more, it is the choice of principles. With whole principles held out, training draws
@@ -227,6 +338,22 @@ first counts; or `weak`, `strong`, `antithesis`), pairs of whole constitutions w
 Two principles with one definition are an error, and so is an antithesis that says what its definition says. Principles that
 share 60% of their words or more are told of in the log and in metrics `similar.ONE+OTHER`: such principles pull one way.
 
+**The writer** is asked for all missing texts at once, what a person wrote is kept. It is to answer with one JSON object, `{ name =
+{ definition, antithesis } }`; a fence or prose around that does not matter. A principle too few or too many, an empty text, a
+placeholder, a refusal, an antithesis that says what its definition says, two principles with one definition are told to it in the
+next question, with its answer; after `writer_attempts` the node fails and shows the last one. Answers are remembered: another run,
+or another node that asks the same, asks no one. Whose each text is stands in the artifact under `provenance`, with the model, the
+digests of the questions, the answers and their seeds; without `provenance` all is given. Read what was written
+(`sami cache cat NODE constitutions.json`) before you train on it; a `probe` says whether the model tells it apart.
+
+```toml
+[nodes.written]
+kind = "constitutions"
+writer = "writer"
+task = "summarize a Reddit post"
+principles = { concise = {}, comprehensive = {}, kind = { definition = "Summaries are kind to the poster." } }
+```
+
 ```toml
 [nodes.constitutions]
 kind = "constitutions"
@@ -237,7 +364,7 @@ formal = { definition = "Be formal.", antithesis = "Be casual." }
 ```
 
 Makes `constitutions.json`. Metrics: `principles`, `combinations`, `combinations_held_out` (where they can be
-counted), `similar.ONE+OTHER`.
+counted), `similar.ONE+OTHER`; with a writer `written` (principles), `tries`, `tokens`.
 "#;
 
     fn estimate(&self, known: &Known<'_>) -> Estimate {
@@ -245,9 +372,14 @@ counted), `similar.ONE+OTHER`.
     }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
-        let constitutions = self.constitutions();
+        let (principles, provenance, mut metrics) = if self.writer.is_some() {
+            let (principles, provenance, metrics) = self.writer().write(cx, &self.principles.0)?;
+            (principles, Some(provenance), metrics)
+        } else {
+            (self.given(), None, Map::new())
+        };
+        let constitutions = Constitutions { provenance, ..self.constitutions(principles) };
         let drawer = constitutions.drawer().map_err(|(_, what, help)| NodeError::with_help(what, help))?;
-        let mut metrics = Map::new();
         metrics.insert("principles".to_owned(), json!(constitutions.principles.len()));
         if let Some((all, held_out)) = drawer.combinations() {
             metrics.insert("combinations".to_owned(), json!(all));

@@ -4,6 +4,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::draw::Draw;
+use super::provenance::Provenance;
 
 mod drawer;
 mod size;
@@ -150,6 +151,9 @@ pub struct Constitutions {
     pub seed: u64,
     /// Principles by name.
     pub principles: IndexMap<String, Principle>,
+    /// Who wrote them, if a model had a hand in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Provenance>,
 }
 
 impl Constitutions {

@@ -11,6 +11,7 @@ use super::estimate::{self, Estimate, Known};
 use super::generate::{max_new_tokens, one};
 use super::judge::rules::Rules;
 use super::policy::TooLong;
+use super::shape::Shape;
 use super::speaker::SPEAKERS;
 use super::versus::Ties;
 use super::{Cx, NodeError, NodeKind, Outputs, breakdown, figures, rows};
@@ -109,6 +110,12 @@ pub struct Evaluate {
     pub(super) top_p: f64,
     #[serde(default)]
     pub(super) stop: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) prefix: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) after: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) until: Vec<String>,
     #[serde(default)]
     pub(super) score_eos: bool,
     #[serde(default, skip_serializing_if = "Join::is_space")]
@@ -178,6 +185,14 @@ impl Spec for Evaluate {
 }
 
 impl Evaluate {
+    /// What becomes of the answer to a question: one in a conversation is a response as it is.
+    pub(super) fn shape(&self, in_chat: bool) -> Shape<'_> {
+        if in_chat {
+            return Shape { after: None, until: &[], cut: &[] };
+        }
+        Shape { after: self.after.as_deref(), until: &self.until, cut: &[] }
+    }
+
     /// How often a model that judges is asked at most about so many queries, each with so many constitutions, not counting
     /// questions that are asked again. Identical responses are not asked about.
     pub fn judge_calls(&self, queries: u64, per_query: u64) -> u64 {
@@ -201,6 +216,7 @@ the same prompt, settings and seeds; a judge that does not know whose response i
 | `candidates` | models by name; or responses that there are already, see below | |
 | `against` | the candidate that the others are compared with, and that KL is measured from | |
 | `queries`, `constitutions`, `prompt`, sampling fields, `seed`, `too_long` | as in `generate` | |
+| `prefix`, `after`, `until` | as in `generate`, for all that are not asked in a conversation; a response without the text that it should follow is empty | |
 | `score_prompt` | the training prompt, for `bound`, `gap`, the accuracies and `kl` | `prompt` |
 | `score_eos`, `join` | as in `score` | |
 | `chat` | candidates that were trained on conversations: each is asked through its own chat template; endpoints always are | `[]` |
@@ -252,12 +268,12 @@ all intervals, by principle and by constitution (`sami show`).
 | `win_rate_balanced.NAME` | mean of the rate where the candidate's response is longer and where it is not, in characters; `_low`, `_high` by bootstrap. Absent if there is no comparison of one sort |
 | `win_rate_controlled.NAME` | at equal length: σ(a) of a logistic regression `win ~ σ(a + b tanh(Δ/std Δ))`, its slope penalised as cross-validation says; `_low`, `_high` by bootstrap |
 | `ties.NAME` | share of the comparisons that nobody won |
-| `paired.ONE.OTHER` | difference of two candidates' win rates on the same queries; `paired_low`, `paired_high` by bootstrap; `paired_p`: exact two-sided sign test (`McNemar`'s, without ties) |
+| `paired.ONE.OTHER` | difference of two candidates' win rates on the same queries; `paired_low`, `paired_high` by bootstrap; `paired_p`: exact two-sided sign test (McNemar's, without ties) |
 
 Of each candidate also `adherence.NAME`, `well_formed.NAME` (with rules), `mean_length.NAME` (tokens), `mean_characters.NAME`, `bound.NAME`,
 `gap.NAME`, `accuracy_row.NAME`, `accuracy_column.NAME`, `kl.NAME` (of the candidate from `against`, nats a token, on its own responses). Of the
 judge: `judge.rulings` (orders judged), `judge.identical` (comparisons it was not asked about), `judge.asked_again`, `judge.unparsed`, `judge.split`
-(comparisons of which the orders came to different results), `judge.for_first` (verdicts for the response shown first). And
+(comparisons of which the orders came to different results), `judge.for_first` (verdicts for the response shown first). Of endpoints what their calls came to, as in `generate`: `judge.calls`, `calls.NAME`, …. And
 `bound_ceiling`, `rows`, `rows_reused`, `tokens`. With exactly one candidate besides `against`, its win rates and `ties` also stand without a name.
 Where a candidate's responses are more than 1.5 times as long as those of `against`, the node's log has a warning: length alone pleases many
 judges.

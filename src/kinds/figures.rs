@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::NodeError;
 use super::policy::Sum;
 use super::responses::own;
+use super::stats::{Interval, mean_interval};
 use crate::lm::loss::Contrast;
 
 /// The contrast figures of C×CM matrices of summed log-probabilities.
@@ -32,6 +33,14 @@ impl ContrastFigures {
         self.responses += self.constitutions * each;
         self.tokens += own(cells, self.constitutions, each).map(|cell| cell.tokens).sum::<usize>();
         Ok(())
+    }
+
+    /// The mean bound and its 95% interval, where each `size` matrices in a row are samples of one query: their mean is one
+    /// trial.
+    pub(super) fn bound_of_groups(&self, size: usize) -> (f64, Option<Interval>) {
+        let mean = |matrices: &[Contrast]| Contrast::mean(matrices).map_or(0.0, |mean| mean.bound);
+        let bounds: Vec<f64> = self.matrices.chunks(size.max(1)).map(mean).collect();
+        (mean(&self.matrices), mean_interval(&bounds))
     }
 
     /// Means over the matrices, with `suffix` after each name; nothing of none.
@@ -89,5 +98,10 @@ mod tests {
         assert!((metrics["bound.base"].as_f64().expect("a number") - 0.688_552).abs() < 1e-6);
         assert!((metrics["bound_ceiling"].as_f64().expect("a number") - 2f64.ln()).abs() < 1e-12);
         assert_eq!(metrics["mean_length.base"], json!(10.0));
+        figures.add(&cells([-40.0, -40.0, -40.0, -40.0])).expect("a square");
+        let (bound, interval) = figures.bound_of_groups(1);
+        let (low, high) = interval.expect("two");
+        assert!((bound - 0.688_552 / 2.0).abs() < 1e-6 && low < 0.0 && high > 0.6, "{bound} {low} {high}");
+        assert_eq!(figures.bound_of_groups(2).1, None, "two samples of one query are one trial");
     }
 }

@@ -9,10 +9,11 @@ use super::check::{input, require, sampling};
 use super::contrast::Part;
 use super::estimate::{self, Estimate, Known};
 use super::keep::{Candidate, Keep};
-use super::policy::{Answer, Ask, Policy, Rows, TooLong, Work, response_seed};
+use super::policy::{Answer, Policy, Rows, TooLong, Work};
 use super::prompter::{Prompter, check_shape, check_system};
 use super::query::Query;
 use super::shape::{Shape, Shaped};
+use super::speaker::{SPEAKERS, Say, SpeakSettings, Speaker};
 use super::{Cx, NodeError, NodeKind, Outputs, markers, query, rows, template};
 use crate::lm::{Finish, SamplingSettings};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
@@ -86,7 +87,7 @@ fn is_once(number: &u64) -> bool {
 impl Spec for Generate {
     fn inputs(&self) -> Vec<InputField> {
         vec![
-            input("model", &self.model, &[ArtifactType::Model]),
+            input("model", &self.model, SPEAKERS),
             input("queries", &self.queries, &[ArtifactType::Dataset]),
             input("constitutions", &self.constitutions, &[ArtifactType::Constitutions]),
         ]
@@ -139,7 +140,7 @@ the other rows do not matter. Rows are memoised: a dataset that grew by 100 rows
 
 | field | meaning | default |
 |---|---|---|
-| `model` | the model that answers | |
+| `model` | the model that answers; an endpoint (`openai:…`) is told `prompt` as what a user says, and `system` before it with `chat` | |
 | `queries` | a dataset; its fields can be used in `prompt` | |
 | `constitutions` | a `constitutions` node | |
 | `prompt` | template: the query's fields, `constitution` (text), `principles` (list of `name`, `polarity`, `text`) | |
@@ -180,8 +181,10 @@ or take them out where the dataset's field is made, as in `query = "{{ post | re
 have, such as a label that they begin with, is taken to be meant.
 
 Makes `rows.jsonl`: `{id, …query fields, constitutions: [{text, format, principles}], responses: [{text, tokens, finish}]}`.
-Responses are stripped of white space at both ends, and stand constitution by constitution; `tokens` are those that were sampled, a reasoning's too. With `after` a response
-also has `raw`, the text with what was taken off. Metrics: `rows`, `rows_reused`, `tokens`, `mean_length`, `dropped`, `dropped.*`.
+Responses are stripped of white space at both ends, and stand constitution by constitution; `tokens` are those that were sampled, a
+reasoning's too. With `after` a response also has `raw`, the text with what was taken off. Metrics: `rows`, `rows_reused`, `tokens`,
+`mean_length`, `dropped`, `dropped.*`; of an endpoint also `calls`, `calls_reused`, `retries`, `prompt_tokens`, `completion_tokens`
+and, with `price`, `cost`.
 
 ```toml
 [loop.nodes.generate]
@@ -203,30 +206,18 @@ temperature = 1.0
         let constitutions = query::read_constitutions(cx.input("constitutions")?)?;
         let queries = rows::read_input(cx.input("queries")?)?;
         let queries = query::pose(&queries, &constitutions, self.seed, self.combinations, self.samples)?;
+        let called = cx.input("model")?.kind == ArtifactType::Endpoint;
         let mut prompter = Prompter::new("prompt", &self.prompt)?.beginning(self.prefix.as_deref())?;
-        if self.chat {
+        if self.chat && !called {
             prompter = prompter.in_chat(cx.input("model")?, self.system.as_deref())?;
         }
         let posed = queries.len();
         let (queries, marked) = self.screen(queries, &prompter)?;
-        let (size, each) = (constitutions.per_query, self.responses_per_constitution as usize);
-        let (mut asks, mut prefixes) = (Vec::new(), Vec::new());
-        for query in &queries {
-            for (place, constitution) in query.constitutions.iter().enumerate() {
-                let prefix = prompter.prefix(&query.id, &query.row, constitution)?;
-                let prompt = prompter.fill(&query.id, &query.row, constitution)? + &prefix;
-                for turn in 0..each {
-                    // The first of each is what it would be alone.
-                    let seed = response_seed(self.seed, &query.id, place + turn * size);
-                    asks.push(Ask { row: query.id.clone(), prompt: prompt.clone(), seed });
-                    prefixes.push(prefix.clone());
-                }
-            }
-        }
-        let mut policy = Policy::new(cx, cx.input("model")?).with(self.too_long);
         let path = cx.staging.join("rows.jsonl");
-        let answers = Work::new(cx, "responses", asks.len()).sample(&mut policy, &self.settings(), &asks)?;
-        let (kept, mut metrics) = self.keep(posed, &queries, &prefixes, &answers, size * each)?;
+        let sampled = if called { self.call(cx, &queries, &prompter)? } else { self.sample(cx, &queries, &prompter)? };
+        let size = constitutions.per_query * self.responses_per_constitution as usize;
+        let (kept, mut metrics) = self.keep(posed, &queries, &sampled, size)?;
+        metrics.extend(sampled.metrics);
         if marked > 0 {
             metrics.insert("marked".to_owned(), json!(marked));
         }
@@ -235,7 +226,52 @@ temperature = 1.0
     }
 }
 
+/// What a model said to each query under each of its constitutions.
+struct Sampled {
+    answers: Rows<Answer>,
+    /// What each was made to begin with.
+    prefixes: Vec<String>,
+    /// Of an endpoint's calls.
+    metrics: Map<String, Value>,
+}
+
 impl Generate {
+    fn sample(&self, cx: &mut Cx<'_>, queries: &[Query], prompter: &Prompter) -> Result<Sampled, NodeError> {
+        let asked = prompter.ask(queries, self.seed, self.responses_per_constitution as usize)?;
+        let mut policy = Policy::new(cx, cx.input("model")?).with(self.too_long);
+        let mut work = Work::new(cx, "responses", asked.asks.len());
+        let answers = work.sample(&mut policy, &self.settings(), &asked.asks)?;
+        Ok(Sampled { answers, prefixes: asked.prefixes, metrics: Map::new() })
+    }
+
+    /// The same with an endpoint, which can only be spoken to.
+    fn call(&self, cx: &mut Cx<'_>, queries: &[Query], prompter: &Prompter) -> Result<Sampled, NodeError> {
+        if let Some(field) =
+            [(self.top_k != 0, "top_k"), (self.prefix.is_some(), "prefix")].iter().find(|(given, _)| *given)
+        {
+            return Err(NodeError::with_help(
+                format!("`model` is an endpoint, which takes no `{}`", field.1),
+                "leave it out; what the server has of its own can be given with `extra = { … }` of the model",
+            ));
+        }
+        let system = self.system.as_ref().map(|text| Prompter::new("system", text)).transpose()?;
+        let mut says = Vec::new();
+        for query in queries {
+            for (place, constitution) in query.constitutions.iter().enumerate() {
+                let said = |prompter: &Prompter| prompter.said(&query.id, &query.row, constitution);
+                let (user, system) = (said(prompter)?, system.as_ref().map(said).transpose()?);
+                for seed in query.seeds(self.seed, place, self.responses_per_constitution as usize) {
+                    says.push(Say { row: query.id.clone(), system: system.clone(), user: user.clone(), seed });
+                }
+            }
+        }
+        let (max_new_tokens, temperature, top_p) = (self.max_new_tokens, self.temperature, self.top_p);
+        let settings = SpeakSettings { max_new_tokens, temperature, top_p, stop: self.stop.clone() };
+        let mut speaker = Speaker::open(cx, "model")?;
+        let answers = Work::new(cx, "responses", says.len()).speak(&mut speaker, &settings, &says)?;
+        Ok(Sampled { answers, prefixes: vec![String::new(); says.len()], metrics: speaker.metrics("") })
+    }
+
     fn settings(&self) -> SamplingSettings {
         SamplingSettings {
             max_new_tokens: self.max_new_tokens,
@@ -291,18 +327,18 @@ impl Generate {
         &self,
         posed: usize,
         queries: &[Query],
-        prefixes: &[String],
-        answers: &Rows<Answer>,
+        sampled: &Sampled,
         size: usize,
     ) -> Result<(Vec<rows::Row>, Map<String, Value>), NodeError> {
+        let Sampled { answers, prefixes, .. } = sampled;
         let shape = Shape { after: self.after.as_deref(), until: &self.until, cut: &self.cut };
         let mut counts = self.keep.counts();
         counts.extend(self.after.iter().map(|_| ("after".to_owned(), 0)));
         counts.entry("forbid_in_query".to_owned()).and_modify(|count| *count = (posed - queries.len()) as u64);
-        let (mut kept, mut sampled, mut length) = (Vec::new(), 0, 0);
+        let (mut kept, mut tokens_in_all, mut length) = (Vec::new(), 0, 0);
         for ((query, prefixes), answers) in queries.iter().zip(prefixes.chunks(size)).zip(answers.values.chunks(size)) {
             let tokens = answers.iter().map(|answer| answer.tokens).sum::<usize>();
-            sampled += tokens;
+            tokens_in_all += tokens;
             let shaped: Vec<Shaped> =
                 prefixes.iter().zip(answers).map(|(prefix, answer)| shape.of(prefix, answer)).collect();
             let candidates: Vec<Candidate<'_>> = shaped
@@ -340,7 +376,7 @@ impl Generate {
         let mut metrics = Map::from_iter([
             ("rows".to_owned(), json!(kept.len())),
             ("rows_reused".to_owned(), json!(answers.groups_reused(size))),
-            ("tokens".to_owned(), json!(sampled)),
+            ("tokens".to_owned(), json!(tokens_in_all)),
             ("mean_length".to_owned(), json!(length as f64 / (kept.len() * size) as f64)),
             ("dropped".to_owned(), json!(posed - kept.len())),
         ]);

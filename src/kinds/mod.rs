@@ -38,7 +38,9 @@ mod markers;
 mod memo;
 mod policy;
 pub mod principles;
+pub mod probe;
 mod prompter;
+pub mod provenance;
 mod query;
 mod responses;
 pub mod rows;
@@ -50,6 +52,7 @@ mod stats;
 pub mod tally;
 pub mod template;
 mod versus;
+mod writer;
 
 /// A kind: its typed fields are the implementing struct, whose doc comment is the kind's page.
 pub trait NodeKind: Spec + Serialize + DeserializeOwned + Sized + 'static {
@@ -119,6 +122,7 @@ impl Entry {
 /// All kinds.
 pub static KINDS: &[Entry] = &[
     Entry::of::<constitutions::ConstitutionsKind>(),
+    Entry::of::<probe::Probe>(),
     Entry::of::<generate::Generate>(),
     Entry::of::<score::Score>(),
     Entry::of::<finetune::Finetune>(),

@@ -1,5 +1,6 @@
 //! The language model as the row-wise kinds use it: rows remembered, batches sized, progress told, interrupts heeded.
 
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -112,6 +113,11 @@ impl<'a, 'cx> Work<'a, 'cx> {
     /// Starts to count; `total` is what all phases together will compute or look up.
     pub(super) fn new(cx: &'a mut Cx<'cx>, unit: &'static str, total: usize) -> Self {
         Self { cx, unit, done: 0, total: total as u64 }
+    }
+
+    /// Set when the run is interrupted.
+    pub(super) fn cancel(&self) -> &'cx AtomicBool {
+        self.cx.cancel
     }
 
     fn advance(&mut self, by: usize) {

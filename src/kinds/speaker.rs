@@ -4,12 +4,14 @@
 //! row by row as they come, so that an interrupted run repeats no call that was finished.
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::policy::{Answer, Ask, Policy, Rows, Work, space};
 use super::{Cx, NodeError};
 use crate::digest::{Digest, Hasher};
-use crate::endpoint::{self, Calling, Client, Conversation, Endpoint, EndpointError, Fault, Reply, Settings};
+use crate::endpoint::{
+    self, Calling, Client, Conversation, End, Endpoint, EndpointError, Estimate, Reply, Settings, Tally, ask_all,
+};
 use crate::lm::{ChatTemplate, Finish, LmError, Message, SamplingSettings};
 use crate::pipeline::ArtifactType;
 
@@ -35,6 +37,9 @@ pub(super) struct RemoteSpeaker {
     id: Digest,
     endpoint: Endpoint,
     calling: Calling,
+    tally: Tally,
+    /// Answers that were asked for, remembered ones among them.
+    asked: u64,
 }
 
 /// One conversation of one turn.
@@ -86,12 +91,28 @@ impl Speaker {
         let endpoint = serde_json::from_slice(&fs_err::read(file)?)
             .map_err(|error| EndpointError::Malformed { what: error.to_string() })?;
         let calling = input.calling.clone().unwrap_or_default();
-        Ok(Self::Endpoint(Box::new(RemoteSpeaker { id: input.id, endpoint, calling })))
+        Ok(Self::Endpoint(Box::new(RemoteSpeaker {
+            id: input.id,
+            endpoint,
+            calling,
+            tally: Tally::default(),
+            asked: 0,
+        })))
     }
 
     /// Whether it is called over HTTP.
     pub(super) fn is_endpoint(&self) -> bool {
         matches!(self, Self::Endpoint(_))
+    }
+
+    /// What was called for so far, as metrics whose names begin with `prefix`: `calls` (answered in this attempt), `calls_reused`
+    /// (answers that were there, or that several rows share), `retries`, `prompt_tokens` and `completion_tokens` as the server
+    /// counts them, `cost` where there is a price. None of a model with weights here.
+    pub(super) fn metrics(&self, prefix: &str) -> Map<String, Value> {
+        match self {
+            Self::Local(_) => Map::new(),
+            Self::Endpoint(remote) => remote.metrics(prefix),
+        }
     }
 
     /// The model itself, if its weights are here: for who wants log-probabilities.
@@ -100,6 +121,21 @@ impl Speaker {
             Self::Local(local) => Some(local),
             Self::Endpoint(_) => None,
         }
+    }
+}
+
+impl RemoteSpeaker {
+    fn metrics(&self, prefix: &str) -> Map<String, Value> {
+        let Tally { calls, retries, prompt_tokens, completion_tokens } = self.tally;
+        let mut metrics = vec![
+            ("calls", json!(calls)),
+            ("calls_reused", json!(self.asked.saturating_sub(calls))),
+            ("retries", json!(retries)),
+            ("prompt_tokens", json!(prompt_tokens)),
+            ("completion_tokens", json!(completion_tokens)),
+        ];
+        metrics.extend(self.calling.price.map(|price| ("cost", json!(price.of(prompt_tokens, completion_tokens)))));
+        metrics.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)).collect()
     }
 }
 
@@ -112,21 +148,31 @@ impl LocalSpeaker {
     /// The text that the model goes on from: the conversation in the form of its chat template; without one, what is said as
     /// plain text, the system message first. A template that refuses system messages gets it as the user's first words.
     pub(super) fn prompt(&self, say: &Say) -> Result<String, NodeError> {
-        let whole = match &say.system {
-            Some(system) => format!("{system}\n\n{}", say.user),
-            None => say.user.clone(),
+        say.as_prompt(self.chat.as_ref())
+    }
+}
+
+impl Say {
+    fn conversation(&self) -> Conversation {
+        Conversation { system: self.system.clone(), user: self.user.clone(), seed: self.seed }
+    }
+
+    fn as_prompt(&self, chat: Option<&ChatTemplate>) -> Result<String, NodeError> {
+        let whole = match &self.system {
+            Some(system) => format!("{system}\n\n{}", self.user),
+            None => self.user.clone(),
         };
-        let Some(chat) = &self.chat else { return Ok(whole) };
+        let Some(chat) = chat else { return Ok(whole) };
         let user = |content: &str| Message { role: "user", content: content.to_owned() };
-        let rendered = match &say.system {
+        let rendered = match &self.system {
             Some(system) => chat
-                .render(&[Message { role: "system", content: system.clone() }, user(&say.user)])
+                .render(&[Message { role: "system", content: system.clone() }, user(&self.user)])
                 .or_else(|_| chat.render(&[user(&whole)])),
             None => chat.render(&[user(&whole)]),
         };
         rendered.map_err(|error| {
             let what =
-                format!("what is said for row `{}` cannot be put into the form of a conversation: {error}", say.row);
+                format!("what is said for row `{}` cannot be put into the form of a conversation: {error}", self.row);
             NodeError::failed(what)
         })
     }
@@ -172,31 +218,51 @@ impl Work<'_, '_> {
             hasher.text(&say.user).number(say.seed).finish()
         };
         let keys: Vec<Digest> = says.iter().map(key).collect();
-        let client = &*remote;
+        let RemoteSpeaker { endpoint, calling, tally, asked, .. } = remote;
+        let cancel = self.cancel();
         let rows: Rows<Remembered> = self.remembered(&space, &keys, |missing, keeper| {
-            let key = client.calling.key(&client.endpoint)?;
-            let client = Client::new(&client.endpoint, &client.calling, key);
+            let client = Client::new(endpoint, calling, calling.key(endpoint)?);
             let sent = Settings {
                 max_new_tokens: settings.max_new_tokens,
                 temperature: settings.temperature,
                 top_p: settings.top_p,
                 stop: settings.stop.clone(),
             };
-            for (place, at) in missing.iter().enumerate() {
-                let Say { system, user, seed, .. } = says[*at].clone();
-                let reply = client.call(&Conversation { system, user, seed }, &sent).map_err(|fault| match fault {
-                    Fault::Never(error) => error,
-                    Fault::Again { what, .. } => {
-                        let (model, url) = (client.model().to_owned(), client.url().to_owned());
-                        EndpointError::GaveUp { model, tries: 1, what, url }
-                    }
-                })?;
-                keeper.take(std::iter::once((place, remembered(reply, &settings.stop))))?;
-                keeper.keep()?;
+            let said: Vec<Conversation> = missing.iter().map(|at| says[*at].conversation()).collect();
+            let estimate = Estimate::of(&said, settings.max_new_tokens);
+            let cost = calling.price.map(|price| estimate.cost(&price));
+            let cost = cost.map(|cost| format!(", which costs up to {cost:.*}", if cost < 1.0 { 4 } else { 2 }));
+            let known = says.len() - missing.len();
+            tracing::info!("{}: {estimate}{}; {known} more are remembered", client.model(), cost.unwrap_or_default());
+            let mut fault = None;
+            let (made, end) = ask_all(&client, calling, said, &sent, cancel, &mut |place, reply| {
+                let taken = keeper.take(std::iter::once((place, remembered(reply, &settings.stop))));
+                // Each is paid for: none waits for others to be kept with.
+                let kept = keeper.keep();
+                fault = fault.take().or(kept.and(taken).err());
+                fault.is_none()
+            });
+            *tally = tally.and(made);
+            match (fault, end) {
+                (Some(fault), _) => Err(fault),
+                (None, End::Failed { at, error }) => Err(named(error, &says[missing[at]].row)),
+                (None, End::Stopped) => Err(NodeError::Interrupted),
+                (None, End::Done) => Ok(()),
             }
-            Ok(())
         })?;
+        *asked += says.len() as u64;
         Ok(Rows { values: rows.values.into_iter().map(|row| row.answer).collect(), reused: rows.reused })
+    }
+}
+
+/// What went wrong with a call; where the server did not like what it was sent, the row is named.
+fn named(error: EndpointError, row: &str) -> NodeError {
+    match &error {
+        EndpointError::Refused { status: 400 | 413 | 422, .. } => {
+            let help = error.diagnostic().help.into_iter().next();
+            NodeError::Failed { what: format!("row `{row}`: {error}"), help }
+        }
+        _ => error.into(),
     }
 }
 
@@ -213,4 +279,58 @@ fn remembered(reply: Reply, stop: &[String]) -> Remembered {
         (None, _) => Finish::Eos,
     };
     Remembered { answer: Answer { text, tokens: completion_tokens as usize, finish }, prompt_tokens }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn prompt(template: Option<&str>, system: Option<&str>) -> Result<String, String> {
+        let chat = template.map(|text| ChatTemplate::new(text, BTreeMap::new()).expect("parses"));
+        let say = Say { row: "r7".to_owned(), system: system.map(str::to_owned), user: "why?".to_owned(), seed: 0 };
+        say.as_prompt(chat.as_ref()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_said_takes_the_form_that_the_model_knows() {
+        assert_eq!(prompt(None, None).as_deref(), Ok("why?"));
+        assert_eq!(prompt(None, Some("be brief")).as_deref(), Ok("be brief\n\nwhy?"));
+        let plain = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
+        assert_eq!(prompt(Some(plain), Some("be brief")).as_deref(), Ok("<system>be brief<user>why?<assistant>"));
+        let strict = format!(
+            "{{% if messages[0].role == 'system' %}}{{{{ raise_exception('no system') }}}}{{% endif %}}{plain}"
+        );
+        assert_eq!(prompt(Some(&strict), Some("be brief")).as_deref(), Ok("<user>be brief\n\nwhy?<assistant>"));
+        let error = prompt(Some("{{ raise_exception('never') }}"), None).expect_err("it refuses");
+        assert!(error.contains("row `r7`") && error.contains("never"), "{error}");
+    }
+
+    #[test]
+    fn an_answer_ends_at_a_stop_text_and_says_why() {
+        let reply = |text: &str, finish: &str| {
+            let (text, finish) = (text.to_owned(), finish.to_owned());
+            let reply = Reply { text, finish, prompt_tokens: 9, completion_tokens: 4 };
+            remembered(reply, &["##".to_owned(), "\n\n".to_owned()])
+        };
+        let kept = reply("a\n\nb ## c", "stop");
+        let answer = Answer { text: "a".to_owned(), tokens: 4, finish: Finish::Stop };
+        assert_eq!(kept, Remembered { answer, prompt_tokens: 9 });
+        assert_eq!(reply("a", "stop").answer.finish, Finish::Eos);
+        assert_eq!(reply("a", "length").answer.finish, Finish::Length);
+        assert_eq!(reply("", "content_filter").answer.finish, Finish::Eos);
+    }
+
+    #[test]
+    fn the_row_is_named_that_a_server_does_not_like() {
+        let refused = |status| EndpointError::Refused {
+            model: "m".to_owned(),
+            status,
+            said: ": too long".to_owned(),
+            url: String::new(),
+        };
+        assert!(named(refused(400), "r7").to_string().contains("row `r7`: the endpoint of `m` answered 400: too long"));
+        assert!(!named(refused(401), "r7").to_string().contains("r7"));
+    }
 }

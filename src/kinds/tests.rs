@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::*;
 
+mod contrasts;
 mod objectives;
 
 /// A store, and nodes run in it.
@@ -74,7 +75,7 @@ impl Bench {
         let fields = fields_with_references(fields, &cx.inputs);
         let outputs = entry.run(&fields, &mut cx)?;
         let made: ArtifactType = match kind {
-            "constitutions" => ArtifactType::Constitutions,
+            "constitutions" | "probe" => ArtifactType::Constitutions,
             "generate" => ArtifactType::Responses,
             "score" => ArtifactType::Scores,
             "evaluate" => ArtifactType::Evaluation,

@@ -69,7 +69,6 @@ pub enum Join {
 
 impl Join {
     /// Whether it is the default, which stands in no key.
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
     pub fn is_space(&self) -> bool {
         *self == Self::Space
     }

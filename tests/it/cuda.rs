@@ -207,7 +207,7 @@ fn kernels_that_compute_nothing_are_told_of_and_not_used() {
     let text = rig.run(&["doctor"], &[]).exits(0).stdout;
     assert!(text.contains("kernel       cuda:0 rms_norm in bf16: not used: its numbers are"), "{text}");
     let unchecked = rig.run(&["doctor"], UNCHECKED).exits(0).stdout;
-    assert!(unchecked.contains("kernel       cuda:0 rms_norm in bf16: right"), "{unchecked}");
+    assert!(unchecked.contains("kernel       cuda:0 rms_norm in bf16: used unchecked"), "{unchecked}");
     let off = rig.run(&["doctor"], &[(env::KERNELS.name, "off")]).exits(0).stdout;
     assert!(!off.contains("rms_norm"), "{off}");
     rig.counts();

@@ -281,6 +281,9 @@ const CHANGES: &[(&str, &str, &str)] = &[
     ("evaluate", "top_p = 1.0", "top_p = 0.5"),
     ("evaluate", "stop = [\"x\"]", "stop = [\"z\"]"),
     ("evaluate", "score_eos = false", "score_eos = true"),
+    ("evaluate", "stop = [\"x\"]", "stop = [\"x\"]\nprefix = \"p\""),
+    ("evaluate", "stop = [\"x\"]", "stop = [\"x\"]\nafter = \"a\""),
+    ("evaluate", "stop = [\"x\"]", "stop = [\"x\"]\nuntil = [\"u\"]"),
     ("evaluate", "seed = 1", "seed = 2"),
     (
         "evaluate",

@@ -121,10 +121,18 @@ fn every_system_is_planned_without_a_network() {
         let home = sandbox.path("hub");
         let run = |args: &[&str]| -> Output {
             let mut command = sandbox.command(args);
-            command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", &home).output().expect("the binary starts").into()
+            command
+                .env("HF_ENDPOINT", "http://127.0.0.1:9")
+                .env("HF_HOME", &home)
+                .output()
+                .expect("the binary starts")
+                .into()
         };
+        let cache = sandbox.path("cache");
+        let cache = cache.to_str().expect("a path in UTF-8");
         run(&["check", file]).exits(0);
-        let planned = run(&["plan", file]).exits(0).stdout;
+        let planned = run(&["plan", file, "--cache", cache]).exits(0).stdout;
+        assert!(planned.contains("until ") && planned.contains("base is downloaded"), "{system}:\n{planned}");
         assert!(planned.contains("finetune@3"), "{system}:\n{planned}");
     }
 }
@@ -163,8 +171,12 @@ fn runs_whole(system: &str, evaluations: &[&str], scores: &[&str]) {
             let of = |name: &str| number(&evaluation, name);
             let (low, rate, high) = (of("win_rate_low.sami"), of("win_rate.sami"), of("win_rate_high.sami"));
             assert!(0.0 <= low && low <= rate && rate <= high && high <= 1.0, "{evaluation}: {low} {rate} {high}");
+            assert!(of("mean_length.sami") > 0.0, "{evaluation}");
+            if system.contains("mixtral") {
+                continue; // Its summaries are made before.
+            }
             assert!(of("bound.sami") <= of("bound_ceiling") + 1e-9 && of("gap.sami").is_finite(), "{evaluation}");
-            assert!(of("kl.sami") >= 0.0 && of("mean_length.sami") > 0.0, "{evaluation}");
+            assert!(of("kl.sami") >= 0.0, "{evaluation}");
         }
     }
     let again = sandbox.sami(&args).exits(0).done();

@@ -8,6 +8,7 @@ use crate::kinds::figures::ContrastFigures;
 use crate::kinds::judge::rules::Mark;
 use crate::kinds::judge::verdict::Verdict;
 use crate::kinds::policy::{Answer, Sum, per_token};
+use crate::kinds::shape::{Shape, Shaped};
 use crate::lm::Finish;
 
 /// A response as the contest keeps it.
@@ -43,6 +44,12 @@ impl Said {
     /// Of a sampled response.
     pub(super) fn of(answer: Answer) -> Self {
         Self { text: answer.text.trim().to_owned(), tokens: Some(answer.tokens), finish: answer.finish }
+    }
+
+    /// Of the part of an answer that is the response, the text that it begins with put back.
+    pub(super) fn part(shape: Shape<'_>, prefix: &str, answer: &Answer) -> Self {
+        let Shaped { text, finish, .. } = shape.of(prefix, answer);
+        Self { text, tokens: Some(answer.tokens), finish }
     }
 
     /// How long it is for figures that take length out: in characters, which mean the same for models of any tokenizer.

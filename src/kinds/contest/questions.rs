@@ -10,21 +10,26 @@ use crate::kinds::{Cx, NodeError};
 /// What a candidate with weights is asked.
 pub(super) struct Questions {
     pub(super) asks: Vec<Ask>,
+    /// What each response is made to begin with.
+    pub(super) prefixes: Vec<String>,
+    /// Whether they are put in the form of a conversation.
+    pub(super) in_chat: bool,
     /// The training prompt under each constitution.
     pub(super) prompts: Vec<String>,
 }
 
 /// What a candidate is asked: the same as all others, or the same in its own form of conversation.
 pub(super) fn of_model(kind: &Evaluate, cx: &Cx<'_>, name: &str, queries: &[Query]) -> Result<Questions, NodeError> {
-    let (prompter, score_prompter) = if kind.chat.iter().any(|chat| chat == name) {
+    let in_chat = kind.chat.iter().any(|chat| chat == name);
+    let (prompter, score_prompter) = if in_chat {
         let (field, text) = said(kind);
         let input = cx.input(&format!("candidates.{name}"))?;
         (Prompter::new(field, text)?.in_chat(input, kind.system.as_deref())?, None)
     } else {
         let score_prompter = kind.score_prompt.as_ref().map(|text| Prompter::new("score_prompt", text)).transpose()?;
-        (Prompter::new("prompt", &kind.prompt)?, score_prompter)
+        (Prompter::new("prompt", &kind.prompt)?.beginning(kind.prefix.as_deref())?, score_prompter)
     };
-    let (mut asks, mut prompts) = (Vec::new(), Vec::new());
+    let (mut asks, mut prefixes, mut prompts) = (Vec::new(), Vec::new(), Vec::new());
     for query in queries {
         for (place, constitution) in query.constitutions.iter().enumerate() {
             let asked = prompter.fill(&query.id, &query.row, constitution)?;
@@ -33,10 +38,12 @@ pub(super) fn of_model(kind: &Evaluate, cx: &Cx<'_>, name: &str, queries: &[Quer
                 None => asked.clone(),
             });
             let seed = response_seed(kind.seed, &query.id, place);
-            asks.push(Ask { row: query.id.clone(), prompt: asked, seed });
+            let prefix = prompter.prefix(&query.id, &query.row, constitution)?;
+            asks.push(Ask { row: query.id.clone(), prompt: asked + &prefix, seed });
+            prefixes.push(prefix);
         }
     }
-    Ok(Questions { asks, prompts })
+    Ok(Questions { asks, prefixes, in_chat, prompts })
 }
 
 /// What a candidate is asked that is called over HTTP: what the user says, after a system message if there is one; under the

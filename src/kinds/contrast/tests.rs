@@ -20,6 +20,7 @@ fn principles(contrast: Contrast, per_query: usize, count: usize, size: Size, sh
         format: Format::Numbered,
         seed: 1,
         principles: all,
+        provenance: None,
     }
 }
 

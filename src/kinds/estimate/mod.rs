@@ -21,7 +21,7 @@ mod training;
 
 pub use amount::{Amount, How};
 pub use facts::{Facts, ModelFacts, Principles};
-pub(super) use rowwise::{constitutions, evaluate, generate, score};
+pub(super) use rowwise::{constitutions, evaluate, generate, probe, score};
 pub(super) use training::{finetune, init};
 
 /// Letters of a token, roughly, where no tokenizer is at hand.
@@ -48,10 +48,13 @@ pub struct Estimate {
     /// The device's memory at the peak, by what holds it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Footprint>,
-    /// Bytes of the artifact.
+    /// Where it holds that.
+    #[serde(skip)]
+    pub place: Option<Place>,
+    /// Bytes that are kept: the artifact, and rows that are remembered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<Amount>,
-    /// Bytes that lie beside it while it is made: checkpoints, rows that are remembered.
+    /// Bytes that lie beside it while it is made: checkpoints.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scratch: Option<Amount>,
     /// Questions to a judge.

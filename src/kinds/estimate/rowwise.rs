@@ -4,6 +4,7 @@ use super::{Amount, Estimate, Facts, How, Known, Principles};
 use crate::kinds::constitutions::ConstitutionsKind;
 use crate::kinds::evaluate::{Compare, Evaluate};
 use crate::kinds::generate::Generate;
+use crate::kinds::probe::Probe;
 use crate::kinds::score::Score;
 use crate::lm::{Footprint, footprint};
 
@@ -56,11 +57,12 @@ pub(in crate::kinds) fn generate(kind: &Generate, known: &Known<'_>) -> Estimate
         return Estimate::unknown(unknown.unwrap_or_else(|| "until its queries are there".to_owned()));
     };
     let rows = rows * kind.samples;
-    let asks = rows * principles.per_query;
+    let asks = rows * principles.per_query * kind.responses_per_constitution;
     let response = Amount::at_most(kind.max_new_tokens as u64);
     let prompt = prompt(model, &kind.prompt, kind.system.as_deref(), kind.chat, queries, principles);
     let row_bytes = queries.row_bytes
-        + principles.per_query * (principles.text().len() as u64 + TOKEN_BYTES * response.number + 2 * ROW_BYTES);
+        + principles.per_query * (principles.text().len() as u64 + ROW_BYTES)
+        + principles.per_query * kind.responses_per_constitution * (TOKEN_BYTES * response.number + ROW_BYTES);
     let read = prompt.map(|prompt| asks * prompt);
     let written = asks * response;
     let calls = model.endpoint.map(|_| asks);
@@ -73,8 +75,7 @@ pub(in crate::kinds) fn generate(kind: &Generate, known: &Known<'_>) -> Estimate
         tokens_read: read,
         tokens_written: Some(written),
         memory,
-        disk: Some(rows * Amount::about(row_bytes)),
-        scratch: Some(asks * Amount::about(TOKEN_BYTES * response.number + ROW_BYTES)),
+        disk: Some(rows * Amount::about(row_bytes) + asks * Amount::about(TOKEN_BYTES * response.number + ROW_BYTES)),
         endpoint_calls: calls,
         cost: price.zip(read).map(|(price, read)| price.of(read.number, written.number)),
         unknown,
@@ -83,11 +84,40 @@ pub(in crate::kinds) fn generate(kind: &Generate, known: &Known<'_>) -> Estimate
             rows: Some(Amount { how: rows.how.max(How::AtMost), ..rows }),
             some: queries.some.clone(),
             principles: Some(principles.clone()),
-            responses_each: 1,
+            responses_each: kind.responses_per_constitution,
             response: Some(response),
             row_bytes,
             ..Facts::default()
         },
+        ..Estimate::default()
+    }
+}
+
+/// Each principle for and against it: two prompts a query, a response to each, and each response under both.
+pub(in crate::kinds) fn probe(kind: &Probe, known: &Known<'_>) -> Estimate {
+    let (model, queries) = (known.input("model"), known.input("queries"));
+    let unknown = known.why(&["model", "queries", "constitutions"]);
+    let (Some(rows), Some(principles)) = (queries.rows, &known.input("constitutions").principles) else {
+        return Estimate::unknown(unknown.unwrap_or_else(|| "until its queries are there".to_owned()));
+    };
+    let rows = rows * (kind.samples * kind.principles.as_ref().map_or(principles.all, |names| names.len() as u64));
+    let asks = rows * 2;
+    let response = Amount::at_most(kind.max_new_tokens as u64);
+    let alone = Principles::new(2, 1, principles.texts.clone());
+    let prompt = prompt(model, &kind.prompt, kind.system.as_deref(), kind.chat, queries, &alone);
+    let memory = model.config().zip(prompt).map(|(config, prompt)| {
+        let tokens = prompt.number + 2 * response.number;
+        let sampling = footprint::sampling(config, known.place, asks.number, tokens, known.run.micro_batch);
+        largest([sampling, footprint::scoring(config, known.place, tokens, 0)])
+    });
+    Estimate {
+        rows: Some(rows),
+        tokens_read: prompt.map(|prompt| asks * (prompt * 2 + response * 2)),
+        tokens_written: Some(asks * response),
+        memory: memory.flatten(),
+        disk: Some(Amount::about(ROW_BYTES * principles.all)),
+        unknown,
+        made: Facts { principles: Some(principles.clone()), ..Facts::default() },
         ..Estimate::default()
     }
 }
@@ -116,8 +146,7 @@ pub(in crate::kinds) fn score(kind: &Score, known: &Known<'_>) -> Estimate {
         rows: Some(rows),
         tokens_read: read,
         memory,
-        disk: Some(rows * Amount::about(row_bytes)),
-        scratch: Some(rows * prompts * each * Amount::about(ROW_BYTES)),
+        disk: Some(rows * Amount::about(row_bytes) + rows * prompts * each * Amount::about(ROW_BYTES)),
         unknown,
         made: Facts { prompt, row_bytes, ..responses.clone() },
         ..Estimate::default()
@@ -199,8 +228,9 @@ pub(in crate::kinds) fn evaluate(kind: &Evaluate, known: &Known<'_>) -> Estimate
     estimate.tokens_written = Some(written);
     estimate.memory = largest(memory);
     let row = queries.row_bytes + compared * (1 + rivals) * (TOKEN_BYTES * response.number + ROW_BYTES);
-    estimate.disk = Some(rows * Amount::about(row));
-    estimate.scratch = Some(asks * (1 + rivals) * Amount::about(TOKEN_BYTES * response.number + 3 * ROW_BYTES));
+    estimate.disk = Some(
+        rows * Amount::about(row) + asks * (1 + rivals) * Amount::about(TOKEN_BYTES * response.number + 3 * ROW_BYTES),
+    );
     estimate
 }
 

@@ -24,6 +24,12 @@ fn example(kind: &Finetune, model: &Facts, examples: &Facts) -> Option<(Amount, 
     let Some((prompt, response)) = examples.prompt.zip(examples.response) else {
         let whole = match kind.objective {
             Objective::Lm => tokens(kind.text.as_deref().unwrap_or("{{ text }}"), &examples.some)?,
+            Objective::Dpo => {
+                let prompt = tokens(kind.prompt.as_ref()?, &examples.some)?;
+                prompt
+                    + tokens(kind.chosen.as_ref()?, &examples.some)?
+                    + tokens(kind.rejected.as_ref()?, &examples.some)?
+            }
             _ => tokens(kind.prompt.as_ref()?, &examples.some)? + tokens(kind.response.as_ref()?, &examples.some)?,
         };
         return Some((whole, whole));
@@ -36,10 +42,22 @@ fn example(kind: &Finetune, model: &Facts, examples: &Facts) -> Option<(Amount, 
     })
 }
 
+/// What is known of the examples: of several inputs the rows add up, and the first one's are taken to be like all.
+fn mixed(kind: &Finetune, known: &Known<'_>) -> Facts {
+    let fields = kind.examples.fields("examples", &[]);
+    let mut parts = fields.iter().map(|field| known.input(&field.path));
+    let mut mixed = parts.next().cloned().unwrap_or_default();
+    for part in parts {
+        mixed.rows = mixed.rows.zip(part.rows).map(|(rows, more)| rows + more);
+        mixed.unknown = mixed.unknown.or_else(|| part.unknown.clone());
+    }
+    mixed
+}
+
 /// Steps × examples × their tokens, and what is held for it.
 pub(in crate::kinds) fn finetune(kind: &Finetune, known: &Known<'_>) -> Estimate {
-    let (model, examples) = (known.input("model"), known.input("examples"));
-    let unknown = known.why(&["model", "examples", "reference"]);
+    let (model, examples) = (known.input("model"), &mixed(kind, known));
+    let unknown = known.why(&["model", "reference"]).or_else(|| examples.unknown.clone());
     // Of scored responses each is an example of its own where they are only imitated.
     let of_a_row = match (kind.objective, examples.prompt, &examples.principles) {
         (Objective::Sft, Some(_), Some(principles)) => principles.per_query * examples.responses_each.max(1),

@@ -2,7 +2,7 @@
 
 use super::super::check::{problem, require, sampling};
 use super::super::judge::verdict;
-use super::super::prompter::check_system;
+use super::super::prompter::{check_shape, check_system};
 use super::super::template;
 use super::{By, Evaluate};
 use crate::pipeline::Problem;
@@ -21,6 +21,7 @@ pub(super) fn validate(kind: &Evaluate) -> Vec<Problem> {
             template::check(&mut problems, field, text);
         }
     }
+    check_shape(&mut problems, kind.prefix.as_deref(), kind.after.as_deref());
     sampling(&mut problems, kind.max_new_tokens, kind.temperature, kind.top_p, &kind.stop);
     match (&kind.judge, &kind.rules) {
         (None, None) => problems.push(problem(

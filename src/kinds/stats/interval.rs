@@ -34,6 +34,34 @@ pub(in crate::kinds) fn wald(rate: f64, trials: usize) -> Interval {
     (rate - spread, rate + spread)
 }
 
+/// The 95% interval of the mean of values, by Student's t; fewer than two have none.
+///
+/// Source of the quantile: its expansion in the degrees of freedom, Abramowitz and Stegun 26.7.5.
+pub(in crate::kinds) fn mean_interval(values: &[f64]) -> Option<Interval> {
+    let n = values.len() as f64;
+    if values.len() < 2 {
+        return None;
+    }
+    let mean = values.iter().sum::<f64>() / n;
+    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    let spread = t_quantile(values.len() - 1) * (variance / n).sqrt();
+    Some((mean - spread, mean + spread))
+}
+
+/// The 97.5th percentile of Student's t.
+fn t_quantile(freedom: usize) -> f64 {
+    // The expansion starts to hold at three.
+    match freedom {
+        1 => return 12.706_205,
+        2 => return 4.302_653,
+        _ => {}
+    }
+    let (v, z) = (freedom as f64, Z);
+    z + (z.powi(3) + z) / (4.0 * v)
+        + (5.0 * z.powi(5) + 16.0 * z.powi(3) + 3.0 * z) / (96.0 * v.powi(2))
+        + (3.0 * z.powi(7) + 19.0 * z.powi(5) + 17.0 * z.powi(3) - 15.0 * z) / (384.0 * v.powi(3))
+}
+
 /// The percentile bootstrap interval of a figure over `queries` queries: each resample draws as many with replacement.
 /// None where the figure has no value in a tenth of the resamples or more.
 ///
@@ -67,6 +95,26 @@ fn percentile(sorted: &[f64], share: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn intervals_of_means_are_students() {
+        // Quantiles of Student's t as tables give them.
+        for (freedom, quantile, off) in [
+            (1, 12.706, 1e-3),
+            (2, 4.303, 1e-3),
+            (3, 3.182, 0.03),
+            (5, 2.571, 0.01),
+            (10, 2.228, 1e-3),
+            (30, 2.042, 1e-3),
+        ] {
+            assert!((t_quantile(freedom) - quantile).abs() < off, "{freedom}: {}", t_quantile(freedom));
+        }
+        let (low, high) = mean_interval(&[1.0, 2.0, 3.0]).expect("three");
+        let spread = 4.302_653 / 3f64.sqrt();
+        assert!((low - 2.0 + spread).abs() < 1e-9 && (high - 2.0 - spread).abs() < 1e-9);
+        assert_eq!(mean_interval(&[0.5, 0.5]), Some((0.5, 0.5)));
+        assert_eq!(mean_interval(&[1.0]), None);
+    }
 
     #[test]
     fn wilson_gives_published_values() {

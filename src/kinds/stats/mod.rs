@@ -4,7 +4,7 @@ mod interval;
 mod length;
 mod paired;
 
-pub(super) use interval::{Interval, bootstrap, wald, wilson};
+pub(super) use interval::{Interval, bootstrap, mean_interval, wald, wilson};
 pub(super) use length::{Controlled, balanced};
 pub(super) use paired::{Paired, paired};
 

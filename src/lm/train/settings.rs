@@ -134,7 +134,6 @@ impl Default for Accumulation {
 
 impl Accumulation {
     /// Whether it is the default, which stands in no key.
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
@@ -153,7 +152,6 @@ pub enum Weights {
 
 impl Weights {
     /// Whether it is the default, which stands in no key.
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
