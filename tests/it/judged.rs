@@ -91,7 +91,8 @@ fn the_papers_win_rates_come_back() {
     assert!(worst.iter().all(|worst| *worst <= 0.1), "{table}{worst:?}");
     print(&table);
 
-    let report = sandbox.sami(&["cache", "cat", "loss", "breakdown.json"]).exits(0).json();
+    let report = sandbox.sami(&["cache", "cat", "loss", "breakdown.json"]).exits(0).stdout;
+    let report: Value = serde_json::from_str(&report).expect("JSON");
     for (iteration, queries, low, high) in INTERVALS {
         let found = &report["candidates"][comparison(*iteration, "base", queries)]["controlled"]["wald"];
         let ends = [0, 1].map(|end| 100.0 * found[end].as_f64().expect("an end"));
