@@ -30,7 +30,7 @@ pub const CUDA_LIBS: Variable = Variable {
 /// Whether kernels of our own compute.
 pub const KERNELS: Variable = Variable {
     name: "SAMI_KERNELS",
-    doc: "For a build with CUDA. `off`: candle's operations compute everything on GPUs, no kernel of `sami`'s own does; to compare the two. `unchecked`: the kernels compute without being held to plain operations first; for tests. Default: those compute that the check finds right.",
+    doc: "For a build with CUDA, separated by `,`. `off`: candle's operations compute everything on GPUs, no kernel of `sami`'s own does; to compare the two. `-NAME`: that kernel does not; `sami doctor` names them. `unchecked`: the kernels compute without being held to plain operations first; for tests. Default: those compute that the check finds right.",
 };
 
 /// Whether steps of decoding are recorded.
