@@ -16,6 +16,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The longest pause that a server may ask for.
 const LONGEST_WISH: Duration = Duration::from_secs(600);
+/// How often a server is asked at most that has never answered: its address may be wrong.
+const STRANGER: u32 = 3;
 /// How soon a pause ends when the run is stopped.
 const BEAT: Duration = Duration::from_millis(50);
 /// How long a run that is stopped waits for the calls that are under way, so that they are not paid for in vain.
@@ -71,13 +73,15 @@ struct Shared {
     pace: Mutex<Pace>,
     next: AtomicUsize,
     retried: AtomicU64,
+    /// Whether the server has answered anything yet.
+    reached: AtomicBool,
     stop: AtomicBool,
 }
 
 /// What a thread hands over.
-struct Answer {
+struct Handed {
     at: usize,
-    answer: Result<Reply, EndpointError>,
+    reply: Result<Reply, EndpointError>,
     /// Hung up once the answer is taken care of.
     taken: SyncSender<()>,
 }
@@ -102,6 +106,7 @@ pub fn ask_all(
         pace: Mutex::new(Pace::new(calling, Instant::now())),
         next: AtomicUsize::new(0),
         retried: AtomicU64::new(0),
+        reached: AtomicBool::new(false),
         stop: AtomicBool::new(false),
     });
     let (sender, answers) = channel();
@@ -115,7 +120,7 @@ pub fn ask_all(
     let mut stopping: Option<Instant> = None;
     loop {
         match answers.recv_timeout(BEAT) {
-            Ok(Answer { at, answer: Ok(reply), taken }) => {
+            Ok(Handed { at, reply: Ok(reply), taken }) => {
                 tally.calls += 1;
                 tally.prompt_tokens += reply.prompt_tokens;
                 tally.completion_tokens += reply.completion_tokens;
@@ -127,7 +132,7 @@ pub fn ask_all(
                 }
                 drop(taken);
             }
-            Ok(Answer { at, answer: Err(error), .. }) => {
+            Ok(Handed { at, reply: Err(error), .. }) => {
                 if !matches!(end, End::Failed { .. }) {
                     end = End::Failed { at, error };
                 }
@@ -164,17 +169,17 @@ impl Shared {
     }
 
     /// Makes calls until there are no more.
-    fn work(&self, answers: &Sender<Answer>) {
+    fn work(&self, answers: &Sender<Handed>) {
         while !self.stopped() {
             let at = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(said) = self.said.get(at) else { break };
-            let Some(answer) = self.answer(said) else { break };
-            if answer.is_err() {
+            let Some(reply) = self.answer(said) else { break };
+            if reply.is_err() {
                 self.stop.store(true, Ordering::Relaxed);
             }
             let (taken, done) = sync_channel(1);
             // Who does not listen any more has given the calls up.
-            if answers.send(Answer { at, answer, taken }).is_err() {
+            if answers.send(Handed { at, reply, taken }).is_err() {
                 break;
             }
             // The next call is begun when this answer is kept: so a kill costs the calls that are under way and no more.
@@ -197,12 +202,17 @@ impl Shared {
                 Ok(reply) => {
                     let tokens = reply.prompt_tokens + reply.completion_tokens;
                     self.pace(|pace| pace.settle(expected, tokens));
+                    self.reached.store(true, Ordering::Relaxed);
                     return Some(Ok(reply));
                 }
                 Err(Fault::Never(error)) => return Some(Err(error)),
-                Err(Fault::Again { what, after }) => (what, after.map(|after| after.min(LONGEST_WISH))),
+                Err(Fault::Again { what, after, reached }) => {
+                    self.reached.fetch_or(reached, Ordering::Relaxed);
+                    (what, after.map(|after| after.min(LONGEST_WISH)))
+                }
             };
-            if number > self.retries {
+            let stranger = number >= STRANGER && !self.reached.load(Ordering::Relaxed);
+            if number > self.retries || stranger {
                 let (model, url) = (self.client.model().to_owned(), self.client.url().to_owned());
                 return Some(Err(EndpointError::GaveUp { model, tries: number, what, url }));
             }

@@ -55,6 +55,8 @@ pub enum Fault {
         what: String,
         /// How long the server wants to be left alone.
         after: Option<Duration>,
+        /// Whether a server answered at all.
+        reached: bool,
     },
     /// It never will.
     Never(EndpointError),
@@ -190,8 +192,8 @@ impl Client {
         if let Some(Key(key)) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        let again = |what: String| Fault::Again { what: self.shown(&what), after: None };
-        let mut response = request.send(body.as_bytes()).map_err(|error| again(error.to_string()))?;
+        let again = |what: String, reached| Fault::Again { what: self.shown(&what), after: None, reached };
+        let mut response = request.send(body.as_bytes()).map_err(|error| again(error.to_string(), false))?;
         let (status, after) = (response.status(), retry_after(response.headers()));
         let location = response.headers().get("location").and_then(|to| to.to_str().ok()).map(str::to_owned);
         let bytes = response.body_mut().with_config().limit(LARGEST_BODY).read_to_vec();
@@ -201,16 +203,16 @@ impl Client {
             let said = self.shown(&location.map_or_else(|| message(&text), |to| format!("it leads to {to}")));
             let said = if said.is_empty() { said } else { format!(": {said}") };
             return Err(if worth_another(status.as_u16(), &text) {
-                Fault::Again { what: format!("it answered {status}{said}"), after }
+                Fault::Again { what: format!("it answered {status}{said}"), after, reached: true }
             } else {
                 let (model, url) = (self.endpoint.model.clone(), self.url.clone());
                 Fault::Never(EndpointError::Refused { model, status: status.as_u16(), said, url })
             });
         }
-        let bytes = bytes.map_err(|error| again(format!("its answer broke off: {error}")))?;
+        let bytes = bytes.map_err(|error| again(format!("its answer broke off: {error}"), true))?;
         let reply = reply(&bytes, said).map_err(|what| {
             let text: String = String::from_utf8_lossy(&bytes).chars().take(SHOWN).collect();
-            again(format!("its answer is none of a chat completion ({what}): {text}"))
+            again(format!("its answer is none of a chat completion ({what}): {text}"), true)
         })?;
         Ok(reply)
     }

@@ -56,20 +56,7 @@ impl EndpointError {
                 "set it: `export {variable}=…`; or name another variable with `api_key_env` of the model"
             )),
             Self::Refused { status, url, .. } => {
-                let help = match status {
-                    300..=399 => format!("{url} leads elsewhere: give the address that it leads to as `base_url`"),
-                    401 | 403 => {
-                        "see that the variable that `api_key_env` names holds a key for this server and this model"
-                            .to_owned()
-                    }
-                    402 => "see to the account's balance and limits".to_owned(),
-                    404 => format!("see that `base_url` and the model's name are right: {url} was asked"),
-                    413 => "shorten the prompt".to_owned(),
-                    _ => "see what the server says; `extra`, `omit` and `max_tokens_field` of the model change what \
-                          it is sent"
-                        .to_owned(),
-                };
-                Diagnostic::error("endpoint::refused", title).help(help)
+                Diagnostic::error("endpoint::refused", title).help(fix_of(*status, url))
             }
             Self::GaveUp { url, .. } => Diagnostic::error("endpoint::gave-up", title).help(format!(
                 "see that {url} is up, and run it again: the answers that came are kept; `retries`, `timeout` and \
@@ -78,5 +65,20 @@ impl EndpointError {
             Self::Malformed { .. } => Diagnostic::error("endpoint::malformed", title)
                 .help("an endpoint's artifact is made by sami: `sami cache verify` finds what was damaged"),
         }
+    }
+}
+
+/// What to do about a status that stays.
+fn fix_of(status: u16, url: &str) -> String {
+    match status {
+        300..=399 => format!("{url} leads elsewhere: give the address that it leads to as `base_url`"),
+        401 | 403 => {
+            "see that the variable that `api_key_env` names holds a key for this server and this model".to_owned()
+        }
+        402 | 429 => "see to the account's balance and limits".to_owned(),
+        404 => format!("see that `base_url` and the model's name are right: {url} was asked"),
+        413 => "shorten the prompt".to_owned(),
+        _ => "see what the server says; `extra`, `omit` and `max_tokens_field` of the model change what it is sent"
+            .to_owned(),
     }
 }

@@ -24,13 +24,7 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Of calls whose prompts have so many letters each, and whose answers so many tokens at most.
-    pub fn of_calls(calls: u64, letters: u64, max_new_tokens: u64) -> Self {
-        let prompt_tokens = calls.saturating_mul(letters.div_ceil(LETTERS_PER_TOKEN));
-        Self { calls, prompt_tokens, completion_tokens: calls.saturating_mul(max_new_tokens) }
-    }
-
-    /// Of conversations that are known.
+    /// Of these conversations.
     pub fn of(said: &[Conversation], max_new_tokens: usize) -> Self {
         let calls = said.len() as u64;
         let prompt_tokens = said.iter().map(Conversation::tokens).sum();
@@ -60,7 +54,6 @@ mod tests {
         let said = Conversation { system: Some("be brief".to_owned()), user: "why is it so?".to_owned(), seed: 0 };
         let known = Estimate::of(&[said.clone(), said], 100);
         assert_eq!(known, Estimate { calls: 2, prompt_tokens: 12, completion_tokens: 200 });
-        assert_eq!(Estimate::of_calls(2, 24, 100), known);
         assert!((known.cost(&Price { input: 1e6, output: 0.0 }) - 12.0).abs() < 1e-9);
     }
 }

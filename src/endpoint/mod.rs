@@ -89,7 +89,7 @@ impl Default for Calling {
             tokens_per_minute: None,
             concurrency: 4,
             timeout: 120.0,
-            retries: 6,
+            retries: 8,
             price: None,
             max_tokens_field: "max_tokens".to_owned(),
         }
@@ -154,14 +154,16 @@ impl fmt::Debug for Key {
 /// A base URL as it is kept. Errs with what is wrong with it and what to do.
 pub fn base_url(text: &str) -> Result<String, (String, &'static str)> {
     const FORM: &str = "write it as `http://127.0.0.1:8080/v1`: what `/chat/completions` is put after";
-    let text = text.trim().trim_end_matches('/');
-    let uri: Uri = text.parse().map_err(|error| (format!("no URL: {error}"), FORM))?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+    let text = text.trim();
+    let Some(rest) = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")) else {
         return Err(("it does not begin with `http://` or `https://`".to_owned(), FORM));
+    };
+    if rest.is_empty() || rest.starts_with([':', '/']) {
+        return Err(("it names no host".to_owned(), FORM));
     }
-    let authority = uri.authority().filter(|authority| !authority.host().is_empty());
-    let Some(authority) = authority else { return Err(("it names no host".to_owned(), FORM)) };
-    if authority.as_str().contains('@') {
+    let text = text.trim_end_matches('/');
+    let uri: Uri = text.parse().map_err(|error| (format!("it is no URL: {error}"), FORM))?;
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
         let help = "put the key into an environment variable and name that: `api_key_env = \"…\"`";
         return Err(("it has a name or a password in it, which would get into artifacts".to_owned(), help));
     }
@@ -194,9 +196,11 @@ mod tests {
         for (text, wrong) in [
             ("localhost:8080", "does not begin"),
             ("ftp://host/v1", "does not begin"),
-            ("http://", "no URL"),
-            ("not a url", "no URL"),
-            ("", "no URL"),
+            ("http://", "no host"),
+            ("https://:80/v1", "no host"),
+            ("not a url", "does not begin"),
+            ("", "does not begin"),
+            ("http://a b/v1", "no URL"),
             ("https://me:pw@host/v1", "password"),
             ("https://host/v1?key=1", "goes on"),
             ("https://host/v1#a", "goes on"),

@@ -268,12 +268,12 @@ all intervals, by principle and by constitution (`sami show`).
 | `win_rate_balanced.NAME` | mean of the rate where the candidate's response is longer and where it is not, in characters; `_low`, `_high` by bootstrap. Absent if there is no comparison of one sort |
 | `win_rate_controlled.NAME` | at equal length: σ(a) of a logistic regression `win ~ σ(a + b tanh(Δ/std Δ))`, its slope penalised as cross-validation says; `_low`, `_high` by bootstrap |
 | `ties.NAME` | share of the comparisons that nobody won |
-| `paired.ONE.OTHER` | difference of two candidates' win rates on the same queries; `paired_low`, `paired_high` by bootstrap; `paired_p`: exact two-sided sign test (`McNemar`'s, without ties) |
+| `paired.ONE.OTHER` | difference of two candidates' win rates on the same queries; `paired_low`, `paired_high` by bootstrap; `paired_p`: exact two-sided sign test (McNemar's, without ties) |
 
 Of each candidate also `adherence.NAME`, `well_formed.NAME` (with rules), `mean_length.NAME` (tokens), `mean_characters.NAME`, `bound.NAME`,
 `gap.NAME`, `accuracy_row.NAME`, `accuracy_column.NAME`, `kl.NAME` (of the candidate from `against`, nats a token, on its own responses). Of the
 judge: `judge.rulings` (orders judged), `judge.identical` (comparisons it was not asked about), `judge.asked_again`, `judge.unparsed`, `judge.split`
-(comparisons of which the orders came to different results), `judge.for_first` (verdicts for the response shown first). And
+(comparisons of which the orders came to different results), `judge.for_first` (verdicts for the response shown first). Of endpoints what their calls came to, as in `generate`: `judge.calls`, `calls.NAME`, …. And
 `bound_ceiling`, `rows`, `rows_reused`, `tokens`. With exactly one candidate besides `against`, its win rates and `ties` also stand without a name.
 Where a candidate's responses are more than 1.5 times as long as those of `against`, the node's log has a warning: length alone pleases many
 judges.

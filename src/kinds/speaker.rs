@@ -230,7 +230,8 @@ impl Work<'_, '_> {
             };
             let said: Vec<Conversation> = missing.iter().map(|at| says[*at].conversation()).collect();
             let estimate = Estimate::of(&said, settings.max_new_tokens);
-            let cost = calling.price.map(|price| format!(", which costs up to {:.2}", estimate.cost(&price)));
+            let cost = calling.price.map(|price| estimate.cost(&price));
+            let cost = cost.map(|cost| format!(", which costs up to {cost:.*}", if cost < 1.0 { 4 } else { 2 }));
             let known = says.len() - missing.len();
             tracing::info!("{}: {estimate}{}; {known} more are remembered", client.model(), cost.unwrap_or_default());
             let mut fault = None;

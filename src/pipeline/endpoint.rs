@@ -155,7 +155,7 @@ pub(super) fn model(
     require(at_once, "concurrency", "calls at once must be 1 to 256", "4 is the default");
     let seconds = calling.timeout > 0.0 && calling.timeout <= LONGEST;
     require(seconds, "timeout", "a call may take some seconds, up to a day", "120 is the default");
-    require(calling.retries <= MOST_RETRIES, "retries", "more than 1000 tries", "6 is the default");
+    require(calling.retries <= MOST_RETRIES, "retries", "more than 1000 tries", "8 is the default");
     let help = "leave it out to call without such a limit";
     require(calling.requests_per_minute != Some(0), "requests_per_minute", "no calls at all", help);
     require(calling.tokens_per_minute != Some(0), "tokens_per_minute", "no tokens at all", help);

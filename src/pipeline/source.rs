@@ -50,6 +50,16 @@ pub(super) fn model(
     let what = format!("model `{name}`");
     let init = tree.table_mut().and_then(|table| table.shift_remove("init"));
     let place = tree.place("source");
+    let sourced = tree.table().is_some_and(|table| table.contains_key("source"));
+    if let (true, Some(init)) = (sourced, &init) {
+        findings.add(
+            Diagnostic::error("pipeline::two-sources", format!("{what} has both `source` and `init`"))
+                .label(&source, init.key_span.clone(), "initialised at random")
+                .label(&source, place, "comes from outside")
+                .help("remove one of the two"),
+        );
+        return None;
+    }
     if let Some(model) = endpoint::named(&tree) {
         return endpoint::model(name, model, key_span, tree, findings);
     }
@@ -57,15 +67,6 @@ pub(super) fn model(
     let (table, _) = findings.fit(&what, &mut tree, from_tree::<ModelTable>);
     let table = table?;
     if let Some(init) = init {
-        if table.source.is_some() {
-            findings.add(
-                Diagnostic::error("pipeline::two-sources", format!("{what} has both `source` and `init`"))
-                    .label(&source, init.key_span, "initialised at random")
-                    .label(&source, place, "read from files")
-                    .help("remove one of the two"),
-            );
-            return None;
-        }
         return Some(ModelDeclaration::Init(init.value));
     }
     let Some(text) = table.source else {

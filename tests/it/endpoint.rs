@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use sami::endpoint::{
     Calling, Client, Conversation, End, Endpoint, EndpointError, Key, Reply, Settings, Tally, ask_all,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::endpoint_server::{Act, Call, Server};
 
 fn endpoint(server: &Server) -> Endpoint {
-    Endpoint { model: "tiny".to_owned(), base_url: server.base_url.clone(), extra: Default::default(), omit: vec![] }
+    Endpoint { model: "tiny".to_owned(), base_url: server.base_url.clone(), extra: Map::new(), omit: vec![] }
 }
 
 fn settings() -> Settings {
@@ -147,6 +147,8 @@ fn a_server_that_stays_bad_is_given_up() {
     gone.base_url = "http://127.0.0.1:9/v1".to_owned();
     let (_, _, end) = ask(&gone, &Calling { retries: 0, ..careful() }, 1);
     assert!(matches!(end, End::Failed { error: EndpointError::GaveUp { tries: 1, .. }, .. }), "{end:?}");
+    let (_, _, end) = ask(&gone, &Calling { retries: 50, ..careful() }, 1);
+    assert!(matches!(end, End::Failed { error: EndpointError::GaveUp { tries: 3, .. }, .. }), "{end:?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Pipelines that speak to endpoints: what is refused before any work, keys, interrupts, and calls that are never made twice.
 
 use std::collections::BTreeSet;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use sami::cli;
@@ -49,6 +49,16 @@ fn metrics(output: &Output) -> Value {
     let last = output.json();
     let nodes = last["nodes"].as_array().expect("a list");
     nodes.iter().find(|node| node["name"] == "generate").expect("it is there")["metrics"].clone()
+}
+
+/// Waits until the server was called so often.
+#[track_caller]
+fn wait_for(server: &Server, calls: usize) {
+    let begin = Instant::now();
+    while server.calls().len() < calls {
+        assert!(begin.elapsed() < Duration::from_secs(20), "no calls come");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Everything that was said to the server, which must all differ.
@@ -116,12 +126,8 @@ fn interrupted_at_any_call_and_run_again_no_call_is_repeated() {
         let server = echo(40);
         let sandbox = Sandbox::with(&pipeline(&server.model("voice", &format!("concurrency = {concurrency}"))));
         let mut command = sandbox.command(&["run", "p.toml", "--json"]);
-        let child = command.stdout(std::process::Stdio::piped()).spawn().expect("starts");
-        let begin = Instant::now();
-        while server.calls().len() < trial {
-            assert!(begin.elapsed() < Duration::from_secs(20), "no calls come");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        let child = command.stdout(Stdio::piped()).spawn().expect("starts");
+        wait_for(&server, trial);
         Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("there is a `kill`");
         let output: Output = child.wait_with_output().expect("ends").into();
         let output = output.exits(INTERRUPTED);
@@ -130,6 +136,26 @@ fn interrupted_at_any_call_and_run_again_no_call_is_repeated() {
         let output = sandbox.sami(&["run", "p.toml", "--json"]).exits(DONE);
         assert_eq!(metrics(&output)["calls_reused"], before, "calls under way were kept");
         assert_eq!((server.calls().len(), distinct(&server)), (CALLS, CALLS));
+    }
+}
+
+#[test]
+fn killed_in_the_middle_of_calls_it_repeats_those_under_way_at_most() {
+    const AT_ONCE: usize = 3;
+    for calls in [2, 9, 16] {
+        let server = echo(30);
+        let sandbox = Sandbox::with(&pipeline(&server.model("voice", &format!("concurrency = {AT_ONCE}"))));
+        let mut child = sandbox.command(&["run", "p.toml", "--json"]).stdout(Stdio::null()).spawn().expect("starts");
+        wait_for(&server, calls);
+        // The worker dies with the scheduler.
+        child.kill().expect("it can be killed");
+        child.wait().expect("ends");
+        let output = sandbox.sami(&["run", "p.toml", "--json"]).exits(DONE);
+        let made = server.calls().len();
+        assert!((CALLS..=CALLS + AT_ONCE).contains(&made), "{made} calls for {CALLS} answers");
+        let reused = metrics(&output)["calls_reused"].as_u64().expect("a number") as usize;
+        assert!(reused + AT_ONCE >= calls, "{reused} of {calls} were kept");
+        assert_eq!(distinct(&server), CALLS);
     }
 }
 
@@ -150,7 +176,9 @@ fn without_its_key_nothing_starts_and_the_key_is_in_no_file() {
     let sandbox = Sandbox::with(&pipeline(&server.model("voice", "api_key_env = \"ACME_KEY\"")));
     let run = |key: Option<&str>, args: &[&str]| -> Output {
         let mut command = sandbox.command(args);
-        key.into_iter().for_each(|key| _ = command.env("ACME_KEY", key));
+        if let Some(key) = key {
+            command.env("ACME_KEY", key);
+        }
         command.output().expect("starts").into()
     };
     let output = run(None, &["run", "p.toml"]).exits(USAGE);
@@ -203,6 +231,8 @@ fn what_is_wrong_with_an_endpoint_is_told_when_the_file_is_read() {
     refused(&with("max_tokens_field = \"\""), &["pipeline::endpoint", "max_completion_tokens"]);
     let output = Sandbox::with(&with("api_key_env = \"sk-123-secret\"")).sami(&["check", "p.toml"]).exits(USAGE);
     assert!(output.stderr.contains("no name of a variable") && !output.stderr.contains("secret"), "{}", output.stderr);
+    let both = with("base_url = \"http://a/v1\"\ninit = { layers = 1 }");
+    refused(&both, &["pipeline::two-sources", "comes from outside"]);
     let local = pipeline("[models.voice]\nsource = \"weights\"\nbase_url = \"http://a/v1\"");
     refused(&local, &["pipeline::not-an-endpoint", "`base_url`", "p.toml:3:1"]);
 }

@@ -104,7 +104,8 @@ fn an_endpoint_judges_in_both_orders_and_is_asked_once() {
     sandbox.write("p.toml", &pipeline(&server.model("judge", ""), "ties = \"loss\""));
     let found = metrics(&sandbox.sami(&["run", "p.toml", "--json"]).exits(DONE));
     assert_eq!((server.calls().len(), &found["win_rate"]), (24, &1.0.into()));
-    let more = pipeline(&server.model("judge", ""), "").replace("short = \"short\"", "short = \"short\", silent = \"silent\"");
+    let more =
+        pipeline(&server.model("judge", ""), "").replace("short = \"short\"", "short = \"short\", silent = \"silent\"");
     sandbox.write("p.toml", &more);
     let found = metrics(&sandbox.sami(&["run", "p.toml", "--json"]).exits(DONE));
     assert_eq!((server.calls().len(), distinct(&server)), (48, 48));
@@ -146,7 +147,10 @@ fn a_judge_that_likes_the_first_place_decides_nothing() {
     let server = Server::start(|_| Act::say("Verdict: A"));
     let sandbox = Sandbox::with(&pipeline(&server.model("judge", ""), ""));
     let found = metrics(&sandbox.sami(&["run", "p.toml", "--json"]).exits(DONE));
-    assert_eq!((&found["judge.split"], &found["judge.for_first"], &found["win_rate"]), (&12.into(), &24.into(), &0.5.into()));
+    assert_eq!(
+        (&found["judge.split"], &found["judge.for_first"], &found["win_rate"]),
+        (&12.into(), &24.into(), &0.5.into())
+    );
     // In one order only, it decides everything by chance, with half the calls.
     sandbox.write("p.toml", &pipeline(&server.model("judge", ""), "judge_orders = \"one\""));
     let found = metrics(&sandbox.sami(&["run", "p.toml", "--json"]).exits(DONE));
@@ -179,14 +183,18 @@ fn an_interrupted_judge_is_asked_the_missing_questions_only() {
     let before = server.calls().len();
     assert!((at..24).contains(&before), "{before} calls at interrupt {at}");
     let found = metrics(&sandbox.sami(&["run", "p.toml", "--json"]).exits(DONE));
-    assert_eq!((server.calls().len(), distinct(&server), &found["win_rate"]), (24, 24, &1.0.into()), "interrupted at {at}");
+    assert_eq!(
+        (server.calls().len(), distinct(&server), &found["win_rate"]),
+        (24, 24, &1.0.into()),
+        "interrupted at {at}"
+    );
 }
 
 #[test]
 fn a_model_with_weights_judges_by_its_labels() {
     let blank = r#"
 [datasets.words]
-make = { rows = 40, seed = 1, template = '{"text": "{{ choose([\"yes\", \"no\", \"response\", \"one\", \"two\", \"well\"]) }} {{ row }} verdict"}' }
+make = { rows = 40, seed = 1, template = '''{"text": "{{ choose(['yes', 'no', 'response', 'one', 'two', 'well']) }} {{ row }} verdict"}''' }
 [models.judge]
 init = { hidden_size = 16, layers = 1, heads = 2, max_positions = 1024, tokenizer = { from = "words", kind = "bpe", vocab_size = 300 } }
 "#;

@@ -20,6 +20,7 @@ mod gradients;
 mod hub;
 mod hub_datasets;
 mod hub_server;
+mod judge;
 mod judged;
 mod keys;
 mod kill;

@@ -38,6 +38,8 @@ pub(super) struct Contest {
     versus: IndexMap<String, Versus>,
     /// What a model that judges was asked.
     judged: Option<Counts>,
+    /// What calls of endpoints came to.
+    calls: Map<String, Value>,
     seed: u64,
 }
 
@@ -70,14 +72,18 @@ impl Contest {
         let mut rules = kind.rules.as_ref().map(RuleJudge::new).transpose()?;
         let judge = kind.judge.is_some().then(|| ModelJudge::open(kind, cx)).transpose()?;
         let mut candidates = answer(kind, cx, &queries, &sources, compared)?;
+        let mut calls = calls(&sources);
         drop(sources);
         if let Some(rules) = &mut rules {
             for candidate in candidates.values_mut() {
                 mark(rules, &queries, candidate, compared)?;
             }
         }
-        let judged =
-            judge.map(|judge| Self::judge(judge, kind, cx, &queries, &mut candidates, compared)).transpose()?;
+        let mut judged = None;
+        if let Some(mut judge) = judge {
+            judged = Some(Self::judge(&mut judge, kind, cx, &queries, &mut candidates, compared)?);
+            calls.extend(judge.metrics());
+        }
         let mut contest = Self {
             against: kind.against.clone(),
             queries,
@@ -85,6 +91,7 @@ impl Contest {
             candidates,
             versus: IndexMap::new(),
             judged,
+            calls,
             seed: kind.seed,
         };
         contest.versus = contest.rivals().map(|name| (name.clone(), contest.versus(name, kind.ties))).collect();
@@ -93,7 +100,7 @@ impl Contest {
 
     /// Has a model judge every candidate's responses against those of the one that all are held against.
     fn judge(
-        mut judge: ModelJudge<'_>,
+        judge: &mut ModelJudge<'_>,
         kind: &Evaluate,
         cx: &mut Cx<'_>,
         queries: &[Query],
@@ -197,6 +204,7 @@ impl Contest {
             ];
             metrics.extend(judge.map(|(name, count)| (format!("judge.{name}"), json!(count))));
         }
+        metrics.extend(self.calls.clone());
         let reused = self.candidates.values().map(|candidate| candidate.reused).min().unwrap_or(0);
         let answers = self.candidates.values().flat_map(|candidate| &candidate.answers);
         let tokens: usize = answers.filter_map(|said| said.tokens).sum();
@@ -330,6 +338,18 @@ fn answer(
         candidates.insert(name.clone(), candidate);
     }
     Ok(candidates)
+}
+
+/// What the calls of candidates that are endpoints came to, named after them.
+fn calls(sources: &IndexMap<String, Source>) -> Map<String, Value> {
+    let mut calls = Map::new();
+    for (name, source) in sources {
+        if let Source::Endpoint(speaker) = source {
+            let own = speaker.borrow().metrics("");
+            calls.extend(own.into_iter().map(|(figure, value)| (format!("{figure}.{name}"), value)));
+        }
+    }
+    calls
 }
 
 fn settings(kind: &Evaluate) -> SamplingSettings {

@@ -1,5 +1,7 @@
 //! The judge that is a model: by what it says, or by the log-probabilities of the two labels.
 
+use serde_json::{Map, Value};
+
 use super::prompt::{JudgePrompt, Shown};
 use super::verdict::{Ruling, Verdict};
 use crate::digest::Hasher;
@@ -109,6 +111,11 @@ impl<'a> ModelJudge<'a> {
         counts.identical = verdicts.iter().filter(|verdict| verdict.rulings.is_empty()).count();
         counts.split = verdicts.iter().filter(|verdict| verdict.is_split()).count();
         Ok((verdicts, counts))
+    }
+
+    /// What the calls of an endpoint came to; nothing of a judge with weights here.
+    pub(in crate::kinds) fn metrics(&self) -> Map<String, Value> {
+        self.speaker.metrics("judge.")
     }
 
     /// In which orders a comparison is judged: whether the candidate's response is shown first.

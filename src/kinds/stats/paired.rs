@@ -13,7 +13,7 @@ pub(in crate::kinds) struct Paired {
     pub(in crate::kinds) better: usize,
     /// Queries on which the other won more.
     pub(in crate::kinds) worse: usize,
-    /// Two-sided p of the exact sign test over those queries; with wins and losses only it is `McNemar`'s exact test.
+    /// Two-sided p of the exact sign test over those queries; with wins and losses only it is McNemar's exact test.
     pub(in crate::kinds) p: f64,
 }
 
