@@ -252,11 +252,7 @@ fn check(device: &Device, keep: Option<&Path>, out: &mut impl Write) -> Result<(
 /// How each of our kernels fared: one that is not used is what the rates below lack.
 fn kernels(gpu: &str, out: &mut impl Write) -> Result<(), Failure> {
     for check in device::check_kernels(gpu)? {
-        let fared = match (check.apart, check.unused) {
-            (Some(apart), _) => format!("right, {apart:.0e} apart"),
-            (None, why) => format!("not used: {}", why.unwrap_or_default()),
-        };
-        writeln!(out, "kernel {} in {}: {fared}", check.kernel, check.numbers)?;
+        writeln!(out, "kernel {check}")?;
     }
     Ok(())
 }

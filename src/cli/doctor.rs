@@ -162,12 +162,8 @@ impl Report {
             if let Some(why) = unchecked {
                 line("kernels", format!("{gpu}: {why}"));
             }
-            for KernelCheck { kernel, numbers, apart, unused } in checks {
-                let fared = match (apart, unused) {
-                    (Some(apart), _) => format!("right, {apart:.0e} apart"),
-                    (None, why) => format!("not used: {}", why.as_deref().unwrap_or_default()),
-                };
-                line("kernel", format!("{gpu} {kernel} in {numbers}: {fared}"));
+            for check in checks {
+                line("kernel", format!("{gpu} {check}"));
             }
         }
         if let Some(why) = unusable {

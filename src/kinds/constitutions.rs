@@ -220,8 +220,27 @@ impl Spec for ConstitutionsKind {
             return problems;
         }
         self.check_writer(&mut problems);
-        for name in self.principles.0.keys().filter(|name| name.trim().is_empty()) {
-            problems.push(problem("principles", format!("{name:?} is no name of a principle"), "name it in letters"));
+        for (name, draft) in &self.principles.0 {
+            if name.trim().is_empty() {
+                problems.push(problem(
+                    "principles",
+                    format!("{name:?} is no name of a principle"),
+                    "name it in letters",
+                ));
+            }
+            for (field, text) in
+                [("definition", draft.definition.as_deref()), ("antithesis", draft.written_antithesis())]
+            {
+                let help = format!("write it out, or leave `{field}` away and name a `writer`");
+                let holds = text.is_none_or(|text| !text.trim().is_empty());
+                require(
+                    &mut problems,
+                    holds,
+                    &format!("principles.{name}"),
+                    &format!("the {field} of `{name}` is empty"),
+                    &help,
+                );
+            }
         }
         require(
             &mut problems,

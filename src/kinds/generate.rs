@@ -9,7 +9,7 @@ use super::check::{input, require, sampling};
 use super::contrast::Part;
 use super::estimate::{self, Estimate, Known};
 use super::keep::{Candidate, Keep};
-use super::policy::{Answer, Policy, Rows, TooLong, Work, response_seed};
+use super::policy::{Answer, Policy, Rows, TooLong, Work};
 use super::prompter::{Prompter, check_shape, check_system};
 use super::query::Query;
 use super::shape::{Shape, Shaped};
@@ -260,8 +260,7 @@ impl Generate {
             for (place, constitution) in query.constitutions.iter().enumerate() {
                 let said = |prompter: &Prompter| prompter.said(&query.id, &query.row, constitution);
                 let (user, system) = (said(prompter)?, system.as_ref().map(said).transpose()?);
-                for turn in 0..self.responses_per_constitution as usize {
-                    let seed = response_seed(self.seed, &query.id, place + turn * query.constitutions.len());
+                for seed in query.seeds(self.seed, place, self.responses_per_constitution as usize) {
                     says.push(Say { row: query.id.clone(), system: system.clone(), user: user.clone(), seed });
                 }
             }

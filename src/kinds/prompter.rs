@@ -5,7 +5,7 @@ use minijinja::{Value as Context, context};
 
 use super::check::require;
 use super::contrast::Constitution;
-use super::policy::{Ask, response_seed};
+use super::policy::Ask;
 use super::query::Query;
 use super::rows::Row;
 use super::template::{self, Template};
@@ -95,13 +95,12 @@ impl Prompter {
     /// the prompt's end.
     pub(super) fn ask(&self, queries: &[Query], seed: u64, each: usize) -> Result<Asked, NodeError> {
         let mut asked = Asked { asks: Vec::new(), prefixes: Vec::new() };
-        for Query { id, row, constitutions } in queries {
+        for query in queries {
+            let Query { id, row, constitutions } = query;
             for (place, constitution) in constitutions.iter().enumerate() {
                 let prefix = self.prefix(id, row, constitution)?;
                 let prompt = self.fill(id, row, constitution)? + &prefix;
-                for turn in 0..each {
-                    // The first of each is what it would be alone.
-                    let seed = response_seed(seed, id, place + turn * constitutions.len());
+                for seed in query.seeds(seed, place, each) {
                     asked.asks.push(Ask { row: id.clone(), prompt: prompt.clone(), seed });
                     asked.prefixes.push(prefix.clone());
                 }
@@ -161,4 +160,50 @@ pub(super) fn check_shape(problems: &mut Vec<Problem>, prefix: Option<&str>, aft
         what,
         "give the text that comes before the response, or leave it away",
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::contrast::Format;
+    use super::super::policy::response_seed;
+    use super::*;
+    use crate::digest::Digest;
+    use crate::pipeline::ArtifactType;
+
+    const CHAT: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n";
+
+    #[test]
+    fn in_a_conversation_the_prefix_begins_the_models_turn() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("chat_template.jinja");
+        fs_err::write(&path, CHAT).expect("writes");
+        let files = [("chat_template.jinja".to_owned(), path)].into();
+        let (id, kind) = (Digest::of(b"model"), ArtifactType::Model);
+        let model = InputArtifact { id, kind, files, skip: 0, take: None, calling: None };
+        let prompter = Prompter::new("prompt", "### Constitution\n{{ constitution }}\nPOST: {{ query }}\nSummary:")
+            .and_then(|prompter| prompter.beginning(Some("The {{ kind }}")))
+            .and_then(|prompter| prompter.in_chat(&model, Some("You sum up a {{ kind }}.")))
+            .expect("parses");
+        let constitution =
+            |text: &str| Constitution { text: text.to_owned(), format: Format::Plain, principles: vec![] };
+        let row = json!({"id": "7", "query": "Cats.", "kind": "post"}).as_object().cloned().expect("an object");
+        let constitutions = vec![constitution("Be brief."), constitution("Ramble.")];
+        let asked = prompter.ask(&[Query { id: "7".to_owned(), row, constitutions }], 3, 2).expect("fills in");
+        assert_eq!(asked.prefixes, ["The post"; 4]);
+        assert_eq!(
+            asked.asks[0].prompt,
+            "<|im_start|>system\nYou sum up a post.<|im_end|>\n<|im_start|>user\n### Constitution\nBe brief.\nPOST: Cats.\n\
+             Summary:<|im_end|>\n<|im_start|>assistant\nThe post"
+        );
+        assert_eq!(asked.asks[0].prompt, asked.asks[1].prompt, "each is asked twice, with other random numbers");
+        let seeds: std::collections::BTreeSet<u64> = asked.asks.iter().map(|ask| ask.seed).collect();
+        assert_eq!(seeds.len(), 4);
+        assert_eq!(asked.asks[2].seed, response_seed(3, "7", 1), "the first of each is what it would be alone");
+        let markers = prompter.markers();
+        for marker in ["### Constitution", "POST:", "Summary:", "<|im_start|>", "<|im_end|>"] {
+            assert!(markers.iter().any(|found| found == marker), "{marker}: {markers:?}");
+        }
+    }
 }

@@ -4,6 +4,7 @@ use minijinja::Value as Context;
 use minijinja::value::Serde;
 
 use super::contrast::{Constitution, Constitutions, Part};
+use super::policy::response_seed;
 use super::rows::Row;
 use super::{InputArtifact, NodeError, rows};
 
@@ -16,6 +17,14 @@ pub(super) struct Query {
     pub(super) row: Row,
     /// What was drawn for it.
     pub(super) constitutions: Vec<Constitution>,
+}
+
+impl Query {
+    /// Seeds of `each` responses under the constitution at a place; the first is what it would be alone.
+    pub(super) fn seeds(&self, seed: u64, place: usize, each: usize) -> impl Iterator<Item = u64> {
+        let size = self.constitutions.len();
+        (0..each).map(move |turn| response_seed(seed, &self.id, place + turn * size))
+    }
 }
 
 /// Draws constitutions for each row, `samples` times.

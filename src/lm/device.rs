@@ -78,10 +78,21 @@ pub struct KernelCheck {
     pub kernel: &'static str,
     /// The type of numbers, such as `bf16`.
     pub numbers: &'static str,
-    /// How far it was from plain operations, relative to the largest number, where it computes.
+    /// How far it was from plain operations, relative to the largest number, where it was checked.
     pub apart: Option<f64>,
     /// Why it is not used, where it is not.
     pub unused: Option<String>,
+}
+
+impl std::fmt::Display for KernelCheck {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} in {}: ", self.kernel, self.numbers)?;
+        match (&self.apart, &self.unused) {
+            (_, Some(why)) => write!(formatter, "not used: {why}"),
+            (Some(apart), None) => write!(formatter, "right, {apart:.0e} apart"),
+            (None, None) => write!(formatter, "used unchecked"),
+        }
+    }
 }
 
 /// Has each kernel of our own compute a small input on a GPU, in the types that models mostly have. Errs if it cannot be
@@ -91,10 +102,10 @@ pub fn check_kernels(gpu: &str) -> Result<Vec<KernelCheck>, LmError> {
     let DeviceLocation::Cuda { gpu_id } = device.location() else { return Ok(Vec::new()) };
     let of_type = |dtype: DType| {
         let verdicts = verdicts(&device, gpu_id, dtype);
-        let check = |(kernel, verdict): (&Kernel, &Result<f64, String>)| KernelCheck {
+        let check = |(kernel, verdict): (&Kernel, &Result<Option<f64>, String>)| KernelCheck {
             kernel: kernel.name(),
             numbers: dtype.as_str(),
-            apart: verdict.as_ref().ok().copied(),
+            apart: verdict.as_ref().ok().copied().flatten(),
             unused: verdict.as_ref().err().cloned(),
         };
         verdicts.iter().map(check).collect::<Vec<_>>()

@@ -11,6 +11,7 @@ mod constitutions;
 mod cuda;
 mod docs;
 mod doctor;
+mod estimates;
 mod endpoint;
 mod endpoint_run;
 mod endpoint_server;

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::{Amount, LETTERS_PER_TOKEN};
 use crate::endpoint::Price;
 use crate::kinds::template::Template;
-use crate::lm::{Config, DType, Files, Tokenizer};
+use crate::lm::config::dtype_named;
+use crate::lm::{Config, Files, Tokenizer};
 use crate::pipeline::dataset::Row;
 
 /// What stands for a principle that is not written yet.
@@ -72,13 +73,7 @@ impl Facts {
     /// The same, held in the type that the pipeline says, if it says one.
     #[must_use]
     pub fn of_dtype(self, dtype: Option<&str>) -> Self {
-        let dtype = match dtype {
-            Some("bf16") => DType::BF16,
-            Some("f16") => DType::F16,
-            Some("f32") => DType::F32,
-            _ => return self,
-        };
-        let Some(model) = &self.model else { return self };
+        let (Some(dtype), Some(model)) = (dtype.and_then(dtype_named), &self.model) else { return self };
         Self::of_form(Config { dtype, ..model.config.clone() }, model.files.clone())
     }
 

@@ -12,6 +12,9 @@ const FOLDS: usize = 5;
 /// Newton's method stops here; it has always converged long before.
 const STEPS: usize = 100;
 
+/// A step that short is the last: the error after it is about its square.
+const CONVERGED: f64 = 1e-6;
+
 /// The length-balanced win rate: the mean of the win rate where the candidate's response is longer, and where it is
 /// not. None where there is no comparison of one sort.
 pub(in crate::kinds) fn balanced(trials: &Trials) -> Option<f64> {
@@ -35,6 +38,8 @@ pub(in crate::kinds) fn balanced(trials: &Trials) -> Option<f64> {
 pub(in crate::kinds) struct Controlled {
     /// Weight of half the squared slope beside the sum of the comparisons' log-losses.
     penalty: f64,
+    /// The line of all comparisons: that of a resample is near.
+    line: Line,
 }
 
 impl Controlled {
@@ -56,12 +61,12 @@ impl Controlled {
             // Of equal ones the strongest stays.
             if next.1 < best.1 { next } else { best }
         });
-        best.map(|(penalty, _)| Self { penalty })
+        best.map(|(penalty, _)| Self { penalty, line: Line::fit(&terms, penalty) })
     }
 
     /// The figure, of these comparisons or of resampled ones.
     pub(in crate::kinds) fn rate(self, trials: &Trials) -> Option<f64> {
-        Some(sigmoid(Line::fit(&terms(trials)?, self.penalty).intercept))
+        Some(sigmoid(Line::fit_from(self.line, &terms(trials)?, self.penalty).intercept))
     }
 }
 
@@ -98,21 +103,32 @@ fn folds(wins: &[f64]) -> Vec<usize> {
 }
 
 /// A line through the logits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Line {
     intercept: f64,
     slope: f64,
 }
 
 impl Line {
-    /// The line of the least penalised loss, by Newton's method.
+    /// The line of the least penalised loss.
     fn fit(terms: &[(f64, f64)], penalty: f64) -> Self {
+        Self::fit_from(Self::flat(terms), terms, penalty)
+    }
+
+    /// The best line without a slope. Of nothing but wins, or losses, no finite intercept is best; beyond ±30 the sigmoid is 1
+    /// or 0 to twelve digits.
+    fn flat(terms: &[(f64, f64)]) -> Self {
         let mean = terms.iter().map(|(win, _)| win).sum::<f64>() / terms.len().max(1) as f64;
-        // Nothing but wins, or losses: no finite intercept is best. Beyond ±30 the sigmoid is 1 or 0 to twelve digits.
-        let mut line = Self { intercept: (mean / (1.0 - mean)).ln().clamp(-30.0, 30.0), slope: 0.0 };
-        if terms.is_empty() || mean <= 0.0 || mean >= 1.0 {
-            return line;
+        Self { intercept: (mean / (1.0 - mean)).ln().clamp(-30.0, 30.0), slope: 0.0 }
+    }
+
+    /// The line of the least penalised loss, by Newton's method from another line.
+    fn fit_from(start: Self, terms: &[(f64, f64)], penalty: f64) -> Self {
+        let decided = |result: f64| terms.iter().all(|(win, _)| *win == result);
+        if decided(0.0) || decided(1.0) {
+            return Self::flat(terms);
         }
+        let mut line = start;
         let objective = |line: Self| line.loss(terms) + 0.5 * penalty * line.slope * line.slope;
         let mut reached = objective(line);
         for _ in 0..STEPS {
@@ -131,6 +147,9 @@ impl Line {
                 break;
             }
             let step = ((h11 * g0 - h01 * g1) / determinant, (h00 * g1 - h01 * g0) / determinant);
+            if step.0.abs().max(step.1.abs()) < CONVERGED {
+                return Self { intercept: line.intercept - step.0, slope: line.slope - step.1 };
+            }
             // A whole step first, then shorter ones until the objective falls.
             let tried = (0..30).map(|halvings| 0.5f64.powi(halvings)).find_map(|size| {
                 let next = Self { intercept: line.intercept - size * step.0, slope: line.slope - size * step.1 };
@@ -139,9 +158,6 @@ impl Line {
             });
             let Some((next, value)) = tried else { break };
             (line, reached) = (next, value);
-            if step.0.abs().max(step.1.abs()) < 1e-10 {
-                break;
-            }
         }
         line
     }

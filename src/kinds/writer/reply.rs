@@ -49,7 +49,8 @@ pub(super) fn read(reply: &str, asked: &IndexMap<String, Draft>) -> Result<Index
     let mut found: IndexMap<&String, Value> = IndexMap::new();
     let mut more = Vec::new();
     for (name, value) in object.0 {
-        let known = asked.keys().find(|known| **known == name || same(known, &name));
+        let exactly = asked.keys().find(|known| **known == name);
+        let known = exactly.or_else(|| asked.keys().find(|known| same(known, &name)));
         match known {
             Some(known) if found.contains_key(known) => return Err(format!("the principle `{known}` is there twice")),
             Some(known) => drop(found.insert(known, value)),

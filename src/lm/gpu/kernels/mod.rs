@@ -113,9 +113,9 @@ impl Kernel {
     }
 }
 
-/// What became of each kernel's check: how far it was from what it should be, relative to the largest number; or why it
-/// is not used.
-pub(in crate::lm) type Verdicts = BTreeMap<Kernel, Result<f64, String>>;
+/// What became of each kernel's check: how far it was from what it should be, relative to the largest number, `None` if it
+/// was not checked; or why it is not used.
+pub(in crate::lm) type Verdicts = BTreeMap<Kernel, Result<Option<f64>, String>>;
 
 /// Checks all kernels on a GPU, once for each type.
 pub(in crate::lm) fn verdicts(device: &Device, gpu: usize, dtype: DType) -> Arc<Verdicts> {
@@ -126,24 +126,39 @@ pub(in crate::lm) fn verdicts(device: &Device, gpu: usize, dtype: DType) -> Arc<
         return Arc::clone(verdicts);
     }
     let setting = env::KERNELS.get().unwrap_or_default();
-    let verdict = |kernel: Kernel| match setting.as_str() {
-        "off" => Err(format!("switched off by {}", env::KERNELS.name)),
-        "unchecked" => Ok(0.0),
-        _ => check::check(kernel, device, dtype),
-    };
-    let verdicts: Verdicts = Kernel::ALL.into_iter().map(|kernel| (kernel, verdict(kernel))).collect();
-    for (kernel, verdict) in &verdicts {
-        if let Err(why) = verdict
-            && setting != "off"
+    let mut stopped: Option<&'static str> = None;
+    let mut verdicts = Verdicts::new();
+    for kernel in Kernel::ALL {
+        let name = kernel.name();
+        let off = left_out(&setting, name);
+        let verdict = match (off, stopped) {
+            (true, _) => Err(format!("switched off by {}", env::KERNELS.name)),
+            (false, Some(by)) => Err(format!("not checked: `{by}` stopped the GPU")),
+            (false, None) if setting.contains("unchecked") => Ok(None),
+            (false, None) => check::check(kernel, device, dtype).map(Some),
+        };
+        if let Err(why) = &verdict
+            && !off
         {
+            // After an access to what is not its own, a GPU does nothing more for a process.
+            let alive = stopped.is_some() || device.synchronize().is_ok();
+            let way_out = if alive { String::new() } else { format!("; set {}=-{name}", env::KERNELS.name) };
+            if !alive {
+                stopped = Some(name);
+            }
+            let numbers = dtype.as_str();
             tracing::warn!(
-                "the kernel `{}` is not used on cuda:{gpu} in {}, candle's operations are: {why}",
-                kernel.name(),
-                dtype.as_str()
+                "the kernel `{name}` is not used on cuda:{gpu} in {numbers}, candle's operations are: {why}{way_out}"
             );
         }
+        verdicts.insert(kernel, verdict);
     }
     let verdicts = Arc::new(verdicts);
     made.insert(key, Arc::clone(&verdicts));
     verdicts
+}
+
+/// Whether a setting leaves a kernel out: `off` all of them, `-NAME` one.
+fn left_out(setting: &str, name: &str) -> bool {
+    setting.split(',').any(|part| part == "off" || part.strip_prefix('-') == Some(name))
 }

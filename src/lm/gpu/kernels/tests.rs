@@ -4,7 +4,7 @@ use candle_core::{DType, Device};
 
 use super::check::{apart, sizes, tolerance};
 use super::emulation::with_kernels;
-use super::{Kernel, WIDEST};
+use super::{Kernel, WIDEST, left_out};
 
 #[test]
 fn kernels_compute_what_plain_operations_do() {
@@ -30,4 +30,18 @@ fn the_widest_rows_fit_their_block() {
             assert!(apart <= tolerance(DType::F32), "{}: {apart}", kernel.name());
         }
     });
+}
+
+#[test]
+fn settings_leave_out_kernels_by_name() {
+    for (setting, name, out) in [
+        ("", "turn", false),
+        ("off", "turn", true),
+        ("unchecked", "turn", false),
+        ("-rms_norm,-turn", "turn", true),
+        ("unchecked,-rms_norm", "rms_norm", true),
+        ("-rms_norm", "rms_norm_back", false),
+    ] {
+        assert_eq!(left_out(setting, name), out, "{setting} {name}");
+    }
 }

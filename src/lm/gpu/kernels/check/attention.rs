@@ -1,6 +1,6 @@
 //! Attention and what picks tokens, beside plain operations.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::super::super::attention::{Heads, Row};
 use super::super::super::gathered::Gathered;
@@ -45,6 +45,14 @@ fn rows(groups: &[(usize, &[usize])]) -> (Vec<Row>, usize) {
     (rows, tokens)
 }
 
+/// Queries whose scores have some spread, but are not of one key alone.
+fn queries(inputs: &mut Inputs<'_>, shape: &[usize; 3]) -> Result<(Tensor, Tensor)> {
+    let (there, _) = inputs.next(shape)?;
+    let there = (there * (2.0 / (shape[2] as f64).sqrt()))?;
+    let here = there.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+    Ok((there, here))
+}
+
 /// Attention over packed tokens, and the way back if that is wanted.
 pub(super) fn attention(inputs: &mut Inputs<'_>, back: bool) -> Result<Pairs> {
     let mut pairs = Vec::new();
@@ -54,13 +62,10 @@ pub(super) fn attention(inputs: &mut Inputs<'_>, back: bool) -> Result<Pairs> {
             candle_core::bail!("no kernel for heads of {}", heads.width)
         };
         let of_heads = |heads: usize, width: usize| [tokens, heads, width];
-        let (query, query_here) = inputs.next(&of_heads(heads.queries, heads.width))?;
-        // Scores of some spread, but not of one key alone.
-        let scale = 2.0 / (heads.width as f64).sqrt();
-        let (query, query_here) = ((query * scale)?, (query_here * scale)?);
+        let (query, query_here) = queries(inputs, &of_heads(heads.queries, heads.width))?;
         let (key, key_here) = inputs.next(&of_heads(heads.keys, heads.width))?;
         let (value, value_here) = inputs.next(&of_heads(heads.keys, heads.width))?;
-        let plain = Gathered::new(rows, *heads, &[*window], candle_core::DType::F32, &Device::Cpu)?;
+        let plain = Gathered::new(rows, *heads, &[*window], DType::F32, &Device::Cpu)?;
         let (mixed, sums) = kernels::attention(&tiles, [&query, &key, &value], *window)?;
         let here = [&query_here, &key_here, &value_here];
         let mixed_here = plain.forward(here, *window)?;
@@ -97,9 +102,7 @@ pub(super) fn decode(inputs: &mut Inputs<'_>) -> Result<Pairs> {
     for (heads, window, capacity, lengths) in &SLOTS {
         let Heads { queries, keys: kv_heads, width } = *heads;
         let rows = lengths.len();
-        let (query, query_here) = inputs.next(&[rows, queries, width])?;
-        let scale = 2.0 / (width as f64).sqrt();
-        let (query, query_here) = ((query * scale)?, (query_here * scale)?);
+        let (query, query_here) = self::queries(inputs, &[rows, queries, width])?;
         let (key, key_here) = inputs.next(&[rows, kv_heads, width])?;
         let (value, value_here) = inputs.next(&[rows, kv_heads, width])?;
         // One slot is not in use.
