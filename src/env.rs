@@ -45,10 +45,10 @@ pub const HF_HOME: Variable = Variable {
     doc: "Where Python's `huggingface_hub` keeps its things, shared with it. Default `$XDG_CACHE_HOME/huggingface`, or else `~/.cache/huggingface`.",
 };
 
-/// Where downloaded models are kept.
+/// Where what was downloaded is kept.
 pub const HF_HUB_CACHE: Variable = Variable {
     name: "HF_HUB_CACHE",
-    doc: "The cache of models that `hf:` sources download, shared with Python's `huggingface_hub`. Default `$HF_HOME/hub`.",
+    doc: "The cache of models and datasets that `hf:` sources download, shared with Python's `huggingface_hub`. Default `$HF_HOME/hub`.",
 };
 
 /// Where caches are kept.
@@ -58,7 +58,7 @@ pub const XDG_CACHE_HOME: Variable =
 /// What lets private and gated models be read.
 pub const HF_TOKEN: Variable = Variable {
     name: "HF_TOKEN",
-    doc: "The token for private and gated models of `hf:` sources. Sent to the hub's own host only; it is in no key, log or artifact.",
+    doc: "The token for private and gated models and datasets of `hf:` sources. Sent to the hub's own host only; it is in no key, log or artifact.",
 };
 
 /// Where the token is.
@@ -116,7 +116,7 @@ pub const TEST_CUDA_BIN: Variable = Variable {
 /// Where a test makes the process fail.
 pub const FAULT: Variable = Variable {
     name: "SAMI_FAULT",
-    doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth disk operation fails) or `kill:batch:3` (the process is killed after its third batch; also `checkpoint`, `progress`).",
+    doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth disk operation fails) or `kill:batch:3` (the process is killed after its third batch; also `checkpoint`, `progress`); `room:1000` has the disk say that a thousand bytes are free.",
 };
 
 /// Whether tests write the documents that they check.

@@ -204,6 +204,51 @@ fn the_whole_method_runs_and_its_rows_are_reused() {
 }
 
 #[test]
+fn candidates_begin_as_they_are_made_to_and_are_judged_by_what_follows_their_reasoning() {
+    let bench = Bench::new();
+    let world = world(&bench);
+    let inputs =
+        [("candidates.base", &world.model), ("queries", &world.queries), ("constitutions", &world.constitutions)];
+    let evaluate = |shape: Value| {
+        let rules = json!({"principles": {"brief": {"definition": {"max_words": 1}, "antithesis": {"min_words": 3}}}});
+        let mut fields =
+            json!({"candidates": {}, "against": "base", "prompt": PROMPT, "max_new_tokens": 12, "rules": rules});
+        fields.as_object_mut().expect("an object").extend(shape.as_object().cloned().expect("an object"));
+        let (evaluation, metrics) = bench.run("evaluate", "evaluate", fields, &inputs).expect("evaluates");
+        let rows = rows::read(evaluation.file("rows.jsonl").expect("is there")).expect("reads");
+        let said = |row: &rows::Row| row["candidates"]["base"]["responses"][0]["text"].as_str().map(str::to_owned);
+        (rows.iter().map(|row| said(row).expect("a text")).collect::<Vec<String>>(), metrics)
+    };
+    let (begun, _) = evaluate(json!({"prefix": " well yes"}));
+    assert!(begun.iter().all(|text| text.starts_with("well yes")), "{begun:?}");
+    let (after, metrics) = evaluate(json!({"prefix": " well yes", "after": "well", "until": ["."]}));
+    assert!(after.iter().all(|text| text.starts_with("yes") && !text.contains('.')), "{after:?}");
+    let words: usize = after.iter().map(|text| text.split_whitespace().count()).sum();
+    assert_eq!(metrics["mean_length.base"], json!(words as f64 / after.len() as f64), "the response's tokens alone");
+    let (none, _) = evaluate(json!({"after": "Summary:"}));
+    assert!(none.iter().all(String::is_empty), "{none:?}");
+}
+
+#[test]
+fn examples_of_several_nodes_are_mixed() {
+    let bench = Bench::new();
+    let world = world(&bench);
+    let (responses, _) = generate(&bench, &world, &world.queries).expect("generates");
+    let inputs = [("model", &world.model), ("responses", &responses)];
+    let (scores, _) = bench.run("score", "score", json!({"prompt": PROMPT}), &inputs).expect("scores");
+    let few = InputArtifact { take: Some(2), ..scores.clone() };
+    let train = |examples: Value, inputs: &[(&str, &InputArtifact)]| {
+        let fields = json!({"objective": "sami", "epochs": 1.0, "batch_queries": 2, "optimizer": {"lr": 0.003}, "examples": examples});
+        bench.run("finetune", "finetune", fields, inputs).map(|(_, metrics)| metrics["steps"].clone())
+    };
+    let model = ("model", &world.model);
+    let steps = train(json!("x"), &[model, ("examples", &scores)]).expect("trains");
+    assert_eq!(steps, 8, "sixteen rows, two a step");
+    let both = [model, ("examples.all", &scores), ("examples.few", &few)];
+    assert_eq!(train(json!({"all": "x", "few": "x"}), &both).expect("trains"), 9);
+}
+
+#[test]
 fn interrupted_nodes_go_on_where_they_were() {
     let undisturbed = Bench::new();
     let there = world(&undisturbed);

@@ -78,6 +78,19 @@ pub struct Experts {
     pub norm_topk_prob: bool,
 }
 
+/// What a pipeline says of a model instead of its own files: `{"dtype": "bf16"}`.
+const OWN: &str = "sami.json";
+
+/// A type as pipelines name it.
+pub fn dtype_named(name: &str) -> Option<DType> {
+    match name {
+        "f32" => Some(DType::F32),
+        "bf16" => Some(DType::BF16),
+        "f16" => Some(DType::F16),
+        _ => None,
+    }
+}
+
 /// Above any model that exists; keeps products of sizes within 64 bits.
 const LARGEST: u64 = 1 << 24;
 /// Above any model that exists.
@@ -209,14 +222,18 @@ fn experts(fields: &Fields, family: Family) -> Result<Option<Experts>, LmError> 
 }
 
 impl Config {
-    /// Reads `config.json`, and the end tokens of `generation_config.json` where it is there.
+    /// Reads `config.json`, the end tokens of `generation_config.json` where it is there, and the type that `sami.json` says
+    /// instead, where a pipeline says one.
     ///
     /// What is missing has the value that `transformers` gives it. Errs on families that the decoder is not made for,
     /// and on values that cannot be.
     pub fn load(files: &Files) -> Result<Self, LmError> {
         let fields =
             Fields::of(files, "config.json")?.ok_or_else(|| LmError::MissingFile { name: "config.json".to_owned() })?;
-        Self::read(&fields, Fields::of(files, "generation_config.json")?.as_ref())
+        let config = Self::read(&fields, Fields::of(files, "generation_config.json")?.as_ref())?;
+        let own = Fields::of(files, OWN)?;
+        let dtype = own.as_ref().and_then(|own| own.get("dtype")).and_then(Value::as_str).and_then(dtype_named);
+        Ok(Self { dtype: dtype.unwrap_or(config.dtype), ..config })
     }
 
     /// What a `config.json` says that lies in no file.

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use candle_core::{DType, Device, Tensor, Var};
+pub use candle_core::{Device, Tensor, Var};
 
 pub mod adapter;
 pub mod chat;

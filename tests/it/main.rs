@@ -14,6 +14,7 @@ mod doctor;
 mod endpoint;
 mod endpoint_run;
 mod endpoint_server;
+mod estimates;
 mod explain;
 mod gguf;
 mod gradients;

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::{Amount, LETTERS_PER_TOKEN};
 use crate::endpoint::Price;
 use crate::kinds::template::Template;
-use crate::lm::{Config, DType, Files, Tokenizer};
+use crate::lm::config::dtype_named;
+use crate::lm::{Config, Files, Tokenizer};
 use crate::pipeline::dataset::Row;
 
 /// What stands for a principle that is not written yet.
@@ -46,6 +47,12 @@ impl Facts {
         Self { unknown: Some(why.into()), ..Self::default() }
     }
 
+    /// Whether nothing is known, and no reason told.
+    pub fn are_none(&self) -> bool {
+        let Self { rows, model, endpoint, principles, unknown, .. } = self;
+        rows.is_none() && model.is_none() && endpoint.is_none() && principles.is_none() && unknown.is_none()
+    }
+
     /// Of rows of a dataset.
     pub fn of_rows(rows: Amount, some: Vec<Row>) -> Self {
         let bytes = some.iter().map(|row| json!(row).to_string().len() as u64 + 1).sum::<u64>();
@@ -72,13 +79,7 @@ impl Facts {
     /// The same, held in the type that the pipeline says, if it says one.
     #[must_use]
     pub fn of_dtype(self, dtype: Option<&str>) -> Self {
-        let dtype = match dtype {
-            Some("bf16") => DType::BF16,
-            Some("f16") => DType::F16,
-            Some("f32") => DType::F32,
-            _ => return self,
-        };
-        let Some(model) = &self.model else { return self };
+        let (Some(dtype), Some(model)) = (dtype.and_then(dtype_named), &self.model) else { return self };
         Self::of_form(Config { dtype, ..model.config.clone() }, model.files.clone())
     }
 

@@ -282,3 +282,18 @@ fn a_model_too_large_for_memory_is_an_error() {
     let error = super::super::Model::random(config, 0, &candle_core::Device::Cpu).unwrap_err();
     assert!(error.to_string().contains("do not fit the memory"), "{error}");
 }
+
+#[test]
+fn a_pipelines_type_wins() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, json: Value| {
+        let path = folder.path().join(name);
+        fs_err::write(&path, json.to_string()).unwrap();
+        (name.to_owned(), path)
+    };
+    let own = Files::from([write("config.json", with("torch_dtype", json!("float16")))]);
+    assert_eq!(Config::load(&own).unwrap().dtype, DType::F16);
+    let both = [own, Files::from([write("sami.json", json!({"dtype": "bf16"}))])].into_iter().flatten().collect();
+    assert_eq!(Config::load(&both).unwrap().dtype, DType::BF16);
+    assert_eq!(Config::of_json(llama()).unwrap(), load(&llama()).unwrap());
+}
