@@ -84,7 +84,14 @@ impl Facts {
     }
 
     pub(super) fn of_form(config: Config, files: Files) -> Self {
-        Self { model: Some(Arc::new(ModelFacts { config, files, tokenizer: OnceLock::new() })), ..Self::default() }
+        let model = ModelFacts { config, files, is_bound: false, tokenizer: OnceLock::new() };
+        Self { model: Some(Arc::new(model)), ..Self::default() }
+    }
+
+    /// Of a model that has this form at most: its vocabulary may turn out smaller.
+    pub(super) fn of_bound(config: Config) -> Self {
+        let model = ModelFacts { config, files: Files::new(), is_bound: true, tokenizer: OnceLock::new() };
+        Self { model: Some(Arc::new(model)), ..Self::default() }
     }
 
     /// Of an endpoint.
@@ -151,6 +158,8 @@ impl Facts {
 pub struct ModelFacts {
     pub(super) config: Config,
     files: Files,
+    /// Whether it may turn out smaller.
+    pub(super) is_bound: bool,
     tokenizer: OnceLock<Option<Tokenizer>>,
 }
 
