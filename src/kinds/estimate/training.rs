@@ -1,6 +1,6 @@
 //! Estimates of kinds that make models.
 
-use super::{Amount, Estimate, Facts, How, Known};
+use super::{Amount, Estimate, Facts, Known};
 use crate::kinds::finetune::{Finetune, Objective};
 use crate::kinds::init::Init;
 use crate::lm::train::{Beside, Held, footprint, trained};
