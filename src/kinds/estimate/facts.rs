@@ -25,8 +25,8 @@ pub struct Facts {
     pub some: Arc<Vec<Row>>,
     /// The model.
     pub model: Option<Arc<ModelFacts>>,
-    /// That it is an endpoint, and its prices.
-    pub endpoint: Option<Option<Price>>,
+    /// That it is an endpoint.
+    pub endpoint: Option<Asked>,
     /// Constitutions, or those behind its rows.
     pub principles: Option<Principles>,
     /// Responses to each constitution of a row.
@@ -96,7 +96,7 @@ impl Facts {
 
     /// Of an endpoint.
     pub fn of_endpoint(price: Option<Price>) -> Self {
-        Self { endpoint: Some(price), ..Self::default() }
+        Self { endpoint: Some(Asked { price }), ..Self::default() }
     }
 
     /// The same with only a part of the rows.
@@ -151,6 +151,13 @@ impl Facts {
         }
         (prompts > 0).then(|| Amount::about(tokens.div_ceil(prompts)))
     }
+}
+
+/// An endpoint, as far as calls to it go.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    /// What tokens cost, if that is said.
+    pub(super) price: Option<Price>,
 }
 
 /// A model: its form, and its tokenizer once that is wanted.
