@@ -83,8 +83,8 @@ fn seeds(seeds: &[u64], out: &mut impl std::io::Write) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What trains beside SAMI: each goes on from its own iteration before, on the responses that SAMI trains on, with its
-/// batches, steps, rate and KL budget.
+/// What trains beside SAMI: each goes on from its own iteration before, on the responses that SAMI trains on, and everything
+/// but the objective is as SAMI has it.
 const BASELINES: &str = r#"
 [loop.nodes.sft]
 kind = "finetune"
@@ -95,6 +95,7 @@ examples = "score"
 batch_queries = 32                        # responses: those of 16 queries
 steps = "${steps}"
 optimizer = { name = "adamw", lr = "${lr}" }
+kl_weight = "${kl_weight}"
 kl_budget = "${kl_budget}"
 score_eos = true
 seed = "${seed}"
@@ -108,6 +109,7 @@ examples = "score"
 batch_queries = 16
 steps = "${steps}"
 optimizer = { name = "adamw", lr = "${lr}" }
+kl_weight = "${kl_weight}"
 kl_budget = "${kl_budget}"
 score_eos = true
 seed = "${seed}"
@@ -126,9 +128,11 @@ fn with_baselines() -> std::io::Result<String> {
     let two = "base = \"base\", sami = \"finetune\" }";
     let text = replaced(text, two, "base = \"base\", sami = \"finetune\", sft = \"sft\", dpo = \"dpo\" }")?;
     let evaluate = text.find("[loop.nodes.evaluate]").ok_or_else(|| std::io::Error::other("no evaluation"))?;
-    let rivals = text[evaluate..].replace("[loop.nodes.evaluate", "[loop.nodes.rivals");
+    // Outside of the loop, so that only its last models are evaluated.
+    let last = text[evaluate..].replace("[loop.nodes.evaluate", "[nodes.evaluate");
+    let rivals = last.replace("[nodes.evaluate", "[nodes.rivals");
     let rivals = replaced(rivals, "against = \"base\"", "against = \"sami\"")?;
-    Ok(format!("{}{BASELINES}{}\n{rivals}", &text[..evaluate], &text[evaluate..]))
+    Ok(format!("{}{BASELINES}{last}\n{rivals}", &text[..evaluate]))
 }
 
 fn baselines(seeds: &[u64], out: &mut impl std::io::Write) -> std::io::Result<()> {
@@ -143,9 +147,8 @@ fn baselines(seeds: &[u64], out: &mut impl std::io::Write) -> std::io::Result<()
         let cache = tempfile::tempdir()?;
         let (done, _) = run_file(&pipeline, cache.path(), &[format!("seed={seed}")])?;
         let nodes = done["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let last =
-            |name: &str| nodes.iter().rfind(|node| node["name"] == format!("{name}@3")).map(|node| &node["metrics"]);
-        let (Some(base), Some(rivals)) = (last("evaluate"), last("rivals")) else { continue };
+        let of = |name: &str| nodes.iter().find(|node| node["name"] == name).map(|node| &node["metrics"]);
+        let (Some(base), Some(rivals)) = (of("evaluate"), of("rivals")) else { continue };
         let rate = |metrics: &Value, name: &str| {
             let of = |figure: &str| 100.0 * number(metrics, &format!("{figure}.{name}"));
             format!("{:.1} [{:.1}, {:.1}]", of("win_rate"), of("win_rate_low"), of("win_rate_high"))

@@ -18,7 +18,13 @@ const NAME: usize = 56;
 /// Whether a metric is one that the tables tell with more beside it.
 pub(super) fn tells(metric: &str) -> bool {
     let stem = metric.split('.').next().unwrap_or(metric);
-    stem == "ties" || stem.starts_with("win_rate_") || stem.starts_with("paired")
+    stem == "ties" || stem.starts_with("win_rate") || stem.starts_with("paired")
+}
+
+/// Whether a metric is an end of an interval.
+pub(super) fn is_end(metric: &str) -> bool {
+    let stem = metric.split('.').next().unwrap_or(metric);
+    stem.ends_with("_low") || stem.ends_with("_high")
 }
 
 /// The tables, each after an empty line; nothing if the file cannot be read.

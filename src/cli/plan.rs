@@ -88,7 +88,7 @@ pub(crate) fn plan(context: &Context, args: &PlanArgs) -> CommandResult {
     let totals = Totals::of(&estimates, store);
     text.push_str(&totals.text(pipeline));
     context::print(&text)?;
-    context::complain(&Vec::from_iter(totals.warning(store)));
+    context::complain(totals.warning(store).as_slice());
     Ok(DONE)
 }
 

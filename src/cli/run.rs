@@ -34,7 +34,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     };
     if stale {
         let estimates = exec::estimate(&pipeline, &store, &index, &plan, &options.device, !options.gpus.is_empty())?;
-        context::complain(&Vec::from_iter(Totals::of(&estimates, &store).warning(&store)));
+        context::complain(Totals::of(&estimates, &store).warning(&store).as_slice());
     }
     let mut tell = |event: &Event| report.tell(event);
     let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell)?;

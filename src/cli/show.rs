@@ -146,7 +146,8 @@ fn side_by_side(latest: &NodeRecord, earlier: &[NodeRecord]) -> String {
     for path in &paths {
         row(path, &|result| value_at(result, path));
     }
-    let names: BTreeSet<&String> = results.iter().flat_map(|result| result.metrics.keys()).collect();
+    let names = results.iter().flat_map(|result| result.metrics.keys());
+    let names: BTreeSet<&String> = names.filter(|name| !breakdown::is_end(name)).collect();
     for name in names {
         row(name, &|result| result.metrics.get(name).map_or_else(|| "-".to_owned(), figure));
     }

@@ -2,12 +2,11 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::pace::Pace;
 use super::{Calling, Client, Conversation, EndpointError, Fault, Reply, Settings};
 
 /// The pause before the second try, at most; it doubles with each further one.
@@ -70,7 +69,6 @@ struct Shared {
     settings: Settings,
     retries: u32,
     said: Vec<Conversation>,
-    pace: Mutex<Pace>,
     next: AtomicUsize,
     retried: AtomicU64,
     /// Whether the server has answered anything yet.
@@ -103,7 +101,6 @@ pub fn ask_all(
         settings: settings.clone(),
         retries: calling.retries,
         said,
-        pace: Mutex::new(Pace::new(calling, Instant::now())),
         next: AtomicUsize::new(0),
         retried: AtomicU64::new(0),
         reached: AtomicBool::new(false),
@@ -164,10 +161,6 @@ impl Shared {
         self.stop.load(Ordering::Relaxed)
     }
 
-    fn pace<T>(&self, with: impl FnOnce(&mut Pace) -> T) -> T {
-        with(&mut self.pace.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
     /// Makes calls until there are no more.
     fn work(&self, answers: &Sender<Handed>) {
         while !self.stopped() {
@@ -192,7 +185,7 @@ impl Shared {
         let expected = said.tokens() + self.settings.max_new_tokens as u64;
         let mut pause = FIRST_PAUSE;
         for number in 1.. {
-            while let Some(wait) = self.pace(|pace| pace.take(expected, Instant::now())) {
+            while let Some(wait) = self.client.pace(|pace| pace.take(expected, Instant::now())) {
                 self.sleep(wait)?;
             }
             if self.stopped() {
@@ -201,7 +194,7 @@ impl Shared {
             let (what, after) = match self.client.call(said, &self.settings) {
                 Ok(reply) => {
                     let tokens = reply.prompt_tokens + reply.completion_tokens;
-                    self.pace(|pace| pace.settle(expected, tokens));
+                    self.client.pace(|pace| pace.settle(expected, tokens));
                     self.reached.store(true, Ordering::Relaxed);
                     return Some(Ok(reply));
                 }
@@ -218,7 +211,7 @@ impl Shared {
             }
             tracing::warn!("try {number} of a call: {what}");
             if let Some(after) = after {
-                self.pace(|pace| pace.hold(Instant::now() + after));
+                self.client.pace(|pace| pace.hold(Instant::now() + after));
             }
             self.retried.fetch_add(1, Ordering::Relaxed);
             self.sleep(pause.mul_f64(0.5 + 0.5 * chance()).max(after.unwrap_or_default()))?;

@@ -1,12 +1,14 @@
 //! One call: what is sent, what comes back, and which failures are worth another try.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use ureq::Agent;
 use ureq::http::HeaderMap;
 
+use super::pace::Pace;
 use super::{Calling, Endpoint, EndpointError, Key, tokens_of};
 
 /// What is said to a model, in one turn.
@@ -69,7 +71,7 @@ const SHOWN: usize = 300;
 /// Longest time to wait for a connection.
 const CONNECT: Duration = Duration::from_secs(15);
 
-/// Makes calls to one endpoint. Cheap to clone; clones share connections.
+/// Makes calls to one endpoint. Cheap to clone; clones share connections and limits by the minute.
 #[derive(Debug, Clone)]
 pub struct Client {
     agent: Agent,
@@ -77,6 +79,7 @@ pub struct Client {
     url: String,
     max_tokens_field: String,
     key: Option<Key>,
+    pace: Arc<Mutex<Pace>>,
 }
 
 #[derive(Deserialize)]
@@ -145,7 +148,8 @@ impl Client {
             .build()
             .new_agent();
         let url = format!("{}/chat/completions", endpoint.base_url);
-        Self { agent, endpoint: endpoint.clone(), url, max_tokens_field: calling.max_tokens_field.clone(), key }
+        let pace = Arc::new(Mutex::new(Pace::new(calling, Instant::now())));
+        Self { agent, endpoint: endpoint.clone(), url, max_tokens_field: calling.max_tokens_field.clone(), key, pace }
     }
 
     /// The model's name at the server.
@@ -156,6 +160,11 @@ impl Client {
     /// The address that is called.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// What says when calls may be made.
+    pub(super) fn pace<T>(&self, with: impl FnOnce(&mut Pace) -> T) -> T {
+        with(&mut self.pace.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The body of a request.

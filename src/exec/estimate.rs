@@ -114,19 +114,28 @@ impl<'a> Estimator<'a> {
 
     /// What is known of what a fresh node made.
     fn fresh(&mut self, node: usize, artifact: &crate::digest::Digest) -> Facts {
-        if self.pipeline.nodes[node].spec.output() != ArtifactType::Model {
+        let output = self.pipeline.nodes[node].spec.output();
+        if ![ArtifactType::Model, ArtifactType::Dataset].contains(&output) {
             return self.of(node).made;
         }
-        match self.store.files(artifact) {
-            Ok(files) => Facts::of_model(&files),
-            Err(error) => Facts::unknown(error.to_string()),
-        }
+        let files = match self.store.files(artifact) {
+            Ok(files) => files,
+            Err(error) => return Facts::unknown(error.to_string()),
+        };
+        let rows = || {
+            let (rows, some) = dataset::sample_of(files.get("rows.jsonl")?, ROWS)?;
+            Some(Facts::of_rows(Amount::exactly(rows), some))
+        };
+        if output == ArtifactType::Model { Facts::of_model(&files) } else { rows().unwrap_or_default() }
     }
 
     fn facts(&mut self, link: &'a Link) -> Facts {
         let target = &link.target;
         if let Target::Node(input) = target {
-            return self.made.get(input).cloned().unwrap_or_default();
+            return match self.made.get(input) {
+                Some(facts) if !facts.are_none() => facts.clone(),
+                _ => Facts::unknown(format!("until {} has run", self.pipeline.nodes[*input].name)),
+            };
         }
         if let Some(facts) = self.sources.get(target) {
             return facts.clone();

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use self::estimate::{Estimate, Facts, Known};
+use self::estimate::{Estimate, Known};
 use crate::digest::Digest;
 use crate::endpoint::Calling;
 use crate::pipeline::{ArtifactType, KindSpec, Spec};
@@ -68,7 +68,7 @@ pub trait NodeKind: Spec + Serialize + DeserializeOwned + Sized + 'static {
     /// What a node will come to, as far as that can be told before it runs. Pure, and cheap.
     fn estimate(&self, known: &Known<'_>) -> Estimate {
         let _ = known;
-        Estimate { made: Facts::unknown("until it has run"), ..Estimate::default() }
+        Estimate::default()
     }
 
     /// Does the node's work. May be killed at any moment and called again with the same scratch directory.

@@ -37,6 +37,8 @@ pub(super) struct RemoteSpeaker {
     id: Digest,
     endpoint: Endpoint,
     calling: Calling,
+    /// Made with the first call: until then no key is needed.
+    client: Option<Client>,
     tally: Tally,
     /// Answers that were asked for, remembered ones among them.
     asked: u64,
@@ -95,6 +97,7 @@ impl Speaker {
             id: input.id,
             endpoint,
             calling,
+            client: None,
             tally: Tally::default(),
             asked: 0,
         })))
@@ -218,10 +221,13 @@ impl Work<'_, '_> {
             hasher.text(&say.user).number(say.seed).finish()
         };
         let keys: Vec<Digest> = says.iter().map(key).collect();
-        let RemoteSpeaker { endpoint, calling, tally, asked, .. } = remote;
+        let RemoteSpeaker { endpoint, calling, client, tally, asked, .. } = remote;
         let cancel = self.cancel();
         let rows: Rows<Remembered> = self.remembered(&space, &keys, |missing, keeper| {
-            let client = Client::new(endpoint, calling, calling.key(endpoint)?);
+            let client = match client {
+                Some(client) => client,
+                None => client.insert(Client::new(endpoint, calling, calling.key(endpoint)?)),
+            };
             let sent = Settings {
                 max_new_tokens: settings.max_new_tokens,
                 temperature: settings.temperature,
@@ -235,7 +241,7 @@ impl Work<'_, '_> {
             let known = says.len() - missing.len();
             tracing::info!("{}: {estimate}{}; {known} more are remembered", client.model(), cost.unwrap_or_default());
             let mut fault = None;
-            let (made, end) = ask_all(&client, calling, said, &sent, cancel, &mut |place, reply| {
+            let (made, end) = ask_all(client, calling, said, &sent, cancel, &mut |place, reply| {
                 let taken = keeper.take(std::iter::once((place, remembered(reply, &settings.stop))));
                 // Each is paid for: none waits for others to be kept with.
                 let kept = keeper.keep();

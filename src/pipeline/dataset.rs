@@ -158,6 +158,11 @@ pub fn sample(spec: &DatasetSpec, files: &[RowFile], most: usize) -> Option<Samp
     Some(Sample { rows, exact: !spec.unique, some })
 }
 
+/// How many rows a file of JSON lines has, and some of them.
+pub fn sample_of(lines: &Path, most: usize) -> Option<(u64, Vec<Row>)> {
+    rows::sample(&RowFile { name: "rows.jsonl".to_owned(), path: lines.to_owned() }, most)
+}
+
 /// The part of the rows that an input takes.
 pub fn slice(rows: &[Row], skip: Option<u64>, take: Option<u64>) -> &[Row] {
     &rows[range(rows.len(), skip.unwrap_or(0), take)]

@@ -184,6 +184,14 @@ fn calls_are_made_at_once_but_not_too_many() {
     ask(&server, &limited, 16);
     // Ten at once, as the first second brings, and the rest one by one.
     assert!(begin.elapsed() >= Duration::from_millis(550), "{:?}", begin.elapsed());
+    // Who asks in several goes has one limit for all of them.
+    let client = Client::new(&endpoint(&server), &Calling { requests_per_minute: Some(120), ..careful() }, None);
+    let begin = Instant::now();
+    for _ in 0..4 {
+        let never = AtomicBool::new(false);
+        ask_all(&client, &careful(), vec![say("again")], &settings(), &never, &mut |_, _| true);
+    }
+    assert!(begin.elapsed() >= Duration::from_millis(950), "{:?}", begin.elapsed());
 }
 
 #[test]

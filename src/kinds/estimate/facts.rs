@@ -47,6 +47,12 @@ impl Facts {
         Self { unknown: Some(why.into()), ..Self::default() }
     }
 
+    /// Whether nothing is known, and no reason told.
+    pub fn are_none(&self) -> bool {
+        let Self { rows, model, endpoint, principles, unknown, .. } = self;
+        rows.is_none() && model.is_none() && endpoint.is_none() && principles.is_none() && unknown.is_none()
+    }
+
     /// Of rows of a dataset.
     pub fn of_rows(rows: Amount, some: Vec<Row>) -> Self {
         let bytes = some.iter().map(|row| json!(row).to_string().len() as u64 + 1).sum::<u64>();

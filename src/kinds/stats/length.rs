@@ -66,6 +66,10 @@ impl Controlled {
 
     /// The figure, of these comparisons or of resampled ones.
     pub(in crate::kinds) fn rate(self, trials: &Trials) -> Option<f64> {
+        let first = trials.wins.first()?;
+        if (*first == 0.0 || *first == 1.0) && trials.wins.iter().all(|win| win == first) {
+            return trials.longer.is_some().then_some(*first);
+        }
         Some(sigmoid(Line::fit_from(self.line, &terms(trials)?, self.penalty).intercept))
     }
 }

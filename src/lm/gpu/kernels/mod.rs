@@ -1,7 +1,8 @@
 //! CUDA kernels of our own, where candle's operations read and write the same memory several times.
 //!
 //! - `*.cu`: the kernels, compiled for each type of numbers by `build.rs` where the feature `cuda` is on.
-//! - `norm.rs`, `turn.rs`, `gate.rs`, `update.rs`: what each needs, and its launch. `launch.rs` runs it.
+//! - `norm.rs`, `turn.rs`, `gate.rs`, `update.rs`, `attention.rs`, `decode.rs`, `pick.rs`: what each needs, and its launch.
+//!   `launch.rs` runs it.
 //! - `check.rs`: each kernel beside plain operations on a small input, before a device's first use of them.
 //! - `emulation.rs` runs the same launches in tests, on the CPU.
 //!
