@@ -8,7 +8,7 @@ use super::alike::{self, Alike};
 use super::check::{input, problem, require};
 use super::contrast::{Constitutions, Contrast, Format, HoldOut, Principle, Size};
 use super::estimate::{self, Estimate, Known};
-use super::hold_out::Rule;
+use super::hold_out::{Rule, Which};
 use super::principles::{Draft, Principles};
 use super::speaker::{SPEAKERS, SpeakSettings};
 use super::writer::{self, Writer};
@@ -205,7 +205,12 @@ impl Spec for ConstitutionsKind {
     }
 
     fn fields(&self) -> Value {
-        json!(self)
+        // The order of principles is lost in JSON, and with it which are the last.
+        let mut named = self.clone();
+        if let Rule::Principles(which) = &self.hold_out {
+            named.hold_out = Rule::Principles(Which::Named(which.names(self.principles.0.keys())));
+        }
+        json!(named)
     }
 
     fn validate(&self) -> Vec<Problem> {
