@@ -322,7 +322,7 @@ principles is shuffled for each. Draws depend on the seed and the query's id onl
 | `contrast` | `"positive-vs-antithesis"`: the first constitution is all positive, the others have an antithesis in them; `"complement"`: pairs in which every principle is flipped; `"uniform"`: any distinct polarities | `"positive-vs-antithesis"` |
 | `per_query` | constitutions for a query, C ≥ 2 | 2 |
 | `principles_per_constitution` | a number or `[min, max]` | all |
-| `hold_out` | what is kept out of training, and asked for by `evaluate` with `combinations = "held-out"`: a share of the combinations of principles (`0.25`), or whole principles, by name or the last so many (`{ principles = ["a", "b"] }`, `{ principles = 5 }`) | 0 |
+| `hold_out` | what is kept out of training, and asked for by `evaluate` with `combinations = "held-out"`: a share of the combinations of principles (`0.25`), or whole principles, by name or the last so many as they stand (`{ principles = ["a", "b"] }`, `{ principles = 5 }`) | 0 |
 | `must_flip` | with `"positive-vs-antithesis"`: principles that are in every constitution, and flipped in each but the first | `[]` |
 | `format` | `"numbered"` (`1. …` lines), `"lines"`, or `"plain"` (joined by a space) | `"numbered"` |
 | `task` | what the principles are for; kept with them | |
