@@ -123,7 +123,7 @@ mod tests {
         assert!(read(json!({})).expect_err("empty").contains("from"));
         assert!(read(json!({"take": 3})).expect_err("of nothing").contains("from"));
         assert!(read(json!({"from": "a", "tkae": 3})).expect_err("a slip").contains("tkae"));
-        assert!(read(json!({"x": "a", "take": 3})).expect_err("mixed").contains("beside"));
+        assert!(read(json!({"other": "a", "take": 3})).expect_err("mixed").contains("beside"));
         assert!(read(json!(["a"])).is_err());
     }
 }

@@ -319,8 +319,8 @@ fn answer(
                     cells(queries, &questions.prompts, &answers, Scoring { eos: kind.score_eos, join: kind.join });
                 let own = responses::diagonal(&pairs, size);
                 let cells = work.logprobs(policy, &pairs)?.values;
-                if shape.after.is_some() {
-                    // Without the reasoning.
+                if !questions.in_chat && (kind.prefix.is_some() || kind.after.is_some()) {
+                    // With what it was made to begin with, without the reasoning.
                     let own = cells.chunks(size * size).flat_map(|cells| cells.iter().step_by(size + 1));
                     answers.iter_mut().zip(own).for_each(|(said, own)| said.tokens = Some(own.tokens));
                 }
