@@ -162,12 +162,16 @@ fn an_endpoint_can_be_a_candidate() {
     let server = Server::start(|call| {
         if call.user().contains("<response-A>") { Act::say(for_the_shorter(call)) } else { Act::say(" yes . ") }
     });
-    let tables = format!("{}{}", server.model("judge", ""), server.model("voice", "price = { input = 1e6, output = 1e6 }"));
+    let tables =
+        format!("{}{}", server.model("judge", ""), server.model("voice", "price = { input = 1e6, output = 1e6 }"));
     let fields = "chat = [\"voice\"]\nsystem = \"You answer.\"\nchat_prompt = \"Say, {{ query }}?\"\ntemperature = 1.0";
     let text = pipeline(&tables, fields).replace("short = \"short\"", "voice = \"voice\"");
     let sandbox = Sandbox::with(&text);
     let found = metrics(&sandbox.sami(&["run", "p.toml", "--json"]).exits(DONE));
-    assert_eq!((&found["calls.voice"], &found["judge.calls"], &found["win_rate"]), (&12.into(), &24.into(), &1.0.into()));
+    assert_eq!(
+        (&found["calls.voice"], &found["judge.calls"], &found["win_rate"]),
+        (&12.into(), &24.into(), &1.0.into())
+    );
     assert!(found["cost.voice"].as_f64() > Some(0.0) && found.get("bound.voice").is_none(), "{found}");
     assert_eq!((&found["mean_characters.voice"], &found["mean_length.voice"]), (&5.0.into(), &2.0.into()));
     let first = server.calls().into_iter().find(|call| !call.user().contains("<response-A>")).expect("it was asked");
