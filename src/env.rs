@@ -36,7 +36,7 @@ pub const KERNELS: Variable = Variable {
 /// Whether steps of decoding are recorded.
 pub const GRAPHS: Variable = Variable {
     name: "SAMI_GRAPHS",
-    doc: "For a build with CUDA. `off`: the kernels of a step of sampling are launched one by one, not recorded as a CUDA graph. Default: they are recorded, where the recording gives what they give one by one.",
+    doc: "For a build with CUDA. `on`: the launches of a step of sampling are recorded as a CUDA graph, if that gives what they give one by one. Default: they are launched one by one, until recorded steps were seen on a GPU.",
 };
 
 /// Where the model hub's files are kept.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::rows::{Lack, Part, choose};
 use super::{Downloaded, Hub, HubError, Listing, Repo, http};
@@ -148,7 +148,8 @@ fn quoted<'a>(names: impl IntoIterator<Item = &'a String>) -> String {
 /// The error that a repository has not what is asked for.
 fn lacks(repo: &Repo, listing: &Listing, lack: Lack, part: &Part) -> HubError {
     let names = listing.names();
-    let script = names.iter().find(|name| name.ends_with(".py") && !name.contains('/'));
+    let script =
+        names.iter().find(|name| !name.contains('/') && Path::new(name).extension().is_some_and(|end| end == "py"));
     let (what, help) = match lack {
         Lack::Rows if script.is_some() && repo.revision == "main" => (
             format!(

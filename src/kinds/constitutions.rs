@@ -8,7 +8,7 @@ use super::alike::{self, Alike};
 use super::check::{input, problem, require};
 use super::contrast::{Constitutions, Contrast, Format, HoldOut, Principle, Size};
 use super::estimate::{self, Estimate, Known};
-use super::hold_out::Rule;
+use super::hold_out::{Rule, Which};
 use super::principles::{Draft, Principles};
 use super::speaker::{SPEAKERS, SpeakSettings};
 use super::writer::{self, Writer};
@@ -205,7 +205,12 @@ impl Spec for ConstitutionsKind {
     }
 
     fn fields(&self) -> Value {
-        json!(self)
+        // The order of principles is lost in JSON, and with it which are the last.
+        let mut named = self.clone();
+        if let Rule::Principles(which) = &self.hold_out {
+            named.hold_out = Rule::Principles(Which::Named(which.names(self.principles.0.keys())));
+        }
+        json!(named)
     }
 
     fn validate(&self) -> Vec<Problem> {
@@ -317,7 +322,7 @@ principles is shuffled for each. Draws depend on the seed and the query's id onl
 | `contrast` | `"positive-vs-antithesis"`: the first constitution is all positive, the others have an antithesis in them; `"complement"`: pairs in which every principle is flipped; `"uniform"`: any distinct polarities | `"positive-vs-antithesis"` |
 | `per_query` | constitutions for a query, C ≥ 2 | 2 |
 | `principles_per_constitution` | a number or `[min, max]` | all |
-| `hold_out` | what is kept out of training, and asked for by `evaluate` with `combinations = "held-out"`: a share of the combinations of principles (`0.25`), or whole principles, by name or the last so many (`{ principles = ["a", "b"] }`, `{ principles = 5 }`) | 0 |
+| `hold_out` | what is kept out of training, and asked for by `evaluate` with `combinations = "held-out"`: a share of the combinations of principles (`0.25`), or whole principles, by name or the last so many as they stand (`{ principles = ["a", "b"] }`, `{ principles = 5 }`) | 0 |
 | `must_flip` | with `"positive-vs-antithesis"`: principles that are in every constitution, and flipped in each but the first | `[]` |
 | `format` | `"numbered"` (`1. …` lines), `"lines"`, or `"plain"` (joined by a space) | `"numbered"` |
 | `task` | what the principles are for; kept with them | |

@@ -77,6 +77,14 @@ impl<'de> Deserialize<'de> for Rule {
                 )
             }
 
+            fn visit_str<E: Error>(self, text: &str) -> Result<Rule, E> {
+                // A value that could not be made, and was told of, is empty.
+                if text.is_empty() {
+                    return Ok(Rule::default());
+                }
+                Err(E::invalid_type(serde::de::Unexpected::Str(text), &self))
+            }
+
             fn visit_f64<E>(self, share: f64) -> Result<Rule, E> {
                 Ok(Rule::Share(share))
             }
@@ -112,6 +120,10 @@ impl<'de> Deserialize<'de> for Which {
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("names of principles, or how many of the last ones")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Which, E> {
+                Ok(Which::Named(if name.is_empty() { Vec::new() } else { vec![name.to_owned()] }))
             }
 
             fn visit_i64<E: Error>(self, count: i64) -> Result<Which, E> {

@@ -108,7 +108,8 @@ fn given(row: &Row, query: &Query, compared: usize) -> Result<Vec<Given>, String
         }
         // Several responses to each constitution stand constitution by constitution; the first of each is compared.
         let constitutions = row.get("constitutions").and_then(Value::as_array).map_or(all.len(), Vec::len);
-        let each = if constitutions > 0 && all.len() % constitutions == 0 { all.len() / constitutions } else { 1 };
+        let each =
+            if constitutions > 0 && all.len().is_multiple_of(constitutions) { all.len() / constitutions } else { 1 };
         return Ok(all.into_iter().step_by(each.max(1)).take(compared).collect());
     }
     let Some(one) = row.get("response") else { return Err("has no `response`".to_owned()) };

@@ -48,6 +48,8 @@ pub(super) struct Ask {
     pub(super) prompt: String,
     /// Seed of its random numbers.
     pub(super) seed: u64,
+    /// Whether the prompt ends within the response: then the white space between the two counts.
+    pub(super) continues: bool,
 }
 
 /// A response as it was sampled.
@@ -134,22 +136,35 @@ impl<'a, 'cx> Work<'a, 'cx> {
         asks: &[Ask],
     ) -> Result<Rows<Answer>, NodeError> {
         let space = space("sample", &[&policy.input.id], &json!(settings));
-        let keys: Vec<Digest> =
-            asks.iter().map(|ask| Hasher::new().text(&ask.prompt).number(ask.seed).finish()).collect();
+        let key = |ask: &Ask| {
+            let mut hasher = Hasher::new();
+            hasher.text(&ask.prompt).number(ask.seed);
+            if ask.continues {
+                hasher.text("continues");
+            }
+            hasher.finish()
+        };
+        let keys: Vec<Digest> = asks.iter().map(key).collect();
         let limits = Limits { rows: self.cx.micro_batch };
         self.remembered(&space, &keys, |missing, keeper| {
             let fit = policy.fit()?;
             let (model, tokenizer) = (fit.model, fit.tokenizer);
             let mut prompts = Vec::with_capacity(missing.len());
             for at in missing {
-                let Ask { row, prompt, seed } = &asks[*at];
+                let Ask { row, prompt, seed, .. } = &asks[*at];
                 prompts.push(Prompt { ids: fit.prompt(row, prompt, settings.max_new_tokens)?, seed: *seed });
             }
             let answer = |(at, response): (usize, Response)| {
-                let Response { ids, text, finish } = response;
-                (at, Answer { text, tokens: ids.len(), finish })
+                let Response { ids, mut text, finish } = response;
+                if asks[missing[at]].continues {
+                    text = following(tokenizer, &prompts[at].ids, &ids, &text)?;
+                }
+                Ok::<_, LmError>((at, Answer { text, tokens: ids.len(), finish }))
             };
-            let finished = |responses: Vec<_>| keeper.take(responses.into_iter().map(answer));
+            let finished = |responses: Vec<_>| {
+                let answers: Vec<_> = responses.into_iter().map(answer).collect::<Result<_, _>>()?;
+                keeper.take(answers.into_iter())
+            };
             sample_each(model, tokenizer, &prompts, settings, limits, finished).map_err(|error| match error {
                 NodeError::Lm(error) => named(error, |at| &asks[missing[at]].row),
                 other => other,
@@ -302,6 +317,15 @@ impl Policy {
             _ => Err(NodeError::failed("the model was not loaded")),
         }
     }
+}
+
+/// A response's text as it goes on from its prompt: by itself a tokenizer may take off the white space that it begins with.
+fn following(tokenizer: &Tokenizer, prompt: &[u32], ids: &[u32], text: &str) -> Result<String, LmError> {
+    let context = &prompt[prompt.len().saturating_sub(8)..];
+    let (before, whole) = (tokenizer.decode(context)?, tokenizer.decode(&[context, ids].concat())?);
+    let Some(after) = whole.strip_prefix(before.as_str()) else { return Ok(text.to_owned()) };
+    let space = &after[..after.len() - after.trim_start().len()];
+    Ok(format!("{space}{}", text.trim_start()))
 }
 
 /// The seed of a response: it depends on what the user seeded, the row and the place of the constitution only.

@@ -140,8 +140,8 @@ each answer's log-probability is taken under both, as `generate` and `score` do 
 Makes `constitutions.json`, the same that it was given. What should not run unless the probe is passed takes its constitutions from
 the probe: `constitutions = "probe"` in `generate`. Since content counts in keys, nothing becomes stale by that.
 
-The log has a table, and says of each principle whose bound is not surely above 0 that the model does not tell it from its
-antithesis. Metrics: `bound.PRINCIPLE` (InfoNCE lower bound, nats, at most `bound_ceiling` = ln 2) with its 95% interval over queries,
+The log has a response of each kind to the first query, and a table; it says of each principle whose bound is not surely above 0 that
+the model does not tell it from its antithesis. More queries or `samples` make that surer. Metrics: `bound.PRINCIPLE` (InfoNCE lower bound, nats, at most `bound_ceiling` = ln 2) with its 95% interval over queries,
 `bound_low.PRINCIPLE` and `bound_high.PRINCIPLE`, `gap.PRINCIPLE`, `accuracy_row.PRINCIPLE`, `accuracy_column.PRINCIPLE`,
 `mean_length.PRINCIPLE`, `identical.PRINCIPLE` (share of pairs of one text), `no_contrast` (principles that are not told apart),
 `rows`, `rows_reused`, `tokens`.
@@ -367,13 +367,9 @@ fn table(found: &[Found]) -> String {
     text
 }
 
-/// Tells the log what was found, with the responses to the first query as an example.
+/// Tells the log what was found: the responses to the first query as an example, the table last, where it is seen first.
 fn tell(found: &[Found], queries: &[Query], shaped: &[Shaped], per_principle: usize) {
-    tracing::info!("of at most {:.4} nats:\n{}", 2f64.ln(), table(found));
-    for (at, one) in found.iter().enumerate() {
-        if !one.is_told() {
-            tracing::warn!("the model does not tell `{}` from its antithesis: bound {}", one.name, one.told_bound());
-        }
+    for at in 0..found.len() {
         let place = at * per_principle;
         let (Some(query), Some(both)) = (queries.get(place), shaped.chunks(2).nth(place)) else { continue };
         for (constitution, response) in query.constitutions.iter().zip(both) {
@@ -381,4 +377,8 @@ fn tell(found: &[Found], queries: &[Query], shaped: &[Shaped], per_principle: us
             tracing::info!("{} | {:?} -> {begin:?}", query.id, constitution.text);
         }
     }
+    for one in found.iter().filter(|one| !one.is_told()) {
+        tracing::warn!("the model does not tell `{}` from its antithesis: bound {}", one.name, one.told_bound());
+    }
+    tracing::info!("of at most {:.4} nats:\n{}", 2f64.ln(), table(found));
 }

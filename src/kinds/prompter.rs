@@ -101,7 +101,8 @@ impl Prompter {
                 let prefix = self.prefix(id, row, constitution)?;
                 let prompt = self.fill(id, row, constitution)? + &prefix;
                 for seed in query.seeds(seed, place, each) {
-                    asked.asks.push(Ask { row: id.clone(), prompt: prompt.clone(), seed });
+                    let continues = !prefix.is_empty();
+                    asked.asks.push(Ask { row: id.clone(), prompt: prompt.clone(), seed, continues });
                     asked.prefixes.push(prefix.clone());
                 }
             }
@@ -172,7 +173,7 @@ mod tests {
     use crate::digest::Digest;
     use crate::pipeline::ArtifactType;
 
-    const CHAT: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n";
+    const CHAT: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{{ '<|im_start|>assistant\n' }}";
 
     #[test]
     fn in_a_conversation_the_prefix_begins_the_models_turn() {

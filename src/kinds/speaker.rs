@@ -201,7 +201,8 @@ impl Work<'_, '_> {
         settings: &SpeakSettings,
         says: &[Say],
     ) -> Result<Rows<Answer>, NodeError> {
-        let ask = |say: &Say| Ok(Ask { row: say.row.clone(), prompt: local.prompt(say)?, seed: say.seed });
+        let ask =
+            |say: &Say| Ok(Ask { row: say.row.clone(), prompt: local.prompt(say)?, seed: say.seed, continues: false });
         let asks: Vec<Ask> = says.iter().map(ask).collect::<Result<_, NodeError>>()?;
         let SpeakSettings { max_new_tokens, temperature, top_p, stop } = settings.clone();
         let settings = SamplingSettings { max_new_tokens, temperature, top_k: 0, top_p, stop };

@@ -5,9 +5,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use indexmap::IndexMap;
+use serde_json::Value;
+
 use super::document;
 use super::findings::Findings;
-use super::tree::{Tree, TreeValue};
+use super::tree::{Entry, Tree, TreeValue};
 use crate::diag::Diagnostic;
 
 /// A file larger than this is data, not a value.
@@ -64,17 +67,32 @@ impl Includer {
         let extension = Path::new(path).extension().and_then(|extension| extension.to_str());
         match extension {
             Some("json") => {
-                let value = serde_json::from_str(&text).map_err(|error| format!("not JSON: {error}"))?;
-                let included = Tree::of_json(value, &tree.span);
-                included.map(|tree| tree.value).map_err(|what| format!("it holds {what}"))
+                let not = |error: serde_json::Error| format!("not JSON: {error}");
+                let included = if text.trim_start().starts_with('{') {
+                    // In the order of the file, which a JSON value does not keep.
+                    in_order(serde_json::from_str(&text).map_err(not)?, tree)
+                } else {
+                    Tree::of_json(serde_json::from_str(&text).map_err(not)?, &tree.span).map(|tree| tree.value)
+                };
+                included.map_err(|what| format!("it holds {what}"))
             }
             Some("toml") => {
-                let value = document::parse_included(&text)?.to_json();
-                Tree::of_json(value, &tree.span).map(|tree| tree.value).map_err(str::to_owned)
+                let included = document::parse_included(&text)?;
+                let entries = included.table().into_iter().flatten();
+                let entries = entries.map(|(key, entry)| (key.clone(), entry.value.to_json())).collect();
+                in_order(entries, tree).map_err(str::to_owned)
             }
             _ => Ok(TreeValue::String(text)),
         }
     }
+}
+
+/// A table with entries in this order, all of them at the place of `tree`.
+fn in_order(entries: IndexMap<String, Value>, tree: &Tree) -> Result<TreeValue, &'static str> {
+    let entry = |(key, value): (String, Value)| {
+        Ok((key, Entry { key_span: tree.span.clone(), value: Tree::of_json(value, &tree.span)? }))
+    };
+    entries.into_iter().map(entry).collect::<Result<_, _>>().map(TreeValue::Table)
 }
 
 fn read(path: &Path) -> Result<String, String> {

@@ -145,7 +145,7 @@ fn an_artifact_of_the_wrong_type() {
     sandbox.write("bad.toml", &[score, posts, &command("files", "")].concat());
     let says = [
         "input `model` of node `score` takes model, not dataset",
-        "input `responses` of node `score` takes responses, not files",
+        "input `responses` of node `score` takes responses or dataset, not files",
         "bad.toml:4:13",
     ];
     refused(&sandbox, "graph::wrong-artifact", "bad.toml:3:9", &says);

@@ -80,7 +80,7 @@ fn what_is_wrong_with_principles_is_told_before_a_run() {
     let error = says(&format!("{apart}\nhold_out = {{ principles = 1 }}"));
     assert!(error.contains("a constitution of 2 principles cannot be drawn from 1"), "{error}");
     let error = says(&format!("{apart}\nhold_out = {{ principle = 1 }}"));
-    assert!(error.contains("unknown key `principle`"), "{error}");
+    assert!(error.contains("has no key `principle`"), "{error}");
     let error = says(&format!("{apart}\nmust_flip = [\"kind\"]"));
     assert!(error.contains("there is no principle `kind`"), "{error}");
 }

@@ -49,7 +49,7 @@ fn bad_answers_are_told_to_the_writer_until_one_is_good() {
     let calls = server.calls();
     assert_eq!(calls.len(), 5);
     assert_eq!(calls[0].said("system"), Some("You write for summarize a post."));
-    assert!(calls[0].user().contains("summarize a post") && calls[0].user().contains("concise, comprehensive"));
+    assert!(calls[0].user().contains("summarize a post") && calls[0].user().contains("comprehensive, concise"));
     for (call, (answer, fault)) in calls[1..].iter().zip(answers.iter().zip([
         "there is no JSON object in it",
         "has `poetic`, which was not asked for",

@@ -39,7 +39,8 @@ pub(super) fn of_model(kind: &Evaluate, cx: &Cx<'_>, name: &str, queries: &[Quer
             });
             let seed = response_seed(kind.seed, &query.id, place);
             let prefix = prompter.prefix(&query.id, &query.row, constitution)?;
-            asks.push(Ask { row: query.id.clone(), prompt: asked + &prefix, seed });
+            let continues = !prefix.is_empty();
+            asks.push(Ask { row: query.id.clone(), prompt: asked + &prefix, seed, continues });
             prefixes.push(prefix);
         }
     }

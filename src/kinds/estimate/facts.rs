@@ -25,8 +25,8 @@ pub struct Facts {
     pub some: Arc<Vec<Row>>,
     /// The model.
     pub model: Option<Arc<ModelFacts>>,
-    /// That it is an endpoint, and its prices.
-    pub endpoint: Option<Option<Price>>,
+    /// That it is an endpoint.
+    pub endpoint: Option<Asked>,
     /// Constitutions, or those behind its rows.
     pub principles: Option<Principles>,
     /// Responses to each constitution of a row.
@@ -84,12 +84,19 @@ impl Facts {
     }
 
     pub(super) fn of_form(config: Config, files: Files) -> Self {
-        Self { model: Some(Arc::new(ModelFacts { config, files, tokenizer: OnceLock::new() })), ..Self::default() }
+        let model = ModelFacts { config, files, is_bound: false, tokenizer: OnceLock::new() };
+        Self { model: Some(Arc::new(model)), ..Self::default() }
+    }
+
+    /// Of a model that has this form at most: its vocabulary may turn out smaller.
+    pub(super) fn of_bound(config: Config) -> Self {
+        let model = ModelFacts { config, files: Files::new(), is_bound: true, tokenizer: OnceLock::new() };
+        Self { model: Some(Arc::new(model)), ..Self::default() }
     }
 
     /// Of an endpoint.
     pub fn of_endpoint(price: Option<Price>) -> Self {
-        Self { endpoint: Some(price), ..Self::default() }
+        Self { endpoint: Some(Asked { price }), ..Self::default() }
     }
 
     /// The same with only a part of the rows.
@@ -146,11 +153,20 @@ impl Facts {
     }
 }
 
+/// An endpoint, as far as calls to it go.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    /// What tokens cost, if that is said.
+    pub(super) price: Option<Price>,
+}
+
 /// A model: its form, and its tokenizer once that is wanted.
 #[derive(Debug)]
 pub struct ModelFacts {
     pub(super) config: Config,
     files: Files,
+    /// Whether it may turn out smaller.
+    pub(super) is_bound: bool,
     tokenizer: OnceLock<Option<Tokenizer>>,
 }
 

@@ -1,5 +1,6 @@
 //! Estimates of kinds that go row by row.
 
+use super::facts::Asked;
 use super::{Amount, Estimate, Facts, How, Known, Principles};
 use crate::kinds::constitutions::ConstitutionsKind;
 use crate::kinds::evaluate::{Compare, Evaluate};
@@ -66,7 +67,7 @@ pub(in crate::kinds) fn generate(kind: &Generate, known: &Known<'_>) -> Estimate
     let read = prompt.map(|prompt| asks * prompt);
     let written = asks * response;
     let calls = model.endpoint.map(|_| asks);
-    let price = model.endpoint.flatten();
+    let price = model.endpoint.and_then(|asked| asked.price);
     let memory = model.config().zip(prompt).map(|(config, prompt)| {
         footprint::sampling(config, known.place, asks.number, prompt.number + response.number, known.run.micro_batch)
     });
@@ -183,7 +184,7 @@ pub(in crate::kinds) fn evaluate(kind: &Evaluate, known: &Known<'_>) -> Estimate
             continue;
         }
         written = written + asks * response;
-        if let Some(price) = model.endpoint {
+        if let Some(Asked { price }) = model.endpoint {
             read.push(prompt.map(|prompt| asks * prompt));
             estimate.endpoint_calls = Some(estimate.endpoint_calls.unwrap_or(Amount::exactly(0)) + asks);
             add_cost(
@@ -214,7 +215,7 @@ pub(in crate::kinds) fn evaluate(kind: &Evaluate, known: &Known<'_>) -> Estimate
         let answer = Amount::at_most(kind.judge_max_tokens as u64);
         estimate.judge_calls = Some(calls);
         read.push(Some(calls * question));
-        if let Some(price) = judge.endpoint {
+        if let Some(Asked { price }) = judge.endpoint {
             estimate.endpoint_calls = Some(estimate.endpoint_calls.unwrap_or(Amount::exactly(0)) + calls);
             add_cost(&mut estimate, price.map(|price| price.of((calls * question).number, (calls * answer).number)));
             written = written + calls * answer;

@@ -1,9 +1,8 @@
 //! Estimates of kinds that make models.
 
-use super::{Amount, Estimate, Facts, How, Known};
+use super::{Amount, Estimate, Facts, Known};
 use crate::kinds::finetune::{Finetune, Objective};
 use crate::kinds::init::Init;
-use crate::lm::Files;
 use crate::lm::train::{Beside, Held, footprint, trained};
 use crate::pipeline::dataset::Row;
 
@@ -13,7 +12,7 @@ pub(in crate::kinds) fn init(kind: &Init) -> Estimate {
     let bytes = config.parameters().saturating_mul(4);
     Estimate {
         disk: Some(Amount::at_most(bytes + 40 * config.vocab_size as u64)),
-        made: Facts::of_form(config, Files::new()),
+        made: Facts::of_bound(config),
         ..Estimate::default()
     }
 }
@@ -87,6 +86,7 @@ pub(in crate::kinds) fn finetune(kind: &Finetune, known: &Known<'_>) -> Estimate
         let why = unknown.unwrap_or_else(|| "until its model is there".to_owned());
         return Estimate { rows, steps, tokens_trained: tokens, ..Estimate::unknown(why) };
     };
+    let is_bound = model.model.as_ref().is_some_and(|model| model.is_bound);
     let beside = match (kind.wants_reference(), &kind.reference) {
         (_, Some(_)) => Beside::Another,
         (true, None) => Beside::Itself,
@@ -109,7 +109,7 @@ pub(in crate::kinds) fn finetune(kind: &Finetune, known: &Known<'_>) -> Estimate
         steps,
         tokens_trained: tokens,
         memory: Some(held),
-        disk: Some(Amount { number: disk, how: How::About }),
+        disk: Some(if is_bound { Amount::at_most(disk) } else { Amount::about(disk) }),
         scratch: checkpoints.then(|| Amount::about(saved)),
         unknown,
         made: Facts { model: model.model.clone(), ..Facts::default() },

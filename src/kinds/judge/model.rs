@@ -122,7 +122,7 @@ impl<'a> ModelJudge<'a> {
     fn orders(&self, comparison: &Comparison<'_>) -> Vec<bool> {
         match self.kind.judge_orders {
             Orders::Both => vec![true, false],
-            Orders::One => vec![self.hash("order", comparison) % 2 == 0],
+            Orders::One => vec![self.hash("order", comparison).is_multiple_of(2)],
         }
     }
 

@@ -32,7 +32,7 @@ fn a_forced_beginning_is_sampled_after_and_kept() {
     assert!(texts.iter().any(|text| text.starts_with("well yes it is")), "the model goes on from it: {texts:?}");
 
     // What the model says before the marker is its reasoning.
-    let reasoning = json!({"prefix": " well", "after": "yes", "until": ["so"]});
+    let reasoning = json!({"prefix": " well", "after": "yes", "until": [" so"]});
     let (rows, metrics) = generated(&bench, &world, &world.queries, reasoning).expect("generates");
     assert_eq!(metrics["dropped.after"].as_u64().expect("a number") + rows.len() as u64, 4);
     for response in responses(&rows) {

@@ -107,7 +107,7 @@ pub(super) struct Replay {
 impl Replay {
     /// Whether steps are recorded on a device.
     pub(super) fn records(device: &Device) -> bool {
-        device.is_cuda() && env::GRAPHS.get().as_deref() != Some("off") && !FAILED.load(Ordering::Relaxed)
+        device.is_cuda() && env::GRAPHS.get().as_deref() == Some("on") && !FAILED.load(Ordering::Relaxed)
     }
 
     /// Forgets all recordings: tensors have moved.

@@ -22,8 +22,9 @@ pub(crate) const THREAD: &str = "parquet";
 /// Rows at the beginning of a file, at most so many if that is said, and how many rows it has. The error says what is
 /// wrong with the file, and what to do.
 pub(super) fn read(path: &Path, most: Option<usize>) -> Result<(Vec<Row>, u64), (String, &'static str)> {
-    let file = std::fs::File::open(path)
+    let opened = fs_err::File::open(path)
         .map_err(|error| (error.to_string(), "paths start from the pipeline file's directory"))?;
+    let (file, _) = opened.into_parts();
     let broken = |error: ParquetError| (error.to_string(), BROKEN);
     let read = || {
         let reader = SerializedFileReader::new(file).map_err(broken)?;
@@ -154,7 +155,7 @@ mod tests {
     fn write(path: &Path, packed: Compression) {
         let schema = Arc::new(parse_message_type(SCHEMA).expect("a schema"));
         let properties = Arc::new(WriterProperties::builder().set_compression(packed).build());
-        let file = std::fs::File::create(path).expect("a file");
+        let (file, _) = fs_err::File::create(path).expect("a file").into_parts();
         let mut writer = SerializedFileWriter::new(file, schema, properties).expect("a writer");
         let mut group = writer.next_row_group().expect("a row group");
         let bytes = |texts: &[&str]| texts.iter().map(|text| ByteArray::from(*text)).collect::<Vec<_>>();
