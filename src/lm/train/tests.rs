@@ -132,7 +132,8 @@ fn gradient(trainer: &Trainer, indices: &[usize], keep: Keep) -> (f64, BTreeMap<
         let anchors = trainer.anchor.as_ref().map(|anchor| anchor.sums(&indices[run.clone()])).unwrap_or_default();
         assert!(trainer.gather(policy, &examples[run], &anchors, totals, keep, &mut gathered).expect("gathers"));
     }
-    let flat = |gradient: &Tensor| gradient.flatten_all().and_then(|flat| flat.to_vec1()).expect("f32");
+    let flat = |gradient: &Tensor| gradient.flatten_all()?.to_dtype(DType::F32)?.to_vec1();
+    let flat = |gradient: &Tensor| flat(gradient).unwrap_or_else(|error: candle_core::Error| panic!("{error}"));
     let gradients = gathered.gradients.finish(&trainer.policy.parameters).expect("all there");
     let by_name = gradients.iter().map(|(name, gradient)| (name.clone(), flat(gradient)));
     (gathered.objective, by_name.collect())

@@ -21,7 +21,7 @@ thread_local! {
 }
 
 /// Whether kernels compute on this thread.
-pub(super) fn is_on() -> bool {
+pub(in crate::lm) fn is_on() -> bool {
     ON.get()
 }
 
