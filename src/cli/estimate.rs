@@ -121,7 +121,11 @@ impl Totals {
         if self.unknown.len() > REASONS {
             lines.push(("", format!("and {} more reasons; `--estimate` lists them", self.unknown.len() - REASONS)));
         }
-        lines.into_iter().map(|(name, text)| format!("  {name:<9}  {text}\n")).collect()
+        let mut text = String::new();
+        for (name, line) in lines {
+            text.push_str(&format!("  {name:<9}  {line}\n"));
+        }
+        text
     }
 
     pub(crate) fn json(&self, pipeline: &Pipeline) -> Value {

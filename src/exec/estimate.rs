@@ -57,12 +57,11 @@ pub fn estimate(
         // A model is known by its files.
         let by_files = !stale(node) && pipeline.nodes[*node].spec.output() == ArtifactType::Model;
         if wanted[*node] && !by_files {
-            let inputs = pipeline.nodes[*node].links.iter();
-            inputs.for_each(|link| {
+            for link in &pipeline.nodes[*node].links {
                 if let Target::Node(input) = link.target {
-                    wanted[input] = true
+                    wanted[input] = true;
                 }
-            });
+            }
         }
     }
     let devices = devices(pipeline, device, gpus)?;

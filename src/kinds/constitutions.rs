@@ -128,7 +128,9 @@ impl ConstitutionsKind {
                 help,
             );
             for (field, text) in [("writer_prompt", &self.writer_prompt), ("writer_system", &self.writer_system)] {
-                text.iter().for_each(|text| template::check(problems, field, text));
+                if let Some(text) = text {
+                    template::check(problems, field, text);
+                }
             }
             require(
                 problems,

@@ -199,10 +199,8 @@ impl Keep {
         if self.finished && responses.iter().any(|response| !response.finished) {
             return Some("finished".to_owned());
         }
-        if self.distinct {
-            if pairs(responses).any(|(one, other)| one.text == other.text) {
-                return Some("distinct".to_owned());
-            }
+        if self.distinct && pairs(responses).any(|(one, other)| one.text == other.text) {
+            return Some("distinct".to_owned());
         }
         let near =
             |(one, other): (&Candidate<'_>, &Candidate<'_>)| alike::distance(one.text, other.text) < self.min_distance;
@@ -258,7 +256,9 @@ impl Keep {
     pub fn validate(&self, problems: &mut Vec<Problem>) {
         self.all().validate(problems, "keep");
         for (side, rules) in [("keep.first", &self.first), ("keep.others", &self.others)] {
-            rules.iter().for_each(|rules| rules.validate(problems, side));
+            if let Some(rules) = rules {
+                rules.validate(problems, side);
+            }
         }
         not_empty(problems, "keep.forbid_in_query", &self.forbid_in_query);
         require(

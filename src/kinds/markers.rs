@@ -58,7 +58,7 @@ pub(super) fn brought<'m>(
     }
     let whole = prompter.said(id, row, constitution)?;
     // A template may not stand empty texts; what it says itself is then counted in its source.
-    let bare = Row::from_iter(row.iter().map(|(name, value)| (name.clone(), emptied(value))));
+    let bare: Row = row.iter().map(|(name, value)| (name.clone(), emptied(value))).collect();
     let bare = prompter
         .said(id, &bare, constitution)
         .unwrap_or_else(|_| format!("{}{}", prompter.source(), constitution.text));

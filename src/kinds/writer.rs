@@ -104,6 +104,9 @@ fn excerpt(text: &str) -> String {
     }
 }
 
+/// All principles in their order, who wrote what, and metrics.
+type Written = (IndexMap<String, Principle>, Provenance, Map<String, Value>);
+
 impl Writer<'_> {
     /// What stands in the templates `prompt` and `system`.
     fn context(&self, drafts: &IndexMap<String, Draft>, form: &str) -> Context {
@@ -118,13 +121,8 @@ impl Writer<'_> {
         }
     }
 
-    /// Lets the model of the input `writer` write what is missing. Returns all principles in their order, who wrote what, and
-    /// metrics.
-    pub(super) fn write(
-        &self,
-        cx: &mut Cx<'_>,
-        drafts: &IndexMap<String, Draft>,
-    ) -> Result<(IndexMap<String, Principle>, Provenance, Map<String, Value>), NodeError> {
+    /// Lets the model of the input `writer` write what is missing.
+    pub(super) fn write(&self, cx: &mut Cx<'_>, drafts: &IndexMap<String, Draft>) -> Result<Written, NodeError> {
         let asked: IndexMap<String, Draft> = drafts
             .iter()
             .filter(|(_, draft)| !draft.is_whole())

@@ -49,7 +49,7 @@ pub(super) fn update(
         && parameter.is_contiguous()
         && copy.is_none_or(|copy| copy.dtype() == DType::BF16 && copy.is_contiguous())
     {
-        let (parameter, copy) = (parameter.as_detached_tensor(), copy.map(|copy| copy.as_detached_tensor()));
+        let (parameter, copy) = (parameter.as_detached_tensor(), copy.map(candle_core::Var::as_detached_tensor));
         let what = Updated { parameter: &parameter, first: first.as_ref(), second, copy: copy.as_ref() };
         return Ok(kernels::update(rates, what, gradient)?);
     }
@@ -216,5 +216,5 @@ pub(in crate::lm) fn plain(
         None => gradient,
     };
     let denominator = ((second.sqrt()? / rates.root)? + rates.eps)?;
-    Ok(((parameter * rates.keep)? - ((direction / denominator)? * rates.size)?)?)
+    (parameter * rates.keep)? - ((direction / denominator)? * rates.size)?
 }

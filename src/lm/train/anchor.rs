@@ -25,7 +25,10 @@ pub(super) struct Anchor {
 
 impl std::fmt::Debug for Anchor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Anchor").field("waiting", &self.waiting.len()).field("known", &self.known.len()).finish()
+        f.debug_struct("Anchor")
+            .field("waiting", &self.waiting.len())
+            .field("known", &self.known.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -46,7 +46,7 @@ fn check(reader: &SerializedFileReader<std::fs::File>) -> Result<(), (String, &'
     let rewrite =
         "write it again with pyarrow: `pq.write_table(pq.read_table(\"FILE\"), \"NEW\", compression=\"snappy\")`";
     let metadata = reader.metadata();
-    for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {
+    for column in metadata.row_groups().iter().flat_map(parquet::file::metadata::RowGroupMetaData::columns) {
         let offsets =
             [Some(column.data_page_offset()), column.dictionary_page_offset(), Some(column.compressed_size())];
         if offsets.into_iter().flatten().any(|offset| offset < 0) {

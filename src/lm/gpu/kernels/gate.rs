@@ -11,7 +11,7 @@ const THREADS: usize = 256;
 struct Rows {
     gate: Tensor,
     up: Tensor,
-    rows: usize,
+    count: usize,
     width: usize,
     stride: usize,
 }
@@ -21,9 +21,9 @@ impl Rows {
         let (rows, width) = gate.dims2()?;
         // Parts of one product lie side by side, and may be read there.
         if gate.stride() == up.stride() && gate.stride()[1] == 1 {
-            return Ok(Self { gate: gate.clone(), up: up.clone(), rows, width, stride: gate.stride()[0] });
+            return Ok(Self { gate: gate.clone(), up: up.clone(), count: rows, width, stride: gate.stride()[0] });
         }
-        Ok(Self { gate: gate.contiguous()?, up: up.contiguous()?, rows, width, stride: width })
+        Ok(Self { gate: gate.contiguous()?, up: up.contiguous()?, count: rows, width, stride: width })
     }
 
     /// The launch of a kernel, but for what it writes: blocks for the columns by rows.
@@ -32,7 +32,7 @@ impl Rows {
         let threads = self.width.div_ceil(at_once).next_multiple_of(32).clamp(32, THREADS);
         let columns = self.width.div_ceil(threads * at_once).max(1);
         Launch::new("gate", name, self.gate.dtype())
-            .over([columns, self.rows.clamp(1, 65_535), 1], [threads, 1, 1])
+            .over([columns, self.count.clamp(1, 65_535), 1], [threads, 1, 1])
             .reads(&self.gate)
             .reads(&self.up)
     }
@@ -42,7 +42,7 @@ impl Rows {
 pub(in crate::lm::gpu) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let rows = Rows::of(gate, up)?;
     let out = unwritten(gate.shape(), gate.dtype(), gate.device())?;
-    rows.launch("swiglu").writes(&out).u64(rows.rows).u32(rows.width).u64(rows.stride).run(gate.device())?;
+    rows.launch("swiglu").writes(&out).u64(rows.count).u32(rows.width).u64(rows.stride).run(gate.device())?;
     Ok(out)
 }
 
@@ -55,7 +55,7 @@ pub(in crate::lm::gpu) fn swiglu_back(gate: &Tensor, up: &Tensor, gradient: &Ten
         .reads(&gradient)
         .writes(&to_gate)
         .writes(&to_up)
-        .u64(rows.rows)
+        .u64(rows.count)
         .u32(rows.width)
         .u64(rows.stride)
         .run(gate.device())?;
