@@ -113,6 +113,21 @@ impl Sources {
             Target::Node(_) => None,
         }
     }
+
+    /// What is here of a source. Else it is noted as to be downloaded, or what is wrong with it among the findings.
+    fn here<T>(
+        &mut self,
+        name: &str,
+        located: Result<Located<T>, Box<Diagnostic>>,
+        findings: &mut Vec<Diagnostic>,
+    ) -> Option<T> {
+        match located {
+            Ok(Located::Here(found)) => return Some(found),
+            Ok(Located::Absent { bytes }) => _ = self.absent.insert(name.to_owned(), bytes),
+            Err(finding) => findings.push(*finding),
+        }
+        None
+    }
 }
 
 /// Sees to it that a source is in the store and whole before a node takes it. Returns what is wrong if it is no longer
@@ -177,17 +192,7 @@ impl Reader<'_> {
         findings: &mut Vec<Diagnostic>,
     ) -> Result<(), ExecError> {
         let Some(spec) = self.pipeline.datasets.get(name) else { return Ok(()) };
-        let files = match row_files(spec, self.pipeline) {
-            Ok(Located::Here(files)) => files,
-            Ok(Located::Absent { bytes }) => {
-                sources.absent.insert(name.to_owned(), bytes);
-                return Ok(());
-            }
-            Err(finding) => {
-                findings.push(*finding);
-                return Ok(());
-            }
-        };
+        let Some(files) = sources.here(name, row_files(spec, self.pipeline), findings) else { return Ok(()) };
         let (declared, steady) = declaration(spec, &files)?;
         let mut rows: Option<Vec<Row>> = None;
         for ((skip, take), span) in slices {
@@ -239,17 +244,7 @@ impl Reader<'_> {
             sources.ids.insert(Source::Model(name.to_owned()), id);
             return Ok(());
         }
-        let place = match locate(name, model, self.pipeline) {
-            Ok(Located::Here(place)) => place,
-            Ok(Located::Absent { bytes }) => {
-                sources.absent.insert(name.to_owned(), bytes);
-                return Ok(());
-            }
-            Err(finding) => {
-                findings.push(*finding);
-                return Ok(());
-            }
-        };
+        let Some(place) = sources.here(name, locate(name, model, self.pipeline), findings) else { return Ok(()) };
         let source = Source::Model(name.to_owned());
         let declared = place.declaration(model);
         if let Some(id) = declared.as_ref().ok().and_then(|(declared, _)| index.source(declared)) {

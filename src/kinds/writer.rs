@@ -84,6 +84,12 @@ impl Draft {
     }
 }
 
+/// The drafts that lack a text.
+fn lacking(drafts: &IndexMap<String, Draft>) -> IndexMap<String, Draft> {
+    let lacks = drafts.iter().filter(|(_, draft)| !draft.is_whole());
+    lacks.map(|(name, draft)| (name.clone(), draft.clone())).collect()
+}
+
 /// The JSON object that is asked for, as it should look.
 fn form(asked: &IndexMap<String, Draft>) -> String {
     let text = |given: &str| if given.is_empty() { "…".to_owned() } else { given.to_owned() };
@@ -123,11 +129,7 @@ impl Writer<'_> {
 
     /// Lets the model of the input `writer` write what is missing.
     pub(super) fn write(&self, cx: &mut Cx<'_>, drafts: &IndexMap<String, Draft>) -> Result<Written, NodeError> {
-        let asked: IndexMap<String, Draft> = drafts
-            .iter()
-            .filter(|(_, draft)| !draft.is_whole())
-            .map(|(name, draft)| (name.clone(), draft.clone()))
-            .collect();
+        let asked = lacking(drafts);
         let form = form(&asked);
         let context = self.context(drafts, &form);
         let first =
@@ -260,11 +262,7 @@ mod tests {
         let writer =
             Writer { task: Some("sum up a post"), prompt: PROMPT, system: None, attempts: 3, settings, seed: 0 };
         let drafts = drafts();
-        let asked: IndexMap<String, Draft> = drafts
-            .iter()
-            .filter(|(_, draft)| !draft.is_whole())
-            .map(|(name, draft)| (name.clone(), draft.clone()))
-            .collect();
+        let asked = lacking(&drafts);
         let form = form(&asked);
         assert_eq!(
             form,

@@ -86,38 +86,12 @@ pub(super) fn model(
     let (table, _) = findings.fit(&what, &mut tree, from_tree::<EndpointTable>);
     let table = table?;
     let mut sound = true;
-    let mut require = |holds: bool, path: &str, wrong: String, help: &str| {
-        if !holds {
-            sound = false;
-            findings.add(
-                Diagnostic::error("pipeline::endpoint", format!("{what}: {wrong}"))
-                    .label(&source, places.place(path), "")
-                    .help(help),
-            );
-        }
-    };
-    require(!model.is_empty(), "source", "`openai:` without a name".to_owned(), "write `openai:MODEL`");
-    let address = base_url(table.base_url.as_deref().unwrap_or(OPENAI));
-    if let Err((wrong, help)) = &address {
-        require(false, "base_url", format!("`base_url` cannot be used: {wrong}"), help);
-    }
     let plain = |field: &str| field.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     let variable = match (&table.api_key_env, &table.base_url) {
         (Some(variable), _) => Some(variable.clone()),
         (None, None) => Some(env::OPENAI_API_KEY.name.to_owned()),
         (None, Some(_)) => None,
     };
-    if let Some(variable) = &variable
-        && (variable.is_empty() || !plain(variable) || variable.as_bytes()[0].is_ascii_digit())
-    {
-        // The line may hold the key itself: it is not shown.
-        sound = false;
-        findings.add(
-            Diagnostic::error("pipeline::endpoint", format!("{what}: `api_key_env` is no name of a variable"))
-                .label(&source, key_span.clone(), "of this model")
-                .help("put the key into an environment variable and write that variable's name, as `OPENAI_API_KEY`"),
-        );
-    }
     let mut require = |holds: bool, path: &str, wrong: &str, help: &str| {
         if !holds {
             sound = false;
@@ -128,6 +102,11 @@ pub(super) fn model(
             );
         }
     };
+    require(!model.is_empty(), "source", "`openai:` without a name", "write `openai:MODEL`");
+    let address = base_url(table.base_url.as_deref().unwrap_or(OPENAI));
+    if let Err((wrong, help)) = &address {
+        require(false, "base_url", &format!("`base_url` cannot be used: {wrong}"), help);
+    }
     for field in OWN_FIELDS.iter().filter(|field| table.extra.contains_key(**field)) {
         let help = match *field {
             "n" | "stream" => "remove it: one answer is asked for at a time, and whole",
@@ -166,6 +145,17 @@ pub(super) fn model(
     let named = !calling.max_tokens_field.is_empty() && plain(&calling.max_tokens_field);
     let help = "`max_tokens` is the default; some models want `max_completion_tokens`";
     require(named, "max_tokens_field", "`max_tokens_field` is no name of a field", help);
+    if let Some(variable) = &calling.api_key_env
+        && (variable.is_empty() || !plain(variable) || variable.as_bytes()[0].is_ascii_digit())
+    {
+        // The line may hold the key itself: it is not shown.
+        sound = false;
+        findings.add(
+            Diagnostic::error("pipeline::endpoint", format!("{what}: `api_key_env` is no name of a variable"))
+                .label(&source, key_span.clone(), "of this model")
+                .help("put the key into an environment variable and write that variable's name, as `OPENAI_API_KEY`"),
+        );
+    }
     let base_url = address.ok().filter(|_| sound)?;
     let endpoint = Endpoint { model, base_url, extra: table.extra, omit: table.omit };
     let origin = Origin::Endpoint { endpoint, calling };

@@ -18,12 +18,8 @@ static __device__ __forceinline__ void forward(const T *query, const T *key, con
   const Tile<T> tile(all_scores.at);
 
   const QueryTile mine(tiles + 5 * blockIdx.x);
-  const int kv_head = blockIdx.y, groups = shape.groups();
-  fetch<T, E>(queries, ROWS, shape.width, [&](int row) -> const T * {
-    if (!mine.real(row, shape)) return nullptr;
-    const int all = mine.first_row + row;
-    return query + (u64)(mine.queries.token + all / groups) * shape.query_step + (kv_head * groups + all % groups) * shape.width;
-  });
+  const int kv_head = blockIdx.y;
+  mine.fetch_queries<T, E>(queries, query, shape, kv_head);
 
   typename Tile<T>::Sum sum[E / 16];
   for (int e = 0; e < E / 16; e++) Tile<T>::clear(sum[e]);
@@ -37,13 +33,8 @@ static __device__ __forceinline__ void forward(const T *query, const T *key, con
   const int end = mine.end(shape), last = mine.position(strip + 15, shape);
   for (int first = mine.begin(shape) / K * K; first < end; first += K) {
     __syncthreads();
-    const auto head = [&](const T *all, int step) {
-      return [=](int row) -> const T * {
-        return first + row < end ? all + (u64)mine.key(first + row) * step + kv_head * shape.width : nullptr;
-      };
-    };
-    fetch<T, E>(keys, K, shape.width, head(key, shape.key_step));
-    fetch<T, E>(values, K, shape.width, head(value, shape.value_step));
+    mine.fetch_keys<T, E>(keys, key, shape.key_step, first, K, shape, kv_head);
+    mine.fetch_keys<T, E>(values, value, shape.value_step, first, K, shape, kv_head);
     __syncthreads();
     if (first > last) continue;
 

@@ -132,6 +132,17 @@ struct Shape {
 // A stretch of queries with consecutive tokens and positions.
 struct Queries {
   int token, count, position;
+
+  // The place of a row among the heads of all tokens, (N, H). Rows are the heads that share a head of keys, token by token.
+  __device__ u64 place(int row, const Shape &shape, int kv_head) const {
+    const int groups = shape.groups();
+    return (u64)(token + row / groups) * shape.heads + kv_head * groups + row % groups;
+  }
+  // Where a row's query is.
+  template <class T> __device__ const T *query(const T *all, int row, const Shape &shape, int kv_head) const {
+    const int groups = shape.groups();
+    return all + (u64)(token + row / groups) * shape.query_step + (kv_head * groups + row % groups) * shape.width;
+  }
 };
 
 // What is in 16 bytes.
@@ -185,8 +196,21 @@ struct QueryTile {
   }
   // The place of a row's head among those of all tokens: (N, H).
   __device__ u64 place(int row, const Shape &shape, int kv_head) const {
-    const int all = first_row + row, groups = shape.groups();
-    return (u64)(queries.token + all / groups) * shape.heads + kv_head * groups + all % groups;
+    return queries.place(first_row + row, shape, kv_head);
+  }
+  // Brings the tile's queries into shared memory.
+  template <class T, int E> __device__ void fetch_queries(Matrix<T> to, const T *all, const Shape &shape, int kv_head) const {
+    fetch<T, E>(to, ROWS, shape.width, [&](int row) -> const T * {
+      return real(row, shape) ? queries.query(all, first_row + row, shape, kv_head) : nullptr;
+    });
+  }
+  // Brings keys or values of `count` positions from `first` on, as far as there are any.
+  template <class T, int E>
+  __device__ void fetch_keys(Matrix<T> to, const T *all, int step, int first, int count, const Shape &shape, int kv_head) const {
+    const int beyond = end(shape);
+    fetch<T, E>(to, count, shape.width, [&](int row) -> const T * {
+      return first + row < beyond ? all + (u64)key(first + row) * step + kv_head * shape.width : nullptr;
+    });
   }
   __device__ int key(int position) const {
     return position < queries.position ? prefix + position : queries.token + position - queries.position;

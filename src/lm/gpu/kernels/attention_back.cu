@@ -18,12 +18,8 @@ static __device__ __forceinline__ void to_queries(const T *query, const T *key, 
   const Tile<T> tile(reinterpret_cast<float *>(shared));
 
   const QueryTile mine(tiles + 5 * blockIdx.x);
-  const int kv_head = blockIdx.y, groups = shape.groups();
-  fetch<T, E>(queries, ROWS, shape.width, [&](int row) -> const T * {
-    if (!mine.real(row, shape)) return nullptr;
-    const int all = mine.first_row + row;
-    return query + (u64)(mine.queries.token + all / groups) * shape.query_step + (kv_head * groups + all % groups) * shape.width;
-  });
+  const int kv_head = blockIdx.y;
+  mine.fetch_queries<T, E>(queries, query, shape, kv_head);
   fetch<T, E>(gradients, ROWS, shape.width, [&](int row) -> const T * {
     return mine.real(row, shape) ? gradient + mine.place(row, shape, kv_head) * shape.width : nullptr;
   });
@@ -52,13 +48,8 @@ static __device__ __forceinline__ void to_queries(const T *query, const T *key, 
   const int end = mine.end(shape), last = mine.position(strip + 15, shape);
   for (int first = mine.begin(shape) / K * K; first < end; first += K) {
     __syncthreads();
-    const auto head = [&](const T *all, int step) {
-      return [=](int row) -> const T * {
-        return first + row < end ? all + (u64)mine.key(first + row) * step + kv_head * shape.width : nullptr;
-      };
-    };
-    fetch<T, E>(keys, K, shape.width, head(key, shape.key_step));
-    fetch<T, E>(values, K, shape.width, head(value, shape.value_step));
+    mine.fetch_keys<T, E>(keys, key, shape.key_step, first, K, shape, kv_head);
+    mine.fetch_keys<T, E>(values, value, shape.value_step, first, K, shape, kv_head);
     __syncthreads();
     if (first > last) continue;
 
@@ -149,13 +140,9 @@ static __device__ __forceinline__ void to_keys(const T *query, const T *key, con
     const int end = min(of.count, beyond) * groups;
     for (int first = begin; first < end; first += BY) {
       __syncthreads();
-      const auto place = [&](int row) {
-        return (u64)(of.token + (first + row) / groups) * shape.heads + kv_head * groups + (first + row) % groups;
-      };
+      const auto place = [&](int row) { return of.place(first + row, shape, kv_head); };
       fetch<T, E>(queries, BY, shape.width, [&](int row) -> const T * {
-        if (first + row >= end) return nullptr;
-        const int all = first + row;
-        return query + (u64)(of.token + all / groups) * shape.query_step + (kv_head * groups + all % groups) * shape.width;
+        return first + row < end ? of.query(query, first + row, shape, kv_head) : nullptr;
       });
       fetch<T, E>(gradients, BY, shape.width, [&](int row) -> const T * {
         return first + row < end ? gradient + place(row) * shape.width : nullptr;
