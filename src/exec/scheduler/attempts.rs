@@ -1,0 +1,154 @@
+//! An attempt from its start to its end, as the loop sees it.
+
+use super::{Scheduler, Stop};
+use crate::exec::attempt::{Attempt, Fault, Given, Made, Start, check_inputs};
+use crate::exec::job::{JobResult, Word};
+use crate::exec::phase::Phase;
+use crate::exec::records::Found;
+use crate::exec::room::Place;
+use crate::exec::{Event, ExecError, Reason};
+use crate::store::AttemptRecord;
+
+impl Scheduler<'_> {
+    /// Starts an attempt at a ready node, unless its key turns out to be worked on or done.
+    pub(super) fn begin(&mut self, node: usize, place: Place) -> Result<(), ExecError> {
+        let Phase::Ready { key, reason } = self.phases[node].clone() else {
+            self.room.leave(&place);
+            return Ok(());
+        };
+        if let Some(twins) = self.keys.get_mut(&key) {
+            twins.push(node);
+            self.phases[node] = Phase::Held { key, reason };
+            self.room.leave(&place);
+            return Ok(());
+        }
+        let Some(lock) = self.store.try_lock_key(&key)? else {
+            self.held.insert(node);
+            self.phases[node] = Phase::Held { key, reason };
+            self.room.leave(&place);
+            let event = Event::NodeWait { node: self.pipeline.nodes[node].name.clone(), key };
+            return if self.waited.insert(node) { self.tell(&event) } else { Ok(()) };
+        };
+        // It may have been done elsewhere since the plan was made.
+        if reason != Reason::Forced
+            && let (Found::Whole(artifact), _) = self.plan.records.find_afresh(self.store, self.index, &key)?
+        {
+            self.room.leave(&place);
+            self.hit(node, key, artifact)?;
+            return self.settle(node);
+        }
+        let recipe = self.plan.recipe(self.pipeline, node);
+        if let Some(wrong) = check_inputs(self.pipeline, self.store, self.plan, node, &recipe)? {
+            self.room.leave(&place);
+            self.phases[node] = Phase::Failed { key, seconds: 0.0 };
+            let help = Some("run it again: what is damaged is made again first".to_owned());
+            return self.fail(node, Fault { attempt: 0, what: wrong, help, log: None, tail: Vec::new() });
+        }
+        let number = self.numbers.entry(node).or_default();
+        *number += 1;
+        let number = *number;
+        self.serial += 1;
+        let start = Start {
+            pipeline: self.pipeline,
+            store: self.store,
+            journal: &self.journal,
+            program: &self.options.program,
+            inbox: &self.outbox,
+            serial: self.serial,
+        };
+        let attempt = Attempt::start(&start, Given { node, number, reason, recipe, place, lock })?;
+        let event = Event::NodeStart {
+            node: self.pipeline.nodes[node].name.clone(),
+            kind: self.pipeline.nodes[node].kind.name.to_owned(),
+            key,
+            attempt: number,
+            why: attempt.reason.to_string(),
+            device: attempt.place.device().to_owned(),
+            threads: attempt.place.threads,
+            log: attempt.log.clone(),
+        };
+        self.running.insert(self.serial, attempt);
+        self.keys.insert(key, Vec::new());
+        self.phases[node] = Phase::Running { key };
+        self.tell(&event)
+    }
+
+    /// Takes a worker's word.
+    pub(super) fn hear(&mut self, attempt: u64, word: Word) -> Result<(), ExecError> {
+        let Some(attempt) = self.running.get_mut(&attempt) else { return Ok(()) };
+        match word {
+            Word::Result(result) => {
+                attempt.result = Some(result);
+                Ok(())
+            }
+            Word::Progress(progress) => {
+                let node = self.pipeline.nodes[attempt.node].name.clone();
+                let seconds = attempt.began.elapsed().as_secs_f64();
+                self.tell(&Event::NodeProgress { node, progress, seconds })
+            }
+        }
+    }
+
+    /// An attempt is over: records what it made, or what went wrong.
+    pub(super) fn end(&mut self, attempt: u64) -> Result<(), ExecError> {
+        let Some(mut attempt) = self.running.remove(&attempt) else { return Ok(()) };
+        let (node, key) = (attempt.node, attempt.recipe.key);
+        let twins = self.keys.remove(&key).unwrap_or_default();
+        let ended = attempt.end()?;
+        self.room.leave(&attempt.place);
+        let seconds = ended.seconds;
+        let name = self.pipeline.nodes[node].name.clone();
+        let told = self.stop >= Stop::Interrupted;
+        let (state, error) = match &ended.result {
+            JobResult::Done { .. } => ("done", None),
+            JobResult::Failed { what, .. } if !told => ("failed", Some(what.clone())),
+            JobResult::Failed { .. } | JobResult::Interrupted => ("interrupted", None),
+        };
+        self.index.add_attempt(&AttemptRecord {
+            run: self.journal.run().to_owned(),
+            node: name.clone(),
+            attempt: attempt.number,
+            key,
+            state: state.to_owned(),
+            error,
+            seconds,
+            directory: ended.directory,
+        });
+        match ended.result {
+            JobResult::Done { artifact, metrics } => {
+                let made =
+                    Made { pipeline: self.pipeline, run: self.journal.run(), host: &self.host, artifact, metrics };
+                let record = attempt.record(made, seconds);
+                self.commit(node, record)?;
+            }
+            JobResult::Failed { .. } | JobResult::Interrupted if told => {
+                self.phases[node] = Phase::Stopped { key, seconds };
+                self.tell(&Event::NodeStop { node: name, seconds })?;
+            }
+            JobResult::Interrupted => {
+                let what = "the worker was told to stop by someone else";
+                let help = "run it again: it goes on from where it stopped";
+                self.phases[node] = Phase::Failed { key, seconds };
+                self.fail(node, Fault::of(&attempt.log, attempt.number, what.to_owned(), Some(help.to_owned())))?;
+            }
+            JobResult::Failed { what, help } => {
+                let retries = self.pipeline.nodes[node].run.retries.unwrap_or(0);
+                let fault = Fault::of(&attempt.log, attempt.number, what, help);
+                if attempt.number <= retries && self.stop == Stop::No {
+                    self.phases[node] = Phase::Ready { key, reason: attempt.reason };
+                    self.tell(&fault.event(name, true))?;
+                    self.enqueue(node);
+                } else {
+                    self.phases[node] = Phase::Failed { key, seconds };
+                    self.fail(node, fault)?;
+                }
+            }
+        }
+        // Not before, so that no one else begins at the key while its record is not there.
+        drop(attempt.lock);
+        for twin in twins {
+            self.enqueue(twin);
+        }
+        Ok(())
+    }
+}

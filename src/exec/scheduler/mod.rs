@@ -1,0 +1,288 @@
+//! Runs what is stale.
+//!
+//! Approach: one phase per node and one loop. Whatever happens (a worker's word or end, an interrupt, a tick) arrives
+//! in one inbox; a turn of the loop takes one message, moves nodes on, and starts what there is room for. Only this
+//! thread changes phases, records results and writes the index, so there is nothing to lock in here. When a node has
+//! its artifact, the keys of those that wait for it are made with its content id: one whose key is known is a hit and
+//! moves its own dependants on in turn, which is early cutoff. (`phase` draws them.)
+//!
+//! Reading order: this file (the loop), `attempts` (an attempt from its start to its end), `settle` (what its end means for
+//! the other nodes).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use crate::exec::attempt::Attempt;
+use crate::exec::device::devices;
+use crate::exec::interrupt::Interrupts;
+
+use crate::digest::Digest;
+use crate::exec::journal::{Journal, sweep};
+use crate::exec::local::Message;
+use crate::exec::phase::{Phase, phases};
+use crate::exec::record::{host, run_nodes};
+use crate::exec::records::Records;
+use crate::exec::room::{Full, Room, Wish, is_light};
+use crate::exec::{Event, ExecError, Plan, RunOptions, State, Summary};
+use crate::graph::Graph;
+use crate::pipeline::Pipeline;
+use crate::store::{Index, RunNode, Store};
+
+mod attempts;
+mod settle;
+
+/// How often a key is tried that another process works at.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How far the run is from going on as it should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stop {
+    No,
+    /// Nothing new starts.
+    Failed,
+    /// Workers were told to stop.
+    Interrupted,
+    /// Workers were killed.
+    Killed,
+}
+
+/// Runs a plan, which is brought up to date by that; `report` is told what happens. A node that fails is no error.
+///
+/// Errs if the run could not go on: nothing that was done until then is lost.
+pub fn run(
+    pipeline: &Pipeline,
+    graph: &Graph,
+    store: &Store,
+    index: &mut Index,
+    plan: &mut Plan,
+    options: &RunOptions,
+    report: &mut dyn FnMut(&Event),
+) -> Result<Summary, ExecError> {
+    let devices = devices(pipeline, &options.device, !options.gpus.is_empty())?;
+    let journal = Journal::begin(pipeline, store, &options.file)?;
+    let (outbox, inbox) = channel();
+    let scheduler = Scheduler {
+        phases: phases(pipeline, plan),
+        place: vec![0; pipeline.nodes.len()],
+        room: Room::new(options.threads, options.jobs, &options.gpus),
+        running: BTreeMap::new(),
+        ready: BTreeMap::new(),
+        held: BTreeSet::new(),
+        waited: BTreeSet::new(),
+        keys: HashMap::new(),
+        numbers: HashMap::new(),
+        serial: 0,
+        stop: Stop::No,
+        fault: None,
+        inbox,
+        outbox,
+        pipeline,
+        graph,
+        store,
+        index,
+        plan,
+        options,
+        devices,
+        journal,
+        host: host(),
+        report,
+    };
+    scheduler.drive()
+}
+
+struct Scheduler<'a> {
+    pipeline: &'a Pipeline,
+    graph: &'a Graph,
+    store: &'a Store,
+    index: &'a mut Index,
+    options: &'a RunOptions,
+    report: &'a mut dyn FnMut(&Event),
+    /// States of nodes that are done, hence recipes of those that need them.
+    plan: &'a mut Plan,
+    phases: Vec<Phase>,
+    /// Where nodes are in the order of the plan; those that are ready start in this order.
+    place: Vec<usize>,
+    devices: Vec<Arc<str>>,
+    room: Room,
+    /// Ready nodes by device, as (place, node).
+    ready: BTreeMap<Arc<str>, BTreeSet<(usize, usize)>>,
+    /// Nodes whose key another process works at.
+    held: BTreeSet<usize>,
+    /// Those of which that was told.
+    waited: BTreeSet<usize>,
+    /// Keys that attempts of this run are at, and nodes that wait for them because they have the same key.
+    keys: HashMap<Digest, Vec<usize>>,
+    running: BTreeMap<u64, Attempt>,
+    /// Attempts made, by node.
+    numbers: HashMap<usize, u32>,
+    serial: u64,
+    journal: Journal,
+    host: String,
+    stop: Stop,
+    fault: Option<ExecError>,
+    inbox: Receiver<Message>,
+    outbox: Sender<Message>,
+}
+
+impl Scheduler<'_> {
+    fn drive(mut self) -> Result<Summary, ExecError> {
+        for (place, node) in self.plan.order.iter().enumerate() {
+            self.place[*node] = place;
+        }
+        let is_ready = |node: &usize| matches!(self.phases[*node], Phase::Ready { .. });
+        let ready: Vec<usize> = (0..self.phases.len()).filter(is_ready).collect();
+        let asked = self.plan.order.len();
+        let hits = self.plan.nodes.iter().filter(|state| matches!(state, State::Hit { .. })).count();
+        let start = Event::Start {
+            run: self.journal.run().to_owned(),
+            pipeline: self.pipeline.name.clone(),
+            nodes: asked,
+            hits,
+            threads: self.options.threads,
+        };
+        self.tell(&start)?;
+        let mut interrupts = None;
+        if !ready.is_empty() {
+            interrupts = Some(Interrupts::forward(self.outbox.clone())?);
+            self.journal.save(self.store)?;
+            self.index.add_run(self.journal.record());
+            sweep(self.store, &self.journal)?;
+        }
+        for node in ready {
+            self.enqueue(node);
+        }
+        loop {
+            let turn = self.turn();
+            match turn {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::debug!("the run stops: {error}");
+                    self.fault.get_or_insert(error);
+                    self.slow_down(Stop::Interrupted);
+                }
+            }
+        }
+        drop(interrupts);
+        self.finish()
+    }
+
+    /// Starts what there is room for, then waits for one message. Returns whether there is more to wait for.
+    fn turn(&mut self) -> Result<bool, ExecError> {
+        self.fill()?;
+        self.journal.flush()?;
+        if self.running.is_empty() && (self.held.is_empty() || self.stop > Stop::No) {
+            return Ok(false);
+        }
+        let message = if self.held.is_empty() {
+            self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            self.inbox.recv_timeout(TICK)
+        };
+        match message {
+            Ok(Message::Word { attempt, word }) => self.hear(attempt, word)?,
+            Ok(Message::Gone { attempt }) => self.end(attempt)?,
+            Ok(Message::Interrupt) => {
+                let again = self.stop >= Stop::Interrupted;
+                self.slow_down(if again { Stop::Killed } else { Stop::Interrupted });
+                self.tell(&Event::Interrupt { again })?;
+            }
+            // This struct holds a sender itself, so the channel cannot be closed.
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                for node in std::mem::take(&mut self.held) {
+                    self.enqueue(node);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Puts a node whose turn has come (again) among those that are ready.
+    fn enqueue(&mut self, node: usize) {
+        if let Phase::Held { key, reason } = &self.phases[node] {
+            self.phases[node] = Phase::Ready { key: *key, reason: reason.clone() };
+        }
+        self.ready.entry(self.devices[node].clone()).or_default().insert((self.place[node], node));
+    }
+
+    fn fill(&mut self) -> Result<(), ExecError> {
+        let mut busy: BTreeSet<Arc<str>> = BTreeSet::new();
+        while self.stop == Stop::No {
+            let firsts = self.ready.iter().filter(|(device, _)| !busy.contains(*device));
+            let Some((_, node)) = firsts.filter_map(|(_, nodes)| nodes.first()).min().copied() else { break };
+            let (device, declared) = (self.devices[node].clone(), &self.pipeline.nodes[node]);
+            let wish = Wish::of(is_light(self.pipeline, declared), declared.run.threads);
+            let count = self.ready.values().map(BTreeSet::len).sum();
+            match self.room.enter(wish, &device, count) {
+                Err(Full::Machine) => break,
+                Err(Full::Device) => _ = busy.insert(device),
+                Ok(place) => {
+                    self.ready.entry(device).or_default().remove(&(self.place[node], node));
+                    self.begin(node, place)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets workers stop, or kills them.
+    fn slow_down(&mut self, stop: Stop) {
+        self.stop = self.stop.max(stop);
+        for attempt in self.running.values_mut() {
+            if stop == Stop::Killed { attempt.kill() } else { attempt.stop() }
+        }
+    }
+
+    fn tell(&mut self, event: &Event) -> Result<(), ExecError> {
+        (self.report)(event);
+        self.journal.write(event)
+    }
+
+    /// Tells the index what the next plan is to know: the keys of hits, and the seals of what was made.
+    fn remember(&mut self) {
+        let records = &mut self.plan.records;
+        let mut latest = BTreeMap::new();
+        for (node, phase) in self.pipeline.nodes.iter().zip(&self.phases) {
+            match phase {
+                Phase::Hit { key, .. } if records.latest(&node.name) != Some(key) => {
+                    latest.insert(node.name.clone(), *key);
+                }
+                // What cannot be read now, the next plan will read.
+                Phase::Ran { artifact, .. } if self.stop < Stop::Interrupted => {
+                    let _ = self.store.health(artifact, &mut records.stamps);
+                }
+                _ => {}
+            }
+        }
+        self.index.set_latest(&self.pipeline.name, &latest);
+        self.index.save_stamps(&records.stamps);
+        // Not to stand in memory beside the run's record, which is as large.
+        *records = Records::default();
+    }
+
+    /// Records the run and tells that it is over.
+    fn finish(mut self) -> Result<Summary, ExecError> {
+        self.remember();
+        let nodes = run_nodes(self.pipeline, &self.phases, &self.index.figures());
+        let mut summary = Summary { run: self.journal.run().to_owned(), interrupted: false, seconds: 0.0, nodes };
+        summary.interrupted = self.stop >= Stop::Interrupted && !summary.ok();
+        let ended = self.journal.end(self.store, summary.ok(), &mut summary.nodes);
+        self.index.add_run(self.journal.record());
+        if let Some(error) = self.fault {
+            return Err(error);
+        }
+        ended?;
+        let (ok, nodes) = (summary.ok(), std::mem::take(&mut summary.nodes));
+        let count = |state| nodes.iter().filter(|node: &&RunNode| node.state == state).count();
+        let done = Event::Done { ok, ran: count("ran"), hits: count("hit"), failed: count("failed"), nodes };
+        self.tell(&done)?;
+        self.journal.flush()?;
+        if let Event::Done { nodes, .. } = done {
+            summary.nodes = nodes;
+        }
+        summary.seconds = self.journal.seconds();
+        Ok(summary)
+    }
+}

@@ -1,0 +1,87 @@
+//! What an attempt's end means for the other nodes: those that waited for what it made, and those that never get it.
+
+use std::collections::BTreeMap;
+
+use super::{Scheduler, Stop};
+use crate::digest::Digest;
+use crate::exec::attempt::Fault;
+use crate::exec::phase::Phase;
+use crate::exec::{Event, ExecError, State};
+use crate::store::NodeRecord;
+
+impl Scheduler<'_> {
+    /// Makes it true that an attempt succeeded: its node's record goes into the store, then into the index.
+    pub(super) fn commit(&mut self, node: usize, record: NodeRecord) -> Result<(), ExecError> {
+        let (key, made) = (record.key, record.artifact);
+        let known = self.plan.records.artifact(&key).is_some();
+        self.store.put_node(&record)?;
+        self.store.clear_partial(&key)?;
+        // The first artifact under a key stays as long as it is whole, and so do its figures.
+        let record = if known { self.store.node(&key)?.unwrap_or(record) } else { record };
+        self.plan.records.add(&record);
+        self.index.add_node(&record);
+        self.index.set_latest(&self.pipeline.name, &BTreeMap::from([(record.node.clone(), key)]));
+        let NodeRecord { artifact, seconds, metrics, .. } = record;
+        self.plan.nodes[node] = State::Hit { key, artifact };
+        self.phases[node] = Phase::Ran { key, artifact, seconds, metrics: metrics.clone() };
+        let (name, kind) = (self.pipeline.nodes[node].name.clone(), self.pipeline.nodes[node].kind.name.to_owned());
+        let other = (made != artifact).then_some(made);
+        self.tell(&Event::NodeFinish { node: name, kind, key, artifact, other, seconds, metrics })?;
+        self.settle(node)
+    }
+
+    /// A node turns out to be fresh.
+    pub(super) fn hit(&mut self, node: usize, key: Digest, artifact: Digest) -> Result<(), ExecError> {
+        self.phases[node] = Phase::Hit { key, artifact };
+        self.plan.nodes[node] = State::Hit { key, artifact };
+        self.tell(&Event::NodeHit { node: self.pipeline.nodes[node].name.clone(), key, artifact })
+    }
+
+    /// Moves on the nodes that waited for one that now has its artifact, and those that waited for these if they are
+    /// hits.
+    pub(super) fn settle(&mut self, node: usize) -> Result<(), ExecError> {
+        let mut open = vec![node];
+        while let Some(node) = open.pop() {
+            for dependant in self.graph.dependants(node) {
+                let Phase::Waiting { inputs } = &mut self.phases[dependant] else { continue };
+                *inputs -= 1;
+                if *inputs > 0 {
+                    continue;
+                }
+                match self.plan.decide(self.pipeline, self.store, self.index, dependant)? {
+                    State::Hit { key, artifact } => {
+                        self.hit(dependant, key, artifact)?;
+                        open.push(dependant);
+                    }
+                    State::Run { key, reason } => {
+                        self.phases[dependant] = Phase::Ready { key, reason };
+                        self.enqueue(dependant);
+                    }
+                    State::Outside | State::Unknown { .. } => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A node has failed for good: what needs it is skipped.
+    pub(super) fn fail(&mut self, node: usize, fault: Fault) -> Result<(), ExecError> {
+        let name = &self.pipeline.nodes[node].name;
+        self.tell(&fault.event(name.clone(), false))?;
+        if !self.options.keep_going {
+            self.stop = self.stop.max(Stop::Failed);
+        }
+        let mut open = vec![node];
+        while let Some(node) = open.pop() {
+            for dependant in self.graph.dependants(node) {
+                if matches!(self.phases[dependant], Phase::Waiting { .. }) {
+                    self.phases[dependant] = Phase::Skipped;
+                    open.push(dependant);
+                    let node = self.pipeline.nodes[dependant].name.clone();
+                    self.tell(&Event::NodeSkip { node, because: name.clone() })?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
