@@ -15,6 +15,7 @@ mod doctor;
 mod estimate;
 mod figures;
 mod find;
+mod fresh;
 mod help;
 mod logs;
 mod page;
@@ -149,8 +150,8 @@ pub enum Command {
     /// Execute one attempt (started by the scheduler)
     #[command(hide = true)]
     Worker {
-        /// Job file
-        job: PathBuf,
+        /// Job file (default: jobs come over the socket on standard input)
+        job: Option<PathBuf>,
     },
 }
 
@@ -302,6 +303,6 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Logs { node, run } => logs::run(context, node, run.as_deref()),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
-        Command::Worker { job } => worker::run(job),
+        Command::Worker { job } => worker::run(job.as_deref()),
     }
 }

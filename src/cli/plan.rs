@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::estimate::{self, Totals};
 use super::figures::{bytes, clock, count, cut, plural, seconds};
+use super::fresh::Question;
 use super::table::Table;
 use super::{CommandResult, Context, DONE, PipelineArgs, PlanArgs, StatusArgs, context, doctor, run};
 use crate::diag::Diagnostic;
@@ -40,29 +41,54 @@ fn size(of: Option<u64>) -> String {
 
 /// What planning needs and gives.
 struct Planned {
+    question: Question,
     pipeline: Pipeline,
     store: Store,
     index: Index,
     plan: Plan,
 }
 
-fn planned(context: &Context, args: &PipelineArgs, targets: &[String]) -> Result<Planned, context::Failure> {
+impl Planned {
+    /// The process ends now: to free ten thousand nodes one by one takes as long as to plan them.
+    fn leave(self) -> CommandResult {
+        std::mem::forget((self.pipeline, self.plan));
+        Ok(DONE)
+    }
+}
+
+/// Plans, unless `question` has been answered.
+fn planned(
+    context: &Context,
+    mut question: Question,
+    args: &PipelineArgs,
+    targets: &[String],
+) -> Result<Option<Planned>, context::Failure> {
+    let root = context.cache_directory(Some(&args.pipeline))?;
+    if !context.json() && question.answer(&root)? {
+        return Ok(None);
+    }
     let (pipeline, graph) = context.load(args)?;
-    let store = Store::open(&context.cache_directory(Some(&args.pipeline))?)?;
+    let store = Store::open(&root)?;
     let mut index = Index::open(&store)?;
+    question.watch(&pipeline, &store);
     let options = PlanOptions { targets: targets.to_vec(), ..PlanOptions::default() };
     let plan = exec::plan(&pipeline, &graph, &store, &mut index, &options)?;
     let stale = plan.order.iter().copied().filter(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
     context::complain(&exec::absent_keys(&pipeline, stale).into_iter().map(Diagnostic::as_warning).collect::<Vec<_>>());
-    Ok(Planned { pipeline, store, index, plan })
+    // As `Planned::leave`.
+    std::mem::forget(graph);
+    Ok(Some(Planned { question, pipeline, store, index, plan }))
 }
 
 /// Shows what would run and why.
 pub(crate) fn plan(context: &Context, args: &PlanArgs) -> CommandResult {
-    let planned = planned(context, &args.pipeline, &args.targets)?;
+    let word = format!("plan on {}, estimates {}", args.device, args.estimate);
+    let question = Question::new(&word, &args.pipeline, &args.targets)?;
+    let Some(planned) = planned(context, question, &args.pipeline, &args.targets)? else { return Ok(DONE) };
     let estimates = estimates(&planned, &args.device)?;
     if context.json() {
-        return print_as_json(&planned, Some(&estimates));
+        print_as_json(&planned, Some(&estimates))?;
+        return planned.leave();
     }
     let Planned { pipeline, plan, store, .. } = &planned;
     let [hits, runs, unknown] = ["hit", "run", "unknown"].map(|word| number(&planned, word));
@@ -88,13 +114,14 @@ pub(crate) fn plan(context: &Context, args: &PlanArgs) -> CommandResult {
     let totals = Totals::of(&estimates, store);
     text.push_str(&totals.text(pipeline));
     context::print(&text)?;
+    planned.question.remember(store, plan, &text);
     context::complain(totals.warning(store).as_slice());
-    Ok(DONE)
+    planned.leave()
 }
 
 /// What the nodes that are not fresh will come to.
 fn estimates(planned: &Planned, device: &str) -> Result<Estimates, context::Failure> {
-    let Planned { pipeline, plan, store, index } = planned;
+    let Planned { pipeline, plan, store, index, .. } = planned;
     let stale = plan.order.iter().any(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
     let gpus = stale && device == "auto" && !doctor::gpus(&run::program()?).is_empty();
     Ok(exec::estimate(pipeline, store, index, plan, device, gpus)?)
@@ -102,9 +129,11 @@ fn estimates(planned: &Planned, device: &str) -> Result<Estimates, context::Fail
 
 /// Shows the state of each node in a line.
 pub(crate) fn status(context: &Context, args: &StatusArgs) -> CommandResult {
-    let planned = planned(context, &args.pipeline, &args.targets)?;
+    let question = Question::new("status", &args.pipeline, &args.targets)?;
+    let Some(planned) = planned(context, question, &args.pipeline, &args.targets)? else { return Ok(DONE) };
     if context.json() {
-        return print_as_json(&planned, None);
+        print_as_json(&planned, None)?;
+        return planned.leave();
     }
     let Planned { pipeline, plan, index, .. } = &planned;
     let figures = index.figures();
@@ -130,8 +159,10 @@ pub(crate) fn status(context: &Context, args: &StatusArgs) -> CommandResult {
             cut(&why, WIDTH),
         ]);
     }
-    context::print(&table.text())?;
-    Ok(DONE)
+    let text = table.text();
+    context::print(&text)?;
+    planned.question.remember(&planned.store, plan, &text);
+    planned.leave()
 }
 
 /// How many nodes are in a state.
@@ -139,8 +170,8 @@ fn number(planned: &Planned, word: &str) -> usize {
     planned.plan.nodes.iter().filter(|state| describe(&planned.pipeline, state).0 == word).count()
 }
 
-fn print_as_json(planned: &Planned, estimates: Option<&Estimates>) -> CommandResult {
-    let Planned { pipeline, plan, index, store } = planned;
+fn print_as_json(planned: &Planned, estimates: Option<&Estimates>) -> Result<(), context::Failure> {
+    let Planned { pipeline, plan, index, store, .. } = planned;
     let figures = index.figures();
     let mut nodes = Vec::new();
     for (at, (node, state)) in pipeline.nodes.iter().zip(&plan.nodes).enumerate() {
@@ -164,15 +195,15 @@ fn print_as_json(planned: &Planned, estimates: Option<&Estimates>) -> CommandRes
     if let Some(estimates) = estimates {
         shown["estimate"] = Totals::of(estimates, store).json(pipeline);
     }
-    context::print_json(&shown)?;
-    Ok(DONE)
+    context::print_json(&shown)
 }
 
 /// Explains why a node is stale.
 pub(crate) fn why(context: &Context, args: &PipelineArgs, node: &str) -> CommandResult {
     let target = [node.to_owned()];
-    let planned = planned(context, args, &target)?;
-    let Planned { pipeline, store, index, plan, .. } = &planned;
+    let question = Question::new("why", args, &target)?;
+    let Some(planned) = planned(context, question, args, &target)? else { return Ok(DONE) };
+    let Planned { question, pipeline, store, index, plan } = &planned;
     let mut explained = Vec::new();
     for node in exec::select(pipeline, &target, Bare::Last)? {
         explained.push(exec::why(pipeline, store, index, plan, node)?);
@@ -180,11 +211,13 @@ pub(crate) fn why(context: &Context, args: &PipelineArgs, node: &str) -> Command
     if context.json() {
         let explained: Vec<Value> = explained.iter().map(|steps| steps.iter().map(step_as_json).collect()).collect();
         context::print_json(&explained)?;
-        return Ok(DONE);
+        return planned.leave();
     }
     let texts: Result<Vec<String>, _> = explained.iter().map(|steps| explanation(store, steps)).collect();
-    context::print(&texts?.join("\n"))?;
-    Ok(DONE)
+    let text = texts?.join("\n");
+    context::print(&text)?;
+    question.remember(store, plan, &text);
+    planned.leave()
 }
 
 fn explanation(store: &Store, steps: &[Step]) -> Result<String, context::Failure> {

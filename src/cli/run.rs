@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use super::context::Failure;
 use super::estimate::Totals;
-use super::report::Report;
+use super::fresh::{self, Question};
+use super::report::{Report, outcomes};
 use super::{CommandResult, Context, DONE, FAILED, INTERRUPTED, RunArgs};
 use super::{context, doctor};
 use crate::exec::{self, Event, PlanOptions, RunOptions, State};
@@ -12,11 +13,17 @@ use crate::store::{Index, Store};
 
 /// Brings nodes up to date.
 pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
+    let root = context.cache_directory(Some(&args.pipeline.pipeline))?;
+    let mut question = Question::new(&format!("run on {}", args.device), &args.pipeline, &args.targets)?;
+    if let Some(done) = fresh::run(context, args, &question, &root) {
+        return done;
+    }
     let (pipeline, graph) = context.load(&args.pipeline)?;
-    let store = Store::open(&context.cache_directory(Some(&args.pipeline.pipeline))?)?;
+    let store = Store::open(&root)?;
     let mut index = Index::open(&store)?;
     let wanted = PlanOptions { targets: args.targets.clone(), force: args.force.clone(), put_sources: true };
     let mut report = Report::new(context.json());
+    question.watch(&pipeline, &store);
     exec::require_keys(&pipeline, &graph, &store, &mut index, &wanted)?;
     exec::fetch(&pipeline, &graph, &args.targets, &mut |event| report.tell(event))?;
     let mut plan = exec::plan(&pipeline, &graph, &store, &mut index, &wanted)?;
@@ -39,6 +46,9 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let mut tell = |event: &Event| report.tell(event);
     let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell)?;
     report.end(&summary);
+    if !stale && summary.ok() {
+        question.remember_run(&store, &pipeline, &plan, &summary, outcomes(&summary.nodes));
+    }
     let code = match (summary.interrupted, summary.ok()) {
         (true, _) => INTERRUPTED,
         (_, true) => DONE,

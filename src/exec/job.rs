@@ -1,4 +1,5 @@
-//! What scheduler and worker tell each other: a job file, then words over a socket, a line of JSON each.
+//! What scheduler and worker tell each other: a job, in a file or over the socket, then words over the socket, a line of
+//! JSON each.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use crate::endpoint::Calling;
 use crate::kinds::Progress;
 use crate::pipeline::ArtifactType;
 
-/// All that an attempt needs to know: `job.json` in its directory.
+/// All that an attempt needs to know: `job.json` in its directory, or a line to a worker that takes several.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Job {
     /// Node name, for messages.
@@ -40,8 +41,12 @@ pub(super) struct Job {
     pub(super) scratch: PathBuf,
     /// Empty at the start; this attempt's alone, so that what a dead one left running cannot write into it.
     pub(super) staging: PathBuf,
-    /// Where the result goes.
-    pub(super) result: PathBuf,
+    /// Where the attempt's log goes, if the worker is to open it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) log: Option<PathBuf>,
+    /// Where the result goes, if not only over the socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) result: Option<PathBuf>,
 }
 
 /// An input of a job.
@@ -69,7 +74,9 @@ pub(super) struct JobInput {
 pub(super) enum Word {
     /// How far it is.
     Progress(Progress),
-    /// How it ended; the last word. The same is in `result.json`.
+    /// This worker takes no further job: what the attempt started is still running, and ends with the worker.
+    Last,
+    /// How it ended; the last word of the attempt. The same is in `result.json`, if there is to be one.
     Result(JobResult),
 }
 
@@ -83,6 +90,9 @@ pub(super) enum JobResult {
         artifact: Digest,
         /// The node's metrics.
         metrics: Map<String, Value>,
+        /// What the disk is still to be waited for before that counts.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unsettled: Vec<PathBuf>,
     },
     /// The node cannot be done.
     Failed {

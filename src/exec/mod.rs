@@ -10,11 +10,13 @@ use std::path::PathBuf;
 use crate::store::RunNode;
 
 mod attempt;
+mod commit;
 mod device;
 mod error;
 mod estimate;
 mod event;
 mod fetch;
+mod fresh;
 mod interrupt;
 mod job;
 mod journal;
@@ -37,6 +39,7 @@ pub use error::ExecError;
 pub use estimate::{Estimates, estimate};
 pub use event::Event;
 pub use fetch::fetch;
+pub use fresh::{FreshRun, nodes_as_text, remember, run_fresh, watched};
 pub use journal::attempt_directory;
 pub use keys::{absent_keys, require_keys};
 pub use plan::{Plan, PlanOptions, State, plan};
@@ -44,7 +47,7 @@ pub use reason::Reason;
 pub use scheduler::run;
 pub use select::{Bare, select};
 pub use why::{Finding, Step, why};
-pub use worker::work;
+pub use worker::{serve, work};
 
 /// How to run.
 #[derive(Debug, Clone)]

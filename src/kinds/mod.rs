@@ -119,6 +119,8 @@ impl Entry {
     }
 }
 
+pub(crate) use command::input_place;
+
 /// All kinds.
 pub static KINDS: &[Entry] = &[
     Entry::of::<constitutions::ConstitutionsKind>(),

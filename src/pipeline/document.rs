@@ -9,6 +9,7 @@ use indexmap::IndexMap;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::quick;
 use super::tree::{Entry, Tree, TreeValue};
 use crate::diag::{Diagnostic, Source};
 
@@ -62,6 +63,11 @@ pub(super) fn read(path: &Path) -> Result<(Arc<Source>, Tree), Vec<Diagnostic>> 
 
 /// Parses TOML; every syntax error of the text is in the result.
 pub(super) fn parse(source: &Arc<Source>) -> Result<Tree, Vec<Diagnostic>> {
+    quick::parse(&source.text).map_or_else(|| parse_thoroughly(source), Ok)
+}
+
+/// As [`parse`], of any text.
+pub(super) fn parse_thoroughly(source: &Arc<Source>) -> Result<Tree, Vec<Diagnostic>> {
     let (table, mut errors) = DeTable::parse_recoverable(&source.text);
     if !errors.is_empty() {
         errors.sort_by_key(|error| error.span().map(|span| span.start));

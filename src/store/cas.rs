@@ -162,6 +162,7 @@ impl Store {
         let path = self.manifest_path(&id);
         if path.exists() {
             if fs_err::read(&path)? == bytes {
+                fs::defer(&path);
                 return Ok(id);
             }
             self.quarantine(&path)?;
@@ -268,6 +269,7 @@ impl Store {
             return Ok(false);
         }
         if path.is_file() && hash_file(&path)? == *blob {
+            fs::defer(&path);
             return Ok(true);
         }
         self.quarantine(&path)?;

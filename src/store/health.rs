@@ -48,6 +48,11 @@ impl Stamps {
         changed.into_iter().map(|id| (id, self.seals.get(id).map(Vec::as_slice)))
     }
 
+    /// The seal of an artifact that was found whole.
+    pub(super) fn seal(&self, id: &Digest) -> Option<&[u8]> {
+        self.seals.get(id).map(Vec::as_slice)
+    }
+
     fn set(&mut self, id: &Digest, seal: Option<Vec<u8>>) {
         let before = match seal {
             Some(seal) => {
@@ -65,10 +70,10 @@ impl Stamps {
 
 /// A file of a seal: where it is and what it was like.
 #[derive(Debug, PartialEq)]
-struct Sealed<'a> {
+pub(super) struct Sealed<'a> {
     /// Path from the store's root, or absolute.
-    path: &'a str,
-    stamp: Stamp,
+    pub(super) path: &'a str,
+    pub(super) stamp: Stamp,
 }
 
 const NUMBERS: usize = 4 * 8;
@@ -83,7 +88,7 @@ fn push(seal: &mut Vec<u8>, file: &Sealed<'_>) {
 }
 
 /// The files of a seal; what cannot be read, such as the seal of another version, ends it.
-fn files(mut seal: &[u8]) -> impl Iterator<Item = Sealed<'_>> {
+pub(super) fn files(mut seal: &[u8]) -> impl Iterator<Item = Sealed<'_>> {
     std::iter::from_fn(move || {
         let (numbers, rest) = seal.split_at_checked(NUMBERS)?;
         let mut numbers = numbers.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes));

@@ -9,16 +9,18 @@
 //!   nodes/ab/cdef….json     node records: key → artifact, preimage, metrics, provenance
 //!   rows/SPACE/…jsonl       row memos, one append-only segment per attempt
 //!   partial/KEY/            scratch of unfinished attempts (checkpoints)
-//!   runs/RUN/               run.json, events.jsonl, NODE.ATTEMPT/{job.json,log.txt,result.json}
+//!   runs/RUN/               run.json, events.jsonl, NODE.ATTEMPT/{job.json,log.txt,result.json}; of `command` nodes
+//!                           NODE.ATTEMPT.log
 //!   pins/ID                 artifacts that gc keeps
 //!   quarantine/             damaged files that were replaced
 //!   locks/                  one file per key that is worked on; `store` is shared by all, exclusive for gc
 //!   tmp/                    what is being written
+//!   fresh/                  answers of commands that found everything fresh; can be deleted
 //!   index.sqlite            a view of the above; can be deleted
 //! ```
 //!
 //! Reading order: this file (layout, versions), `cas` (blobs and artifacts), `record` (nodes and runs), `health`
-//! (is it still what it was), `index` (the view), `lock`, `gc`, `verify`, `preview`.
+//! (is it still what it was), `fresh` (is everything), `index` (the view), `lock`, `gc`, `verify`, `preview`.
 
 use std::path::{Path, PathBuf};
 
@@ -27,6 +29,7 @@ use crate::fs;
 
 mod cas;
 mod error;
+mod fresh;
 mod gc;
 mod health;
 mod index;
@@ -37,6 +40,7 @@ mod verify;
 
 pub use cas::{Blob, External, Manifest};
 pub use error::StoreError;
+pub use fresh::Fresh;
 pub use gc::Garbage;
 pub use health::{Health, Stamps};
 pub use index::{Index, Use};
@@ -49,7 +53,7 @@ pub use verify::{Finding, Share, Verification};
 const FORMAT: u32 = 1;
 
 const DIRECTORIES: &[&str] =
-    &["artifacts", "external", "locks", "nodes", "objects", "partial", "pins", "rows", "runs", "tmp"];
+    &["artifacts", "external", "fresh", "locks", "nodes", "objects", "partial", "pins", "rows", "runs", "tmp"];
 
 /// An open store. While it is open, gc waits.
 #[derive(Debug)]
@@ -103,7 +107,8 @@ impl Store {
         &self.root
     }
 
-    fn tmp(&self) -> PathBuf {
+    /// Where what is being made lies until it is done.
+    pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
     }
 
