@@ -13,6 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("graph", &["diag", "digest", "pipeline"]),
     ("store", &["diag", "digest", "env", "fs"]),
     ("lm", &["diag", "env"]),
+    ("compare", &["digest"]),
     ("hub", &["diag", "env", "fs"]),
     ("endpoint", &["diag", "env", "fs"]),
     ("kinds", &["diag", "digest", "fs", "pipeline", "store", "lm", "endpoint"]),
