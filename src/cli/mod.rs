@@ -32,6 +32,7 @@ mod screen;
 mod show;
 mod table;
 mod trace;
+mod why;
 mod worker;
 
 use context::{CommandResult, Context};
@@ -338,7 +339,7 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Run(args) => run::run(context, args),
         Command::Plan(args) => plan::plan(context, args),
         Command::Status(args) => plan::status(context, args),
-        Command::Why { pipeline, node } => plan::why(context, pipeline, node),
+        Command::Why { pipeline, node } => why::why(context, pipeline, node),
         Command::Dag { pipeline, format } => dag::run(context, pipeline, *format),
         Command::Cache { command } => cache::run(context, command),
         Command::Runs { last } => runs::list(context, *last),
