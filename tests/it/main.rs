@@ -37,5 +37,6 @@ mod recipes;
 mod resume;
 mod sandbox;
 mod scheduler;
+mod secrets;
 mod systems;
 mod writer;
