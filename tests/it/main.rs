@@ -39,5 +39,6 @@ mod recipes;
 mod resume;
 mod sandbox;
 mod scheduler;
+mod secrets;
 mod systems;
 mod writer;
