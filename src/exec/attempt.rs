@@ -16,11 +16,11 @@ use super::room::Place;
 use super::source::{Source, provide};
 use super::{Event, ExecError, Reason};
 use crate::digest::Digest;
-use crate::endpoint::Calling;
+use crate::endpoint::{Allowance, Calling};
 use crate::fs;
 use crate::graph::made_by;
 use crate::pipeline::{Link, Node, Origin, Pipeline, Target};
-use crate::store::{Health, KeyLock, NodeRecord, Store};
+use crate::store::{Health, KeyLock, NodeRecord, Store, Usage};
 
 /// Lines of a log that are shown when its attempt failed.
 const TAIL: usize = 12;
@@ -43,6 +43,8 @@ pub(super) struct Attempt {
     pub(super) log: PathBuf,
     /// How it ended, once it has said so.
     pub(super) result: Option<JobResult>,
+    /// What it used, once it has said so.
+    pub(super) usage: Option<Usage>,
     /// When it began.
     pub(super) began: Instant,
     /// Until its end; a light one then goes on with other attempts.
@@ -75,6 +77,7 @@ pub(super) struct Given {
     pub(super) recipe: Recipe,
     pub(super) place: Place,
     pub(super) lock: KeyLock,
+    pub(super) allowance: Allowance,
 }
 
 /// What is wrong with the inputs of a node that was about to start, if anything: they are looked at once more, for
@@ -106,7 +109,7 @@ pub(super) fn check_inputs(
 impl Attempt {
     /// Starts it: in a worker of its own, or, if the node is light, in one of `idle` or one that will be there when it ends.
     pub(super) fn start(start: &Start<'_>, given: Given, idle: &mut Vec<Worker>) -> Result<Self, ExecError> {
-        let Given { node, number, reason, recipe, place, lock } = given;
+        let Given { node, number, reason, recipe, place, lock, allowance } = given;
         let Start { pipeline, store, journal, .. } = *start;
         let name = &pipeline.nodes[node].name;
         let light = takes_turns(&pipeline.nodes[node]);
@@ -126,6 +129,7 @@ impl Attempt {
             staging: PathBuf::new(),
             log: None,
             result: None,
+            allowance,
         };
         let (began, started) = (Instant::now(), fs::now().to_string());
         let (worker, log, tmp) = if light {
@@ -157,6 +161,7 @@ impl Attempt {
             started,
             log,
             result: None,
+            usage: None,
             began,
             worker: Some(worker),
             light,
@@ -192,12 +197,16 @@ impl Attempt {
             kind: node.kind.name.to_owned(),
             artifact: made.artifact,
             preimage: std::mem::take(&mut self.recipe.preimage),
+            sources: sources(node),
             inputs: std::mem::take(&mut self.recipe.inputs),
             metrics: made.metrics,
             run: made.run.to_owned(),
             attempt: self.number,
             started: self.started.clone(),
             seconds,
+            usage: self
+                .usage
+                .map(|usage| Usage { gpu_seconds: (self.place.device() != "cpu").then_some(seconds), ..usage }),
             host: made.host.to_owned(),
             device: self.place.device().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -215,17 +224,18 @@ impl Attempt {
             Some(mut worker) => Some(worker.wait()?),
             None => None,
         };
-        let result = self.result.take().or_else(|| {
+        let said = self.result.take().or_else(|| {
             let (_, directory) = self.own.as_ref()?;
             serde_json::from_slice(&fs_err::read(directory.join("result.json")).ok()?).ok()
         });
+        let silent = said.is_none();
+        let result = said.unwrap_or_else(|| no_result(status));
         if let Some((tmp, _)) = &self.own {
             fs::remove_directory(tmp)?;
         }
         let left = self.own.as_ref().map_or(&self.log, |(_, directory)| directory);
         let directory = left.file_name().map(|name| name.to_string_lossy().into_owned());
-        let result = result.unwrap_or_else(|| no_result(status));
-        Ok(Ended { result, seconds, directory: directory.unwrap_or_default() })
+        Ok(Ended { result, silent, seconds, directory: directory.unwrap_or_default() })
     }
 }
 
@@ -238,13 +248,13 @@ fn takes_turns(node: &Node) -> bool {
 /// Gives a job to a worker that is idle, or to a new one.
 fn give(start: &Start<'_>, mut job: Job, idle: &mut Vec<Worker>) -> Result<Worker, ExecError> {
     loop {
-        let known = idle.iter().rposition(|worker| worker.threads == job.threads);
+        let known = idle.pop();
+        let waited = known.is_some();
         let mut worker = match known {
-            Some(at) => idle.swap_remove(at),
+            Some(worker) => worker,
             None => {
                 let slot = start.store.tmp().join(format!("{}.{}", start.journal.run(), start.serial));
-                Worker::light(start.program, start.store.root(), &slot, job.threads, start.inbox)
-                    .map_err(ExecError::Spawn)?
+                Worker::light(start.program, start.store.root(), &slot, start.inbox).map_err(ExecError::Spawn)?
             }
         };
         (job.scratch, job.staging) = worker.directories().unwrap_or_default();
@@ -253,7 +263,7 @@ fn give(start: &Start<'_>, mut job: Job, idle: &mut Vec<Worker>) -> Result<Worke
         match worker.give(start.serial, &line) {
             Ok(()) => return Ok(worker),
             // It died while it had nothing to do, which is no one's loss.
-            Err(error) if known.is_some() => {
+            Err(error) if waited => {
                 tracing::debug!("an idle worker is gone: {error}");
                 worker.wait()?;
             }
@@ -275,6 +285,8 @@ pub(super) struct Made<'a> {
 pub(super) struct Ended {
     /// What came of it.
     pub(super) result: JobResult,
+    /// Whether the worker died without a word.
+    pub(super) silent: bool,
     /// Wall seconds.
     pub(super) seconds: f64,
     /// Its directory within the run's, or its log if that is all it left.
@@ -303,6 +315,19 @@ fn inputs(
         inputs.insert(link.field.path.clone(), input);
     }
     Ok(inputs)
+}
+
+/// What a node's inputs from outside are called.
+fn sources(node: &Node) -> BTreeMap<String, String> {
+    let named = node.links.iter().filter_map(|link| {
+        let name = match &link.target {
+            Target::Node(_) => return None,
+            Target::Dataset(name) => format!("dataset:{name}"),
+            Target::Model(name) => format!("model:{name}"),
+        };
+        Some((link.field.path.clone(), name))
+    });
+    named.collect()
 }
 
 /// How the endpoint is called that a link leads to, if it leads to one.

@@ -50,8 +50,6 @@ pub(super) struct Worker {
     socket: UnixStream,
     /// The attempt that it is at, or was at last.
     at: Arc<AtomicU64>,
-    /// Threads that it was started with.
-    pub(super) threads: usize,
     /// Of a light one.
     slot: Option<Slot>,
 }
@@ -97,18 +95,12 @@ impl Worker {
     }
 
     /// Starts `program worker`, which is given its jobs by [`Worker::give`]; `slot` will be its directory.
-    pub(super) fn light(
-        program: &Path,
-        store: &Path,
-        slot: &Path,
-        threads: usize,
-        inbox: &Sender<Message>,
-    ) -> io::Result<Self> {
+    pub(super) fn light(program: &Path, store: &Path, slot: &Path, inbox: &Sender<Message>) -> io::Result<Self> {
         let slot = Slot::new(slot)?;
         let mut command = Command::new(program);
         // The jobs name the cache: this is for people who list processes. Until it has a job, it has no log.
         command.arg("worker").arg("--cache").arg(store).stdout(Stdio::null()).stderr(Stdio::inherit());
-        let mut worker = Self::spawn(command, threads, 0, inbox)?;
+        let mut worker = Self::spawn(command, 1, 0, inbox)?;
         worker.slot = Some(slot);
         Ok(worker)
     }
@@ -129,7 +121,7 @@ impl Worker {
         drop(command);
         let (socket, inbox) = (ours.try_clone()?, inbox.clone());
         let at = Arc::new(AtomicU64::new(attempt));
-        let worker = Self { child, socket, at: Arc::clone(&at), threads, slot: None };
+        let worker = Self { child, socket, at: Arc::clone(&at), slot: None };
         let name = format!("worker {}", worker.child.id());
         std::thread::Builder::new().name(name).stack_size(1 << 18).spawn(move || {
             for line in BufReader::new(ours).lines() {

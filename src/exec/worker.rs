@@ -19,9 +19,10 @@ use super::ExecError;
 use super::job::{Job, JobResult, STOP, Word};
 use super::local::die;
 use crate::diag::Diagnostic;
+use crate::endpoint::{Allowance, Purse, Spent};
 use crate::fs;
 use crate::kinds::{self, Cx, InputArtifact, NodeError, Progress};
-use crate::store::Store;
+use crate::store::{Store, Usage};
 
 /// The least time between two words of progress.
 const BEAT: Duration = Duration::from_millis(100);
@@ -34,12 +35,14 @@ pub fn work(path: &Path) -> Result<u8, ExecError> {
     let bytes = fs_err::read(path).map_err(|error| bad(error.to_string()))?;
     let job: Job = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
     let cancel = heed_signals()?;
-    let mut mouth = Mouth { socket: lifeline(&cancel, None)?, last: None };
+    let mut mouth = Mouth::new(lifeline(&cancel, None)?);
     let result = execute(&job, &mut None, &mut mouth, &cancel);
     // A disk that is full does not keep the scheduler from hearing of it.
     if let Err(error) = record(&job, &result) {
         tracing::warn!("the result cannot be written: {error}");
     }
+    mouth.account();
+    mouth.say(&Word::Used(used(&mouth.purse.spent())));
     mouth.say(&Word::Result(result.clone()));
     Ok(match result {
         JobResult::Done { .. } => 0,
@@ -63,11 +66,10 @@ pub fn serve() -> Result<u8, ExecError> {
         return Err(bad("it is no socket to a scheduler; give a job file".to_owned()));
     };
     let adopts = rustix::process::set_child_subreaper(Some(rustix::process::getpid())).is_ok();
-    let mut mouth = Mouth { socket: Some(socket), last: None };
-    let mut store = None;
+    let mut mouth = Mouth::new(Some(socket));
+    let (mut store, mut before) = (None, 0.0);
     for line in jobs {
         let job: Job = serde_json::from_str(&line).map_err(|error| bad(error.to_string()))?;
-        mouth.last = None;
         let result = match log_to(&job) {
             Ok(()) => execute(&job, &mut store, &mut mouth, &cancel),
             Err(error) => JobResult::Failed { what: format!("its log cannot be written: {error}"), help: None },
@@ -76,6 +78,11 @@ pub fn serve() -> Result<u8, ExecError> {
         if !adopts || has_children() || cleared.is_err() {
             mouth.say(&Word::Last);
         }
+        mouth.account();
+        // Of what is kept in memory nothing is an attempt's own, and what its program took no one measures.
+        let so_far = cpu_seconds();
+        let used = so_far.map(|so_far| so_far - std::mem::replace(&mut before, so_far));
+        mouth.say(&Word::Used(Usage { cpu_seconds: used, ..spent(&mouth.purse.spent()) }));
         mouth.say(&Word::Result(result));
     }
     Ok(0)
@@ -115,6 +122,7 @@ fn heed_signals() -> Result<Arc<AtomicBool>, ExecError> {
 
 /// Executes an attempt; `store` is the one that the last attempt used, if it may be used again.
 fn execute(job: &Job, store: &mut Option<Store>, mouth: &mut Mouth, cancel: &AtomicBool) -> JobResult {
+    (mouth.last, mouth.purse, mouth.told) = (None, Arc::new(Purse::new(job.allowance)), Spent::default());
     let result = attempt(job, store, mouth, cancel).unwrap_or_else(|error| match error {
         NodeError::Interrupted => JobResult::Interrupted,
         NodeError::Failed { what, help } => JobResult::Failed { what, help },
@@ -123,6 +131,7 @@ fn execute(job: &Job, store: &mut Option<Store>, mouth: &mut Mouth, cancel: &Ato
         NodeError::Endpoint(error) => failed(error.diagnostic()),
         NodeError::Io(error) => JobResult::Failed { what: error.to_string(), help: None },
     });
+    let result = result.without_secrets();
     match &result {
         // A log that says nothing else is not worth its block on the disk.
         JobResult::Done { .. } if job.log.is_some() => {}
@@ -153,6 +162,7 @@ fn attempt(
         let calling = input.calling.clone();
         (path.clone(), InputArtifact { id: input.id, kind, files, skip, take, calling })
     });
+    let purse = Arc::clone(&mouth.purse);
     let mut progress = |progress: Progress| mouth.progress(progress);
     let mut cx = Cx {
         store,
@@ -166,6 +176,7 @@ fn attempt(
         micro_batch: job.micro_batch,
         activation_checkpointing: job.activation_checkpointing,
         progress: &mut progress,
+        purse,
         cancel,
     };
     let outputs = entry.run(&job.fields, &mut cx)?;
@@ -210,6 +221,34 @@ fn lifeline(cancel: &Arc<AtomicBool>, jobs: Option<Sender<String>>) -> Result<Op
     Ok(Some(socket))
 }
 
+/// What this process and what it started have used.
+fn used(spent: &Spent) -> Usage {
+    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    Usage { cpu_seconds: cpu_seconds(), peak_bytes: peak.map(|kib| kib << 10), ..self::spent(spent) }
+}
+
+/// CPU seconds of this process and of those of its children that it waited for.
+fn cpu_seconds() -> Option<f64> {
+    // `PID (NAME) STATE …`: times of this process and of its children are fields 14 to 17, in ticks of a hundredth.
+    let stat = fs_err::read_to_string("/proc/self/stat").ok()?;
+    let times = stat.rsplit(')').next()?.split_whitespace().skip(11).take(4);
+    Some(times.filter_map(|time| time.parse::<f64>().ok()).sum::<f64>() / 100.0)
+}
+
+/// What was spent on calls.
+fn spent(spent: &Spent) -> Usage {
+    Usage {
+        cpu_seconds: None,
+        peak_bytes: None,
+        gpu_seconds: None,
+        calls: (spent.calls > 0).then_some(spent.calls),
+        dollars: (spent.dollars > 0.0).then_some(spent.dollars),
+    }
+}
+
 /// The result of an attempt that ended in a finding of another layer.
 fn failed(finding: Diagnostic) -> JobResult {
     JobResult::Failed { what: finding.title, help: finding.help.into_iter().next() }
@@ -219,15 +258,32 @@ fn failed(finding: Diagnostic) -> JobResult {
 struct Mouth {
     socket: Option<UnixStream>,
     last: Option<Instant>,
+    purse: Arc<Purse>,
+    /// What was said to be spent.
+    told: Spent,
 }
 
 impl Mouth {
+    fn new(socket: Option<UnixStream>) -> Self {
+        Self { socket, last: None, purse: Arc::new(Purse::new(Allowance::default())), told: Spent::default() }
+    }
+
     fn progress(&mut self, progress: Progress) {
         fs::kill_point("progress");
         let due = self.last.is_none_or(|last| last.elapsed() >= BEAT);
         if due || progress.done >= progress.total {
             self.last = Some(Instant::now());
+            self.account();
             self.say(&Word::Progress(progress));
+        }
+    }
+
+    /// Says what was spent since it was said last.
+    fn account(&mut self) {
+        let spent = self.purse.spent();
+        if spent != self.told {
+            self.told = spent;
+            self.say(&Word::Spent(spent));
         }
     }
 

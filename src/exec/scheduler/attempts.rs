@@ -49,6 +49,10 @@ impl Scheduler<'_> {
             let help = Some("run it again: what is damaged is made again first".to_owned());
             return self.fail(node, Fault { attempt: 0, what: wrong, help, log: None, tail: Vec::new() });
         }
+        let Some((asking, allowance)) = self.admit(node, &place, &key)? else {
+            self.room.leave(&place);
+            return Ok(());
+        };
         let number = self.numbers.entry(node).or_default();
         *number += 1;
         let number = *number;
@@ -61,7 +65,9 @@ impl Scheduler<'_> {
             inbox: &self.outbox,
             serial: self.serial,
         };
-        let attempt = Attempt::start(&start, Given { node, number, reason, recipe, place, lock }, &mut self.idle)?;
+        let given = Given { node, number, reason, recipe, place, lock, allowance };
+        let attempt = Attempt::start(&start, given, &mut self.idle)?;
+        self.ledger.begin(self.serial, asking, allowance);
         let event = Event::NodeStart {
             node: self.pipeline.nodes[node].name.clone(),
             kind: self.pipeline.nodes[node].kind.name.to_owned(),
@@ -82,6 +88,14 @@ impl Scheduler<'_> {
     pub(super) fn hear(&mut self, serial: u64, word: Word) -> Result<(), ExecError> {
         let Some(attempt) = self.running.get_mut(&serial) else { return Ok(()) };
         match word {
+            Word::Used(usage) => {
+                attempt.usage = Some(usage);
+                Ok(())
+            }
+            Word::Spent(spent) => {
+                self.ledger.spent(serial, spent);
+                Ok(())
+            }
             Word::Last => {
                 attempt.last = true;
                 Ok(())
@@ -92,6 +106,7 @@ impl Scheduler<'_> {
                 if attempt.is_light() { self.end(serial) } else { Ok(()) }
             }
             Word::Progress(progress) => {
+                self.ledger.progress(serial, progress.done, progress.total);
                 let node = self.pipeline.nodes[attempt.node].name.clone();
                 let seconds = attempt.began.elapsed().as_secs_f64();
                 self.tell(&Event::NodeProgress { node, progress, seconds })
@@ -107,7 +122,8 @@ impl Scheduler<'_> {
         self.room.leave(&attempt.place);
         let seconds = ended.seconds;
         let name = self.pipeline.nodes[node].name.clone();
-        let told = self.stop >= Stop::Interrupted;
+        let told = self.stop >= Stop::Interrupted || self.ledger.stopped(serial);
+        self.account(serial, &key, &ended.result, ended.silent)?;
         let (state, error) = match &ended.result {
             JobResult::Done { .. } => ("done", None),
             JobResult::Failed { what, .. } if !told => ("failed", Some(what.clone())),

@@ -18,6 +18,7 @@ use crate::exec::attempt::Attempt;
 use crate::exec::commit::{Made, commit_all};
 use crate::exec::device::devices;
 use crate::exec::interrupt::Interrupts;
+use crate::exec::ledger::Ledger;
 
 use crate::digest::Digest;
 use crate::exec::journal::{Journal, sweep, sweep_slots};
@@ -31,6 +32,7 @@ use crate::pipeline::Pipeline;
 use crate::store::{Index, RunNode, Store};
 
 mod attempts;
+mod budget;
 mod settle;
 
 use attempts::Unlisted;
@@ -91,6 +93,7 @@ pub fn run(
         keys: HashMap::new(),
         numbers: HashMap::new(),
         serial: 0,
+        ledger: Ledger::new(options.budget.clone(), options.needs.clone()),
         stop: Stop::No,
         fault: None,
         inbox,
@@ -151,6 +154,7 @@ struct Scheduler<'a> {
     serial: u64,
     journal: Journal,
     host: String,
+    ledger: Ledger,
     stop: Stop,
     fault: Option<ExecError>,
     inbox: Receiver<Message>,
@@ -212,11 +216,15 @@ impl Scheduler<'_> {
         if self.running.is_empty() && self.committing.is_empty() && (self.held.is_empty() || self.stop > Stop::No) {
             return Ok(false);
         }
-        let message = match (self.held.is_empty(), self.made.is_empty() || self.is_committing) {
-            (true, true) if !self.unlisted.is_empty() => self.inbox.recv_timeout(LISTING),
-            (true, true) => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            (_, false) => self.inbox.recv_timeout(GATHER),
-            (false, true) => self.inbox.recv_timeout(TICK),
+        let patience = [
+            (!self.held.is_empty()).then_some(TICK),
+            (!self.unlisted.is_empty()).then_some(LISTING),
+            (!self.made.is_empty() && !self.is_committing).then_some(GATHER),
+            self.ledger.next(),
+        ];
+        let message = match patience.into_iter().flatten().min() {
+            None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(patience) => self.inbox.recv_timeout(patience),
         };
         match message {
             Ok(Message::Word { attempt, word }) => self.hear(attempt, word)?,
@@ -235,6 +243,7 @@ impl Scheduler<'_> {
                 self.list(false);
             }
         }
+        self.keep_to_budget()?;
         Ok(true)
     }
 
@@ -306,7 +315,9 @@ impl Scheduler<'_> {
         self.list(true);
         self.remember();
         let nodes = run_nodes(self.pipeline, &self.phases, &self.index.figures());
-        let mut summary = Summary { run: self.journal.run().to_owned(), interrupted: false, seconds: 0.0, nodes };
+        let mut summary =
+            Summary { run: self.journal.run().to_owned(), interrupted: false, seconds: 0.0, budget: Vec::new(), nodes };
+        summary.budget = std::mem::take(&mut self.ledger.told);
         summary.interrupted = self.stop >= Stop::Interrupted && !summary.ok();
         let ended = self.journal.end(self.store, summary.ok(), &mut summary.nodes);
         self.index.add_run(self.journal.record());
