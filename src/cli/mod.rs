@@ -267,6 +267,12 @@ pub enum CacheCommand {
     },
 }
 
+/// Draws findings as text, without colour.
+#[doc(hidden)]
+pub fn draw(findings: &[crate::diag::Diagnostic]) -> String {
+    render::draw(findings, false)
+}
+
 /// Runs the command line and returns the process's exit code.
 pub fn run() -> ExitCode {
     trace::report_bugs();

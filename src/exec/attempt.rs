@@ -48,6 +48,7 @@ pub(super) struct Attempt {
     worker: Worker,
     directory: PathBuf,
     tmp: PathBuf,
+    staging: PathBuf,
     /// Nobody else works at the key until it is dropped.
     pub(super) lock: KeyLock,
 }
@@ -123,7 +124,7 @@ impl Attempt {
             activation_checkpointing: pipeline.nodes[node].run.activation_checkpointing,
             store: store.root().to_owned(),
             scratch,
-            staging,
+            staging: staging.clone(),
             result: directory.join("result.json"),
         };
         let path = directory.join("job.json");
@@ -135,7 +136,22 @@ impl Attempt {
         let worker = Worker::start(start.program, &path, output, place.threads, start.serial, start.inbox)
             .map_err(ExecError::Spawn)?;
         let result = None;
-        Ok(Self { node, number, reason, recipe, place, started, log, result, began, worker, directory, tmp, lock })
+        Ok(Self {
+            node,
+            number,
+            reason,
+            recipe,
+            place,
+            started,
+            log,
+            result,
+            began,
+            worker,
+            directory,
+            tmp,
+            staging,
+            lock,
+        })
     }
 
     /// Tells it to finish the batch, save and end.
@@ -177,7 +193,8 @@ impl Attempt {
         let status = self.worker.wait()?;
         let written = || serde_json::from_slice(&fs_err::read(self.directory.join("result.json")).ok()?).ok();
         let result = self.result.take().or_else(written).unwrap_or_else(|| no_result(status));
-        fs::remove_directory(&self.tmp)?;
+        fs::remove_directory(&self.staging)?;
+        fs::remove_if_empty(&self.tmp)?;
         let directory = self.directory.file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(Ended { result, seconds, directory: directory.unwrap_or_default() })
     }

@@ -18,7 +18,7 @@
 //! ```
 //!
 //! Reading order: this file (layout, versions), `cas` (blobs and artifacts), `record` (nodes and runs), `health`
-//! (is it still what it was), `index` (the view), `lock`, `gc`, `verify`, `preview`.
+//! (is it still what it was), `index` (the view), `lock` and `claim`, `gc`, `verify`, `preview`.
 
 use std::path::{Path, PathBuf};
 
@@ -26,6 +26,7 @@ use crate::digest::Digest;
 use crate::fs;
 
 mod cas;
+mod claim;
 mod error;
 mod gc;
 mod health;
@@ -36,6 +37,7 @@ mod record;
 mod verify;
 
 pub use cas::{Blob, External, Manifest};
+pub use claim::Holder;
 pub use error::StoreError;
 pub use gc::Garbage;
 pub use health::{Health, Stamps};
@@ -177,7 +179,7 @@ fn version(root: &Path) -> Result<Option<u32>, StoreError> {
         return Err(StoreError::NotADirectory { file: root.to_owned() });
     }
     let path = root.join("VERSION");
-    let text = match fs_err::read_to_string(&path) {
+    let text = match fs::read_text(&path, 64) {
         Ok(text) => text,
         Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
             return Ok(None);

@@ -13,7 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("pipeline", &["diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
     ("graph", &["diag", "digest", "pipeline"]),
     ("store", &["diag", "digest", "env", "fs"]),
-    ("lm", &["diag", "env"]),
+    ("lm", &["diag", "env", "fs"]),
     ("hub", &["diag", "env", "fs", "secret"]),
     ("endpoint", &["diag", "env", "fs", "secret"]),
     ("kinds", &["diag", "digest", "env", "fs", "secret", "pipeline", "store", "lm", "endpoint"]),
