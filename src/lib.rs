@@ -6,11 +6,14 @@
 //! - [`pipeline`]: TOML to typed nodes. [`graph`]: nodes to a DAG with keys.
 //! - [`store`]: artifacts on disk. [`lm`]: the language model. [`hub`]: models from the Hugging Face Hub.
 //! - [`endpoint`]: models that are spoken to over HTTP.
+//! - [`settings`]: `sami.toml`. [`remote`]: artifacts shared in buckets and directories.
+//! - [`archive`]: artifacts in one file.
 //! - [`kinds`]: what each node kind does, on top of those.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
 //!
 //! Reading order: `docs/architecture.md`.
 
+pub mod archive;
 pub mod cli;
 pub mod diag;
 pub mod digest;
@@ -23,4 +26,6 @@ pub mod hub;
 pub mod kinds;
 pub mod lm;
 pub mod pipeline;
+pub mod remote;
+pub mod settings;
 pub mod store;

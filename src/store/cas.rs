@@ -262,7 +262,7 @@ impl Store {
     }
 
     /// Whether a blob is there and whole. One that is damaged is moved aside.
-    fn has_whole(&self, blob: &Blob) -> Result<bool, StoreError> {
+    pub fn has_whole(&self, blob: &Blob) -> Result<bool, StoreError> {
         let path = self.blob_path(&blob.digest);
         if std::fs::symlink_metadata(&path).is_err() {
             return Ok(false);
@@ -275,7 +275,7 @@ impl Store {
     }
 
     /// Moves a synced file to where its digest says.
-    fn place(&self, path: &Path, blob: &Blob) -> Result<(), StoreError> {
+    pub(super) fn place(&self, path: &Path, blob: &Blob) -> Result<(), StoreError> {
         let object = self.blob_path(&blob.digest);
         fs::protect(path)?;
         if let Some(directory) = object.parent() {
@@ -285,7 +285,7 @@ impl Store {
     }
 }
 
-fn check_name(name: &str) -> Result<(), StoreError> {
+pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
     let plain = |part| matches!(part, Component::Normal(_));
     if !name.is_empty() && !name.contains(['\0', '\n']) && Path::new(name).components().all(plain) {
         return Ok(());
