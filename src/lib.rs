@@ -3,8 +3,10 @@
 //! # Layout
 //! In layer order; `tests/it/layers.rs` holds each module to what it may import.
 //! - [`diag`], [`digest`], [`mod@env`]: findings, content hashes, environment variables. [`fs`]: the door to the disk.
+//!   [`secret`]: what must not be seen.
 //! - [`pipeline`]: TOML to typed nodes. [`graph`]: nodes to a DAG with keys.
 //! - [`store`]: artifacts on disk. [`lm`]: the language model. [`hub`]: models from the Hugging Face Hub.
+//! - [`compare`]: what differs between rows, tensors and texts.
 //! - [`endpoint`]: models that are spoken to over HTTP.
 //! - [`settings`]: `sami.toml`. [`remote`]: artifacts shared in buckets and directories.
 //! - [`archive`]: artifacts in one file.
@@ -15,6 +17,7 @@
 
 pub mod archive;
 pub mod cli;
+pub mod compare;
 pub mod diag;
 pub mod digest;
 pub mod endpoint;
@@ -27,5 +30,6 @@ pub mod kinds;
 pub mod lm;
 pub mod pipeline;
 pub mod remote;
+pub mod secret;
 pub mod settings;
 pub mod store;

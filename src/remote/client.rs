@@ -22,7 +22,7 @@ use object_store::{
 use tokio::runtime::Runtime;
 
 use super::RemoteError;
-use super::error::{redact, secrets};
+use super::error::shown;
 use crate::settings::{Place, RemoteSettings};
 use crate::{env, fs};
 
@@ -52,7 +52,6 @@ pub(super) struct Client {
     parts: Option<Arc<dyn MultipartStore>>,
     prefix: String,
     url: String,
-    secrets: Vec<String>,
     read_only: bool,
     /// How long a look at what is there may take.
     limit: Option<Duration>,
@@ -71,21 +70,19 @@ impl Client {
         }
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("remote").enable_all().build()?;
-        let secrets = secrets();
         let (prefix, opened) = match &settings.place {
             Place::Directory(directory) => (String::new(), directory_store(directory, settings, access)?),
             Place::S3 { bucket, prefix } => (prefix.clone(), s3(bucket, settings, patience)),
             Place::Gs { bucket, prefix } => (prefix.clone(), gs(bucket, settings, patience)),
             Place::Http(url) => (String::new(), http(url, settings, patience)),
         };
-        let (store, parts) =
-            opened.map_err(|error| RemoteError::Setup { what: redact(&error.to_string(), &secrets) })?;
+        let (store, parts) = opened.map_err(|error| RemoteError::Setup { what: shown(&error.to_string()) })?;
         let (limit, tries) = match patience {
             Patience::Long => (None, 5),
             Patience::Short => (Some(settings.timeout), 1),
         };
         let url = settings.url.clone();
-        Ok(Self { runtime, store, parts, prefix, url, secrets, read_only, limit, tries })
+        Ok(Self { runtime, store, parts, prefix, url, read_only, limit, tries })
     }
 
     /// As the user wrote it.
@@ -236,7 +233,7 @@ impl Client {
     /// What an error means.
     pub(super) fn fault(&self, name: &str, error: &object_store::Error) -> RemoteError {
         use object_store::Error as E;
-        let what = redact(&error.to_string(), &self.secrets);
+        let what = shown(&error.to_string());
         if matches!(error, E::PermissionDenied { .. } | E::Unauthenticated { .. }) {
             return RemoteError::Denied { what };
         }

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::diag::Diagnostic;
 use crate::digest::Digest;
-use crate::env;
+use crate::secret;
 use crate::store::StoreError;
 
 /// What can go wrong with a remote.
@@ -140,29 +140,12 @@ impl RemoteError {
     }
 }
 
-/// Values that no message may hold, as the environment has them now.
-pub(super) fn secrets() -> Vec<String> {
-    let variables = [
-        &env::AWS_SECRET_ACCESS_KEY,
-        &env::AWS_SESSION_TOKEN,
-        &env::AWS_ACCESS_KEY_ID,
-        &env::GOOGLE_SERVICE_ACCOUNT_KEY,
-    ];
-    // What is shorter is no secret, and hiding it would make messages unreadable.
-    variables.iter().filter_map(|variable| variable.get()).filter(|value| value.len() > 3).collect()
-}
-
-/// A message without those values, on one line and not too long: servers answer with whole pages.
-pub(super) fn redact(text: &str, secrets: &[String]) -> String {
+/// A message without secrets, on one line and not too long: servers answer with whole pages.
+pub(super) fn shown(text: &str) -> String {
     const MOST: usize = 400;
-    let mut text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    for secret in secrets {
-        text = text.replace(secret.as_str(), "***");
-    }
-    if text.chars().count() > MOST {
-        text = text.chars().take(MOST).chain("…".chars()).collect();
-    }
-    text
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = secret::redact(&text);
+    if text.chars().count() > MOST { text.chars().take(MOST).chain("…".chars()).collect() } else { text.into_owned() }
 }
 
 #[cfg(test)]
@@ -170,9 +153,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_short_and_hold_no_secret() {
-        let secrets = ["hunter2".to_owned()];
-        assert_eq!(redact("key\n  hunter2 is bad", &secrets), "key *** is bad");
-        assert!(redact(&"x ".repeat(10_000), &secrets).chars().count() <= 401);
+    fn messages_are_short_and_on_a_line() {
+        assert_eq!(shown("key\n  is bad"), "key is bad");
+        assert!(shown(&"x ".repeat(10_000)).chars().count() <= 401);
     }
 }

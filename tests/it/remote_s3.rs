@@ -27,7 +27,11 @@ impl Drop for Ceph {
 /// Starts the server; `None`, with a printed reason, where it is not installed.
 fn ceph() -> Option<Ceph> {
     let has = |program: &&str| {
-        Command::new("sh").args(["-c", &format!("command -v {program}")]).stdout(Stdio::null()).status().is_ok_and(|s| s.success())
+        Command::new("sh")
+            .args(["-c", &format!("command -v {program}")])
+            .stdout(Stdio::null())
+            .status()
+            .is_ok_and(|s| s.success())
     };
     let needed = ["ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "curl"];
     if let Some(lacks) = needed.iter().find(|program| !has(program)) {

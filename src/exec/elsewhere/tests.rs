@@ -56,24 +56,14 @@ fn complete(pipeline: &Pipeline, graph: &Graph, store: &Store) {
         let blob = store.put_bytes(name.as_bytes()).unwrap();
         let artifact = store.put_manifest(&Manifest { kind: "files".into(), files: [("out".to_owned(), blob)].into() });
         let artifact = artifact.unwrap();
-        let record = NodeRecord {
-            format: 1,
-            key,
-            node: name,
-            pipeline: pipeline.name.clone(),
-            kind: "command".into(),
-            artifact,
-            preimage: recipe.preimage,
-            inputs: recipe.inputs,
-            metrics: serde_json::Map::new(),
-            run: "20260101-000000-aaaa".into(),
-            attempt: 1,
-            started: "2026-01-01T00:00:00Z".into(),
-            seconds: 1.0,
-            host: "there".into(),
-            device: "cpu".into(),
-            version: "0.1.0".into(),
-        };
+        // As text, so that fields which may be absent need not be named here.
+        let record: NodeRecord = serde_json::from_value(serde_json::json!({
+            "format": 1, "key": key, "node": name, "pipeline": pipeline.name, "kind": "command",
+            "artifact": artifact, "preimage": recipe.preimage, "inputs": recipe.inputs, "metrics": {},
+            "run": "20260101-000000-aaaa", "attempt": 1, "started": "2026-01-01T00:00:00Z", "seconds": 1.0,
+            "host": "there", "device": "cpu", "version": "0.1.0",
+        }))
+        .unwrap();
         store.put_node(&record).unwrap();
         plan.nodes[node] = State::Hit { key, artifact };
     }
