@@ -145,6 +145,12 @@ pub fn create(path: &Path) -> io::Result<File> {
     File::create(path)
 }
 
+/// Writes a block to a file that is open.
+pub fn write_all(file: &mut File, block: &[u8]) -> io::Result<()> {
+    operation(file.path())?;
+    file.write_all(block)
+}
+
 /// Copies `reader` into a new file, handing each block to `see`, and waits until the disk has it.
 pub fn copy_to(reader: &mut impl Read, path: &Path, mut see: impl FnMut(&[u8])) -> io::Result<u64> {
     let mut file = create(path)?;

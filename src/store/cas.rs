@@ -298,7 +298,7 @@ impl Store {
     }
 
     /// Whether a blob is there and whole. One that is damaged is moved aside.
-    fn has_whole(&self, blob: &Blob) -> Result<bool, StoreError> {
+    pub fn has_whole(&self, blob: &Blob) -> Result<bool, StoreError> {
         let path = self.blob_path(&blob.digest);
         if std::fs::symlink_metadata(&path).is_err() {
             return Ok(false);
@@ -311,7 +311,7 @@ impl Store {
     }
 
     /// Moves a synced file to where its digest says.
-    fn place(&self, path: &Path, blob: &Blob) -> Result<(), StoreError> {
+    pub(super) fn place(&self, path: &Path, blob: &Blob) -> Result<(), StoreError> {
         let object = self.blob_path(&blob.digest);
         fs::protect(path)?;
         if let Some(directory) = object.parent() {
@@ -321,7 +321,7 @@ impl Store {
     }
 }
 
-fn check_name(name: &str) -> Result<(), StoreError> {
+pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
     let plain = |part| matches!(part, Component::Normal(part) if part.len() <= LONGEST_PART);
     if !name.is_empty()
         && name.len() <= LONGEST_NAME

@@ -18,13 +18,15 @@
 //! ```
 //!
 //! Reading order: this file (layout, versions), `cas` (blobs and artifacts), `record` (nodes and runs), `health`
-//! (is it still what it was), `index` (the view), `lock` and `claim`, `gc`, `verify`, `preview`.
+//! (is it still what it was), `index` (the view), `lock` and `claim`, `gc`, `verify`, `preview`, `arrive`
+//! (what comes from elsewhere).
 
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
 use crate::fs;
 
+mod arrive;
 mod cas;
 mod claim;
 mod error;
