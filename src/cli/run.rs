@@ -2,16 +2,19 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::context::Failure;
 use super::estimate::Totals;
 use super::fresh::{self, Question};
 use super::report::{Report, outcomes};
+use super::sharing::Source;
 use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, RunArgs};
-use super::{context, doctor};
+use super::{context, doctor, push, sharing};
 use crate::diag::Diagnostic;
 use crate::exec::budget::{Budget, Needs};
-use crate::exec::{self, Event, PlanOptions, RunOptions, State};
+use crate::exec::{self, Elsewhere, Event, PlanOptions, RunOptions, State};
+use crate::settings::{Push, RemoteSettings};
 use crate::store::{Index, Store};
 
 /// What the budget kept from being done that is listed.
@@ -22,7 +25,11 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let budget = args.budget.as_deref().map(Budget::parse).transpose()?.unwrap_or_default();
     let root = context.cache_directory(Some(&args.pipeline.pipeline))?;
     let mut question = Question::new(&format!("run on {}", args.device), &args.pipeline, &args.targets)?;
-    if let Some(done) = fresh::run(context, args, &question, &root) {
+    let (pull, push) = remotes(context, args)?;
+    // Fresh nodes are pushed, too, if the remote cache lacks them.
+    if push.is_none()
+        && let Some(done) = fresh::run(context, args, &question, &root)
+    {
         return done;
     }
     let (pipeline, graph) = context.load(&args.pipeline)?;
@@ -34,6 +41,14 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     exec::require_keys(&pipeline, &graph, &store, &mut index, &wanted)?;
     exec::fetch(&pipeline, &graph, &args.targets, &mut |event| report.tell(event))?;
     let mut plan = exec::plan(&pipeline, &graph, &store, &mut index, &wanted)?;
+    let source = match pull {
+        Some(settings) => Some(Arc::new(Source::new(settings, Store::open(store.root())?))),
+        None => None,
+    };
+    if let Some(source) = &source {
+        exec::bring(&pipeline, &graph, &store, &mut index, &mut plan, &args.targets, &**source)?;
+        source.report();
+    }
     let program = program()?;
     let stale = plan.order.iter().any(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
     let gpus = if stale { doctor::gpus(&program) } else { Vec::new() };
@@ -45,6 +60,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         device: args.device.clone(),
         gpus,
         keep_going: args.keep_going,
+        elsewhere: source.clone().map(|source| source as Arc<dyn Elsewhere>),
         budget,
         needs: HashMap::new(),
     };
@@ -61,7 +77,10 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     if !stale && summary.ok() {
         question.remember_run(&store, &pipeline, &plan, &summary, outcomes(&summary.nodes));
     }
-    let code = match (summary.interrupted, summary.ok()) {
+    if let Some(source) = &source {
+        source.report();
+    }
+    let mut code = match (summary.interrupted, summary.ok()) {
         (true, _) => INTERRUPTED,
         (_, true) => DONE,
         _ if summary.count("failed") == 0 && !summary.budget.is_empty() => {
@@ -70,9 +89,24 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         }
         (_, false) => FAILED,
     };
+    if let Some(settings) = push.filter(|_| !summary.interrupted) {
+        code = code.max(sharing::push(&settings, &store, &summary, args.push)?);
+    }
     // The process ends now: to free ten thousand nodes one by one costs as much as to plan them.
     std::mem::forget((pipeline, graph, plan, summary));
     Ok(code)
+}
+
+/// The remote cache that is asked before nodes run, and the one that is given what they made.
+fn remotes(context: &Context, args: &RunArgs) -> Result<(Option<RemoteSettings>, Option<RemoteSettings>), Failure> {
+    // What is wrong in the file is an error whatever is asked for.
+    let settings = context.remote(None, Some(&args.pipeline.pipeline))?.filter(|_| !args.no_remote);
+    if settings.is_none() && (args.pull || args.push) {
+        return Err(push::unnamed().into());
+    }
+    let pull = settings.clone().filter(|settings| settings.pull || args.pull);
+    let push = settings.filter(|settings| settings.push == Push::OnSuccess || args.push);
+    Ok((pull, push))
 }
 
 /// What the budget kept from being done.

@@ -52,10 +52,16 @@ pub(super) struct Attempt {
     light: bool,
     /// Whether its worker ends with it.
     pub(super) last: bool,
-    /// What it has for itself if its worker has: a directory in `tmp/`, and one in the run's.
-    own: Option<(PathBuf, PathBuf)>,
+    own: Option<Own>,
     /// Nobody else works at the key until it is dropped.
     pub(super) lock: KeyLock,
+}
+
+/// What an attempt has for itself if its worker has: directories in `tmp/`, and one in the run's.
+struct Own {
+    tmp: PathBuf,
+    staging: PathBuf,
+    directory: PathBuf,
 }
 
 /// What is needed to start one.
@@ -132,7 +138,7 @@ impl Attempt {
             allowance,
         };
         let (began, started) = (Instant::now(), fs::now().to_string());
-        let (worker, log, tmp) = if light {
+        let (worker, log, own) = if light {
             let log = journal.log(name, number);
             let job = Job { log: Some(log.clone()), ..job };
             (give(start, job, idle)?, log, None)
@@ -142,7 +148,7 @@ impl Attempt {
             let staging = tmp.join(format!("{}.{number}", journal.run()));
             fs::create_directory(&staging)?;
             let (scratch, result) = (store.partial_dir(&recipe.key)?, directory.join("result.json"));
-            let job = Job { scratch, staging, result: Some(result), ..job };
+            let job = Job { scratch, staging: staging.clone(), result: Some(result), ..job };
             let path = directory.join("job.json");
             let bytes = serde_json::to_vec_pretty(&job).map_err(crate::store::StoreError::from)?;
             fs::create(&path)?.write_all(&bytes)?;
@@ -150,7 +156,7 @@ impl Attempt {
             let output = fs::create(&log)?;
             let worker = Worker::start(start.program, &path, output, place.threads, start.serial, start.inbox)
                 .map_err(ExecError::Spawn)?;
-            (worker, log, Some((tmp, directory)))
+            (worker, log, Some(Own { tmp, staging, directory }))
         };
         Ok(Self {
             node,
@@ -166,7 +172,7 @@ impl Attempt {
             worker: Some(worker),
             light,
             last: false,
-            own: tmp,
+            own,
             lock,
         })
     }
@@ -225,15 +231,16 @@ impl Attempt {
             None => None,
         };
         let said = self.result.take().or_else(|| {
-            let (_, directory) = self.own.as_ref()?;
-            serde_json::from_slice(&fs_err::read(directory.join("result.json")).ok()?).ok()
+            let own = self.own.as_ref()?;
+            serde_json::from_slice(&fs_err::read(own.directory.join("result.json")).ok()?).ok()
         });
         let silent = said.is_none();
         let result = said.unwrap_or_else(|| no_result(status));
-        if let Some((tmp, _)) = &self.own {
-            fs::remove_directory(tmp)?;
+        if let Some(own) = &self.own {
+            fs::remove_directory(&own.staging)?;
+            fs::remove_if_empty(&own.tmp)?;
         }
-        let left = self.own.as_ref().map_or(&self.log, |(_, directory)| directory);
+        let left = self.own.as_ref().map_or(&self.log, |own| &own.directory);
         let directory = left.file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(Ended { result, silent, seconds, directory: directory.unwrap_or_default() })
     }

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 
 use super::local::Message;
+use crate::digest::Digest;
 use crate::fs;
 use crate::store::{NodeRecord, Store, StoreError};
 
@@ -26,20 +27,27 @@ pub(super) struct Made {
 
 /// Commits batches until no more can come; each is answered.
 pub(super) fn commit_all(store: &Store, batches: &Receiver<Vec<Made>>, outbox: &Sender<Message>) {
-    for mut batch in batches {
+    for batch in batches {
         let attempts = batch.iter().map(|made| made.attempt).collect();
-        let done = commit(store, &mut batch).map(|()| batch.into_iter().map(|made| made.record).collect());
+        let done = commit(store, batch);
         // Without a scheduler there is no one to tell.
         let _ = outbox.send(Message::Committed { attempts, done: Box::new(done) });
     }
 }
 
-/// Makes the records of a batch durable, and with them those that hold if others were first.
-fn commit(store: &Store, batch: &mut [Made]) -> Result<(), StoreError> {
+/// Makes the records of a batch durable. Returns the records that hold, which are others where others were first, each with
+/// the artifact that the attempt made.
+fn commit(store: &Store, mut batch: Vec<Made>) -> Result<Vec<(NodeRecord, Digest)>, StoreError> {
     let unsettled: Vec<PathBuf> = batch.iter_mut().flat_map(|made| std::mem::take(&mut made.unsettled)).collect();
     fs::settle(&unsettled)?;
-    let (put, unsettled) = fs::deferred(|| batch.iter().try_for_each(|made| store.put_node(&made.record)));
-    put?;
+    let put = |made: Made| {
+        let artifact = made.record.artifact;
+        Ok((store.put_node(&made.record)?.unwrap_or(made.record), artifact))
+    };
+    let (records, unsettled) =
+        fs::deferred(|| batch.into_iter().map(put).collect::<Result<Vec<(NodeRecord, Digest)>, StoreError>>());
+    let records = records?;
     fs::settle(&unsettled)?;
-    batch.iter().try_for_each(|made| store.clear_partial(&made.record.key))
+    records.iter().try_for_each(|(record, _)| store.clear_partial(&record.key))?;
+    Ok(records)
 }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
 use super::job::{STOP, Word};
+use crate::digest::Digest;
 use crate::fs;
 use crate::store::{NodeRecord, StoreError};
 
@@ -36,11 +37,16 @@ pub(super) enum Message {
     Committed {
         /// Which.
         attempts: Vec<u64>,
-        /// Their records.
-        done: Box<Result<Vec<NodeRecord>, StoreError>>,
+        /// The records that hold, each with what the attempt made.
+        done: Box<Result<Vec<(NodeRecord, Digest)>, StoreError>>,
     },
     /// The user wants the run to stop.
     Interrupt,
+    /// Nodes were looked for in another cache; what it has of them is here now.
+    Sought {
+        /// Which.
+        nodes: Vec<usize>,
+    },
 }
 
 /// A worker process. It executes one attempt, or, if it is light, one after another.

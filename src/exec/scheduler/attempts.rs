@@ -1,9 +1,9 @@
 //! An attempt from its start to its end, as the loop sees it.
 
-use super::{GATHER, LISTING, MOST_TOGETHER, MOST_UNLISTED, Scheduler, Stop};
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
+use super::{GATHER, LISTING, MOST_TOGETHER, MOST_UNLISTED, Scheduler, Stop};
 use crate::digest::Digest;
 use crate::exec::attempt::{Attempt, Fault, Given, Made, Start, check_inputs};
 use crate::exec::commit;
@@ -31,7 +31,8 @@ impl Scheduler<'_> {
             self.held.insert(node);
             self.phases[node] = Phase::Held { key, reason };
             self.room.leave(&place);
-            let event = Event::NodeWait { node: self.pipeline.nodes[node].name.clone(), key };
+            let by = self.store.key_holder(&key).map(|holder| holder.name());
+            let event = Event::NodeWait { node: self.pipeline.nodes[node].name.clone(), key, by };
             return if self.waited.insert(node) { self.tell(&event) } else { Ok(()) };
         };
         // It may have been done elsewhere since the plan was made.
@@ -82,6 +83,15 @@ impl Scheduler<'_> {
         self.keys.insert(key, Vec::new());
         self.phases[node] = Phase::Running { key };
         self.tell(&event)
+    }
+
+    /// The artifact that another process has recorded under a key since this one began at it.
+    fn done_elsewhere(&mut self, key: &Digest, reason: &Reason) -> Result<Option<Digest>, ExecError> {
+        if *reason == Reason::Forced {
+            return Ok(None);
+        }
+        let (found, _) = self.plan.records.find_afresh(self.store, self.index, key)?;
+        Ok(if let Found::Whole(artifact) = found { Some(artifact) } else { None })
     }
 
     /// Takes a worker's word.
@@ -139,6 +149,11 @@ impl Scheduler<'_> {
             seconds,
             directory: ended.directory,
         });
+        // Someone may have taken this process for dead, and done the work meanwhile.
+        let elsewhere = match &ended.result {
+            JobResult::Failed { .. } if !told => self.done_elsewhere(&key, &attempt.reason)?,
+            _ => None,
+        };
         match ended.result {
             JobResult::Done { artifact, metrics, unsettled } => {
                 let made =
@@ -158,6 +173,12 @@ impl Scheduler<'_> {
                 let help = "run it again: it goes on from where it stopped";
                 self.phases[node] = Phase::Failed { key, seconds };
                 self.fail(node, Fault::of(&attempt.log, attempt.number, what.to_owned(), Some(help.to_owned())))?;
+            }
+            JobResult::Failed { .. } if elsewhere.is_some() => {
+                if let Some(artifact) = elsewhere {
+                    self.hit(node, key, artifact)?;
+                    self.settle(node)?;
+                }
             }
             JobResult::Failed { what, help } => {
                 let retries = self.pipeline.nodes[node].run.retries.unwrap_or(0);
@@ -201,25 +222,16 @@ impl Scheduler<'_> {
     pub(super) fn committed(
         &mut self,
         attempts: &[u64],
-        done: Result<Vec<NodeRecord>, StoreError>,
+        done: Result<Vec<(NodeRecord, Digest)>, StoreError>,
     ) -> Result<(), ExecError> {
         self.is_committing = false;
         let attempts: Vec<Attempt> = attempts.iter().filter_map(|attempt| self.committing.remove(attempt)).collect();
-        let mut records = done?;
-        let made: Vec<Digest> = records.iter().map(|record| record.artifact).collect();
-        // The first artifact under a key stays as long as it is whole, and so do its figures.
-        for record in &mut records {
-            if self.plan.records.artifact(&record.key).is_some()
-                && let Some(first) = self.store.node(&record.key)?
-            {
-                *record = first;
-            }
-        }
+        let records = done?;
         for (attempt, record) in attempts.iter().zip(&records) {
-            self.unlisted.nodes.push((self.pipeline.nodes[attempt.node].name.clone(), record.clone()));
+            self.unlisted.nodes.push((self.pipeline.nodes[attempt.node].name.clone(), record.0.clone()));
         }
         self.list(false);
-        for ((attempt, record), made) in attempts.into_iter().zip(records).zip(made) {
+        for (attempt, (record, made)) in attempts.into_iter().zip(records) {
             self.succeed(attempt.node, record, made)?;
             self.release(attempt);
         }

@@ -17,6 +17,7 @@ use std::time::Duration;
 use crate::exec::attempt::Attempt;
 use crate::exec::commit::{Made, commit_all};
 use crate::exec::device::devices;
+use crate::exec::elsewhere::Seeker;
 use crate::exec::interrupt::Interrupts;
 use crate::exec::ledger::Ledger;
 
@@ -96,6 +97,7 @@ pub fn run(
         ledger: Ledger::new(options.budget.clone(), options.needs.clone()),
         stop: Stop::No,
         fault: None,
+        seeker: Seeker::new(options.elsewhere.clone()),
         inbox,
         outbox,
         pipeline,
@@ -157,6 +159,7 @@ struct Scheduler<'a> {
     ledger: Ledger,
     stop: Stop,
     fault: Option<ExecError>,
+    seeker: Seeker,
     inbox: Receiver<Message>,
     outbox: Sender<Message>,
 }
@@ -213,7 +216,8 @@ impl Scheduler<'_> {
         self.fill()?;
         self.hand_over(batches);
         self.journal.flush()?;
-        if self.running.is_empty() && self.committing.is_empty() && (self.held.is_empty() || self.stop > Stop::No) {
+        let waits = !self.held.is_empty() || self.seeker.is_open();
+        if self.running.is_empty() && self.committing.is_empty() && (!waits || self.stop > Stop::No) {
             return Ok(false);
         }
         let patience = [
@@ -234,6 +238,10 @@ impl Scheduler<'_> {
                 let again = self.stop >= Stop::Interrupted;
                 self.slow_down(if again { Stop::Killed } else { Stop::Interrupted });
                 self.tell(&Event::Interrupt { again })?;
+            }
+            Ok(Message::Sought { nodes }) => {
+                self.seeker.found(&nodes);
+                nodes.into_iter().for_each(|node| self.enqueue(node));
             }
             // This struct holds a sender itself, so the channel cannot be closed.
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {

@@ -4,7 +4,7 @@ use super::{Scheduler, Stop};
 use crate::digest::Digest;
 use crate::exec::attempt::Fault;
 use crate::exec::phase::Phase;
-use crate::exec::{Event, ExecError, State};
+use crate::exec::{Event, ExecError, Reason, State};
 use crate::store::NodeRecord;
 
 impl Scheduler<'_> {
@@ -45,8 +45,11 @@ impl Scheduler<'_> {
                         open.push(dependant);
                     }
                     State::Run { key, reason } => {
+                        let sought = reason != Reason::Forced && self.seeker.seek(dependant, key, &self.outbox)?;
                         self.phases[dependant] = Phase::Ready { key, reason };
-                        self.enqueue(dependant);
+                        if !sought {
+                            self.enqueue(dependant);
+                        }
                     }
                     State::Outside | State::Unknown { .. } => {}
                 }
