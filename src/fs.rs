@@ -169,6 +169,18 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs_err::File::open(directory)?.sync_all()
 }
 
+/// Renames without waiting for the disk: what is there only as long as processes live, and what is on its way out.
+pub fn rename_soon(from: &Path, to: &Path) -> io::Result<()> {
+    operation(to)?;
+    fs_err::rename(from, to)
+}
+
+/// Writes to the end of an open file without waiting for the disk.
+pub fn add(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    operation(file.path())?;
+    file.write_all(bytes)
+}
+
 /// Makes a directory and those above it.
 pub fn create_directory(path: &Path) -> io::Result<()> {
     if path.is_dir() {

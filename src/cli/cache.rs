@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::figures::{bytes, clock, count, some};
 use super::page::LISTED;
 use super::table::Table;
-use super::{CacheCommand, CommandResult, Context, DAMAGED, DONE, artifact, context, find};
+use super::{CacheCommand, CommandResult, Context, DAMAGED, DONE, artifact, context, find, gc, pin};
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::digest::Digest;
 use crate::fs;
@@ -23,7 +23,10 @@ pub(crate) fn run(context: &Context, command: &CacheCommand) -> CommandResult {
         CacheCommand::Cat { id, file } => cat(store, id, file.as_deref()),
         CacheCommand::Du => usage(context, store),
         CacheCommand::Verify => verify(context, store),
-        CacheCommand::Gc { dry_run, keep_runs } => gc(context, store, *keep_runs, *dry_run),
+        CacheCommand::Gc(args) => gc::run(context, store, args),
+        CacheCommand::Pin { id } => pin::pin(context, store, id, true),
+        CacheCommand::Unpin { id } => pin::pin(context, store, id, false),
+        CacheCommand::Pins => pin::list(context, store),
         CacheCommand::Rebuild => rebuild(context, store),
         CacheCommand::Checkout { id, dir } => checkout(context, store, id, dir),
     }
@@ -173,25 +176,6 @@ fn verify(context: &Context, store: &Store) -> CommandResult {
     }
     context::print(&text)?;
     Ok(code)
-}
-
-fn gc(context: &Context, store: &Store, keep_runs: usize, dry_run: bool) -> CommandResult {
-    let garbage = store.gc(keep_runs, dry_run)?;
-    if context.json() {
-        context::print_json(&json!({"dry_run": dry_run, "removed": garbage}))?;
-        return Ok(DONE);
-    }
-    context::print(&format!(
-        "{} {}: {} artifacts, {} objects, {} node records, {} runs, {} other files\n",
-        if dry_run { "would free" } else { "freed" },
-        bytes(garbage.bytes),
-        garbage.artifacts,
-        garbage.objects,
-        garbage.nodes,
-        garbage.runs,
-        garbage.files
-    ))?;
-    Ok(DONE)
 }
 
 fn rebuild(context: &Context, store: &Store) -> CommandResult {

@@ -25,7 +25,7 @@ pub(super) fn run_or_node(store: &Store, index: &Index, what: &str) -> Result<Fo
         return Ok(Found::Node(record));
     }
     let runs = beginning(store.run_ids()?, what);
-    let keys = if is_hex(what) { beginning(store.node_keys()?, what) } else { Vec::new() };
+    let keys = if is_hex(what) { store.keys_beginning(what)? } else { Vec::new() };
     match (&runs[..], &keys[..]) {
         ([run], []) => Ok(Found::Run(run_record(store, run)?)),
         ([], [key]) => match store.node(key)? {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+mod amount;
 mod artifact;
 mod breakdown;
 mod cache;
@@ -15,9 +16,11 @@ mod doctor;
 mod estimate;
 mod figures;
 mod find;
+mod gc;
 mod help;
 mod logs;
 mod page;
+mod pin;
 mod plan;
 mod render;
 mod report;
@@ -247,15 +250,20 @@ pub enum CacheCommand {
     Du,
     /// Verify every byte against its digest
     Verify,
-    /// Remove what no recent run uses
-    Gc {
-        /// Say what would be removed, remove nothing
-        #[arg(long)]
-        dry_run: bool,
-        /// Keep what the last N runs of each pipeline used
-        #[arg(long, default_value_t = 5)]
-        keep_runs: usize,
+    /// Remove what nothing that is wanted needs
+    Gc(GcArgs),
+    /// Have gc keep an artifact, and what its nodes took
+    Pin {
+        /// Artifact id, prefix, or node name
+        id: String,
     },
+    /// Undo `pin`
+    Unpin {
+        /// Artifact id, prefix, or node name
+        id: String,
+    },
+    /// List what is pinned
+    Pins,
     /// Make the index again from the files
     Rebuild,
     /// Put an artifact's files into a directory
@@ -265,6 +273,26 @@ pub enum CacheCommand {
         /// Directory, made if absent; must be empty
         dir: PathBuf,
     },
+}
+
+/// Arguments of `cache gc`.
+#[derive(Debug, Clone, Args)]
+pub struct GcArgs {
+    /// Say what would be removed, remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Remove it without asking
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Keep what the last N runs of each pipeline used
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub keep_runs: usize,
+    /// Keep what was made within this time, such as 12h, 30d or 8w
+    #[arg(long, value_name = "TIME", value_parser = amount::time)]
+    pub younger: Option<jiff::SignedDuration>,
+    /// Remove what a node had latest, too, if none of those runs had the node
+    #[arg(long)]
+    pub drop_latest: bool,
 }
 
 /// Runs the command line and returns the process's exit code.

@@ -19,7 +19,11 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let mut report = Report::new(context.json());
     exec::require_keys(&pipeline, &graph, &store, &mut index, &wanted)?;
     exec::fetch(&pipeline, &graph, &args.targets, &mut |event| report.tell(event))?;
+    // What the plan finds, gc leaves alone: from the look on by this section, then by what the run names. Where nothing is
+    // stale the section lasts to the end.
+    let section = store.sharing()?;
     let mut plan = exec::plan(&pipeline, &graph, &store, &mut index, &wanted)?;
+    plan.hold(&store)?;
     let program = program()?;
     let stale = plan.order.iter().any(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
     let gpus = if stale { doctor::gpus(&program) } else { Vec::new() };
@@ -32,12 +36,14 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         gpus,
         keep_going: args.keep_going,
     };
+    let section = Some(section).filter(|_| !stale);
     if stale {
         let estimates = exec::estimate(&pipeline, &store, &index, &plan, &options.device, !options.gpus.is_empty())?;
         context::complain(Totals::of(&estimates, &store).warning(&store).as_slice());
     }
     let mut tell = |event: &Event| report.tell(event);
     let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell)?;
+    drop(section);
     report.end(&summary);
     let code = match (summary.interrupted, summary.ok()) {
         (true, _) => INTERRUPTED,

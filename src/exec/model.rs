@@ -136,6 +136,7 @@ impl Place {
             })?;
             files.insert(name.clone(), Blob { digest: hasher.finalize().into(), size });
         }
+        let _section = store.map(Store::sharing).transpose()?;
         if let Some(dtype) = &model.dtype {
             let bytes = json!({"dtype": dtype}).to_string().into_bytes();
             let blob = match store {

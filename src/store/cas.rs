@@ -81,7 +81,7 @@ pub(super) fn hash_file(path: &Path) -> Result<Blob, StoreError> {
 }
 
 impl Store {
-    /// Puts bytes.
+    /// Puts bytes, for a manifest that is to be put in the same [section](Store::sharing).
     pub fn put_bytes(&self, bytes: &[u8]) -> Result<Blob, StoreError> {
         let blob = Blob { digest: Digest::of(bytes), size: bytes.len() as u64 };
         if self.has_whole(&blob)? {
@@ -134,9 +134,15 @@ impl Store {
         self.sharded("objects", digest, "")
     }
 
+    /// The objects that a blob's bytes lie in: itself, if it is whole.
+    pub fn stands_on(&self, digest: &Digest) -> Result<Vec<Digest>, StoreError> {
+        Ok(vec![*digest])
+    }
+
     /// Puts files as an artifact; `files` maps their names in it to where they are. Files under the store's `tmp/`
     /// are moved.
     pub fn put_artifact(&self, kind: &str, files: &BTreeMap<String, PathBuf>) -> Result<Digest, StoreError> {
+        let _section = self.sharing()?;
         let mut blobs = BTreeMap::new();
         // A file may be there under two names and is moved at the first.
         let mut put: BTreeMap<&Path, Blob> = BTreeMap::new();
@@ -154,12 +160,15 @@ impl Store {
         self.put_manifest(&Manifest { kind: kind.to_owned(), files: blobs })
     }
 
-    /// Puts the manifest of an artifact whose blobs are there.
+    /// Puts the manifest of an artifact whose blobs are there: put in the same [section](Store::sharing), or gc may have
+    /// taken them since.
     pub fn put_manifest(&self, manifest: &Manifest) -> Result<Digest, StoreError> {
         manifest.files.keys().try_for_each(|name| check_name(name))?;
         let bytes = manifest.bytes();
         let id = Digest::of(&bytes);
         let path = self.manifest_path(&id);
+        let _section = self.sharing()?;
+        self.need_artifacts([id])?;
         if path.exists() {
             if fs_err::read(&path)? == bytes {
                 return Ok(id);
@@ -177,6 +186,7 @@ impl Store {
         external: &External,
         files: &BTreeMap<String, Blob>,
     ) -> Result<Digest, StoreError> {
+        let _section = self.sharing()?;
         let id = self.put_manifest(&Manifest { kind: kind.to_owned(), files: files.clone() })?;
         let bytes = serde_json::to_vec(external)?;
         let path = self.external_path(&id);

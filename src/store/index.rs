@@ -3,7 +3,7 @@
 //! It can be deleted at any time: it is made again when it is absent, damaged or of another schema. What it alone
 //! knows (stamps, which files a source was read from) only saves time. Hence no write to it can fail a command.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use serde_json::{Map, Value};
 use super::{AttemptRecord, NodeRecord, RunRecord, Stamps, Store, StoreError};
 use crate::digest::Digest;
 use crate::fs;
+
+mod forget;
 
 /// Raised with the tables; an index of another schema is made again.
 const SCHEMA: i64 = 1;
@@ -93,29 +95,6 @@ impl Index {
         }
         let damaged = || StoreError::Damaged { what: format!("`{}` cannot be read back", path.display()) };
         Ok(Self { connection: made?.ok_or_else(damaged)? })
-    }
-
-    /// As [`Index::rebuild`], but what only the index knows of artifacts that are still there is kept.
-    pub(super) fn rebuild_with_memory(store: &Store) -> Result<Self, StoreError> {
-        let old = Self::open(store)?;
-        let seals = old.pairs("SELECT artifact, seal FROM seals", |row| Ok((digest(row, 0)?, row.get(1)?)));
-        let sources =
-            old.pairs("SELECT declaration, artifact FROM sources", |row| Ok((digest(row, 0)?, digest(row, 1)?)));
-        drop(old);
-        let mut index = Self::rebuild(store)?;
-        let there: HashSet<Digest> = store.artifact_ids()?.into_iter().collect();
-        index.save_stamps(&Stamps::unsaved(seals.into_iter().filter(|(id, _)| there.contains(id)).collect()));
-        index.write(|connection| {
-            let transaction = connection.transaction()?;
-            let mut sources: Vec<_> = sources.iter().filter(|(_, id)| there.contains(id)).collect();
-            sources.sort_unstable();
-            for (declaration, artifact) in sources {
-                let insert = "INSERT OR REPLACE INTO sources VALUES (?1, ?2)";
-                transaction.prepare_cached(insert)?.execute([bytes(declaration), bytes(artifact)])?;
-            }
-            transaction.commit()
-        });
-        Ok(index)
     }
 
     fn fill(&mut self, store: &Store) -> Result<(), StoreError> {
@@ -264,16 +243,13 @@ impl Index {
         if what.len() < 2 || !what.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(unknown());
         }
-        let begins = |ids: Vec<Digest>| -> Vec<Digest> {
-            ids.into_iter().filter(|id| id.to_string().starts_with(what)).collect()
-        };
-        let artifacts = begins(store.artifact_ids()?);
+        let artifacts = store.ids_beginning("artifacts", ".json", what)?;
         match artifacts[..] {
             [id] => return Ok(id),
             [] => {}
             _ => return Err(StoreError::Ambiguous { prefix: what.to_owned(), ids: artifacts }),
         }
-        let keys = begins(store.node_keys()?);
+        let keys = store.keys_beginning(what)?;
         match &keys[..] {
             [key] => of_key(key)?.ok_or_else(unknown),
             [] => Err(unknown()),

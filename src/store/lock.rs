@@ -1,10 +1,10 @@
-//! Locks between processes: one per key that is worked on, and one for the whole store.
+//! Locks between processes, one per key that is worked on.
 //!
 //! They are `flock`s: the kernel lets go of them when their holder dies, however it dies.
 
 use std::fs::TryLockError;
-use std::io;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use super::{Store, StoreError};
 use crate::digest::Digest;
@@ -19,77 +19,83 @@ pub struct KeyLock {
 impl Store {
     /// Locks a key; if another process holds it, calls `waiting` once and waits.
     pub fn lock_key(&self, key: &Digest, waiting: &mut dyn FnMut()) -> Result<KeyLock, StoreError> {
-        let file = self.lock_file(key)?;
-        match file.file().try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                waiting();
-                file.file().lock()?;
+        let mut told = false;
+        loop {
+            let path = self.key_lock_path(key);
+            let file = self.lock_file(&path)?;
+            match file.file().try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    if !std::mem::replace(&mut told, true) {
+                        waiting();
+                    }
+                    file.file().lock()?;
+                }
+                Err(TryLockError::Error(error)) => return Err(error.into()),
             }
-            Err(TryLockError::Error(error)) => return Err(error.into()),
+            if is_at(&file, &path) {
+                return Ok(KeyLock { _file: file });
+            }
         }
-        Ok(KeyLock { _file: file })
     }
 
     /// Locks a key, or returns `None` at once if another process holds it.
     pub fn try_lock_key(&self, key: &Digest) -> Result<Option<KeyLock>, StoreError> {
-        let file = self.lock_file(key)?;
-        match file.file().try_lock() {
-            Ok(()) => Ok(Some(KeyLock { _file: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error.into()),
-        }
-    }
-
-    fn lock_file(&self, key: &Digest) -> Result<fs_err::File, StoreError> {
-        let directory = self.root.join("locks");
-        fs::create_directory(&directory)?;
-        Ok(fs::create(&directory.join(key.to_string()))?)
-    }
-
-    /// Makes this process the only one that uses the store, or errs. The lock ends with the store.
-    pub(super) fn lock_whole(&self) -> Result<(), StoreError> {
-        let Some(file) = &self.shared else {
-            let error = io::Error::new(io::ErrorKind::PermissionDenied, "the cache directory cannot be written");
-            return Err(error.into());
-        };
-        match file.file().try_lock() {
-            Ok(()) => Ok(()),
-            Err(TryLockError::WouldBlock) => {
-                // Trying to turn a shared lock into an exclusive one may have let go of it.
-                file.file().lock_shared()?;
-                Err(StoreError::InUse)
+        loop {
+            let path = self.key_lock_path(key);
+            let file = self.lock_file(&path)?;
+            match file.file().try_lock() {
+                Ok(()) if is_at(&file, &path) => return Ok(Some(KeyLock { _file: file })),
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error.into()),
             }
-            Err(TryLockError::Error(error)) => Err(error.into()),
         }
+    }
+
+    /// Whether someone works at a key, as far as that can be told without writing.
+    pub(super) fn is_key_locked(&self, key: &Digest) -> bool {
+        let file = fs_err::File::open(self.key_lock_path(key));
+        file.is_ok_and(|file| matches!(file.file().try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
+    fn lock_file(&self, path: &Path) -> Result<fs_err::File, StoreError> {
+        fs::create_directory(&self.root.join("locks"))?;
+        Ok(fs::create(path)?)
+    }
+
+    pub(super) fn key_lock_path(&self, key: &Digest) -> PathBuf {
+        self.root.join("locks").join(key.to_string())
     }
 }
 
-/// Takes the store's lock shared; waits while gc has it. `None` where there is no lock and none can be made.
-pub(super) fn share(root: &Path) -> Result<Option<fs_err::File>, StoreError> {
-    let path = root.join("locks/store");
-    let file = match fs_err::File::open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            match fs::create_directory(&root.join("locks")).and_then(|()| fs::create(&path)) {
-                Ok(file) => file,
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
-                {
-                    return Ok(None);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(error) => return Err(error.into()),
-    };
-    file.file().lock_shared()?;
-    Ok(Some(file))
+/// Whether a file that is locked now is still the one at its path: who held it before may have been gc, which removes it,
+/// and a lock on a file that no one can find keeps no one out.
+fn is_at(file: &fs_err::File, path: &Path) -> bool {
+    let inode = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let (held, there) = (file.metadata().map(inode), std::fs::metadata(path).map(inode));
+    matches!((held, there), (Ok(held), Ok(there)) if held == there)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_whose_file_was_removed_is_taken_at_the_new_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let key = Digest::of(b"key");
+        let first = store.try_lock_key(&key).unwrap().unwrap();
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| store.lock_key(&key, &mut || {}).unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            fs::remove_file(&store.key_lock_path(&key)).unwrap();
+            drop(first);
+            let _second = second.join().unwrap();
+            assert!(store.try_lock_key(&key).unwrap().is_none());
+        });
+    }
 
     #[test]
     fn a_key_is_locked_once_and_free_when_dropped() {
@@ -108,15 +114,5 @@ mod tests {
         });
         assert!(waited);
         assert!(store.try_lock_key(&key).unwrap().is_some());
-    }
-
-    #[test]
-    fn the_whole_store_is_locked_only_when_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
-        let other = Store::open(directory.path()).unwrap();
-        assert!(matches!(store.lock_whole(), Err(StoreError::InUse)));
-        drop(other);
-        store.lock_whole().unwrap();
     }
 }

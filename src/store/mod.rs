@@ -12,15 +12,20 @@
 //!   runs/RUN/               run.json, events.jsonl, NODE.ATTEMPT/{job.json,log.txt,result.json}
 //!   pins/ID                 artifacts that gc keeps
 //!   quarantine/             damaged files that were replaced
-//!   locks/                  one file per key that is worked on; `store` is shared by all, exclusive for gc
+//!   live/                   one file per living process: what it needs, whatever gc thinks
+//!   locks/                  one file per key that is worked on; `store` is shared by sections, gc's alone while it moves
+//!                           things away; `gc` and `gate`: see `live`
+//!   trash/                  what a gc moved away and is about to delete
 //!   tmp/                    what is being written
 //!   index.sqlite            a view of the above; can be deleted
 //! ```
 //!
 //! Reading order: this file (layout, versions), `cas` (blobs and artifacts), `record` (nodes and runs), `health`
-//! (is it still what it was), `index` (the view), `lock`, `gc`, `verify`, `preview`.
+//! (is it still what it was), `index` (the view), `lock`, `live` (how runs and gc go on beside each other), `gc`,
+//! `verify`, `preview`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use crate::digest::Digest;
 use crate::fs;
@@ -29,7 +34,10 @@ mod cas;
 mod error;
 mod gc;
 mod health;
+mod ids;
 mod index;
+mod inventory;
+mod live;
 mod lock;
 mod preview;
 mod record;
@@ -37,9 +45,10 @@ mod verify;
 
 pub use cas::{Blob, External, Manifest};
 pub use error::StoreError;
-pub use gc::Garbage;
+pub use gc::{Class as GcClass, Garbage, Going, Plan as GcPlan, Roots};
 pub use health::{Health, Stamps};
 pub use index::{Index, Use};
+pub use live::Sharing;
 pub use lock::KeyLock;
 pub use preview::{Preview, preview};
 pub use record::{AttemptRecord, NodeRecord, RunNode, RunRecord};
@@ -49,14 +58,14 @@ pub use verify::{Finding, Share, Verification};
 const FORMAT: u32 = 1;
 
 const DIRECTORIES: &[&str] =
-    &["artifacts", "external", "locks", "nodes", "objects", "partial", "pins", "rows", "runs", "tmp"];
+    &["artifacts", "external", "live", "locks", "nodes", "objects", "partial", "pins", "rows", "runs", "tmp"];
 
-/// An open store. While it is open, gc waits.
+/// An open store.
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
-    /// Held shared until the store is dropped; absent in a cache that cannot be written and never was locked.
-    shared: Option<fs_err::File>,
+    /// Where this process names what it needs, once it needs something.
+    live: Mutex<Option<live::Live>>,
 }
 
 impl Store {
@@ -80,7 +89,7 @@ impl Store {
                 None => return Err(StoreError::NotAStore { directory: root }),
             },
         }
-        Self::locked(root)
+        Ok(Self { root, live: Mutex::new(None) })
     }
 
     /// Opens a store that must be there.
@@ -90,12 +99,7 @@ impl Store {
             Some(found) => known(&root, found)?,
             None => return Err(StoreError::Absent { directory: root }),
         }
-        Self::locked(root)
-    }
-
-    fn locked(root: PathBuf) -> Result<Self, StoreError> {
-        let shared = lock::share(&root)?;
-        Ok(Self { root, shared })
+        Ok(Self { root, live: Mutex::new(None) })
     }
 
     /// The directory, absolute.
@@ -126,22 +130,6 @@ impl Store {
         // Writing to a string does not fail.
         let _ = write!(path, "{folder}/{shard}/{rest}{suffix}");
         self.root.join(path)
-    }
-
-    /// The ids in `FOLDER/ab/cdef…SUFFIX`, in order; files of other names are passed over.
-    fn sharded_ids(&self, folder: &str, suffix: &str) -> Result<Vec<Digest>, StoreError> {
-        let mut ids = Vec::new();
-        for shard in fs::list(&self.root.join(folder))? {
-            if !shard.is_dir() {
-                continue;
-            }
-            let prefix = name(&shard);
-            ids.extend(fs::list(&shard)?.iter().filter_map(|path| {
-                let rest = name(path);
-                format!("{prefix}{}", rest.strip_suffix(suffix)?).parse::<Digest>().ok()
-            }));
-        }
-        Ok(ids)
     }
 
     /// Moves a damaged file aside, so that a good one can take its place and people can still look at it.

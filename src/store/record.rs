@@ -119,6 +119,8 @@ impl Store {
 
     /// Records a node's work. The first artifact recorded under a key stays, as long as it is whole.
     pub fn put_node(&self, record: &NodeRecord) -> Result<(), StoreError> {
+        let _section = self.sharing()?;
+        self.need_hits([(record.key, record.artifact)])?;
         if let Some(first) = self.node(&record.key)?
             && first.artifact != record.artifact
             && matches!(self.health(&first.artifact, &mut Stamps::default())?, Health::Whole)
@@ -131,6 +133,11 @@ impl Store {
     /// Keys of all node records, in order.
     pub fn node_keys(&self) -> Result<Vec<Digest>, StoreError> {
         self.sharded_ids("nodes", ".json")
+    }
+
+    /// Keys of node records that begin with these hex digits, two at least, in order.
+    pub fn keys_beginning(&self, prefix: &str) -> Result<Vec<Digest>, StoreError> {
+        self.ids_beginning("nodes", ".json", prefix)
     }
 
     pub(super) fn node_path(&self, key: &Digest) -> PathBuf {
@@ -206,7 +213,14 @@ impl Store {
 
     /// Makes gc keep an artifact, and all that a look at it needs.
     pub fn pin(&self, id: &Digest) -> Result<(), StoreError> {
+        let _section = self.sharing()?;
+        self.need_artifacts([*id])?;
         self.write(&self.root.join("pins").join(id.to_string()), b"")
+    }
+
+    /// Undoes [`Store::pin`].
+    pub fn unpin(&self, id: &Digest) -> Result<(), StoreError> {
+        Ok(fs::remove_file(&self.root.join("pins").join(id.to_string()))?)
     }
 
     /// Ids that gc keeps, in order.

@@ -200,8 +200,12 @@ fn gc_removes_what_no_recent_run_used() {
     let sandbox = project();
     let planned = sandbox.sami(&["cache", "gc", "--keep-runs", "1", "--dry-run"]).exits(0).stdout;
     assert!(planned.contains(": 2 artifacts, 2 objects, 2 node records, 2 runs,"), "{planned}");
-    let done = sandbox.sami(&["cache", "gc", "--keep-runs", "1"]).exits(0).stdout;
-    assert_eq!(done, planned.replace("would free", "freed"));
+    assert!(planned.contains("p/next@1") && planned.contains("files            2"), "{planned}");
+    // Without a terminal nobody can be asked.
+    let refused = sandbox.sami(&["cache", "gc", "--keep-runs", "1"]).exits(USAGE.into());
+    assert!(refused.stderr.contains("error[cli::not-confirmed]") && refused.stderr.contains(&planned), "{refused:?}");
+    let done = sandbox.sami(&["cache", "gc", "--keep-runs", "1", "--yes"]).exits(0).stdout;
+    assert_eq!(done, planned.lines().next().expect("a line").replace("would free", "freed") + "\n");
     assert_eq!(run_ids(&sandbox).len(), 1);
     sandbox.verify();
     assert_eq!(sandbox.run(&["--set", "word=bye"], 0).hits, 3);

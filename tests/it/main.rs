@@ -16,6 +16,7 @@ mod endpoint_run;
 mod endpoint_server;
 mod estimates;
 mod explain;
+mod gc_beside;
 mod gguf;
 mod gradients;
 mod hub;
