@@ -4,19 +4,20 @@ use std::io::{self, IsTerminal, Write};
 
 use serde_json::json;
 
-use super::figures::{bytes, clock, count, seconds};
+use super::figures::{bytes, clock, count, plural, seconds};
 use super::table::Table;
 use super::{CommandResult, Context, DONE, GcArgs, context};
 use crate::diag::Diagnostic;
 use crate::fs;
-use crate::store::{Garbage, GcPlan, Roots, Store};
+use crate::store::{Budget, By, Garbage, GcPlan, Index, Roots, Store};
 
 /// Shows what nothing that is wanted needs, asks, and removes it.
 pub(super) fn run(context: &Context, store: &Store, args: &GcArgs) -> CommandResult {
     let since = args.younger.map(|time| fs::now().checked_sub(time).unwrap_or(jiff::Timestamp::MIN));
-    let roots = Roots { keep_runs: args.keep_runs, since, latest: !args.drop_latest };
+    let budget = args.keep.map(|keep| Budget { keep, by: args.by });
+    let roots = Roots { keep_runs: args.keep_runs, since, latest: !args.drop_latest, budget };
     if args.dry_run {
-        return tell(context, &store.plan_gc(&roots)?, true);
+        return tell(context, &store.preview_gc(&mut Index::open(store)?, &roots)?, true);
     }
     let mut refused = None;
     let mut ask = |plan: &GcPlan| {
@@ -60,6 +61,16 @@ fn tell(context: &Context, plan: &GcPlan, dry_run: bool) -> CommandResult {
 /// What would go, by type, with the largest of it.
 fn list(plan: &GcPlan) -> String {
     let mut text = summary("would free", &plan.garbage);
+    if let Some(room) = &plan.room {
+        let (left, keep) = (bytes(room.left), bytes(room.keep));
+        let (wanted, rows) = (plural(room.evicted, "wanted artifact"), bytes(room.rows));
+        text.push_str(&match room.left > room.keep {
+            false => format!("{left} would stay of {keep}, without {wanted}\n"),
+            true => format!(
+                "{left} would stay, more than {keep}, though {wanted} would go: the rest is pinned, in use, or rows ({rows})\n"
+            ),
+        });
+    }
     let mut table = Table::new(["type", "artifacts", "frees"], &[1, 2]);
     for class in &plan.types {
         table.row([class.kind.clone(), count(class.artifacts), bytes(class.bytes)]);
@@ -81,7 +92,7 @@ fn list(plan: &GcPlan) -> String {
     text
 }
 
-fn summary(done: &str, garbage: &Garbage) -> String {
+pub(super) fn summary(done: &str, garbage: &Garbage) -> String {
     format!(
         "{done} {}: {} artifacts, {} objects, {} node records, {} runs, {} other files\n",
         bytes(garbage.bytes),
@@ -91,6 +102,15 @@ fn summary(done: &str, garbage: &Garbage) -> String {
         garbage.runs,
         garbage.files
     )
+}
+
+/// An order in which artifacts go, as typed.
+pub(super) fn by(text: &str) -> Result<By, String> {
+    match text {
+        "price" => Ok(By::Price),
+        "age" => Ok(By::Age),
+        _ => Err("it is `price` (cheapest first) or `age` (oldest first)".to_owned()),
+    }
 }
 
 /// Tells people who wait why.

@@ -198,17 +198,24 @@ impl Store {
 
     /// An artifact's manifest. Errs if there is none or it is not what its name says.
     pub fn manifest(&self, id: &Digest) -> Result<Manifest, StoreError> {
-        let path = self.manifest_path(id);
-        let bytes = match fs_err::read(&path) {
+        let bytes = match fs_err::read(self.manifest_path(id)) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(StoreError::NoArtifact(*id)),
             Err(error) => return Err(error.into()),
         };
-        let damaged = |how: &str| StoreError::Damaged { what: format!("manifest `{}` {how}", path.display()) };
-        if Digest::of(&bytes) != *id {
+        self.manifest_of(id, &bytes)
+    }
+
+    /// What the bytes of a manifest say. Errs if they are not what its name says.
+    pub(super) fn manifest_of(&self, id: &Digest, bytes: &[u8]) -> Result<Manifest, StoreError> {
+        let damaged = |how: &str| {
+            let path = self.manifest_path(id);
+            StoreError::Damaged { what: format!("manifest `{}` {how}", path.display()) }
+        };
+        if Digest::of(bytes) != *id {
             return Err(damaged("does not have the digest that it is named by"));
         }
-        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|_| damaged("is no manifest"))?;
+        let manifest: Manifest = serde_json::from_slice(bytes).map_err(|_| damaged("is no manifest"))?;
         manifest.files.keys().try_for_each(|name| check_name(name))?;
         Ok(manifest)
     }
@@ -227,6 +234,11 @@ impl Store {
     /// Ids of all artifacts, in order.
     pub fn artifact_ids(&self) -> Result<Vec<Digest>, StoreError> {
         self.sharded_ids("artifacts", ".json")
+    }
+
+    /// Ids of artifacts that begin with these hex digits, two at least, in order.
+    pub fn artifacts_beginning(&self, prefix: &str) -> Result<Vec<Digest>, StoreError> {
+        self.ids_beginning("artifacts", ".json", prefix)
     }
 
     /// Digests of all blobs, in order.

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::cas::Blob;
 use super::ids::{Ids, each_name, id_in};
-use super::{Store, StoreError};
+use super::{Index, Store, StoreError};
 use crate::digest::Digest;
 use crate::fs;
 
@@ -39,8 +39,10 @@ pub(super) struct Inventory {
     pub(super) objects: Ids,
     /// Bytes by place among the objects; 0 where no artifact tells.
     pub(super) sizes: Vec<u64>,
-    /// Names of pipelines and nodes, of runs, of types: what records and artifacts name by number.
+    /// Names of pipelines and nodes, of kinds and of runs: what records name by number.
     pub(super) names: Names,
+    /// Names of types of artifacts.
+    pub(super) types: Names,
 }
 
 /// A node record.
@@ -51,6 +53,8 @@ pub(super) struct Record {
     inputs: (u32, u32),
     /// Pipeline and node, by number.
     pub(super) node: u32,
+    /// The kind of the node, by number.
+    pub(super) kind: u32,
     /// The run, by number.
     pub(super) run: u32,
     /// When it was made, in seconds since 1970.
@@ -96,6 +100,11 @@ impl Names {
         self.numbers.get(name).copied()
     }
 
+    /// All of them, by number.
+    pub(super) fn all(&self) -> &[String] {
+        &self.names
+    }
+
     pub(super) fn get(&self, number: u32) -> &str {
         self.names.get(number as usize).map_or("", String::as_str)
     }
@@ -114,6 +123,8 @@ struct RecordGlance<'a> {
     node: Cow<'a, str>,
     #[serde(borrow)]
     pipeline: Cow<'a, str>,
+    #[serde(borrow)]
+    kind: Cow<'a, str>,
     artifact: Digest,
     #[serde(borrow)]
     inputs: BTreeMap<Cow<'a, str>, Digest>,
@@ -174,7 +185,7 @@ impl Inventory {
     ///
     /// Errs if the disk does. A record or manifest that is damaged counts, and needs nothing.
     pub(super) fn of_files(store: &Store) -> Result<Self, StoreError> {
-        let names = Mutex::new(Names::default());
+        let (names, types) = (Mutex::new(Names::default()), Mutex::new(Names::default()));
         // Objects before the manifests that name them, manifests before records: what is listed later may name what came
         // later, which is then no candidate for anything.
         let Objects { ids: objects, thin } = store.list_objects()?;
@@ -183,7 +194,7 @@ impl Inventory {
             let mut found = Shard { ids: super::ids::shard_ids(shard, ".json")?, ..Shard::default() };
             for id in &found.ids {
                 let start = found.edges.len() as u32;
-                let (kind, bytes) = read_manifest(store, id, &thin, &names, &mut |blob| {
+                let (kind, bytes) = read_manifest(store, id, &thin, &types, &mut |blob| {
                     found.edges.extend(objects.find(&blob.digest).map(|place| {
                         sizes[place].store(blob.size, std::sync::atomic::Ordering::Relaxed);
                         place as u32
@@ -219,7 +230,34 @@ impl Inventory {
             objects,
             sizes: sizes.into_iter().map(std::sync::atomic::AtomicU64::into_inner).collect(),
             names: names.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner),
+            types: types.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner),
         })
+    }
+
+    /// As [`Inventory::of_files`], but what artifacts and records say is taken from the index, which is brought up to the
+    /// directories first. For telling only: a record that was written over may say something else.
+    pub(super) fn of_index(store: &Store, index: &mut Index) -> Result<Self, StoreError> {
+        index.catch_up(store)?;
+        let (objects, ids) = std::thread::scope(|scope| {
+            let objects = scope.spawn(|| store.list_objects());
+            let ids = index.artifact_ids();
+            (objects.join(), ids)
+        });
+        let objects = objects.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?.ids;
+        let artifacts = Ids::new(ids?);
+        let reader = index.reader(store);
+        let (nodes, (manifests, stands, sizes, types)) = match reader {
+            Some(reader) => std::thread::scope(|scope| {
+                let known = &artifacts;
+                let nodes = scope.spawn(move || nodes_of(&reader, known));
+                let manifests = manifests_of(index, &objects, artifacts.len());
+                let nodes = nodes.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                Ok::<_, StoreError>((nodes?, manifests?))
+            })?,
+            None => (nodes_of(index, &artifacts)?, manifests_of(index, &objects, artifacts.len())?),
+        };
+        let (keys, records, inputs, names) = nodes;
+        Ok(Self { keys, records, inputs, artifacts, manifests, stands, objects, sizes, names, types })
     }
 
     /// The objects that an artifact stands on.
@@ -245,28 +283,39 @@ fn read_manifest(
     store: &Store,
     id: &Digest,
     thin: &HashSet<Digest>,
-    names: &Mutex<Names>,
+    kinds: &Mutex<Names>,
     stand: &mut dyn FnMut(&Blob),
 ) -> Result<(u32, u32), StoreError> {
     let Some(bytes) = read(&store.manifest_path(id))? else { return Ok((0, 0)) };
     let length = bytes.len() as u32;
-    let number = |name: &str| names.lock().unwrap_or_else(std::sync::PoisonError::into_inner).number(name);
+    let number = |name: &str| kinds.lock().unwrap_or_else(std::sync::PoisonError::into_inner).number(name);
     let glance: Option<ManifestGlance<'_>> =
         Some(&bytes).filter(|bytes| Digest::of(bytes) == *id).and_then(|bytes| serde_json::from_slice(bytes).ok());
     let Some(manifest) = glance else { return Ok((number("damaged"), length)) };
-    for blob in manifest.files.values() {
-        if !thin.contains(&blob.digest) {
+    each_stand(store, manifest.files.values(), &|blob| thin.contains(blob), stand)?;
+    Ok((number(&manifest.kind), length))
+}
+
+/// Hands on the objects that the bytes of files lie in, and the sizes of these. One that lies in parts counts with them: what
+/// says in which is a file of its own, under its digest.
+pub(super) fn each_stand<'a>(
+    store: &Store,
+    blobs: impl Iterator<Item = &'a Blob>,
+    is_thin: &dyn Fn(&Digest) -> bool,
+    stand: &mut dyn FnMut(&Blob),
+) -> Result<(), StoreError> {
+    for blob in blobs {
+        if !is_thin(&blob.digest) {
             stand(blob);
             continue;
         }
-        // The recipe is a file of its own, under the same digest.
-        stand(&Blob { size: 0, ..*blob });
+        stand(&Blob { size: super::gc::size(&store.sharded("objects", &blob.digest, PARTS)), ..*blob });
         for digest in store.stands_on(&blob.digest)? {
             let size = super::gc::size(&store.blob_path(&digest));
             stand(&Blob { digest, size });
         }
     }
-    Ok((number(&manifest.kind), length))
+    Ok(())
 }
 
 fn read_record(
@@ -282,12 +331,13 @@ fn read_record(
     let start = inputs.len() as u32;
     let equal = glance.equal_to_within.map(|equal| equal.artifact);
     inputs.extend(glance.inputs.values().chain(&equal).filter_map(|id| artifacts.find(id)).map(|place| place as u32));
-    let made = glance.started.parse().map_or(0, jiff::Timestamp::as_second);
+    let made = second(&glance.started);
     let mut names = names.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     Ok(Some(Record {
         artifact: artifacts.find(&glance.artifact).map_or(NONE, |place| place as u32),
         inputs: (start, inputs.len() as u32),
         node: names.number(&node_name(&glance.pipeline, &glance.node)),
+        kind: names.number(&glance.kind),
         run: names.number(&glance.run),
         made,
         seconds: glance.seconds as f32,
@@ -297,12 +347,65 @@ fn read_record(
 }
 
 /// The bytes of a file; `None` if it is gone.
-fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
     match fs_err::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// A time in RFC 3339, in seconds since 1970.
+fn second(time: &str) -> i64 {
+    time.parse().map_or(0, jiff::Timestamp::as_second)
+}
+
+type Nodes = (Ids, Vec<Option<Record>>, Vec<u32>, Names);
+
+fn nodes_of(index: &Index, artifacts: &Ids) -> Result<Nodes, StoreError> {
+    let (mut keys, mut records, mut inputs, mut names) = (Vec::new(), Vec::new(), Vec::new(), Names::default());
+    let mut name = String::new();
+    index.each_node(|node, taken| {
+        let start = inputs.len() as u32;
+        inputs.extend(taken.iter().filter_map(|id| artifacts.find(id)).map(|place| place as u32));
+        name.clear();
+        name.push_str(node.pipeline);
+        name.push('/');
+        name.push_str(node.node);
+        keys.push(node.key);
+        records.push(Some(Record {
+            artifact: artifacts.find(&node.artifact).map_or(NONE, |place| place as u32),
+            inputs: (start, inputs.len() as u32),
+            node: names.number(&name),
+            kind: names.number(node.kind),
+            run: names.number(node.run),
+            made: second(node.started),
+            seconds: node.seconds as f32,
+            gpu: node.device.starts_with("cuda"),
+            bytes: node.bytes,
+        }));
+    })?;
+    Ok((Ids::new(keys), records, inputs, names))
+}
+
+type Manifests = (Vec<Artifact>, Vec<u32>, Vec<u64>, Names);
+
+fn manifests_of(index: &Index, objects: &Ids, count: usize) -> Result<Manifests, StoreError> {
+    let (mut manifests, mut stands, mut types) = (Vec::with_capacity(count), Vec::new(), Names::default());
+    let mut sizes = vec![0; objects.len()];
+    index.each_artifact(|artifact| {
+        let start = stands.len() as u32;
+        for (id, size) in super::index::objects(artifact.objects) {
+            // One that was left outside, or that went, takes no room.
+            if let Some(place) = objects.find(&id) {
+                sizes[place] = size;
+                stands.push(place as u32);
+            }
+        }
+        let kind = types.number(artifact.kind);
+        manifests.push(Artifact { stands: (start, stands.len() as u32), kind, bytes: artifact.bytes });
+    })?;
+    Ok((manifests, stands, sizes, types))
 }
 
 /// A run, as far as gc needs it.
@@ -319,6 +422,8 @@ pub(super) struct Run {
 pub(super) struct RunGlance {
     /// Pipeline name.
     pub(super) pipeline: String,
+    /// Start, as RFC 3339.
+    pub(super) started: String,
     /// End; absent while it runs and after a kill.
     pub(super) finished: Option<String>,
     /// Its nodes.
@@ -369,6 +474,21 @@ impl Store {
             thin.extend(some_thin);
         }
         Ok(Objects { ids: Ids::new(ids), thin })
+    }
+
+    /// The objects that lie in parts.
+    pub(super) fn thin_objects(&self) -> Result<HashSet<Digest>, StoreError> {
+        let shards = self.each_shard("objects", |shard| {
+            let mut thin = Vec::new();
+            each_name(shard, |name| thin.extend(name.strip_suffix(PARTS).and_then(|whole| id_in(shard, whole))))?;
+            Ok(thin)
+        })?;
+        Ok(shards.into_iter().flatten().collect())
+    }
+
+    /// Whether an object lies in parts.
+    pub(super) fn is_thin(&self, id: &Digest) -> bool {
+        self.sharded("objects", id, PARTS).exists()
     }
 
     /// Hands on all runs, newest first. Few are in memory at once.

@@ -22,7 +22,7 @@
 //!
 //! Reading order: this file (layout, versions), `cas` (blobs and artifacts), `record` (nodes and runs), `health`
 //! (is it still what it was), `index` (the view), `lock`, `live` (how runs and gc go on beside each other), `gc`,
-//! `verify`, `preview`.
+//! `inventory` (all of it in memory), `usage`, `verify`, `preview`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -41,18 +41,20 @@ mod live;
 mod lock;
 mod preview;
 mod record;
+mod usage;
 mod verify;
 
 pub use cas::{Blob, External, Manifest};
 pub use error::StoreError;
-pub use gc::{Class as GcClass, Garbage, Going, Plan as GcPlan, Roots};
+pub use gc::{Budget, By, Class as GcClass, Forgetting, GPU, Garbage, Going, Plan as GcPlan, Room, Roots, Selection};
 pub use health::{Health, Stamps};
-pub use index::{Index, Use};
+pub use index::{Index, Line, Lines, Maker, Order, Use, Wanted};
 pub use live::Sharing;
 pub use lock::KeyLock;
 pub use preview::{Preview, preview};
 pub use record::{AttemptRecord, NodeRecord, RunNode, RunRecord};
-pub use verify::{Finding, Share, Verification};
+pub use usage::{Share, Usage};
+pub use verify::{Finding, Verification};
 
 /// The format that this program writes; it reads every one up to it.
 const FORMAT: u32 = 1;

@@ -250,7 +250,10 @@ fn json_has_the_shapes_that_scripts_know() {
         ["artifact", "external", "files", "made_by", "paths", "preview", "record", "size", "type", "used_by"];
     assert_eq!(keys(&shown), shown_keys);
     assert_eq!(shown["used_by"][0]["node"], "next@1");
-    assert_eq!(keys(&json(&["cache", "du"])), ["bytes", "parts"]);
+    assert_eq!(keys(&json(&["cache", "du"])), ["bytes", "kinds", "parts", "pipelines"]);
+    let frees = json(&["cache", "du", "upper"]);
+    assert_eq!(keys(&frees), ["bytes", "frees", "largest", "nodes", "pinned", "types", "what"]);
+    assert_eq!(keys(&json(&["cache", "gc", "--dry-run"])["removed"])[..2], ["artifacts", "bytes"]);
     assert_eq!(json(&["cache", "verify"])["ok"], true);
     assert_eq!(json(&["cache", "gc", "--dry-run"])["dry_run"], true);
     assert_eq!(json(&["cache", "checkout", "upper", "out"])["files"][1], "upper.txt");

@@ -36,6 +36,7 @@ mod quickstart;
 mod real;
 mod recipes;
 mod resume;
+mod room;
 mod sandbox;
 mod scheduler;
 mod systems;

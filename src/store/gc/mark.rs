@@ -24,6 +24,13 @@ impl Places {
         new
     }
 
+    /// Takes a place away; returns whether it was there.
+    pub(super) fn remove(&mut self, place: usize) -> bool {
+        let there = self.has(place);
+        self.0[place / 64] &= !(1 << (place % 64));
+        there
+    }
+
     pub(super) fn has(&self, place: usize) -> bool {
         self.0[place / 64] & (1 << (place % 64)) != 0
     }
@@ -35,6 +42,12 @@ pub(super) struct Kept {
     pub(super) records: Places,
     pub(super) artifacts: Places,
     pub(super) objects: Places,
+    /// Artifacts that are kept at any price: pins and what living processes need, with what it takes to look at them.
+    pub(super) firm: Places,
+    /// Keys that living processes need.
+    pub(super) needed: HashSet<Digest>,
+    /// When each record was made, or used by a run that there is, last; in seconds since 1970.
+    pub(super) used: Vec<i64>,
     /// Runs that are not kept, and whether each had ended.
     pub(super) runs_to_go: Vec<(String, bool)>,
 }
@@ -46,33 +59,40 @@ impl Kept {
             records: Places::of(inventory.keys.len()),
             artifacts: Places::of(inventory.artifacts.len()),
             objects: Places::of(inventory.objects.len()),
+            firm: Places::of(inventory.artifacts.len()),
+            needed: HashSet::new(),
+            used: inventory.records.iter().map(|record| record.as_ref().map_or(0, |record| record.made)).collect(),
             runs_to_go: Vec::new(),
         };
         for need in Listener::default().news(store)? {
-            kept.need(inventory, need);
-        }
-        let mut pinned = Places::of(inventory.artifacts.len());
-        for id in store.pins()? {
-            if let Some(place) = inventory.artifacts.find(&id) {
-                pinned.add(place);
-                kept.artifacts.add(place);
+            match need {
+                Need::Key(key) => _ = kept.needed.insert(key),
+                Need::Artifact(id) => kept.hold(inventory, &id),
             }
+        }
+        for id in store.pins()? {
+            kept.hold(inventory, &id);
         }
         let unlisted = kept.mark_runs(store, inventory, roots)?;
         let since = roots.since.map_or(i64::MAX, jiff::Timestamp::as_second);
+        let mut firmly = Vec::new();
         for (place, record) in inventory.records.iter().enumerate() {
             let Some(record) = record else { continue };
             let artifact = inventory.artifact(record);
-            let wanted = record.made >= since
-                || unlisted.contains(&record.run)
-                || artifact.is_some_and(|artifact| pinned.has(artifact));
+            let firm = kept.needed.contains(&inventory.keys[place]) || artifact.is_some_and(|id| kept.firm.has(id));
+            let wanted = firm || record.made >= since || unlisted.contains(&record.run);
             if wanted || kept.records.has(place) {
                 kept.records.add(place);
-                artifact.into_iter().chain(inventory.inputs(record)).for_each(|artifact| {
+                for artifact in artifact.into_iter().chain(inventory.inputs(record)) {
                     kept.artifacts.add(artifact);
-                });
+                    if firm {
+                        firmly.push(artifact);
+                    }
+                }
             }
         }
+        // Not before: what was made of a pin's inputs needs no record of theirs.
+        firmly.into_iter().for_each(|artifact| _ = kept.firm.add(artifact));
         if let Some(since) = roots.since {
             kept.keep_young_sources(store, inventory, since);
         }
@@ -86,18 +106,10 @@ impl Kept {
         Ok(kept)
     }
 
-    fn need(&mut self, inventory: &Inventory, need: Need) {
-        match need {
-            Need::Key(key) => {
-                if let Some(place) = inventory.keys.find(&key) {
-                    self.records.add(place);
-                }
-            }
-            Need::Artifact(id) => {
-                if let Some(place) = inventory.artifacts.find(&id) {
-                    self.artifacts.add(place);
-                }
-            }
+    fn hold(&mut self, inventory: &Inventory, id: &Digest) {
+        if let Some(place) = inventory.artifacts.find(id) {
+            self.artifacts.add(place);
+            self.firm.add(place);
         }
     }
 
@@ -114,20 +126,16 @@ impl Kept {
             let recent = *count < roots.keep_runs;
             *count += 1;
             let mut used = recent;
-            let mut keep = |key: &Digest| {
-                if let Some(place) = inventory.keys.find(key) {
-                    self.records.add(place);
-                }
-            };
+            let begun = record.started.parse().map_or(0, jiff::Timestamp::as_second);
             for node in &record.nodes {
-                let Some(key) = &node.key else { continue };
+                // A record that went with another choice of roots keeps no run.
+                let Some(place) = node.key.and_then(|key| inventory.keys.find(&key)) else { continue };
+                self.used[place] = self.used[place].max(begun);
                 let newest =
                     roots.latest && node.artifact.is_some() && latest.insert(node_name(&record.pipeline, &node.name));
-                // Once garbage went (with another choice of roots) there is nothing to keep.
-                let newest = newest && inventory.keys.find(key).is_some();
                 used |= newest;
                 if recent || newest {
-                    keep(key);
+                    self.records.add(place);
                 }
             }
             if used && record.nodes.is_empty() {

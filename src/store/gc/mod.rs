@@ -5,6 +5,9 @@
 //! its artifact and its inputs, and an artifact the objects that it stands on. Row memos stay: they may have been paid
 //! for. Scratch of attempts that were killed stays as long as their key has no record.
 //!
+//! With a [`Budget`] what is wanted goes, too, in an order (`evict`), until the store is small enough; pins and what living
+//! processes name stay all the same.
+//!
 //! **Why nothing that is needed goes**, though runs go on beside it and the index may be out of date: *What goes was there
 //! when gc listed the store.* What is put later is no candidate. *What is kept is decided by files*, every record and manifest
 //! read, never by the index (`--dry-run` alone asks it). *What became needed since* was found or put in a section of a
@@ -25,6 +28,8 @@ use serde::Serialize;
 use super::{Store, StoreError};
 use crate::digest::Digest;
 
+mod evict;
+mod forget;
 mod mark;
 mod plan;
 mod scratch;
@@ -32,7 +37,9 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
-pub use plan::{Class, Going, Plan};
+pub use evict::GPU;
+pub use forget::{Forgetting, Selection};
+pub use plan::{Class, Going, Plan, Room};
 pub(super) use sweep::Gone;
 
 use sweep::Sweep;
@@ -46,6 +53,27 @@ pub struct Roots {
     pub since: Option<jiff::Timestamp>,
     /// What each node had latest in a run that is older than those.
     pub latest: bool,
+    /// How much of all that may stay, if there is a bound.
+    pub budget: Option<Budget>,
+}
+
+/// How large a store may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// In bytes.
+    pub keep: u64,
+    /// What goes first where more is wanted than that.
+    pub by: By,
+}
+
+/// An order in which artifacts go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum By {
+    /// What costs least to make again, for the bytes that it frees.
+    #[default]
+    Price,
+    /// What was made or used longest ago.
+    Age,
 }
 
 /// What was (or would be) removed.
@@ -76,6 +104,8 @@ enum Item {
     Artifact(Digest),
     /// An object.
     Object(Digest),
+    /// Scratch of a key that no one works at and that has no record.
+    Partial(Digest),
 }
 
 impl Store {
@@ -87,17 +117,23 @@ impl Store {
         ask: &mut dyn FnMut(&Plan) -> bool,
         waiting: &mut dyn FnMut(),
     ) -> Result<Option<Garbage>, StoreError> {
-        let _only = self.only_gc(waiting)?;
-        // What this process put it does not go by.
-        drop(self.live.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
-        self.restore_trash(waiting)?;
-        self.bury_the_dead()?;
+        let _only = self.begin_gc(waiting)?;
         let plan = self.plan_gc(roots)?;
         if !ask(&plan) {
             return Ok(None);
         }
         let sweep = Sweep::new(self, waiting);
-        sweep.run(plan.items).map(Some)
+        sweep.run(plan.items, true).map(Some)
+    }
+
+    /// Makes this process the only gc, and the store one in which no gc was killed.
+    fn begin_gc(&self, waiting: &mut dyn FnMut()) -> Result<fs_err::File, StoreError> {
+        let only = self.only_gc(waiting)?;
+        // What this process put it does not go by.
+        drop(self.live.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+        self.restore_trash(waiting)?;
+        self.bury_the_dead()?;
+        Ok(only)
     }
 
     /// [`Store::collect`] without questions, or with `dry_run` [`Store::plan_gc`], with the last `keep_runs` runs of each
@@ -105,7 +141,7 @@ impl Store {
     pub fn gc(&self, keep_runs: usize, dry_run: bool) -> Result<Garbage, StoreError> {
         let roots = Roots { keep_runs, ..Roots::default() };
         if dry_run {
-            return Ok(self.plan_gc(&roots)?.garbage);
+            return Ok(self.preview_gc(&mut super::Index::open(self)?, &roots)?.garbage);
         }
         Ok(self.collect(&roots, &mut |_| true, &mut || {})?.unwrap_or_default())
     }

@@ -6,16 +6,17 @@ use std::collections::{BTreeMap, BinaryHeap, HashSet};
 use serde::Serialize;
 
 use super::mark::{Kept, Places};
+use super::scratch::Scratch;
 use super::{Garbage, Item, Roots, size};
 use crate::digest::Digest;
 use crate::store::inventory::Inventory;
-use crate::store::{Store, StoreError};
+use crate::store::{Index, Store, StoreError};
 
 /// How many artifacts are told one by one.
 const LARGEST: usize = 10;
 
 /// What gc has in mind.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, PartialEq, Serialize)]
 pub struct Plan {
     /// Counted, if all of it goes.
     pub garbage: Garbage,
@@ -23,8 +24,24 @@ pub struct Plan {
     pub types: Vec<Class>,
     /// The artifacts that free most.
     pub largest: Vec<Going>,
+    /// What becomes of the budget, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub room: Option<Room>,
     #[serde(skip)]
     pub(super) items: Vec<Item>,
+}
+
+/// What becomes of a budget.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Room {
+    /// Bytes that may stay.
+    pub keep: u64,
+    /// Bytes that stay.
+    pub left: u64,
+    /// Of these, row memos, which are not taken.
+    pub rows: u64,
+    /// Artifacts that go though something wants them.
+    pub evicted: u64,
 }
 
 /// Artifacts of a type that go.
@@ -67,12 +84,37 @@ impl Plan {
 }
 
 impl Store {
-    /// What [`Store::collect`] would remove.
-    pub fn plan_gc(&self, roots: &Roots) -> Result<Plan, StoreError> {
+    /// What [`Store::collect`] removes.
+    pub(in crate::store) fn plan_gc(&self, roots: &Roots) -> Result<Plan, StoreError> {
         let scratch = self.scratch()?;
-        let inventory = Inventory::of_files(self)?;
-        let kept = Kept::mark(self, &inventory, roots)?;
+        self.plan_with(scratch, &Inventory::of_files(self)?, roots)
+    }
+
+    /// What [`Store::collect`] would remove, as far as the index knows.
+    pub fn preview_gc(&self, index: &mut Index, roots: &Roots) -> Result<Plan, StoreError> {
+        let scratch = self.scratch()?;
+        self.plan_with(scratch, &Inventory::of_index(self, index)?, roots)
+    }
+
+    fn plan_with(&self, scratch: Scratch, inventory: &Inventory, roots: &Roots) -> Result<Plan, StoreError> {
+        let mut kept = Kept::mark(self, inventory, roots)?;
         let mut plan = Plan::default();
+        if let Some(budget) = &roots.budget {
+            let rows = self.weigh(&self.root.join("rows"))?.1;
+            let going: HashSet<&str> = kept.runs_to_go.iter().map(|(run, _)| run.as_str()).collect();
+            let mut fixed = rows + self.weigh(&self.root.join("external"))?.1 + size(&self.root.join("index.sqlite"));
+            for run in self.run_ids()?.iter().filter(|run| !going.contains(run.as_str())) {
+                fixed += self.weigh(&self.run_dir(run))?.1;
+            }
+            let evicted = self.evict(inventory, &mut kept, budget, fixed)?;
+            plan.room = Some(Room { keep: budget.keep, left: evicted.left, rows, evicted: evicted.artifacts });
+            for key in evicted.partial {
+                let (files, bytes) = self.weigh(&self.root.join("partial").join(key.to_string()))?;
+                plan.garbage.files += files;
+                plan.garbage.bytes += bytes;
+                plan.items.push(Item::Partial(key));
+            }
+        }
         for (run, ended) in &kept.runs_to_go {
             let (files, bytes) = self.weigh(&self.run_dir(run))?;
             plan.garbage.runs += 1;
@@ -83,15 +125,15 @@ impl Store {
         for (place, key) in inventory.keys.all().iter().enumerate().filter(|(place, _)| !kept.records.has(*place)) {
             plan.garbage.nodes += 1;
             plan.garbage.bytes += match &inventory.records[place] {
-                Some(record) => u64::from(record.bytes),
-                None => size(&self.node_path(key)),
+                Some(record) if record.bytes > 0 => u64::from(record.bytes),
+                _ => size(&self.node_path(key)),
             };
             plan.items.push(Item::Node(*key));
         }
-        self.plan_artifacts(&inventory, &kept, &mut plan);
+        self.plan_artifacts(inventory, &|artifact| !kept.artifacts.has(artifact), &kept.objects, &mut plan);
         for (place, id) in inventory.objects.all().iter().enumerate().filter(|(place, _)| !kept.objects.has(*place)) {
             plan.garbage.objects += 1;
-            plan.garbage.bytes += self.object_bytes(&inventory, place);
+            plan.garbage.bytes += self.object_bytes(inventory, place);
             plan.items.push(Item::Object(*id));
         }
         let done: HashSet<Digest> = inventory.keys.all().iter().copied().collect();
@@ -100,20 +142,27 @@ impl Store {
             plan.garbage.files += files;
             plan.garbage.bytes += bytes;
         }
+        plan.items.sort_unstable();
         Ok(plan)
     }
 
-    fn plan_artifacts(&self, inventory: &Inventory, kept: &Kept, plan: &mut Plan) {
+    /// Plans that artifacts go. `standing` are the objects that others stand on.
+    pub(super) fn plan_artifacts(
+        &self,
+        inventory: &Inventory,
+        goes: &dyn Fn(usize) -> bool,
+        standing: &Places,
+        plan: &mut Plan,
+    ) {
         let mut counted = Places::of(inventory.objects.len());
         let mut types: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
         let mut largest: BinaryHeap<Reverse<(u64, usize)>> = BinaryHeap::new();
-        for (place, id) in inventory.artifacts.all().iter().enumerate().filter(|(place, _)| !kept.artifacts.has(*place))
-        {
+        for (place, id) in inventory.artifacts.all().iter().enumerate().filter(|(place, _)| goes(*place)) {
             let artifact = &inventory.manifests[place];
             plan.garbage.artifacts += 1;
             plan.garbage.bytes += u64::from(artifact.bytes) + size(&self.external_path(id));
             plan.items.push(Item::Artifact(*id));
-            let free = inventory.stands(place).filter(|object| !kept.objects.has(*object) && counted.add(*object));
+            let free = inventory.stands(place).filter(|object| !standing.has(*object) && counted.add(*object));
             let bytes: u64 = free.map(|object| self.object_bytes(inventory, object)).sum();
             let class = types.entry(artifact.kind).or_default();
             class.0 += 1;
@@ -124,7 +173,7 @@ impl Store {
             }
         }
         let class = |(kind, (artifacts, bytes)): (u32, (u64, u64))| {
-            let kind = inventory.names.get(kind).to_owned();
+            let kind = inventory.types.get(kind).to_owned();
             Class { kind, artifacts, bytes }
         };
         plan.types = types.into_iter().map(class).collect();
@@ -132,7 +181,7 @@ impl Store {
         let places: BTreeMap<usize, u64> = largest.iter().map(|Reverse((bytes, place))| (*place, *bytes)).collect();
         let mut going: BTreeMap<usize, Going> = BTreeMap::new();
         for (place, bytes) in places {
-            let kind = inventory.names.get(inventory.manifests[place].kind).to_owned();
+            let kind = inventory.types.get(inventory.manifests[place].kind).to_owned();
             let artifact = inventory.artifacts[place];
             going.insert(place, Going { artifact, kind, bytes, node: None, made: None, seconds: None, gpu: false });
         }
@@ -151,7 +200,7 @@ impl Store {
     }
 
     /// Bytes of an object, by the manifests that name it or by its file.
-    fn object_bytes(&self, inventory: &Inventory, place: usize) -> u64 {
+    pub(in crate::store) fn object_bytes(&self, inventory: &Inventory, place: usize) -> u64 {
         match inventory.sizes[place] {
             0 => self.object_size(&inventory.objects[place]),
             size => size,

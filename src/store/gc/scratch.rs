@@ -28,10 +28,14 @@ impl Store {
         Ok(Scratch { tmp: list("tmp")?, partial: list("partial")?, quarantine: list("quarantine")? })
     }
 
-    /// Removes it, as far as nobody is at it.
-    pub(super) fn sweep_scratch(&self, removed: &mut dyn FnMut(u64, u64)) -> Result<(), StoreError> {
+    /// Removes it, as far as nobody is at it. `gone` are keys of which the records went just now.
+    pub(super) fn sweep_scratch(
+        &self,
+        gone: &HashSet<Digest>,
+        removed: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), StoreError> {
         let scratch = self.scratch()?;
-        let recorded = |key: &Digest| self.node_path(key).exists();
+        let recorded = |key: &Digest| gone.contains(key) || self.node_path(key).exists();
         for path in scratch.tmp.iter().filter(|path| is_old(path)).chain(&scratch.quarantine) {
             self.remove(path, removed)?;
         }

@@ -41,8 +41,8 @@ impl<'a> Sweep<'a> {
         Self { store, waiting, listener, needed, garbage, gone: Vec::new() }
     }
 
-    /// Removes the items, which are in order; then scratch. Tells the index.
-    pub(super) fn run(mut self, items: Vec<Item>) -> Result<Garbage, StoreError> {
+    /// Removes the items, which are in order; then scratch, if that is wanted. Tells the index.
+    pub(super) fn run(mut self, items: Vec<Item>, scratch: bool) -> Result<Garbage, StoreError> {
         debug_assert!(items.is_sorted());
         let mut left = items.into_iter().peekable();
         // At least one step, and that tells whether anything can be written.
@@ -63,10 +63,13 @@ impl<'a> Sweep<'a> {
         // From here on nothing in the trash can be needed: who looks for it does not find it.
         let Self { store, mut garbage, gone, .. } = self;
         store.empty_trash()?;
-        store.sweep_scratch(&mut |files, bytes| {
-            garbage.files += files;
-            garbage.bytes += bytes;
-        })?;
+        if scratch {
+            let keys = gone.iter().filter_map(|item| if let Item::Node(key) = item { Some(*key) } else { None });
+            store.sweep_scratch(&keys.collect(), &mut |files, bytes| {
+                garbage.files += files;
+                garbage.bytes += bytes;
+            })?;
+        }
         // An index that cannot be opened is made again without them.
         if let Ok(mut index) = Index::open(store) {
             index.forget(&gone.iter().fold(Gone::default(), Gone::with));
@@ -148,6 +151,17 @@ impl<'a> Sweep<'a> {
                     garbage.bytes += store.discard("objects", &path)?;
                 }
             }
+            Item::Partial(key) => {
+                let lock = store.try_lock_key(key)?;
+                if lock.is_none() || store.node_path(key).exists() {
+                    return Ok(());
+                }
+                let directory = store.root.join("partial").join(key.to_string());
+                let (files, bytes) = store.weigh(&directory)?;
+                fs::remove_directory(&directory)?;
+                garbage.files += files;
+                garbage.bytes += bytes;
+            }
             _ => return Ok(()),
         }
         self.gone.push(item);
@@ -169,7 +183,7 @@ impl Gone {
             Item::Run(run, _) => self.runs.push(run.clone()),
             Item::Node(key) => self.keys.push(*key),
             Item::Artifact(id) => self.artifacts.push(*id),
-            Item::Object(_) => {}
+            Item::Object(_) | Item::Partial(_) => {}
         }
         self
     }

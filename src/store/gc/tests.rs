@@ -222,3 +222,148 @@ fn locks_of_keys_that_are_worked_on_stay() {
     let left: BTreeMap<_, _> = fs::list(&store.tmp()).unwrap().into_iter().map(|path| (path, ())).collect();
     assert!(left.is_empty());
 }
+
+/// A chain and its leaves: name, what it takes, seconds, device, bytes, day.
+type Node = (&'static str, &'static [&'static str], f64, &'static str, usize, u8);
+
+/// A store with one run of these nodes.
+fn priced(directory: &Path, nodes: &[Node]) -> BTreeMap<String, NodeRecord> {
+    let store = put(directory);
+    let mut all: BTreeMap<String, NodeRecord> = BTreeMap::new();
+    for (name, inputs, seconds, device, bytes, day) in nodes {
+        let text = format!("{name}{}", "x".repeat(bytes - name.len()));
+        let mut one = record(&store, name, &text).unwrap();
+        one.inputs = inputs.iter().map(|input| ((*input).to_owned(), all[*input].artifact)).collect();
+        (one.seconds, one.device, one.started) =
+            (*seconds, (*device).to_owned(), format!("2026-01-{day:02}T00:00:00Z"));
+        store.put_node(&one).unwrap();
+        all.insert((*name).to_owned(), one);
+    }
+    let mut ran = run("20251231-000000-aaaa", &all.values().collect::<Vec<_>>());
+    ran.started = "2025-12-31T00:00:00Z".into();
+    store.put_run(&ran).unwrap();
+    all
+}
+
+/// Names of what goes when so many bytes less may stay than there are, in the order of names.
+fn evicted(directory: &Path, all: &BTreeMap<String, NodeRecord>, by: By, less: u64) -> (String, Room) {
+    let store = Store::open(directory).unwrap();
+    let roots = |keep| Roots { keep_runs: 9, latest: true, budget: Some(Budget { keep, by }), ..Roots::default() };
+    let before = store.plan_gc(&roots(u64::MAX)).unwrap();
+    assert!(before.is_empty() && before.items.is_empty());
+    let held = before.room.unwrap().left;
+    let plan = store.plan_gc(&roots(held - less)).unwrap();
+    let names = all.iter().filter(|(_, record)| plan.items.contains(&Item::Node(record.key)));
+    let room = plan.room.unwrap();
+    // What is said to be left is what is left.
+    assert_eq!(held - room.left, plan.garbage.bytes);
+    (names.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" "), room)
+}
+
+#[test]
+fn below_a_budget_the_cheapest_goes_first_and_the_oldest() {
+    let directory = tempfile::tempdir().unwrap();
+    let all = priced(
+        directory.path(),
+        &[
+            ("cheap", &[], 1.0, "cpu", 10_000, 9),
+            ("dear", &[], 1000.0, "cpu", 10_000, 1),
+            // Ten times as dear as it looks.
+            ("gpu", &[], 200.0, "cuda:0", 10_000, 5),
+            // As dear as `cheap`, for a byte.
+            ("small", &[], 0.2, "cpu", 1_000, 2),
+        ],
+    );
+    let goes = |by, less| evicted(directory.path(), &all, by, less).0;
+    assert_eq!(goes(By::Price, 0), "");
+    assert_eq!(goes(By::Price, 1), "cheap");
+    assert_eq!(goes(By::Price, 10_500), "cheap small");
+    assert_eq!(goes(By::Price, 15_000), "cheap dear small");
+    assert_eq!(goes(By::Price, 25_000), "cheap dear gpu small");
+    assert_eq!(goes(By::Age, 1), "dear");
+    assert_eq!(goes(By::Age, 10_500), "dear small");
+    assert_eq!(goes(By::Age, 15_000), "dear gpu small");
+}
+
+#[test]
+fn what_was_made_of_what_is_gone_is_dearer() {
+    let directory = tempfile::tempdir().unwrap();
+    let all = priced(
+        directory.path(),
+        &[
+            ("base", &[], 500.0, "cpu", 100_000, 1),
+            ("leaf", &["base"], 10.0, "cpu", 1_000, 2),
+            ("other", &[], 50.0, "cpu", 1_000, 3),
+        ],
+    );
+    let goes = |less| evicted(directory.path(), &all, By::Price, less).0;
+    // For a byte `base` is cheapest; without it `leaf` costs 510 seconds and `other` 50, with it 10.
+    assert_eq!(goes(1), "base");
+    assert_eq!(goes(100_500), "base other");
+    assert_eq!(goes(103_000), "base leaf other");
+}
+
+#[test]
+fn pins_and_the_living_are_never_evicted() {
+    let directory = tempfile::tempdir().unwrap();
+    let all = priced(
+        directory.path(),
+        &[
+            ("input", &[], 1.0, "cpu", 10_000, 1),
+            ("pinned", &["input"], 1.0, "cpu", 10_000, 1),
+            ("used", &[], 1.0, "cpu", 10_000, 1),
+            ("free", &[], 1.0, "cpu", 10_000, 1),
+        ],
+    );
+    let living = Store::open(directory.path()).unwrap();
+    living.pin(&all["pinned"].artifact).unwrap();
+    living.need_hits([(all["used"].key, all["used"].artifact)]).unwrap();
+    for by in [By::Price, By::Age] {
+        let (goes, room) = evicted(directory.path(), &all, by, 35_000);
+        assert_eq!(goes, "free");
+        assert!(room.left > room.keep);
+        assert_eq!(room.evicted, 1);
+    }
+    let store = Store::open(directory.path()).unwrap();
+    let roots = Roots { budget: Some(Budget { keep: 0, by: By::Price }), ..Roots::default() };
+    store.collect(&roots, &mut |_| true, &mut || {}).unwrap();
+    assert_eq!(store.artifact_ids().unwrap().len(), 3);
+    assert!(store.verify(&mut |_, _| {}).unwrap().is_whole());
+}
+
+#[test]
+fn checkpoints_and_shared_objects_count_and_go_by_rule() {
+    let directory = tempfile::tempdir().unwrap();
+    let all = priced(directory.path(), &[("a", &[], 1000.0, "cpu", 10_000, 1)]);
+    let store = put(directory.path());
+    // The same bytes under another name: to let `a` go alone frees nothing but its manifest and record.
+    let object = store.manifest(&all["a"].artifact).unwrap().files["rows.jsonl"];
+    let twin = crate::store::Manifest { kind: "files".into(), files: [("else".to_owned(), object)].into() };
+    let twin = NodeRecord {
+        artifact: store.put_manifest(&twin).unwrap(),
+        key: Digest::of(b"twin"),
+        seconds: 5000.0,
+        ..record(&store, "a", "other").unwrap()
+    };
+    store.put_node(&twin).unwrap();
+    store.put_run(&run("20260102-000000-aaaa", &[&twin, &all["a"]])).unwrap();
+    let killed = Digest::of(b"killed");
+    fs::write_atomic(&store.partial_dir(&killed).unwrap().join("checkpoint"), &[0; 20_000]).unwrap();
+    drop(store);
+    let store = Store::open(directory.path()).unwrap();
+    store.gc(9, false).unwrap();
+    let roots = |keep| Roots { keep_runs: 9, budget: Some(Budget { keep, by: By::Price }), ..Roots::default() };
+    let held = store.plan_gc(&roots(u64::MAX)).unwrap().room.unwrap().left;
+    let plan = store.plan_gc(&roots(held - 1)).unwrap();
+    assert_eq!((&plan.items[..], plan.garbage.bytes), (&[Item::Partial(killed)][..], 20_000));
+    let plan = store.plan_gc(&roots(held - 25_000)).unwrap();
+    assert_eq!(plan.room.unwrap().evicted, 2);
+    // Someone works at it.
+    let lock = store.try_lock_key(&killed).unwrap();
+    assert_eq!(store.plan_gc(&roots(0)).unwrap().room.unwrap().evicted, 2);
+    store.collect(&roots(0), &mut |_| true, &mut || {}).unwrap();
+    assert!(store.root.join("partial").join(killed.to_string()).exists());
+    drop(lock);
+    store.collect(&roots(0), &mut |_| true, &mut || {}).unwrap();
+    assert!(!store.root.join("partial").join(killed.to_string()).exists());
+}

@@ -16,6 +16,7 @@ impl Index {
                 transaction.prepare_cached("DELETE FROM inputs WHERE key = ?1")?.execute([bytes(key)])?;
             }
             for id in &gone.artifacts {
+                transaction.prepare_cached("DELETE FROM artifacts WHERE id = ?1")?.execute([bytes(id)])?;
                 transaction.prepare_cached("DELETE FROM seals WHERE artifact = ?1")?.execute([bytes(id)])?;
             }
             for run in &gone.runs {
