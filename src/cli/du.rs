@@ -13,7 +13,7 @@ use crate::store::{Forgetting, Index, Share, Store};
 pub(super) fn run(context: &Context, store: &Store, what: &[String]) -> CommandResult {
     let mut index = Index::open(store)?;
     if what.is_empty() {
-        let usage = store.usage(&mut index)?;
+        let usage = store.shares(&mut index)?;
         if context.json() {
             context::print_json(&usage)?;
             return Ok(DONE);

@@ -23,14 +23,16 @@ mod list;
 pub use list::{Line, Lines, Maker, Order, Wanted};
 
 pub(super) use edges::objects;
-use insert::{bytes, digest, insert_latest, insert_node, insert_run, to_use};
+pub(super) use insert::{bytes, digest};
+use insert::{insert_latest, insert_node, insert_run};
 
 /// Raised with the tables; an index of another schema is made again.
-const SCHEMA: i64 = 2;
+const SCHEMA: i64 = 3;
 
 const TABLES: &str = "
     CREATE TABLE nodes (key BLOB PRIMARY KEY, node TEXT, pipeline TEXT, kind TEXT, artifact BLOB, run TEXT,
-        attempt INTEGER, started TEXT, seconds REAL, metrics TEXT, device TEXT, made INTEGER, bytes INTEGER)
+        attempt INTEGER, started TEXT, seconds REAL, metrics TEXT, device TEXT, price REAL, made INTEGER,
+        bytes INTEGER)
         WITHOUT ROWID;
     CREATE TABLE inputs (key BLOB, field TEXT, artifact BLOB, PRIMARY KEY (key, field)) WITHOUT ROWID;
     CREATE TABLE artifacts (id BLOB PRIMARY KEY, type TEXT, size INTEGER, files INTEGER, bytes INTEGER, objects BLOB,
@@ -42,6 +44,7 @@ const TABLES: &str = "
     CREATE TABLE attempts (run TEXT, node TEXT, attempt INTEGER, key BLOB, state TEXT, error TEXT, seconds REAL,
         directory TEXT, PRIMARY KEY (run, node, attempt)) WITHOUT ROWID;
     CREATE TABLE sources (declaration BLOB PRIMARY KEY, artifact BLOB) WITHOUT ROWID;
+    CREATE TABLE named (name TEXT, artifact BLOB, PRIMARY KEY (name, artifact)) WITHOUT ROWID;
     CREATE TABLE seals (artifact BLOB PRIMARY KEY, seal BLOB) WITHOUT ROWID;
 ";
 
@@ -50,6 +53,7 @@ const INDEXES: &str = "
     CREATE INDEX nodes_artifact ON nodes (artifact, made);
     CREATE INDEX nodes_node ON nodes (node, made);
     CREATE INDEX nodes_pipeline ON nodes (pipeline, made);
+    CREATE INDEX nodes_kind ON nodes (kind, run);
     CREATE INDEX inputs_artifact ON inputs (artifact);
     CREATE INDEX latest_node ON latest (node);
     UPDATE artifacts SET (made, maker) =
@@ -63,21 +67,6 @@ const INDEXES: &str = "
 #[derive(Debug)]
 pub struct Index {
     connection: Connection,
-}
-
-/// Who made or uses an artifact.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Use {
-    /// The node key.
-    pub key: Digest,
-    /// Node name.
-    pub node: String,
-    /// Pipeline name.
-    pub pipeline: String,
-    /// The field through which it enters; empty for who made it.
-    pub field: String,
-    /// The run.
-    pub run: String,
 }
 
 impl Index {
@@ -229,19 +218,6 @@ impl Index {
         })
     }
 
-    /// The nodes that made an artifact, latest run first.
-    pub fn makers(&self, artifact: &Digest) -> Vec<Use> {
-        let query = "SELECT key, node, pipeline, '', run FROM nodes WHERE artifact = ?1 ORDER BY run DESC, node";
-        self.collect(query, [bytes(artifact)], to_use)
-    }
-
-    /// The nodes that took an artifact as an input, latest run first.
-    pub fn users(&self, artifact: &Digest) -> Vec<Use> {
-        let query = "SELECT nodes.key, node, pipeline, field, run FROM inputs JOIN nodes ON nodes.key = inputs.key
-            WHERE inputs.artifact = ?1 ORDER BY run DESC, node";
-        self.collect(query, [bytes(artifact)], to_use)
-    }
-
     /// The artifact that a node name, or a prefix of an artifact's id or a node key, means.
     pub fn resolve(&self, store: &Store, what: &str) -> Result<Digest, StoreError> {
         let of_key = |key: &Digest| Ok::<_, StoreError>(store.node(key)?.map(|record| record.artifact));
@@ -283,7 +259,7 @@ impl Index {
         self.collect(query, [], read).into_iter().collect()
     }
 
-    fn collect<T>(
+    pub(super) fn collect<T>(
         &self,
         query: &str,
         params: impl rusqlite::Params,

@@ -3,16 +3,14 @@
 //! Records, artifacts and objects are known by their places in three sorted lists, and edges between them are places.
 //! An inventory of the files is the truth. (That of the index is faster to make.)
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Mutex;
 
-use rayon::prelude::*;
-use serde::Deserialize;
-
 use super::cas::Blob;
+use super::glance::{ManifestGlance, RecordGlance};
 use super::ids::{Ids, each_name, id_in};
+use super::record::price;
 use super::{Index, Store, StoreError};
 use crate::digest::Digest;
 use crate::fs;
@@ -63,6 +61,8 @@ pub(super) struct Record {
     pub(super) seconds: f32,
     /// Whether on a GPU.
     pub(super) gpu: bool,
+    /// Seconds on a processor that it would cost: see [`NodeRecord::price`](super::NodeRecord::price).
+    pub(super) price: f32,
     /// Bytes of its file.
     pub(super) bytes: u32,
 }
@@ -113,45 +113,6 @@ impl Names {
 /// `PIPELINE/NODE`, as one name.
 pub(super) fn node_name(pipeline: &str, node: &str) -> String {
     format!("{pipeline}/{node}")
-}
-
-/// What is read of a node record.
-#[derive(Debug, Deserialize)]
-struct RecordGlance<'a> {
-    key: Digest,
-    #[serde(borrow)]
-    node: Cow<'a, str>,
-    #[serde(borrow)]
-    pipeline: Cow<'a, str>,
-    #[serde(borrow)]
-    kind: Cow<'a, str>,
-    artifact: Digest,
-    #[serde(borrow)]
-    inputs: BTreeMap<Cow<'a, str>, Digest>,
-    #[serde(borrow)]
-    run: Cow<'a, str>,
-    #[serde(borrow)]
-    started: Cow<'a, str>,
-    seconds: f64,
-    #[serde(borrow)]
-    device: Cow<'a, str>,
-    /// An earlier artifact that its own counts as for what is below.
-    #[serde(default)]
-    equal_to_within: Option<EqualGlance>,
-}
-
-#[derive(Debug, Deserialize)]
-struct EqualGlance {
-    artifact: Digest,
-}
-
-/// What is read of a manifest.
-#[derive(Debug, Deserialize)]
-struct ManifestGlance<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
-    #[serde(borrow)]
-    files: BTreeMap<Cow<'a, str>, Blob>,
 }
 
 /// What a shard came to.
@@ -342,6 +303,7 @@ fn read_record(
         made,
         seconds: glance.seconds as f32,
         gpu: glance.device.starts_with("cuda"),
+        price: price(glance.seconds, &glance.device, glance.usage.as_ref()) as f32,
         bytes: bytes.len() as u32,
     }))
 }
@@ -382,6 +344,7 @@ fn nodes_of(index: &Index, artifacts: &Ids) -> Result<Nodes, StoreError> {
             made: second(node.started),
             seconds: node.seconds as f32,
             gpu: node.device.starts_with("cuda"),
+            price: node.price as f32,
             bytes: node.bytes,
         }));
     })?;
@@ -406,39 +369,6 @@ fn manifests_of(index: &Index, objects: &Ids, count: usize) -> Result<Manifests,
         manifests.push(Artifact { stands: (start, stands.len() as u32), kind, bytes: artifact.bytes });
     })?;
     Ok((manifests, stands, sizes, types))
-}
-
-/// A run, as far as gc needs it.
-#[derive(Debug)]
-pub(super) struct Run {
-    /// Its id.
-    pub(super) id: String,
-    /// `None` if it did not get as far as writing its record.
-    pub(super) record: Option<RunGlance>,
-}
-
-/// What is read of a run's record.
-#[derive(Debug, Deserialize)]
-pub(super) struct RunGlance {
-    /// Pipeline name.
-    pub(super) pipeline: String,
-    /// Start, as RFC 3339.
-    pub(super) started: String,
-    /// End; absent while it runs and after a kill.
-    pub(super) finished: Option<String>,
-    /// Its nodes.
-    pub(super) nodes: Vec<RunNodeGlance>,
-}
-
-/// What is read of a node in it.
-#[derive(Debug, Deserialize)]
-pub(super) struct RunNodeGlance {
-    /// Node name.
-    pub(super) name: String,
-    /// The key, if it was known.
-    pub(super) key: Option<Digest>,
-    /// The artifact, if there is one.
-    pub(super) artifact: Option<Digest>,
 }
 
 /// The objects of a store.
@@ -489,21 +419,6 @@ impl Store {
     /// Whether an object lies in parts.
     pub(super) fn is_thin(&self, id: &Digest) -> bool {
         self.sharded("objects", id, PARTS).exists()
-    }
-
-    /// Hands on all runs, newest first. Few are in memory at once.
-    pub(super) fn each_run(&self, see: &mut dyn FnMut(Run)) -> Result<(), StoreError> {
-        let mut ids = self.run_ids()?;
-        ids.reverse();
-        for some in ids.chunks(32) {
-            let read = |id: &String| {
-                let record = super::record::read_json(&self.run_dir(id).join("run.json"))?;
-                Ok(Run { id: id.clone(), record })
-            };
-            let runs: Result<Vec<Run>, StoreError> = some.par_iter().map(read).collect();
-            runs?.into_iter().for_each(&mut *see);
-        }
-        Ok(())
     }
 
     /// Files under a directory of the store, and their bytes.

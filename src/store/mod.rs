@@ -33,6 +33,7 @@ use crate::fs;
 mod cas;
 mod error;
 mod gc;
+mod glance;
 mod health;
 mod ids;
 mod index;
@@ -42,18 +43,20 @@ mod lock;
 mod preview;
 mod record;
 mod usage;
+mod uses;
 mod verify;
 
 pub use cas::{Blob, External, Manifest};
 pub use error::StoreError;
-pub use gc::{Budget, By, Class as GcClass, Forgetting, GPU, Garbage, Going, Plan as GcPlan, Room, Roots, Selection};
+pub use gc::{Budget, By, Class as GcClass, Forgetting, Garbage, Going, Plan as GcPlan, Room, Roots, Selection};
 pub use health::{Health, Stamps};
-pub use index::{Index, Line, Lines, Maker, Order, Use, Wanted};
+pub use index::{Index, Line, Lines, Maker, Order, Wanted};
 pub use live::Sharing;
 pub use lock::KeyLock;
 pub use preview::{Preview, preview};
-pub use record::{AttemptRecord, NodeRecord, RunNode, RunRecord};
-pub use usage::{Share, Usage};
+pub use record::{AttemptRecord, GPU, NodeRecord, RunNode, RunRecord, Usage};
+pub use usage::{Share, Shares};
+pub use uses::Use;
 pub use verify::{Finding, Verification};
 
 /// The format that this program writes; it reads every one up to it.

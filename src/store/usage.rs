@@ -20,7 +20,7 @@ pub struct Share {
 
 /// What takes how much room, each list largest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Usage {
+pub struct Shares {
     /// Bytes in all.
     pub bytes: u64,
     /// All files, by what they are. An object that several artifacts share counts for the first of them.
@@ -36,7 +36,7 @@ const OUTSIDE: &str = "(from outside)";
 
 impl Store {
     /// What takes how much room, as far as the index knows.
-    pub fn usage(&self, index: &mut Index) -> Result<Usage, StoreError> {
+    pub fn shares(&self, index: &mut Index) -> Result<Shares, StoreError> {
         let inventory = Inventory::of_index(self, index)?;
         let mut makers: Vec<Option<usize>> = vec![None; inventory.artifacts.len()];
         let mut nodes = (0, 0);
@@ -84,7 +84,7 @@ impl Store {
         }
         add(&mut parts, "index", (1, super::gc::size(&self.root.join("index.sqlite"))));
         let [parts, pipelines, kinds] = [parts, pipelines, kinds].map(sorted);
-        Ok(Usage { bytes: parts.iter().map(|share| share.bytes).sum(), parts, pipelines, kinds })
+        Ok(Shares { bytes: parts.iter().map(|share| share.bytes).sum(), parts, pipelines, kinds })
     }
 }
 

@@ -231,7 +231,7 @@ mod tests {
                 ("missing", "object", vec![]),
             ]
         );
-        let usage = store.usage(&mut Index::open(&store).unwrap()).unwrap();
+        let usage = store.shares(&mut Index::open(&store).unwrap()).unwrap();
         assert!(usage.parts.iter().any(|share| share.part == "objects: files"));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Approach: artifacts go one by one, each with its records, in an order. By age: what was made or used longest ago first.
 //! By price: what costs least to make again, for the bytes that it frees. The price of an artifact are the seconds that its node took
-//! (a second on a GPU counts as [`GPU`] on a CPU), and those of each artifact on the way to it that is gone and would have to
+//! (a second on a GPU counts for [`GPU`](crate::store::GPU) on a processor), and those of each artifact on the way to it that is gone and would have to
 //! be made first; so as inputs go, what was made of them becomes dearer. It frees its objects, each shared out among the artifacts
 //! that stand on it. What has no price goes before what has one, oldest first. Pins and what living processes need stay,
 //! and what it takes to look at a pin.
@@ -17,8 +17,6 @@ use crate::fs;
 use crate::store::inventory::{Inventory, Record};
 use crate::store::{Store, StoreError, name};
 
-/// Seconds on a CPU that a second on a GPU is worth: about what they cost where they are rented.
-pub const GPU: f64 = 10.0;
 /// Gone artifacts on the way to one that are looked at.
 const FARTHEST: usize = 10_000;
 
@@ -33,9 +31,8 @@ pub(super) struct Evicted {
     pub(super) left: u64,
 }
 
-/// Seconds that a record's work costs, on a CPU.
-pub(super) fn cost(record: &Record) -> f64 {
-    f64::from(record.seconds) * if record.gpu { GPU } else { 1.0 }
+fn cost(record: &Record) -> f64 {
+    f64::from(record.price)
 }
 
 /// What can go, by place among the artifacts; or scratch, by place in its list.

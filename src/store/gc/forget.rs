@@ -9,7 +9,8 @@ use super::plan::Plan;
 use super::sweep::Sweep;
 use super::{Garbage, Item};
 use crate::digest::Digest;
-use crate::store::inventory::{Inventory, Run, node_name};
+use crate::store::glance::Run;
+use crate::store::inventory::{Inventory, node_name};
 use crate::store::{Index, Store, StoreError};
 
 /// What is to be forgotten.

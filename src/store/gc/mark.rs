@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::Roots;
 use crate::digest::Digest;
-use crate::store::inventory::{Inventory, Run, node_name};
+use crate::store::glance::Run;
+use crate::store::inventory::{Inventory, node_name};
 use crate::store::live::{Listener, Need};
 use crate::store::{Store, StoreError};
 

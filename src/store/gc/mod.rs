@@ -37,7 +37,6 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
-pub use evict::GPU;
 pub use forget::{Forgetting, Selection};
 pub use plan::{Class, Going, Plan, Room};
 pub(super) use sweep::Gone;

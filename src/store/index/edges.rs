@@ -24,6 +24,7 @@ pub(in crate::store) struct NodeEdges<'a> {
     pub(in crate::store) started: &'a str,
     pub(in crate::store) seconds: f64,
     pub(in crate::store) device: &'a str,
+    pub(in crate::store) price: f64,
     /// Bytes of the record; 0 where that is not known.
     pub(in crate::store) bytes: u32,
 }
@@ -67,7 +68,8 @@ impl Index {
     /// Hands on all records, in the order of keys, each with its inputs.
     pub(in crate::store) fn each_node(&self, mut see: impl FnMut(&NodeEdges<'_>, &[Digest])) -> Result<(), StoreError> {
         let mut nodes = self.connection.prepare(
-            "SELECT key, artifact, pipeline, node, kind, run, started, seconds, device, bytes FROM nodes ORDER BY key",
+            "SELECT key, artifact, pipeline, node, kind, run, started, seconds, device, price, bytes
+                FROM nodes ORDER BY key",
         )?;
         let mut inputs = self.connection.prepare("SELECT key, artifact FROM inputs ORDER BY key")?;
         let mut inputs = inputs.query([])?;
@@ -104,7 +106,8 @@ impl Index {
                 started: text(6)?,
                 seconds: row.get(7)?,
                 device: text(8)?,
-                bytes: row.get(9)?,
+                price: row.get(9)?,
+                bytes: row.get(10)?,
             };
             see(&node, &taken);
         }

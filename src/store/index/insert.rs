@@ -3,8 +3,8 @@
 use rusqlite::{Connection, params};
 use serde_json::Value;
 
-use super::Use;
 use crate::digest::Digest;
+use crate::store::uses::insert_named;
 use crate::store::{NodeRecord, RunRecord};
 
 /// Milliseconds that a run can last before its nodes are in order by their keys alone.
@@ -26,7 +26,7 @@ pub(super) fn made_since(time: jiff::Timestamp) -> i64 {
 
 /// Adds a record, of a file with so many bytes if that is known.
 pub(super) fn insert_node(connection: &Connection, record: &NodeRecord, length: Option<u64>) -> rusqlite::Result<()> {
-    let insert = "INSERT OR REPLACE INTO nodes VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+    let insert = "INSERT OR REPLACE INTO nodes VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
     let metrics =
         if record.metrics.is_empty() { "{}".to_owned() } else { Value::Object(record.metrics.clone()).to_string() };
     connection.prepare_cached(insert)?.execute(params![
@@ -41,6 +41,7 @@ pub(super) fn insert_node(connection: &Connection, record: &NodeRecord, length: 
         record.seconds,
         metrics,
         record.device,
+        record.price(),
         made(&record.run, &record.started),
         length.unwrap_or(0) as i64,
     ])?;
@@ -51,7 +52,7 @@ pub(super) fn insert_node(connection: &Connection, record: &NodeRecord, length: 
             bytes(artifact)
         ])?;
     }
-    Ok(())
+    insert_named(connection, record)
 }
 
 pub(super) fn insert_run(connection: &Connection, run: &RunRecord) -> rusqlite::Result<()> {
@@ -65,15 +66,10 @@ pub(super) fn insert_latest(connection: &Connection, pipeline: &str, node: &str,
     connection.prepare_cached(insert)?.execute(params![pipeline, node, bytes(key)]).map(drop)
 }
 
-pub(super) fn bytes(digest: &Digest) -> &[u8] {
+pub(in crate::store) fn bytes(digest: &Digest) -> &[u8] {
     digest.as_bytes()
 }
 
-pub(super) fn digest(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Digest> {
+pub(in crate::store) fn digest(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Digest> {
     row.get::<_, [u8; 32]>(column).map(Digest::from_bytes)
-}
-
-pub(super) fn to_use(row: &rusqlite::Row<'_>) -> rusqlite::Result<Use> {
-    let (node, pipeline, field, run) = (row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?);
-    Ok(Use { key: digest(row, 0)?, node, pipeline, field, run })
 }
