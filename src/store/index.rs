@@ -97,7 +97,10 @@ impl Index {
         let unfinished = fs::unfinished(&store.root().join("tmp"));
         fs::create(&unfinished)?;
         let made = (|| {
-            let mut index = Self { connection: fresh(Connection::open(&unfinished)?)? };
+            let connection = fresh(Connection::open(&unfinished)?)?;
+            // Of no use to anyone until it is whole; what is sorted goes to the disk by the size of the cache.
+            connection.execute_batch("PRAGMA journal_mode = OFF; PRAGMA cache_size = -49152")?;
+            let mut index = Self { connection };
             index.fill(store)?;
             drop(index);
             // A journal of the old one must not be played into the new one.
