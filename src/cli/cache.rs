@@ -7,7 +7,9 @@ use serde_json::json;
 
 use super::figures::{bytes, count, some};
 use super::page::LISTED;
-use super::{CacheCommand, CommandResult, Context, DAMAGED, DONE, artifact, context, du, find, forget, gc, ls, pin};
+use super::{
+    CacheCommand, CommandResult, Context, DAMAGED, DONE, archive, artifact, context, du, find, forget, gc, ls, pin,
+};
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::digest::Digest;
 use crate::fs;
@@ -15,8 +17,15 @@ use crate::store::{Index, Store, StoreError};
 
 /// Dispatches a command on the cache.
 pub(crate) fn run(context: &Context, command: &CacheCommand) -> CommandResult {
-    let store = &Store::open_existing(&context.cache_directory(None)?)?;
+    let directory = context.cache_directory(None)?;
+    let store = &match command {
+        // Into a cache that may not be there yet.
+        CacheCommand::Import(_) => Store::open(&directory)?,
+        _ => Store::open_existing(&directory)?,
+    };
     match command {
+        CacheCommand::Import(args) => archive::import(context, store, args),
+        CacheCommand::Export(args) => archive::export(context, store, args),
         CacheCommand::Ls(args) => ls::run(context, store, args),
         CacheCommand::Show { id } => artifact::show(context, store, &Index::open(store)?, id),
         CacheCommand::Cat { id, file } => cat(store, id, file.as_deref()),

@@ -22,6 +22,7 @@ use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::lock::has_no_locks;
 use super::{Store, StoreError};
 use crate::digest::Digest;
 use crate::fs;
@@ -67,6 +68,8 @@ pub(super) enum Need {
     Key(Digest),
     /// An artifact.
     Artifact(Digest),
+    /// An object that an artifact will stand on.
+    Object(Digest),
 }
 
 impl Need {
@@ -74,6 +77,7 @@ impl Need {
         match self {
             Self::Key(key) => format!("k {key}\n"),
             Self::Artifact(id) => format!("a {id}\n"),
+            Self::Object(id) => format!("o {id}\n"),
         }
     }
 
@@ -81,6 +85,7 @@ impl Need {
         match line.split_at_checked(2)? {
             ("k ", key) => key.parse().ok().map(Self::Key),
             ("a ", id) => id.parse().ok().map(Self::Artifact),
+            ("o ", id) => id.parse().ok().map(Self::Object),
             _ => None,
         }
     }
@@ -105,8 +110,12 @@ impl Store {
             std::thread::sleep(TICK);
         }
         drop(gate);
-        store.file().lock_shared()?;
-        Ok(Some(store))
+        match store.file().lock_shared() {
+            Ok(()) => Ok(Some(store)),
+            // No gc can be alone on such a file system either.
+            Err(error) if has_no_locks(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Waits until no section is open, and keeps new ones from beginning until the file is dropped. `waiting` is called once
@@ -192,6 +201,11 @@ impl Store {
         self.need(ids.into_iter().map(Need::Artifact))
     }
 
+    /// Tells gc of objects of an artifact that is to be put later. To be called in the section in which they were found or put.
+    pub fn need_objects(&self, ids: impl IntoIterator<Item = Digest>) -> Result<(), StoreError> {
+        self.need(ids.into_iter().map(Need::Object))
+    }
+
     fn need(&self, needs: impl Iterator<Item = Need>) -> Result<(), StoreError> {
         let text: String = needs.map(Need::line).collect();
         if text.is_empty() {
@@ -237,7 +251,10 @@ impl Store {
         let made = (|| {
             drop(fs::create(&unfinished)?);
             let file = fs_err::OpenOptions::new().append(true).open(&unfinished)?;
-            file.file().lock()?;
+            match file.file().lock() {
+                Err(error) if !has_no_locks(&error) => return Err(error),
+                _ => {}
+            }
             fs::rename_soon(&unfinished, &path)?;
             Ok::<_, io::Error>(file)
         })();
@@ -261,7 +278,7 @@ impl Store {
     /// Keys and artifacts that living processes need now.
     pub(super) fn living(&self) -> Result<std::collections::BTreeSet<Digest>, StoreError> {
         let id = |need| match need {
-            Need::Key(id) | Need::Artifact(id) => id,
+            Need::Key(id) | Need::Artifact(id) | Need::Object(id) => id,
         };
         Ok(Listener::default().news(self)?.into_iter().map(id).collect())
     }

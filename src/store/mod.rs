@@ -21,8 +21,8 @@
 //! ```
 //!
 //! Reading order: this file (layout, versions), `cas` (blobs and artifacts), `record` (nodes and runs), `health`
-//! (is it still what it was), `index` (the view), `lock`, `live` (how runs and gc go on beside each other), `gc`,
-//! `inventory` (all of it in memory), `usage`, `verify`, `preview`.
+//! (is it still what it was), `index` (the view), `lock` and `claim`, `live` (how runs and gc go on beside each other), `gc`,
+//! `inventory` (all of it in memory), `usage`, `verify`, `preview`, `arrive` (what comes from elsewhere).
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -30,7 +30,9 @@ use std::sync::Mutex;
 use crate::digest::Digest;
 use crate::fs;
 
+mod arrive;
 mod cas;
+mod claim;
 mod error;
 mod gc;
 mod glance;
@@ -47,6 +49,7 @@ mod uses;
 mod verify;
 
 pub use cas::{Blob, External, Manifest};
+pub use claim::Holder;
 pub use error::StoreError;
 pub use gc::{Budget, By, Class as GcClass, Forgetting, Garbage, Going, Plan as GcPlan, Room, Roots, Selection};
 pub use health::{Health, Stamps};
@@ -170,7 +173,7 @@ fn version(root: &Path) -> Result<Option<u32>, StoreError> {
         return Err(StoreError::NotADirectory { file: root.to_owned() });
     }
     let path = root.join("VERSION");
-    let text = match fs_err::read_to_string(&path) {
+    let text = match fs::read_text(&path, 64) {
         Ok(text) => text,
         Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
             return Ok(None);

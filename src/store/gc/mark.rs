@@ -69,6 +69,9 @@ impl Kept {
             match need {
                 Need::Key(key) => _ = kept.needed.insert(key),
                 Need::Artifact(id) => kept.hold(inventory, &id),
+                Need::Object(id) => {
+                    inventory.objects.find(&id).into_iter().for_each(|place| _ = kept.objects.add(place))
+                }
             }
         }
         for id in store.pins()? {

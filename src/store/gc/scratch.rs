@@ -11,6 +11,8 @@ use crate::digest::Digest;
 use crate::fs;
 use crate::store::{Store, StoreError, name};
 
+/// Where bytes wait that come from elsewhere.
+const ARRIVING: &str = "arriving";
 const HOUR: SignedDuration = SignedDuration::from_hours(1);
 
 /// What there was when gc began.
@@ -25,7 +27,11 @@ impl Store {
     /// Lists it. Before records are listed: an attempt's scratch is there before its record.
     pub(super) fn scratch(&self) -> Result<Scratch, StoreError> {
         let list = |folder: &str| fs::list(&self.root.join(folder));
-        Ok(Scratch { tmp: list("tmp")?, partial: list("partial")?, quarantine: list("quarantine")? })
+        let mut tmp = list("tmp")?;
+        // What comes from elsewhere is there until all of it came; by file, for the directory is older than they are.
+        tmp.retain(|path| !path.ends_with(ARRIVING));
+        tmp.extend(list("tmp/arriving")?);
+        Ok(Scratch { tmp, partial: list("partial")?, quarantine: list("quarantine")? })
     }
 
     /// Removes it, as far as nobody is at it. `gone` are keys of which the records went just now.
@@ -39,7 +45,7 @@ impl Store {
         for path in scratch.tmp.iter().filter(|path| is_old(path)).chain(&scratch.quarantine) {
             self.remove(path, removed)?;
         }
-        for path in scratch.tmp.iter().chain(&scratch.partial) {
+        for path in scratch.tmp.iter().filter(|path| !is_arriving(path)).chain(&scratch.partial) {
             let Ok(key) = name(path).parse::<Digest>() else { continue };
             let done = path.starts_with(self.tmp()) || recorded(&key);
             if let Some(_lock) = self.try_lock_key(&key)?.filter(|_| done) {
@@ -71,7 +77,7 @@ impl Scratch {
     pub(super) fn garbage(self, store: &Store, done: &HashSet<Digest>) -> Result<Vec<PathBuf>, StoreError> {
         let mut garbage = self.quarantine;
         garbage.extend(self.tmp.iter().filter(|path| is_old(path)).cloned());
-        for path in self.tmp.into_iter().chain(self.partial) {
+        for path in self.tmp.into_iter().filter(|path| !is_arriving(path)).chain(self.partial) {
             let Ok(key) = name(&path).parse::<Digest>() else { continue };
             let wanted = path.starts_with(store.tmp()) || done.contains(&key);
             if wanted && !store.is_key_locked(&key) {
@@ -82,10 +88,14 @@ impl Scratch {
     }
 }
 
+fn is_arriving(path: &Path) -> bool {
+    path.parent().is_some_and(|directory| directory.ends_with(ARRIVING))
+}
+
 /// Whether a file that is no attempt's was left by a process that is gone, or by no one knows whom, an hour ago or more.
 fn is_old(path: &Path) -> bool {
     let name = name(path);
-    if name.parse::<Digest>().is_ok() {
+    if name.parse::<Digest>().is_ok() && !is_arriving(path) {
         return false;
     }
     let writer = name.strip_prefix('.').and_then(|name| name.split_once('-')).map(|(process, _)| process);

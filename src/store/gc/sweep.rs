@@ -92,6 +92,12 @@ impl<'a> Sweep<'a> {
                     }
                 }
                 Need::Artifact(id) => ids.push(id),
+                Need::Object(id) => {
+                    for path in self.store.object_files(&id) {
+                        self.store.restore("objects", &path)?;
+                    }
+                    self.needed.objects.insert(id);
+                }
             }
         }
         for id in ids {
