@@ -18,14 +18,17 @@
 //! ```
 //!
 //! Reading order: this file (layout, versions), `cas` (blobs and artifacts), `record` (nodes and runs), `health`
-//! (is it still what it was), `index` (the view), `lock`, `gc`, `verify`, `preview`.
+//! (is it still what it was), `index` (the view), `lock` and `claim`, `gc`, `verify`, `preview`, `arrive`
+//! (what comes from elsewhere).
 
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
 use crate::fs;
 
+mod arrive;
 mod cas;
+mod claim;
 mod error;
 mod gc;
 mod health;
@@ -37,6 +40,7 @@ mod uses;
 mod verify;
 
 pub use cas::{Blob, External, Manifest};
+pub use claim::Holder;
 pub use error::StoreError;
 pub use gc::Garbage;
 pub use health::{Health, Stamps};
@@ -179,7 +183,7 @@ fn version(root: &Path) -> Result<Option<u32>, StoreError> {
         return Err(StoreError::NotADirectory { file: root.to_owned() });
     }
     let path = root.join("VERSION");
-    let text = match fs_err::read_to_string(&path) {
+    let text = match fs::read_text(&path, 64) {
         Ok(text) => text,
         Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
             return Ok(None);
