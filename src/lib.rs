@@ -3,6 +3,7 @@
 //! # Layout
 //! In layer order; `tests/it/layers.rs` holds each module to what it may import.
 //! - [`diag`], [`digest`], [`mod@env`]: findings, content hashes, environment variables. [`fs`]: the door to the disk.
+//! - [`pieces`]: files whose bytes lie in several.
 //! - [`pipeline`]: TOML to typed nodes. [`graph`]: nodes to a DAG with keys.
 //! - [`store`]: artifacts on disk. [`lm`]: the language model. [`hub`]: models from the Hugging Face Hub.
 //! - [`endpoint`]: models that are spoken to over HTTP.
@@ -22,5 +23,6 @@ pub mod graph;
 pub mod hub;
 pub mod kinds;
 pub mod lm;
+pub mod pieces;
 pub mod pipeline;
 pub mod store;

@@ -11,7 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::check::{input, require};
 use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, rows};
+use crate::pieces::Recipe;
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
+use crate::store;
 
 /// How often a running program is looked after.
 const POLL: Duration = Duration::from_millis(10);
@@ -146,7 +148,13 @@ inputs = { rows = "generate" }
         let mut process = Process::new(&program);
         process.args(self.args.iter().map(fill)).current_dir(&cx.staging).stdin(Stdio::null());
         process.envs(variables).envs(self.env.iter().map(|(name, value)| (name, fill(value))));
-        run_to_end(cx, process, &program)?;
+        let ended = run_to_end(cx, process, &program);
+        // What was laid out may be large, and an attempt that failed leaves its scratch.
+        let laid_out = cx.scratch.join("inputs");
+        if laid_out.exists() {
+            fs_err::remove_dir_all(&laid_out)?;
+        }
+        ended?;
         let mut outputs = Outputs { files: collect(&cx.staging)?, metrics: Map::new() };
         if outputs.files.is_empty() {
             return Err(NodeError::with_help(
@@ -229,6 +237,11 @@ fn lay_out(input: &InputArtifact, directory: &Path) -> Result<PathBuf, NodeError
         }
         if name == "rows.jsonl" && (input.skip > 0 || input.take.is_some()) {
             rows::write(&place, &rows::read_input(input)?)?;
+        } else if Recipe::is_at(path) {
+            // No program but ours reads a file in pieces.
+            store::copy(path, &place)?;
+            let size = fs_err::metadata(&place)?.len();
+            tracing::info!("`{name}` is kept in pieces: laid out as one file of {size} bytes for the program");
         } else {
             fs_err::os::unix::fs::symlink(path, &place)?;
         }

@@ -11,12 +11,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // The name of a repository is the hub's word; what an endpoint is, the endpoint's.
     ("pipeline", &["diag", "digest", "env", "fs", "hub", "endpoint"]),
     ("graph", &["diag", "digest", "pipeline"]),
-    ("store", &["diag", "digest", "env", "fs"]),
-    ("lm", &["diag", "env"]),
+    ("pieces", &["digest"]),
+    ("store", &["diag", "digest", "env", "fs", "pieces"]),
+    ("lm", &["diag", "env", "pieces"]),
     ("hub", &["diag", "env", "fs"]),
     ("endpoint", &["diag", "env", "fs"]),
-    ("kinds", &["diag", "digest", "fs", "pipeline", "store", "lm", "endpoint"]),
-    ("exec", &["diag", "digest", "env", "fs", "pipeline", "graph", "store", "hub", "endpoint", "kinds"]),
+    ("kinds", &["diag", "digest", "fs", "pieces", "pipeline", "store", "lm", "endpoint"]),
+    ("exec", &["diag", "digest", "env", "fs", "pieces", "pipeline", "graph", "store", "hub", "endpoint", "kinds"]),
 ];
 const MOST_LINES: usize = 500;
 

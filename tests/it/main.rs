@@ -38,4 +38,6 @@ mod resume;
 mod sandbox;
 mod scheduler;
 mod systems;
+mod tensors;
+mod verified;
 mod writer;
