@@ -3,9 +3,11 @@
 //! # Layout
 //! In layer order; `tests/it/layers.rs` holds each module to what it may import.
 //! - [`diag`], [`digest`], [`mod@env`]: findings, content hashes, environment variables. [`fs`]: the door to the disk.
+//!   [`secret`]: what must not be seen.
 //! - [`pieces`]: files whose bytes lie in several.
 //! - [`pipeline`]: TOML to typed nodes. [`graph`]: nodes to a DAG with keys.
 //! - [`store`]: artifacts on disk. [`lm`]: the language model. [`hub`]: models from the Hugging Face Hub.
+//! - [`compare`]: what differs between rows, tensors and texts.
 //! - [`endpoint`]: models that are spoken to over HTTP.
 //! - [`kinds`]: what each node kind does, on top of those.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
@@ -13,6 +15,7 @@
 //! Reading order: `docs/architecture.md`.
 
 pub mod cli;
+pub mod compare;
 pub mod diag;
 pub mod digest;
 pub mod endpoint;
@@ -25,4 +28,5 @@ pub mod kinds;
 pub mod lm;
 pub mod pieces;
 pub mod pipeline;
+pub mod secret;
 pub mod store;

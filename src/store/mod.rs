@@ -39,6 +39,7 @@ mod preview;
 mod put;
 mod record;
 mod thin;
+mod uses;
 mod verify;
 
 pub use cas::{Blob, External, Manifest};
@@ -46,10 +47,11 @@ pub use checkout::{Link, copy};
 pub use error::StoreError;
 pub use gc::Garbage;
 pub use health::{Health, Stamps};
-pub use index::{Index, Use};
+pub use index::Index;
 pub use lock::KeyLock;
 pub use preview::{Preview, preview};
-pub use record::{AttemptRecord, NodeRecord, RunNode, RunRecord};
+pub use record::{AttemptRecord, NodeRecord, RunNode, RunRecord, Usage};
+pub use uses::Use;
 pub use verify::{Finding, Share, Verification};
 
 /// The format that this program writes; it reads every one up to it.

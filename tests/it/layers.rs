@@ -8,16 +8,21 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("digest", &[]),
     ("env", &[]),
     ("fs", &["env"]),
+    ("secret", &["env"]),
     // The name of a repository is the hub's word; what an endpoint is, the endpoint's.
-    ("pipeline", &["diag", "digest", "env", "fs", "hub", "endpoint"]),
+    ("pipeline", &["diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
     ("graph", &["diag", "digest", "pipeline"]),
     ("pieces", &["digest"]),
     ("store", &["diag", "digest", "env", "fs", "pieces"]),
     ("lm", &["diag", "env", "pieces"]),
-    ("hub", &["diag", "env", "fs"]),
-    ("endpoint", &["diag", "env", "fs"]),
-    ("kinds", &["diag", "digest", "fs", "pieces", "pipeline", "store", "lm", "endpoint"]),
-    ("exec", &["diag", "digest", "env", "fs", "pieces", "pipeline", "graph", "store", "hub", "endpoint", "kinds"]),
+    ("compare", &["digest"]),
+    ("hub", &["diag", "env", "fs", "secret"]),
+    ("endpoint", &["diag", "env", "fs", "secret"]),
+    ("kinds", &["diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "store", "lm", "endpoint"]),
+    (
+        "exec",
+        &["diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub", "endpoint", "kinds"],
+    ),
 ];
 const MOST_LINES: usize = 500;
 

@@ -23,10 +23,17 @@ optimizer = { lr = 0.01 }
 lora = { rank = 2, targets = ["q_proj"] }
 merge = true
 
+[nodes.constitutions]
+kind = "constitutions"
+contrast = "complement"
+format = "plain"
+principles.brief = { definition = "be brief .", antithesis = "be long ." }
+
 [nodes.generate]
 kind = "generate"
 model = "merged"
 queries = { from = "documents", take = 2 }
+constitutions = "constitutions"
 prompt = "{{ text }}"
 max_new_tokens = 3
 keep = { distinct = false, min_tokens = 0 }

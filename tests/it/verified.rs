@@ -108,7 +108,7 @@ fn a_model_that_changes_while_a_run_goes_on_is_an_error() {
         format!(
             "[models.m]\nsource = \"model\"\n\
              [nodes.slow]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-ec\", '''{slow}''']\n\
-             [nodes.use]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-ec\", \"cat {{input.m}}/model.safetensors > out\"]\n\
+             [nodes.use]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-ec\", \"cat {{input.m}}/model.safetensors > out; echo . >> out\"]\n\
              inputs = {{ m = \"m\", slow = \"slow\" }}\n"
         )
     };
@@ -121,5 +121,5 @@ fn a_model_that_changes_while_a_run_goes_on_is_an_error() {
     assert!(output.stderr.contains("run it again"), "{}", output.stderr);
     // The next run takes it as it is now.
     sandbox.run(&[], 0);
-    assert_eq!(sandbox.sami(&["cache", "cat", "use"]).exits(0).stdout, "Xeights");
+    assert_eq!(sandbox.sami(&["cache", "cat", "use"]).exits(0).stdout, "Xeights.\n");
 }
