@@ -20,15 +20,18 @@
 //!
 //! Reading order: this file (layout, versions), `cas` (artifacts), `put` and `thin` (blobs, whole and in pieces), `checkout`
 //! (getting them out), `record` (nodes and runs), `health`
-//! (is it still what it was), `index` (the view), `lock`, `gc`, `verify`, `preview`.
+//! (is it still what it was), `index` (the view), `lock` and `claim`, `gc`, `verify`, `preview`, `arrive`
+//! (what comes from elsewhere).
 
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
 use crate::{env, fs};
 
+mod arrive;
 mod cas;
 mod checkout;
+mod claim;
 mod error;
 mod gc;
 mod hash;
@@ -44,6 +47,7 @@ mod verify;
 
 pub use cas::{Blob, External, Manifest};
 pub use checkout::{Link, copy};
+pub use claim::Holder;
 pub use error::StoreError;
 pub use gc::Garbage;
 pub use health::{Health, Stamps};
@@ -197,7 +201,7 @@ fn version(root: &Path) -> Result<Option<u32>, StoreError> {
         return Err(StoreError::NotADirectory { file: root.to_owned() });
     }
     let path = root.join("VERSION");
-    let text = match fs_err::read_to_string(&path) {
+    let text = match fs::read_text(&path, 64) {
         Ok(text) => text,
         Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
             return Ok(None);

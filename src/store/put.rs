@@ -142,7 +142,7 @@ impl Store {
     }
 
     /// Hashes a file that is the store's own and moves it to its place.
-    fn take(&self, path: &Path) -> Result<Blob, StoreError> {
+    pub(super) fn take(&self, path: &Path) -> Result<Blob, StoreError> {
         // Before it is read: whoever has it open still and writes to it later will be noticed.
         let marked = marked(path)?;
         let mut file = File::open(path)?;
@@ -207,7 +207,7 @@ impl Store {
     }
 
     /// Whether a blob is there and whole, in one or in pieces. What of it is damaged is moved aside.
-    pub(super) fn has_whole(&self, blob: &Blob) -> Result<bool, StoreError> {
+    pub fn has_whole(&self, blob: &Blob) -> Result<bool, StoreError> {
         if self.has_whole_object(blob)? {
             return Ok(true);
         }
@@ -253,7 +253,7 @@ impl Store {
     }
 
     /// Moves a synced file to where its digest says.
-    fn place(&self, path: &Path, blob: &Blob, marked: &Stamp) -> Result<(), StoreError> {
+    pub(super) fn place(&self, path: &Path, blob: &Blob, marked: &Stamp) -> Result<(), StoreError> {
         let object = self.blob_path(&blob.digest);
         fs::protect(path)?;
         if let Some(directory) = object.parent() {
