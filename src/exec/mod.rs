@@ -40,6 +40,7 @@ mod room;
 mod scheduler;
 mod select;
 mod source;
+mod verified;
 mod why;
 mod worker;
 

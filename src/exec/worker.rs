@@ -153,6 +153,10 @@ fn attempt(
         Some(open) if open.root() == job.store => &*open,
         _ => store.insert(Store::open_existing(&job.store)?),
     };
+    if let Some(live) = &job.live {
+        store.join(live);
+    }
+    store.trust(job.trusted.iter().cloned());
     // The worker of a scheduler that was killed may need a moment to die; until then the scratch is its. The directories of
     // a worker that takes several jobs are its alone.
     let scratch = job.result.is_some().then(|| fs_err::File::open(&job.scratch)).transpose()?;
@@ -183,7 +187,8 @@ fn attempt(
     let put = || store.put_artifact(job.output.name(), &outputs.files);
     // The scheduler waits for the disk where attempts end faster than that can be waited for one by one.
     let (artifact, unsettled) = if job.log.is_some() { fs::deferred(put) } else { (put(), Vec::new()) };
-    Ok(JobResult::Done { artifact: artifact?, metrics: outputs.metrics, unsettled })
+    let artifact = artifact?;
+    Ok(JobResult::Done { artifact, metrics: outputs.metrics, put: store.known(&artifact)?, unsettled })
 }
 
 fn record(job: &Job, result: &JobResult) -> std::io::Result<()> {

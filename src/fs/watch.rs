@@ -31,7 +31,7 @@ impl Watch {
     pub fn of(path: &Path, aspect: Aspect) -> io::Result<Option<Self>> {
         let path = std::path::absolute(path)?;
         let (numbers, changed) = look(&path, aspect)?;
-        let stamp = Stamp { size: 0, modified: 0, changed, inode: 0 };
+        let stamp = Stamp { size: 0, modified: 0, changed, inode: 0, device: 0 };
         let steady = aspect == Aspect::Identity || stamp.is_settled();
         Ok(steady.then_some(Self { path, aspect, numbers }))
     }
@@ -100,6 +100,7 @@ impl Stamp {
                 modified: nanoseconds(&found.stx_mtime),
                 changed: nanoseconds(&found.stx_ctime),
                 inode: found.stx_ino,
+                device: rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor),
             })),
             Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(None),
             Err(error) => Err(error.into()),

@@ -18,7 +18,7 @@ use super::{Store, StoreError};
 use crate::digest::Digest;
 use crate::fs::{self, Stamp, Watch};
 
-const MAGIC: &[u8; 16] = b"sami fresh v0001";
+const MAGIC: &[u8; 16] = b"sami fresh v0002";
 /// Answers that are kept.
 const MOST: usize = 64;
 /// An answer that claims more is damaged.
@@ -85,7 +85,8 @@ impl Store {
         watched.iter().for_each(|watch| watch.write(&mut facts));
         let mut seals: Vec<u8> = Vec::new();
         for artifact in artifacts {
-            let Some(seal) = stamps.seal(artifact) else { return Ok(()) };
+            let Some(seal) = stamps.seal(artifact).filter(|seal| files(seal).next().is_some()) else { return Ok(()) };
+            seals.extend((seal.len() as u32).to_le_bytes());
             seals.extend(seal);
         }
         facts.extend((seals.len() as u64).to_le_bytes());
@@ -161,10 +162,15 @@ fn holds<'a>(mut facts: &'a [u8], root: &fs_err::File) -> Result<Option<&'a [u8]
     else {
         return Ok(None);
     };
-    for file in files(seals) {
-        if Stamp::within(root.file(), file.path)? != Some(file.stamp) {
-            tracing::debug!("a remembered answer is void: `{}` changed", file.path);
-            return Ok(None);
+    let mut rest = seals;
+    while let Some((length, more)) = rest.split_first_chunk::<4>() {
+        let Some((seal, more)) = more.split_at_checked(u32::from_le_bytes(*length) as usize) else { return Ok(None) };
+        rest = more;
+        for file in files(seal) {
+            if Stamp::within(root.file(), file.path)? != Some(file.stamp) {
+                tracing::debug!("a remembered answer is void: `{}` changed", file.path);
+                return Ok(None);
+            }
         }
     }
     Ok(Some(head))
