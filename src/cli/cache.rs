@@ -1,6 +1,6 @@
 //! `sami cache …`: looking into the store and tidying it.
 
-use std::io::{self, IsTerminal, Write};
+use std::io;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::figures::{bytes, clock, count, some};
 use super::page::LISTED;
 use super::table::Table;
-use super::{CacheCommand, CommandResult, Context, DAMAGED, DONE, artifact, context, find};
+use super::{CacheCommand, CommandResult, Context, DONE, artifact, context, find, verify};
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::digest::Digest;
 use crate::fs;
@@ -22,7 +22,7 @@ pub(crate) fn run(context: &Context, command: &CacheCommand) -> CommandResult {
         CacheCommand::Show { id } => artifact::show(context, store, &Index::open(store)?, id),
         CacheCommand::Cat { id, file } => cat(store, id, file.as_deref()),
         CacheCommand::Du => usage(context, store),
-        CacheCommand::Verify => verify(context, store),
+        CacheCommand::Verify { repair } => verify::verify(context, store, *repair),
         CacheCommand::Gc { dry_run, keep_runs } => gc(context, store, *keep_runs, *dry_run),
         CacheCommand::Rebuild => rebuild(context, store),
         CacheCommand::Checkout { id, dir } => checkout(context, store, id, dir),
@@ -134,45 +134,6 @@ fn usage(context: &Context, store: &Store) -> CommandResult {
     table.row(["total".to_owned(), count(shares.iter().map(|share| share.files).sum()), bytes(total)]);
     context::print(&table.text())?;
     Ok(DONE)
-}
-
-fn verify(context: &Context, store: &Store) -> CommandResult {
-    let terminal = io::stderr().is_terminal();
-    let mut shown = 0;
-    let seen = store.verify(&mut |done, total| {
-        let percent = done * 100 / total.max(1);
-        if terminal && percent != shown {
-            shown = percent;
-            // Progress that cannot be shown is no failure.
-            let _ = write!(io::stderr(), "\rverifying {percent}% of {}", bytes(total));
-        }
-    })?;
-    if terminal {
-        let _ = write!(io::stderr(), "\r\u{1b}[K");
-    }
-    let code = if seen.is_whole() { DONE } else { DAMAGED };
-    if context.json() {
-        context::print_json(&json!({"ok": seen.is_whole(), "verification": seen}))?;
-        return Ok(code);
-    }
-    let mut text = String::new();
-    for finding in &seen.findings {
-        let nodes = if finding.nodes.is_empty() { "no node".to_owned() } else { some(&finding.nodes, ", ", LISTED) };
-        text.push_str(&format!("{} {}: {}  (of {nodes})\n", finding.state, finding.what, finding.path.display()));
-    }
-    text.push_str(&format!(
-        "{} objects ({}), {} artifacts, {} node records: ",
-        count(seen.objects),
-        bytes(seen.bytes),
-        count(seen.artifacts),
-        count(seen.nodes)
-    ));
-    match seen.findings.len() {
-        0 => text.push_str("all whole\n"),
-        found => text.push_str(&format!("{found} not as they should be; `sami run` makes them again\n")),
-    }
-    context::print(&text)?;
-    Ok(code)
 }
 
 fn gc(context: &Context, store: &Store, keep_runs: usize, dry_run: bool) -> CommandResult {

@@ -29,6 +29,7 @@ mod sample;
 mod show;
 mod table;
 mod trace;
+mod verify;
 mod worker;
 
 use context::{CommandResult, Context};
@@ -246,7 +247,11 @@ pub enum CacheCommand {
     /// Show what takes how much room
     Du,
     /// Verify every byte against its digest
-    Verify,
+    Verify {
+        /// Move what is damaged or does not belong there to `quarantine/`
+        #[arg(long)]
+        repair: bool,
+    },
     /// Remove what no recent run uses
     Gc {
         /// Say what would be removed, remove nothing

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::check::{input, require};
 use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, rows};
+use crate::fs;
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// How often a running program is looked after.
@@ -138,7 +139,7 @@ inputs = { rows = "generate" }
         }
         if let Some(script) = &self.script {
             let path = cx.scratch.join("script");
-            fs_err::write(&path, script)?;
+            fs::write(&path, script)?;
             places.insert("{script}".to_owned(), display(&path));
         }
         let fill = |text: &String| places.iter().fold(text.clone(), |text, (place, path)| text.replace(place, path));
@@ -218,19 +219,17 @@ fn run_to_end(cx: &Cx<'_>, mut process: Process, program: &str) -> Result<(), No
 
 /// Puts the files of an input into a directory of their own, rows sliced.
 fn lay_out(input: &InputArtifact, directory: &Path) -> Result<PathBuf, NodeError> {
-    if directory.exists() {
-        fs_err::remove_dir_all(directory)?;
-    }
-    fs_err::create_dir_all(directory)?;
+    fs::remove_directory(directory)?;
+    fs::create_directory(directory)?;
     for (name, path) in &input.files {
         let place = directory.join(name);
         if let Some(parent) = place.parent() {
-            fs_err::create_dir_all(parent)?;
+            fs::create_directory(parent)?;
         }
         if name == "rows.jsonl" && (input.skip > 0 || input.take.is_some()) {
             rows::write(&place, &rows::read_input(input)?)?;
         } else {
-            fs_err::os::unix::fs::symlink(path, &place)?;
+            fs::link(path, &place)?;
         }
     }
     Ok(directory.to_owned())

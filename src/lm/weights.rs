@@ -243,7 +243,7 @@ pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), LmErr
     let mut header = serde_json::to_vec(&Value::Object(header)).expect("strings and numbers are JSON");
     // The reference implementation aligns the numbers to eight bytes with spaces.
     header.resize(header.len().next_multiple_of(8), b' ');
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    let mut file = BufWriter::with_capacity(1 << 20, crate::fs::writer(path)?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
     for tensor in tensors.values() {
@@ -258,8 +258,7 @@ pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), LmErr
         }
     }
     let file = file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    Ok(())
+    Ok(file.sync()?)
 }
 
 #[cfg(test)]

@@ -3,11 +3,12 @@
 //! That an object exists never proves that it is whole: a put reads what is there and replaces it if it is damaged.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, is_no_file};
 use crate::digest::Digest;
 use crate::fs;
 
@@ -72,7 +73,7 @@ impl External {
 pub(super) fn hash_file(path: &Path) -> Result<Blob, StoreError> {
     let mut hasher = blake3::Hasher::new();
     let mut size = 0;
-    fs::each_block(&mut fs_err::File::open(path)?, |block| {
+    fs::each_block(&mut fs::open(path)?, |block| {
         hasher.update(block);
         size += block.len() as u64;
         Ok(())
@@ -161,7 +162,8 @@ impl Store {
         let id = Digest::of(&bytes);
         let path = self.manifest_path(&id);
         if path.exists() {
-            if fs_err::read(&path)? == bytes {
+            if path.is_file() && fs::read(&path)? == bytes {
+                path.parent().map_or(Ok(()), fs::sync_directory)?;
                 return Ok(id);
             }
             self.quarantine(&path)?;
@@ -180,7 +182,7 @@ impl Store {
         let id = self.put_manifest(&Manifest { kind: kind.to_owned(), files: files.clone() })?;
         let bytes = serde_json::to_vec(external)?;
         let path = self.external_path(&id);
-        if std::fs::metadata(&path).is_err() || fs_err::read(&path)? != bytes {
+        if std::fs::metadata(&path).is_err() || fs::read(&path)? != bytes {
             self.write(&path, &bytes)?;
         }
         Ok(id)
@@ -189,9 +191,12 @@ impl Store {
     /// An artifact's manifest. Errs if there is none or it is not what its name says.
     pub fn manifest(&self, id: &Digest) -> Result<Manifest, StoreError> {
         let path = self.manifest_path(id);
-        let bytes = match fs_err::read(&path) {
+        let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(StoreError::NoArtifact(*id)),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(StoreError::NoArtifact(*id)),
+            Err(error) if is_no_file(&error) => {
+                return Err(StoreError::Damaged { what: format!("manifest `{}`: {error}", path.display()) });
+            }
             Err(error) => return Err(error.into()),
         };
         let damaged = |how: &str| StoreError::Damaged { what: format!("manifest `{}` {how}", path.display()) };
@@ -226,9 +231,9 @@ impl Store {
 
     /// Where an artifact's files were left, if they were not copied in.
     pub fn external(&self, id: &Digest) -> Result<Option<External>, StoreError> {
-        match fs_err::read(self.external_path(id)) {
+        match fs::read(&self.external_path(id)) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound || is_no_file(&error) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -268,6 +273,8 @@ impl Store {
             return Ok(false);
         }
         if path.is_file() && hash_file(&path)? == *blob {
+            // Whoever put it may have been killed before its name was on the disk.
+            path.parent().map_or(Ok(()), fs::sync_directory)?;
             return Ok(true);
         }
         self.quarantine(&path)?;
@@ -279,7 +286,7 @@ impl Store {
         let object = self.blob_path(&blob.digest);
         fs::protect(path)?;
         if let Some(directory) = object.parent() {
-            fs::create_directory(directory)?;
+            fs::create_lasting_directory(directory)?;
         }
         Ok(fs::rename(path, &object)?)
     }

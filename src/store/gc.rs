@@ -52,11 +52,17 @@ impl Store {
                 artifacts.extend(record.inputs.values());
             }
         }
-        for run in self.run_ids()?.iter().filter(|run| !runs.contains(*run)) {
+        let gone: Vec<Digest> = all.iter().filter(|key| !keys.contains(key)).copied().collect();
+        let over: Vec<String> = self.run_ids()?.into_iter().filter(|run| !runs.contains(run)).collect();
+        if !dry_run {
+            // First, so that the index never knows a record that is not there, even if this is killed.
+            Index::open(self)?.drop_records(&gone, &over);
+        }
+        for run in &over {
             sweep.garbage.runs += 1;
             sweep.directory(&self.run_dir(run))?;
         }
-        for key in all.iter().filter(|key| !keys.contains(key)) {
+        for key in &gone {
             sweep.garbage.nodes += 1;
             sweep.file(&self.node_path(key))?;
         }

@@ -14,6 +14,8 @@ use super::{AttemptRecord, NodeRecord, RunRecord, Stamps, Store, StoreError};
 use crate::digest::Digest;
 use crate::fs;
 
+mod restore;
+
 /// Raised with the tables; an index of another schema is made again.
 const SCHEMA: i64 = 1;
 
@@ -116,24 +118,6 @@ impl Index {
             transaction.commit()
         });
         Ok(index)
-    }
-
-    fn fill(&mut self, store: &Store) -> Result<(), StoreError> {
-        let transaction = self.connection.transaction()?;
-        for key in store.node_keys()? {
-            if let Some(record) = store.node(&key)? {
-                insert_node(&transaction, &record)?;
-            }
-        }
-        for run in store.runs()? {
-            insert_run(&transaction, &run)?;
-            for node in &run.nodes {
-                if let (Some(key), Some(_)) = (&node.key, &node.artifact) {
-                    insert_latest(&transaction, &run.pipeline, &node.name, key)?;
-                }
-            }
-        }
-        Ok(transaction.commit()?)
     }
 
     /// The artifact that a source had when its declaration and stamps hashed to this.

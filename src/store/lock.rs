@@ -65,6 +65,17 @@ impl Store {
     }
 }
 
+/// Takes the lock of a whole store for this process alone, or errs.
+pub(super) fn whole(root: &Path) -> Result<fs_err::File, StoreError> {
+    fs::create_directory(&root.join("locks"))?;
+    let file = fs::create(&root.join("locks/store"))?;
+    match file.file().try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
 /// Takes the store's lock shared; waits while gc has it. `None` where there is no lock and none can be made.
 pub(super) fn share(root: &Path) -> Result<Option<fs_err::File>, StoreError> {
     let path = root.join("locks/store");

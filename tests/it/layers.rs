@@ -12,7 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("pipeline", &["diag", "digest", "env", "fs", "hub", "endpoint"]),
     ("graph", &["diag", "digest", "pipeline"]),
     ("store", &["diag", "digest", "env", "fs"]),
-    ("lm", &["diag", "env"]),
+    ("lm", &["diag", "env", "fs"]),
     ("hub", &["diag", "env", "fs"]),
     ("endpoint", &["diag", "env", "fs"]),
     ("kinds", &["diag", "digest", "fs", "pipeline", "store", "lm", "endpoint"]),
