@@ -3,8 +3,10 @@
 //! # Layout
 //! In layer order; `tests/it/layers.rs` holds each module to what it may import.
 //! - [`diag`], [`digest`], [`mod@env`]: findings, content hashes, environment variables. [`fs`]: the door to the disk.
+//!   [`secret`]: what must not be seen.
 //! - [`pipeline`]: TOML to typed nodes. [`graph`]: nodes to a DAG with keys.
 //! - [`store`]: artifacts on disk. [`lm`]: the language model. [`hub`]: models from the Hugging Face Hub.
+//! - [`compare`]: what differs between rows, tensors and texts.
 //! - [`endpoint`]: models that are spoken to over HTTP.
 //! - [`kinds`]: what each node kind does, on top of those.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
@@ -12,6 +14,7 @@
 //! Reading order: `docs/architecture.md`.
 
 pub mod cli;
+pub mod compare;
 pub mod diag;
 pub mod digest;
 pub mod endpoint;
@@ -23,4 +26,5 @@ pub mod hub;
 pub mod kinds;
 pub mod lm;
 pub mod pipeline;
+pub mod secret;
 pub mod store;

@@ -156,6 +156,9 @@ fn print_as_json(planned: &Planned, estimates: Option<&Estimates>) -> CommandRes
             "seconds": took, "metrics": metrics, "why": why});
         if let Some(estimate) = estimates.and_then(|estimates| estimates.nodes.get(&at)) {
             shown["estimate"] = json!(estimate);
+            if let Some(past) = estimates.and_then(|estimates| estimates.past.get(&at)) {
+                shown["estimate"]["past"] = json!(past);
+            }
         }
         nodes.push(shown);
     }

@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::digest::Digest;
-use crate::endpoint::Calling;
+use crate::endpoint::{Allowance, Calling, Spent};
 use crate::kinds::Progress;
 use crate::pipeline::ArtifactType;
+use crate::secret;
+use crate::store::Usage;
 
 /// All that an attempt needs to know: `job.json` in its directory.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,6 +44,9 @@ pub(super) struct Job {
     pub(super) staging: PathBuf,
     /// Where the result goes.
     pub(super) result: PathBuf,
+    /// What may be spent on calls.
+    #[serde(default)]
+    pub(super) allowance: Allowance,
 }
 
 /// An input of a job.
@@ -69,6 +74,10 @@ pub(super) struct JobInput {
 pub(super) enum Word {
     /// How far it is.
     Progress(Progress),
+    /// What it has spent on calls so far.
+    Spent(Spent),
+    /// What it used, measured at its end.
+    Used(Usage),
     /// How it ended; the last word. The same is in `result.json`.
     Result(JobResult),
 }
@@ -93,6 +102,17 @@ pub(super) enum JobResult {
     },
     /// It was told to stop; scratch holds what was done.
     Interrupted,
+}
+
+impl JobResult {
+    /// The same without what must not be shown or stored.
+    pub(super) fn without_secrets(self) -> Self {
+        let redacted = |text: String| secret::redact(&text).into_owned();
+        match self {
+            Self::Failed { what, help } => Self::Failed { what: redacted(what), help: help.map(redacted) },
+            other => other,
+        }
+    }
 }
 
 /// What the scheduler says to make a worker stop at the next good moment. To make it stop now, it closes the socket,

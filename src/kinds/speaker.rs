@@ -3,6 +3,8 @@
 //! Kinds that read what a model says (a writer of principles, a judge) need not know which it is. Answers are remembered
 //! row by row as they come, so that an interrupted run repeats no call that was finished.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -10,7 +12,8 @@ use super::policy::{Answer, Ask, Policy, Rows, Work, space};
 use super::{Cx, NodeError};
 use crate::digest::{Digest, Hasher};
 use crate::endpoint::{
-    self, Calling, Client, Conversation, End, Endpoint, EndpointError, Estimate, Reply, Settings, Tally, ask_all,
+    self, Calling, Client, Conversation, End, Endpoint, EndpointError, Estimate, Payer, Purse, Reply, Settings, Tally,
+    ask_all,
 };
 use crate::lm::{ChatTemplate, Finish, LmError, Message, SamplingSettings};
 use crate::pipeline::ArtifactType;
@@ -42,6 +45,9 @@ pub(super) struct RemoteSpeaker {
     tally: Tally,
     /// Answers that were asked for, remembered ones among them.
     asked: u64,
+    purse: Arc<Purse>,
+    /// Whether it is asked as a judge.
+    judge: bool,
 }
 
 /// One conversation of one turn.
@@ -100,6 +106,8 @@ impl Speaker {
             client: None,
             tally: Tally::default(),
             asked: 0,
+            purse: Arc::clone(&cx.purse),
+            judge: path == "judge",
         })))
     }
 
@@ -222,12 +230,15 @@ impl Work<'_, '_> {
             hasher.text(&say.user).number(say.seed).finish()
         };
         let keys: Vec<Digest> = says.iter().map(key).collect();
-        let RemoteSpeaker { endpoint, calling, client, tally, asked, .. } = remote;
+        let RemoteSpeaker { endpoint, calling, client, tally, asked, purse, judge, .. } = remote;
         let cancel = self.cancel();
         let rows: Rows<Remembered> = self.remembered(&space, &keys, |missing, keeper| {
             let client = match client {
                 Some(client) => client,
-                None => client.insert(Client::new(endpoint, calling, calling.key(endpoint)?)),
+                None => {
+                    let payer = Payer { purse: Arc::clone(purse), judge: *judge, price: calling.price };
+                    client.insert(Client::new(endpoint, calling, calling.key(endpoint)?).paid_by(payer))
+                }
             };
             let sent = Settings {
                 max_new_tokens: settings.max_new_tokens,

@@ -70,6 +70,7 @@ impl Bench {
             micro_batch: Some(8),
             activation_checkpointing: None,
             progress: &mut progress,
+            purse: std::sync::Arc::default(),
             cancel: &self.cancel,
         };
         let fields = fields_with_references(fields, &cx.inputs);

@@ -35,16 +35,18 @@ mod lock;
 mod migrate;
 mod preview;
 mod record;
+mod uses;
 mod verify;
 
 pub use cas::{Blob, External, Manifest};
 pub use error::StoreError;
 pub use gc::Garbage;
 pub use health::{Health, Stamps};
-pub use index::{Index, Use};
+pub use index::Index;
 pub use lock::KeyLock;
 pub use preview::{Preview, preview};
-pub use record::{AttemptRecord, NodeRecord, RunNode, RunRecord};
+pub use record::{AttemptRecord, NodeRecord, RunNode, RunRecord, Usage};
+pub use uses::Use;
 pub use verify::{Finding, Share, State, Verification};
 
 /// The format that this program writes; it reads every one up to it (`migrate` says how a new one is made).
