@@ -158,20 +158,22 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// Reads a file of the store whole. Errs with `FileTooLarge` above [`LARGEST`] bytes.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     fault::pass_read(path)?;
-    let mut bytes = Vec::new();
     let file = File::open(path)?;
-    let size = file.metadata()?.len();
-    bytes.reserve_exact(usize::try_from(size.min(LARGEST)).unwrap_or(0));
-    file.take(LARGEST + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LARGEST {
+    let size = file.metadata()?.len().min(LARGEST + 1);
+    let mut bytes = Vec::with_capacity(if size > LARGEST { 0 } else { size as usize });
+    // The second look is for files that say nothing of their size, or grow.
+    if size <= LARGEST {
+        file.take(LARGEST + 1).read_to_end(&mut bytes)?;
+    }
+    if size.max(bytes.len() as u64) > LARGEST {
         let what = format!("`{}` has more than {LARGEST} bytes", path.display());
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
     }
     Ok(bytes)
 }
 
-/// Bytes that a file may have which is read whole: a manifest of a million entries has a tenth of that.
-const LARGEST: u64 = 1 << 30;
+/// Bytes that a file may have which is read whole: a manifest of a million entries has half of that.
+const LARGEST: u64 = 256 << 20;
 
 /// Copies `reader` into a new file, handing each block to `see`, and waits until the disk has it.
 pub fn copy_to(reader: &mut impl Read, path: &Path, mut see: impl FnMut(&[u8])) -> io::Result<u64> {

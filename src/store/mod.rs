@@ -98,6 +98,17 @@ impl Store {
         Self::locked(root)
     }
 
+    /// Opens the store at `root` to look at it. Where there is none yet, none is made: there is nothing in it.
+    pub fn look(root: &Path) -> Result<Self, StoreError> {
+        let root = std::path::absolute(root)?;
+        match version(&root)? {
+            Some(found) => up_to_date(&root, found)?,
+            None if is_empty(&root)? => return Ok(Self { root, shared: None }),
+            None => return Err(StoreError::NotAStore { directory: root }),
+        }
+        Self::locked(root)
+    }
+
     fn locked(root: PathBuf) -> Result<Self, StoreError> {
         let shared = lock::share(&root)?;
         Ok(Self { root, shared })

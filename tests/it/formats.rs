@@ -7,7 +7,7 @@ use sami::store::Store;
 use super::sandbox::{Done, Output, Sandbox};
 
 /// A copy of the store of version 1, with its pipeline. Directories in which nothing was are not kept with the sources.
-fn project() -> Sandbox {
+pub(crate) fn project() -> Sandbox {
     let sandbox = Sandbox::new();
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/fixtures/store-v1");
     let copied = std::process::Command::new("cp").arg("-r").arg(fixture.join(".")).arg(sandbox.path("")).status();

@@ -94,15 +94,13 @@ fn trial(sandbox: &Sandbox, kind: &str, n: u64, undisturbed: &Done) -> bool {
 }
 
 /// Every `step`th change from `first` on, until a run has fewer. Returns how many were tried.
-fn trials(kind: &str, first: u64, step: u64) -> u64 {
-    let sandbox = project();
-    let undisturbed = run(&sandbox, "cache-calm", None).exits(0).done();
-    assert_eq!(undisturbed.ran, 3);
+fn trials(sandbox: &Sandbox, kind: &str, first: u64, step: u64) -> u64 {
+    let undisturbed = run(sandbox, "cache-calm", None).exits(0).done();
     let (next, tried) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                while trial(&sandbox, kind, first + step * next.fetch_add(1, Ordering::Relaxed), &undisturbed) {
+                while trial(sandbox, kind, first + step * next.fetch_add(1, Ordering::Relaxed), &undisturbed) {
                     tried.fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -111,10 +109,47 @@ fn trials(kind: &str, first: u64, step: u64) -> u64 {
     tried.into_inner()
 }
 
+/// A read that fails is an error and nothing else: that the disk is away for a moment makes nothing run.
+fn reads(first: u64, step: u64) -> u64 {
+    let sandbox = project();
+    let undisturbed = run(&sandbox, "cache", None).exits(0).done();
+    let mut failed = 0;
+    for n in (first..).step_by(step as usize) {
+        // Without its index more is read.
+        fs_err::remove_file(sandbox.path("cache/index.sqlite")).expect("it goes");
+        let count = sandbox.path(format!("count-{n}"));
+        let output = run(&sandbox, "cache", Some(format!("read-op:{n}:eio:{}", count.display())));
+        no_bug(&output);
+        assert!(
+            output.code == 0 || output.code == 1 && output.stderr.contains("Input/output error"),
+            "{n}: {output:?}"
+        );
+        failed += u64::from(output.code == 1);
+        assert_eq!(run(&sandbox, "cache", None).exits(0).done().results(), undisturbed.results());
+        if fs_err::metadata(&count).map_or(0, |count| count.len()) < n {
+            break;
+        }
+    }
+    assert!(executions(&sandbox, "cache").values().all(|times| *times == 1));
+    sandbox.verify_here("cache");
+    failed
+}
+
+#[test]
+fn some_reads_fail() {
+    assert!(reads(1, 3) >= 2);
+}
+
+#[test]
+#[ignore = "slow: a run for each file that a run reads"]
+fn every_read_fails_once() {
+    assert!(reads(1, 1) >= 6);
+}
+
 #[test]
 fn some_changes_to_the_disk_go_wrong() {
     for (kind, first) in [("enospc", 3), ("eio", 7), ("eintr", 11), ("short", 13), ("kill", 5)] {
-        assert!(trials(kind, first, 29) >= 2, "{kind}");
+        assert!(trials(&project(), kind, first, 29) >= 2, "{kind}");
     }
 }
 
@@ -122,6 +157,15 @@ fn some_changes_to_the_disk_go_wrong() {
 #[ignore = "slow: a run for each of its changes to the disk and each way in which it can go wrong"]
 fn every_change_to_the_disk_goes_wrong_once() {
     for kind in ["enospc", "eio", "eintr", "short", "kill"] {
-        assert!(trials(kind, 1, 1) >= 50, "{kind}");
+        assert!(trials(&project(), kind, 1, 1) >= 50, "{kind}");
+    }
+}
+
+#[test]
+#[ignore = "slow: a training, sampled responses and rows, and the disk fails in the middle"]
+fn the_disk_fails_under_a_language_model() {
+    for (kind, first) in [("enospc", 2), ("eio", 4), ("eintr", 6), ("short", 8), ("kill", 10)] {
+        let sandbox = super::formats::project();
+        assert!(trials(&sandbox, kind, first, 17) >= 6, "{kind}");
     }
 }

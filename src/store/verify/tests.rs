@@ -1,7 +1,7 @@
 //! Verification finds what is wrong, whatever was done to the store.
 
 use super::super::record::tests::{record, run};
-use super::super::{Index, Stamps};
+use super::super::{Index, NodeRecord, Stamps};
 use super::*;
 use crate::fs::with_fault;
 use std::path::Path;
@@ -112,4 +112,135 @@ fn verify_finds_what_was_changed_cut_short_or_lost() {
         ]
     );
     assert!(store.usage().unwrap().iter().any(|share| share.part == "objects: files"));
+}
+
+/// A store of two nodes, `b` takes what `a` made, that a run recorded, with a pin and rows.
+fn filled(root: &Path) -> (Store, NodeRecord, NodeRecord) {
+    let store = Store::open(root).unwrap();
+    let a = record(&store, "a", "one").unwrap();
+    let mut b = record(&store, "b", "two").unwrap();
+    b.inputs.insert("data".into(), a.artifact);
+    for record in [&a, &b] {
+        store.put_node(record).unwrap();
+    }
+    store.put_run(&run(&a.run, &[&a, &b])).unwrap();
+    store.pin(&a.artifact).unwrap();
+    (store, a, b)
+}
+
+fn found(store: &Store) -> Vec<Finding> {
+    store.verify(&mut |_, _| {}).unwrap().findings
+}
+
+#[test]
+fn whatever_does_not_belong_into_a_directory_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, a, _) = filled(directory.path());
+    let id = Digest::of(b"nothing");
+    let strays = [
+        "objects/ab/short".to_owned(),
+        "objects/loose".to_owned(),
+        "objects/abc/x".to_owned(),
+        "artifacts/ab/x.json".to_owned(),
+        format!("artifacts/ab/{}", &id.to_string()[2..]),
+        "nodes/README".to_owned(),
+        format!("external/{id}.json"),
+        "external/x".to_owned(),
+        "runs/loose".to_owned(),
+        "rows/loose".to_owned(),
+        "pins/mine".to_owned(),
+        "thesis.tex".to_owned(),
+    ];
+    for stray in &strays {
+        let path = directory.path().join(stray);
+        fs::create_directory(path.parent().unwrap()).unwrap();
+        fs::write(&path, if stray.starts_with("external") { "{\"directory\": \"/x\"}" } else { "x" }).unwrap();
+    }
+    let seen = store.verify(&mut |_, _| {}).unwrap();
+    assert!(seen.findings.iter().all(|finding| finding.state == State::Foreign && finding.nodes.is_empty()));
+    assert_eq!(seen.findings.len(), strays.len(), "{:?}", seen.findings);
+    // They are moved aside, nothing else is.
+    assert_eq!(store.set_aside(&seen).unwrap().len(), strays.len());
+    assert!(found(&store).is_empty());
+    assert_eq!(fs::list(&directory.path().join("quarantine")).unwrap().len(), strays.len());
+    assert!(store.node(&a.key).unwrap().is_some());
+}
+
+#[test]
+fn a_record_of_which_any_byte_changed_is_found_and_not_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, a, _) = filled(directory.path());
+    let index = Index::open(&store).unwrap();
+    drop(index);
+    let path = store.node_path(&a.key);
+    let whole = fs_err::read(&path).unwrap();
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (at % 7);
+        fs_err::write(&path, &bytes).unwrap();
+        let findings = found(&store);
+        // The name of the digest itself may change: then there is none to hold the rest to, and the rest is as it was.
+        let named = String::from_utf8_lossy(&whole[..at]).rfind('"').map(|quote| &whole[quote..]);
+        if named.is_some_and(|rest| rest.starts_with(b"\"check")) {
+            continue;
+        }
+        assert_eq!(findings.len(), 1, "byte {at}: {findings:?}");
+        assert_eq!((findings[0].what, &findings[0].nodes[..]), ("node", &["a".to_owned()][..]), "byte {at}");
+        assert_eq!(store.node(&a.key).unwrap(), None);
+        // It ran again.
+        store.put_node(&a).unwrap();
+        assert!(found(&store).is_empty());
+    }
+}
+
+#[test]
+fn a_record_that_is_gone_is_missed_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, a, _) = filled(directory.path());
+    drop(Index::open(&store).unwrap());
+    fs::remove_file(&store.node_path(&a.key)).unwrap();
+    fs::remove_file(&store.run_dir(&a.run).join("run.json")).unwrap();
+    let findings = found(&store);
+    let told: Vec<_> = findings.iter().map(|found| (found.state, found.what)).collect();
+    assert_eq!(told, [(State::Missing, "node"), (State::Missing, "run")]);
+    // The index forgot it, so that the next run does what was said.
+    assert!(!Index::open(&store).unwrap().artifacts_by_key().contains_key(&a.key));
+    assert!(found(&store).is_empty());
+}
+
+#[test]
+fn nested_and_huge_files_are_damaged_files_and_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, a, b) = filled(directory.path());
+    fs_err::write(store.node_path(&a.key), "[".repeat(10_000_000)).unwrap();
+    fs_err::OpenOptions::new().write(true).open(store.node_path(&b.key)).unwrap().set_len(1 << 42).unwrap();
+    let run = store.run_dir(&a.run).join("run.json");
+    fs_err::write(&run, format!("{}1{}", "{\"a\":".repeat(1_000_000), "}".repeat(1_000_000))).unwrap();
+    fs_err::OpenOptions::new().write(true).open(store.manifest_path(&a.artifact)).unwrap().set_len(1 << 42).unwrap();
+    let findings = found(&store);
+    assert_eq!(findings.len(), 4, "{findings:?}");
+    assert!(findings.iter().all(|finding| finding.state == State::Damaged), "{findings:?}");
+    assert_eq!((store.node(&a.key).unwrap(), store.node(&b.key).unwrap()), (None, None));
+    assert!(store.runs().unwrap().is_empty());
+    for record in [&a, &b] {
+        let blob = store.put_bytes(if record.node == "a" { b"one" } else { b"two" }).unwrap();
+        let files = [("rows.jsonl".to_owned(), blob)].into();
+        store.put_manifest(&super::super::Manifest { kind: "files".into(), files }).unwrap();
+        store.put_node(record).unwrap();
+    }
+    fs::remove_file(&run).unwrap();
+    assert!(found(&store).is_empty());
+}
+
+#[test]
+fn what_an_older_version_recorded_has_no_digest_and_is_sound() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, a, _) = filled(directory.path());
+    fs_err::write(store.node_path(&a.key), serde_json::to_vec_pretty(&a).unwrap()).unwrap();
+    assert_eq!(store.node(&a.key).unwrap().unwrap(), a);
+    assert!(found(&store).is_empty());
+    let mut other = a.clone();
+    other.preimage["fields"]["program"] = "rm".into();
+    fs_err::write(store.node_path(&a.key), serde_json::to_vec_pretty(&other).unwrap()).unwrap();
+    assert!(found(&store)[0].how.contains("hashed to its key"));
 }
