@@ -17,9 +17,12 @@ use fs_err::File;
 mod crash;
 mod fault;
 
+mod plain;
+
 pub use crash::told;
 #[cfg(test)]
 pub(crate) use fault::{Kind, with_fault, with_fault_of};
+pub use plain::{AtMost, open, read, read_text};
 
 /// Tells files apart that one process writes at once.
 static SERIAL: AtomicU64 = AtomicU64::new(0);
@@ -142,6 +145,24 @@ pub fn kill_point(place: &str) {
     }
 }
 
+/// Opens a file to read and to write it, and makes it if it is absent; what it holds stays.
+pub fn open_or_create(path: &Path) -> io::Result<File> {
+    let open = || fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    let is_new = !path.exists();
+    let file = change(path, open)?;
+    if is_new {
+        crash::made(path)?;
+    }
+    Ok(file)
+}
+
+/// Replaces what a small file holds, in one write.
+pub fn overwrite(file: &File, bytes: &[u8]) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    change(file.path(), || file.file().write_all_at(bytes, 0))?;
+    file.set_len(bytes.len() as u64)
+}
+
 /// Creates a file, or empties it: one that is locked, or handed to another process or library. Else [`writer`].
 pub fn create(path: &Path) -> io::Result<File> {
     let file = change(path, || File::create(path))?;
@@ -149,31 +170,10 @@ pub fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Opens a file of the store to be read.
-pub fn open(path: &Path) -> io::Result<File> {
-    fault::pass_read(path)?;
-    File::open(path)
+/// Writes a block to a file that is open.
+pub fn write_all(file: &mut File, block: &[u8]) -> io::Result<()> {
+    change(&file.path().to_owned(), || file.write_all(block))
 }
-
-/// Reads a file of the store whole. Errs with `FileTooLarge` above [`LARGEST`] bytes.
-pub fn read(path: &Path) -> io::Result<Vec<u8>> {
-    fault::pass_read(path)?;
-    let file = File::open(path)?;
-    let size = file.metadata()?.len().min(LARGEST + 1);
-    let mut bytes = Vec::with_capacity(if size > LARGEST { 0 } else { size as usize });
-    // The second look is for files that say nothing of their size, or grow.
-    if size <= LARGEST {
-        file.take(LARGEST + 1).read_to_end(&mut bytes)?;
-    }
-    if size.max(bytes.len() as u64) > LARGEST {
-        let what = format!("`{}` has more than {LARGEST} bytes", path.display());
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
-    }
-    Ok(bytes)
-}
-
-/// Bytes that a file may have which is read whole: a manifest of a million entries has half of that.
-const LARGEST: u64 = 256 << 20;
 
 /// Copies `reader` into a new file, handing each block to `see`, and waits until the disk has it.
 pub fn copy_to(reader: &mut impl Read, path: &Path, mut see: impl FnMut(&[u8])) -> io::Result<u64> {
@@ -278,6 +278,15 @@ pub fn remove_directory(path: &Path) -> io::Result<()> {
 pub fn link(to: &Path, path: &Path) -> io::Result<()> {
     change(path, || fs_err::os::unix::fs::symlink(to, path))?;
     crash::made(path)
+}
+
+/// Removes a directory unless something is in it.
+pub fn remove_if_empty(path: &Path) -> io::Result<()> {
+    match change(path, || fs_err::remove_dir(path)) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty) => return Ok(()),
+        other => absent_is_fine(other)?,
+    }
+    crash::removed(path)
 }
 
 /// Sets the permissions to read-only for everyone.

@@ -8,11 +8,14 @@
 //! - [`store`]: artifacts on disk. [`lm`]: the language model. [`hub`]: models from the Hugging Face Hub.
 //! - [`compare`]: what differs between rows, tensors and texts.
 //! - [`endpoint`]: models that are spoken to over HTTP.
+//! - [`settings`]: `sami.toml`. [`remote`]: artifacts shared in buckets and directories.
+//! - [`archive`]: artifacts in one file.
 //! - [`kinds`]: what each node kind does, on top of those.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
 //!
 //! Reading order: `docs/architecture.md`.
 
+pub mod archive;
 pub mod cli;
 pub mod compare;
 pub mod diag;
@@ -21,10 +24,14 @@ pub mod endpoint;
 pub mod env;
 pub mod exec;
 pub mod fs;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod graph;
 pub mod hub;
 pub mod kinds;
 pub mod lm;
 pub mod pipeline;
+pub mod remote;
 pub mod secret;
+pub mod settings;
 pub mod store;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::figures::{bytes, clock, count, some};
 use super::page::LISTED;
 use super::table::Table;
-use super::{CacheCommand, CommandResult, Context, DONE, artifact, context, find, verify};
+use super::{CacheCommand, CommandResult, Context, DONE, archive, artifact, context, find, verify};
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::digest::Digest;
 use crate::fs;
@@ -16,8 +16,15 @@ use crate::store::{Index, NodeRecord, Store, StoreError, Use};
 
 /// Dispatches a command on the cache.
 pub(crate) fn run(context: &Context, command: &CacheCommand) -> CommandResult {
-    let store = &Store::open_existing(&context.cache_directory(None)?)?;
+    let directory = context.cache_directory(None)?;
+    let store = &match command {
+        // Into a cache that may not be there yet.
+        CacheCommand::Import(_) => Store::open(&directory)?,
+        _ => Store::open_existing(&directory)?,
+    };
     match command {
+        CacheCommand::Import(args) => archive::import(context, store, args),
+        CacheCommand::Export(args) => archive::export(context, store, args),
         CacheCommand::Ls { kind, last } => list(context, store, kind.as_deref(), *last),
         CacheCommand::Show { id } => artifact::show(context, store, &Index::open(store)?, id),
         CacheCommand::Cat { id, file } => cat(store, id, file.as_deref()),

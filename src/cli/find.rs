@@ -100,14 +100,11 @@ pub(super) enum Thing {
     },
 }
 
-/// The run or the artifact that is meant by a node's name, by `NODE@RUN`, which is what the node made or took in that run,
-/// or by the beginning of the id of a run, an artifact or a key.
+/// The run or the artifact that is meant by a node's name (`NODE@RUN` is what the node made or took in that run), or by the
+/// beginning of the id of a run, an artifact or a key.
 pub(super) fn thing(store: &Store, index: &Index, what: &str) -> Result<Thing, Failure> {
     let of = |record: NodeRecord| Thing::Artifact { id: record.artifact, record: Some(Box::new(record)) };
     if let Some(record) = node(store, index, what)? {
-        return Ok(of(record));
-    }
-    if let Some(record) = node_of_run(store, what)? {
         return Ok(of(record));
     }
     let runs = beginning(store.run_ids()?, what);
@@ -154,7 +151,7 @@ fn node_of_run(store: &Store, what: &str) -> Result<Option<NodeRecord>, Failure>
 }
 
 /// The latest record of the node that a name means: the name itself, `PIPELINE/NODE`, or the name of a node of the
-/// loop, which is its last iteration.
+/// loop, which is its last iteration. Of `NODE@RUN` it is the record that the node had in that run.
 pub(super) fn node(store: &Store, index: &Index, what: &str) -> Result<Option<NodeRecord>, Failure> {
     let named = index.latest_of(what).or_else(|| {
         let (pipeline, node) = what.rsplit_once('/')?;
@@ -168,7 +165,10 @@ pub(super) fn node(store: &Store, index: &Index, what: &str) -> Result<Option<No
     let all = names(store)?;
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     let chosen = member(&all, what)?.and_then(|name| index.latest_of(name));
-    Ok(chosen.map(|key| store.node(&key)).transpose()?.flatten())
+    match chosen.map(|key| store.node(&key)).transpose()?.flatten() {
+        Some(record) => Ok(Some(record)),
+        None => node_of_run(store, what),
+    }
 }
 
 /// Which of the nodes a name means: the one of that name, that of a model of that name, the last iteration of a node

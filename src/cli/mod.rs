@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+mod archive;
 mod artifact;
 mod breakdown;
 mod cache;
@@ -21,6 +22,7 @@ mod lineage;
 mod logs;
 mod page;
 mod plan;
+mod push;
 mod render;
 mod report;
 mod rows;
@@ -29,10 +31,13 @@ mod runs;
 #[cfg(test)]
 mod sample;
 mod screen;
+mod sharing;
 mod show;
 mod table;
 mod trace;
+mod transfer;
 mod verify;
+mod why;
 mod worker;
 
 use context::{CommandResult, Context};
@@ -150,6 +155,12 @@ pub enum Command {
         #[command(subcommand)]
         command: CacheCommand,
     },
+    /// Send artifacts to the remote cache
+    Push(push::PushArgs),
+    /// Bring artifacts from the remote cache
+    Pull(push::PullArgs),
+    /// Show what the remote cache has and what its server can do
+    Remote(push::SurveyArgs),
     /// Show what machine and program offer: devices, memory, libraries, and what `auto` would use
     Doctor,
     /// Describe a node kind and its fields, or a command
@@ -189,6 +200,15 @@ pub struct RunArgs {
     /// Device for nodes that name none: cpu, cuda:N, or auto (the GPUs shared out, the CPU if there are none)
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Take from the remote cache what would have to run, whatever `pull` in sami.toml says
+    #[arg(long)]
+    pub pull: bool,
+    /// Send what was made, and what it was made from, to the remote cache; that this fails is a failure then
+    #[arg(long)]
+    pub push: bool,
+    /// Leave the remote cache alone, whatever sami.toml says
+    #[arg(long, conflicts_with_all = ["pull", "push"])]
+    pub no_remote: bool,
 }
 
 /// Arguments of `plan`.
@@ -305,6 +325,10 @@ pub enum CacheCommand {
         #[arg(long, default_value_t = 5)]
         keep_runs: usize,
     },
+    /// Write artifacts, node records and runs into one file
+    Export(archive::ExportArgs),
+    /// Take what is in such a file into the cache; it is checked whole before anything is taken
+    Import(archive::ImportArgs),
     /// Make the index again from the files
     Rebuild,
     /// Put an artifact's files into a directory
@@ -314,6 +338,12 @@ pub enum CacheCommand {
         /// Directory, made if absent; must be empty
         dir: PathBuf,
     },
+}
+
+/// Draws findings as text, without colour.
+#[doc(hidden)]
+pub fn draw(findings: &[crate::diag::Diagnostic]) -> String {
+    render::draw(findings, false)
 }
 
 /// Runs the command line and returns the process's exit code.
@@ -343,7 +373,7 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Run(args) => run::run(context, args),
         Command::Plan(args) => plan::plan(context, args),
         Command::Status(args) => plan::status(context, args),
-        Command::Why { pipeline, node } => plan::why(context, pipeline, node),
+        Command::Why { pipeline, node } => why::why(context, pipeline, node),
         Command::Dag { pipeline, format } => dag::run(context, pipeline, *format),
         Command::Cache { command } => cache::run(context, command),
         Command::Runs { last } => runs::list(context, *last),
@@ -351,6 +381,9 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Diff(args) => diff::run(context, args),
         Command::Lineage(args) => lineage::run(context, args),
         Command::Logs { node, run } => logs::run(context, node, run.as_deref()),
+        Command::Push(args) => push::push(context, args),
+        Command::Pull(args) => push::pull(context, args),
+        Command::Remote(args) => push::survey(context, args),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
         Command::Worker { job } => worker::run(job),

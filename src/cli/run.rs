@@ -2,15 +2,18 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::context::Failure;
 use super::estimate::Totals;
 use super::report::Report;
+use super::sharing::Source;
 use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, RunArgs};
-use super::{context, doctor};
+use super::{context, doctor, push, sharing};
 use crate::diag::Diagnostic;
 use crate::exec::budget::{Budget, Needs};
-use crate::exec::{self, Event, PlanOptions, RunOptions, State};
+use crate::exec::{self, Elsewhere, Event, PlanOptions, RunOptions, State};
+use crate::settings::{Push, RemoteSettings};
 use crate::store::{Index, Store};
 
 /// What the budget kept from being done that is listed.
@@ -20,6 +23,7 @@ const TOLD: usize = 12;
 pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let budget = args.budget.as_deref().map(Budget::parse).transpose()?.unwrap_or_default();
     let (pipeline, graph) = context.load(&args.pipeline)?;
+    let (pull, push) = remotes(context, args)?;
     let store = Store::open(&context.cache_directory(Some(&args.pipeline.pipeline))?)?;
     let mut index = Index::open(&store)?;
     let wanted = PlanOptions { targets: args.targets.clone(), force: args.force.clone(), put_sources: true };
@@ -27,6 +31,14 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     exec::require_keys(&pipeline, &graph, &store, &mut index, &wanted)?;
     exec::fetch(&pipeline, &graph, &args.targets, &mut |event| report.tell(event))?;
     let mut plan = exec::plan(&pipeline, &graph, &store, &mut index, &wanted)?;
+    let source = match pull {
+        Some(settings) => Some(Arc::new(Source::new(settings, Store::open(store.root())?))),
+        None => None,
+    };
+    if let Some(source) = &source {
+        exec::bring(&pipeline, &graph, &store, &mut index, &mut plan, &args.targets, &**source)?;
+        source.report();
+    }
     let program = program()?;
     let stale = plan.order.iter().any(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
     let gpus = if stale { doctor::gpus(&program) } else { Vec::new() };
@@ -38,6 +50,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         device: args.device.clone(),
         gpus,
         keep_going: args.keep_going,
+        elsewhere: source.clone().map(|source| source as Arc<dyn Elsewhere>),
         budget,
         needs: HashMap::new(),
     };
@@ -51,7 +64,10 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let mut tell = |event: &Event| report.tell(event);
     let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell)?;
     report.end(&summary);
-    let code = match (summary.interrupted, summary.ok()) {
+    if let Some(source) = &source {
+        source.report();
+    }
+    let mut code = match (summary.interrupted, summary.ok()) {
         (true, _) => INTERRUPTED,
         (_, true) => DONE,
         _ if summary.count("failed") == 0 && !summary.budget.is_empty() => {
@@ -60,9 +76,24 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         }
         (_, false) => FAILED,
     };
+    if let Some(settings) = push.filter(|_| !summary.interrupted) {
+        code = code.max(sharing::push(&settings, &store, &summary, args.push)?);
+    }
     // The process ends now: to free ten thousand nodes one by one costs as much as to plan them.
     std::mem::forget((pipeline, graph, plan, summary));
     Ok(code)
+}
+
+/// The remote cache that is asked before nodes run, and the one that is given what they made.
+fn remotes(context: &Context, args: &RunArgs) -> Result<(Option<RemoteSettings>, Option<RemoteSettings>), Failure> {
+    // What is wrong in the file is an error whatever is asked for.
+    let settings = context.remote(None, Some(&args.pipeline.pipeline))?.filter(|_| !args.no_remote);
+    if settings.is_none() && (args.pull || args.push) {
+        return Err(push::unnamed().into());
+    }
+    let pull = settings.clone().filter(|settings| settings.pull || args.pull);
+    let push = settings.filter(|settings| settings.push == Push::OnSuccess || args.push);
+    Ok((pull, push))
 }
 
 /// What the budget kept from being done.

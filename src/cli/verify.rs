@@ -24,7 +24,7 @@ pub(super) fn verify(context: &Context, store: &Store, repair: bool) -> CommandR
     if terminal {
         let _ = write!(io::stderr(), "\r\u{1b}[K");
     }
-    let moved = if repair && !seen.is_whole() { store.set_aside(&seen)? } else { Vec::new() };
+    let moved = if repair && !seen.is_whole() { store.repair(&seen)? } else { Vec::new() };
     let code = if seen.is_whole() { DONE } else { DAMAGED };
     if context.json() {
         context::print_json(&json!({"ok": seen.is_whole(), "verification": seen, "moved": moved}))?;

@@ -3,10 +3,12 @@
 //! Reading order: [`plan()`] (graph × store → hit, run or unknown), `source` (datasets and models from outside),
 //! `phase` and `scheduler` (where a node is in a run, and the loop that moves it on), `job` (what scheduler and worker
 //! tell each other), `attempt` and `local` (a worker from start to end), [`work`] (what every attempt is), [`Event`]
-//! (what a run tells while it goes on), [`why()`] (from a stale node to what made it so).
+//! (what a run tells while it goes on), [`why()`] (from a stale node to what made it so), [`bring`] (what another cache
+//! has).
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::store::RunNode;
 use budget::{Budget, Needs};
@@ -14,6 +16,7 @@ use budget::{Budget, Needs};
 mod attempt;
 pub mod budget;
 mod device;
+mod elsewhere;
 mod error;
 mod estimate;
 mod event;
@@ -38,6 +41,7 @@ mod source;
 mod why;
 mod worker;
 
+pub use elsewhere::{Elsewhere, bring};
 pub use error::ExecError;
 pub use estimate::{Estimates, estimate};
 pub use event::Event;
@@ -49,7 +53,7 @@ pub use plan::{Plan, PlanOptions, State, plan};
 pub use reason::Reason;
 pub use scheduler::run;
 pub use select::{Bare, select};
-pub use why::{Finding, Step, why};
+pub use why::{Finding, Step, rows_now, why};
 pub use worker::work;
 
 /// How to run.
@@ -69,6 +73,8 @@ pub struct RunOptions {
     pub gpus: Vec<String>,
     /// Whether to go on with what does not depend on a failed node.
     pub keep_going: bool,
+    /// Another cache, where nodes are looked for whose keys are known only while the run goes on.
+    pub elsewhere: Option<Arc<dyn Elsewhere>>,
     /// What the run may come to.
     pub budget: Budget,
     /// What nodes will come to, by their index, as far as it is known.

@@ -92,15 +92,7 @@ pub fn plan(
     let sources = Sources::resolve(pipeline, &order, store, index, options.put_sources)?;
     let records = Records::load(&pipeline.name, index);
     let mut plan = Plan { nodes: vec![State::Outside; pipeline.nodes.len()], order, force, sources, records };
-    for at in 0..plan.order.len() {
-        let node = plan.order[at];
-        let (until, downloads) = plan.waits_for(pipeline, node);
-        plan.nodes[node] = if until.is_empty() && downloads.is_empty() {
-            plan.decide(pipeline, store, index, node)?
-        } else {
-            State::Unknown { until, downloads }
-        };
-    }
+    plan.decide_all(pipeline, store, index)?;
     index.save_stamps(&plan.records.stamps);
     Ok(plan)
 }
@@ -136,6 +128,38 @@ impl Plan {
         until.dedup();
         until.truncate(MOST_UNTIL);
         (until, downloads)
+    }
+
+    /// Decides all nodes by what is here.
+    pub(super) fn decide_all(
+        &mut self,
+        pipeline: &Pipeline,
+        store: &Store,
+        index: &mut Index,
+    ) -> Result<(), ExecError> {
+        // What waits for a node is decided by its state, which must not be one of before.
+        self.nodes.fill(State::Outside);
+        for at in 0..self.order.len() {
+            let node = self.order[at];
+            self.nodes[node] = self.state(pipeline, store, index, node)?;
+        }
+        Ok(())
+    }
+
+    /// What is known of a node, those that it needs being decided.
+    pub(super) fn state(
+        &mut self,
+        pipeline: &Pipeline,
+        store: &Store,
+        index: &mut Index,
+        node: usize,
+    ) -> Result<State, ExecError> {
+        let (until, downloads) = self.waits_for(pipeline, node);
+        if until.is_empty() && downloads.is_empty() {
+            self.decide(pipeline, store, index, node)
+        } else {
+            Ok(State::Unknown { until, downloads })
+        }
     }
 
     /// The recipe of a node whose inputs are all known.

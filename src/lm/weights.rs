@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::gguf::Gguf;
 use super::{Config, Files, LmError};
+use crate::fs;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -40,7 +41,7 @@ struct Reader {
 impl Reader {
     fn open(name: &str, path: &Path) -> Result<Self, LmError> {
         let damaged = |what: String| LmError::Weights { file: name.to_owned(), what };
-        let mut file = File::open(path)?;
+        let mut file = fs::open(path)?;
         let bytes = file.metadata()?.len();
         let mut length = [0; 8];
         if bytes < 8 {
@@ -136,7 +137,7 @@ fn shards(path: &Path) -> Result<BTreeMap<String, String>, LmError> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let index: Index = serde_json::from_slice(&fs_err::read(path)?)
+    let index: Index = serde_json::from_slice(&fs::read(path, LARGEST_HEADER)?)
         .map_err(|error| LmError::Malformed { file: INDEX.to_owned(), what: error.to_string() })?;
     Ok(index.weight_map)
 }

@@ -12,6 +12,13 @@ use super::{Store, StoreError, is_no_file};
 use crate::digest::Digest;
 use crate::fs;
 
+/// A manifest of a million files with names of a hundred letters is as large.
+const LARGEST_MANIFEST: u64 = 256 << 20;
+const LARGEST_EXTERNAL: u64 = 16 << 20;
+/// Longest name of a file within an artifact, and of a part of it: what file systems have room for.
+const LONGEST_NAME: usize = 4000;
+const LONGEST_PART: usize = 255;
+
 /// A file's content in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blob {
@@ -40,6 +47,13 @@ impl Manifest {
     /// Bytes of all files together.
     pub fn size(&self) -> u64 {
         self.files.values().map(|blob| blob.size).sum()
+    }
+
+    /// Reads one. Errs on names that lead out of the directory that its files are put into.
+    pub fn parse(bytes: &[u8]) -> Result<Self, StoreError> {
+        let manifest: Self = serde_json::from_slice(bytes)?;
+        manifest.files.keys().try_for_each(|name| check_name(name))?;
+        Ok(manifest)
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -159,10 +173,18 @@ impl Store {
     pub fn put_manifest(&self, manifest: &Manifest) -> Result<Digest, StoreError> {
         manifest.files.keys().try_for_each(|name| check_name(name))?;
         let bytes = manifest.bytes();
+        if bytes.len() as u64 > LARGEST_MANIFEST {
+            let what = format!(
+                "an artifact of {} files has a list of more than {} MiB: put them into fewer files",
+                manifest.files.len(),
+                LARGEST_MANIFEST >> 20
+            );
+            return Err(std::io::Error::new(ErrorKind::FileTooLarge, what).into());
+        }
         let id = Digest::of(&bytes);
         let path = self.manifest_path(&id);
         if path.exists() {
-            if path.is_file() && fs::read(&path)? == bytes {
+            if path.is_file() && fs::read(&path, LARGEST_MANIFEST)? == bytes {
                 path.parent().map_or(Ok(()), fs::sync_directory)?;
                 return Ok(id);
             }
@@ -182,7 +204,7 @@ impl Store {
         let id = self.put_manifest(&Manifest { kind: kind.to_owned(), files: files.clone() })?;
         let bytes = serde_json::to_vec(external)?;
         let path = self.external_path(&id);
-        if std::fs::metadata(&path).is_err() || fs::read(&path)? != bytes {
+        if std::fs::metadata(&path).is_err() || fs::read(&path, LARGEST_EXTERNAL)? != bytes {
             self.write(&path, &bytes)?;
         }
         Ok(id)
@@ -191,21 +213,23 @@ impl Store {
     /// An artifact's manifest. Errs if there is none or it is not what its name says.
     pub fn manifest(&self, id: &Digest) -> Result<Manifest, StoreError> {
         let path = self.manifest_path(id);
-        let bytes = match fs::read(&path) {
+        let damaged = |how: &str| StoreError::Damaged { what: format!("manifest `{}` {how}", path.display()) };
+        let bytes = match fs::read(&path, LARGEST_MANIFEST) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(StoreError::NoArtifact(*id)),
+            Err(error) if error.kind() == ErrorKind::FileTooLarge => return Err(damaged("is far too large")),
             Err(error) if is_no_file(&error) => {
-                return Err(StoreError::Damaged { what: format!("manifest `{}`: {error}", path.display()) });
+                return Err(damaged("is no plain file"));
             }
             Err(error) => return Err(error.into()),
         };
-        let damaged = |how: &str| StoreError::Damaged { what: format!("manifest `{}` {how}", path.display()) };
         if Digest::of(&bytes) != *id {
             return Err(damaged("does not have the digest that it is named by"));
         }
-        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|_| damaged("is no manifest"))?;
-        manifest.files.keys().try_for_each(|name| check_name(name))?;
-        Ok(manifest)
+        Manifest::parse(&bytes).map_err(|error| match error {
+            StoreError::Json(_) => damaged("is no manifest"),
+            other => other,
+        })
     }
 
     /// Where an artifact's files are, by name: in the store, or in the directory that they were left in.
@@ -231,8 +255,9 @@ impl Store {
 
     /// Where an artifact's files were left, if they were not copied in.
     pub fn external(&self, id: &Digest) -> Result<Option<External>, StoreError> {
-        match fs::read(&self.external_path(id)) {
+        match fs::read(&self.external_path(id), LARGEST_EXTERNAL) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+            // One that is no such file says nothing: the artifact's files are missing then.
             Err(error) if error.kind() == ErrorKind::NotFound || is_no_file(&error) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -267,7 +292,7 @@ impl Store {
     }
 
     /// Whether a blob is there and whole. One that is damaged is moved aside.
-    fn has_whole(&self, blob: &Blob) -> Result<bool, StoreError> {
+    pub fn has_whole(&self, blob: &Blob) -> Result<bool, StoreError> {
         let path = self.blob_path(&blob.digest);
         if std::fs::symlink_metadata(&path).is_err() {
             return Ok(false);
@@ -282,7 +307,7 @@ impl Store {
     }
 
     /// Moves a synced file to where its digest says.
-    fn place(&self, path: &Path, blob: &Blob) -> Result<(), StoreError> {
+    pub(super) fn place(&self, path: &Path, blob: &Blob) -> Result<(), StoreError> {
         let object = self.blob_path(&blob.digest);
         fs::protect(path)?;
         if let Some(directory) = object.parent() {
@@ -292,9 +317,13 @@ impl Store {
     }
 }
 
-fn check_name(name: &str) -> Result<(), StoreError> {
-    let plain = |part| matches!(part, Component::Normal(_));
-    if !name.is_empty() && !name.contains(['\0', '\n']) && Path::new(name).components().all(plain) {
+pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
+    let plain = |part| matches!(part, Component::Normal(part) if part.len() <= LONGEST_PART);
+    if !name.is_empty()
+        && name.len() <= LONGEST_NAME
+        && !name.contains(['\0', '\n'])
+        && Path::new(name).components().all(plain)
+    {
         return Ok(());
     }
     Err(StoreError::BadName(name.to_owned()))
@@ -344,8 +373,13 @@ mod tests {
 
     #[test]
     fn names_stay_inside() {
-        for name in ["", "../x", "/etc/passwd", "a/../../b", "./a", "a\nb"] {
+        let (long, deep) = ("x".repeat(256), "x/".repeat(2001));
+        for name in ["", "..", "../x", "/etc/passwd", "//x", "a/../../b", "./a", "a\nb", "a\0b", &long, &deep] {
             assert!(check_name(name).is_err(), "{name:?}");
+        }
+        // Odd, and inside.
+        for name in ["...", "C:\\x", "..\\x", "\u{202e}x", "CON", "a b", "ﬃ/é", &long[1..]] {
+            check_name(name).unwrap();
         }
         check_name("a/b.json").unwrap();
     }

@@ -23,6 +23,7 @@ const TABLES: &str = "
     CREATE TABLE nodes (key BLOB PRIMARY KEY, node TEXT, pipeline TEXT, kind TEXT, artifact BLOB, run TEXT,
         attempt INTEGER, started TEXT, seconds REAL, metrics TEXT) WITHOUT ROWID;
     CREATE INDEX nodes_artifact ON nodes (artifact);
+    CREATE INDEX nodes_kind ON nodes (kind, run);
     CREATE TABLE inputs (key BLOB, field TEXT, artifact BLOB, PRIMARY KEY (key, field)) WITHOUT ROWID;
     CREATE INDEX inputs_artifact ON inputs (artifact);
     CREATE TABLE latest (pipeline TEXT, node TEXT, key BLOB, PRIMARY KEY (pipeline, node)) WITHOUT ROWID;

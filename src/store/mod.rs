@@ -18,7 +18,8 @@
 //! ```
 //!
 //! Reading order: this file (layout, versions), `cas` (blobs and artifacts), `record` (nodes and runs), `health`
-//! (is it still what it was), `index` (the view), `lock`, `gc`, `verify`, `migrate`, `preview`.
+//! (is it still what it was), `index` (the view), `lock` and `claim`, `gc`, `verify`, `migrate`, `preview`, `arrive`
+//! (what comes from elsewhere).
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,9 @@ use std::path::{Path, PathBuf};
 use crate::digest::Digest;
 use crate::fs;
 
+mod arrive;
 mod cas;
+mod claim;
 mod error;
 mod gc;
 mod health;
@@ -39,6 +42,7 @@ mod uses;
 mod verify;
 
 pub use cas::{Blob, External, Manifest};
+pub use claim::Holder;
 pub use error::StoreError;
 pub use gc::Garbage;
 pub use health::{Health, Stamps};
@@ -183,9 +187,9 @@ fn name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Whether what was to be read is there and is no file, or one larger than any that a store writes.
+/// Whether what was to be read is there and is no plain file, or one larger than any that a store writes.
 fn is_no_file(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::IsADirectory | ErrorKind::FileTooLarge)
+    matches!(error.kind(), ErrorKind::IsADirectory | ErrorKind::InvalidInput | ErrorKind::FileTooLarge)
 }
 
 fn is_empty(root: &Path) -> Result<bool, StoreError> {
@@ -201,7 +205,7 @@ fn version(root: &Path) -> Result<Option<u32>, StoreError> {
         return Err(StoreError::NotADirectory { file: root.to_owned() });
     }
     let path = root.join("VERSION");
-    let text = match fs_err::read_to_string(&path) {
+    let text = match fs::read_text(&path, 64) {
         Ok(text) => text,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Ok(None);

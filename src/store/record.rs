@@ -12,6 +12,9 @@ use super::{Health, Stamps, Store, StoreError, is_no_file, name};
 use crate::digest::Digest;
 use crate::fs;
 
+/// A run of a hundred thousand nodes with their metrics stays below.
+pub(super) const LARGEST_RECORD: u64 = 256 << 20;
+
 /// What is remembered of a node's work: the truth behind a hit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -143,15 +146,17 @@ impl Store {
         Ok(record.filter(|record| record.key == *key))
     }
 
-    /// Records a node's work. The first artifact recorded under a key stays, as long as it is whole.
-    pub fn put_node(&self, record: &NodeRecord) -> Result<(), StoreError> {
+    /// Records a node's work. The first artifact recorded under a key stays, as long as it is whole: then its record is
+    /// returned.
+    pub fn put_node(&self, record: &NodeRecord) -> Result<Option<NodeRecord>, StoreError> {
         if let Some(first) = self.node(&record.key)?
             && first.artifact != record.artifact
             && matches!(self.health(&first.artifact, &mut Stamps::default())?, Health::Whole)
         {
-            return Ok(());
+            return Ok(Some(first));
         }
-        self.write(&self.node_path(&record.key), &checked(record)?)
+        self.write(&self.node_path(&record.key), &checked(record)?)?;
+        Ok(None)
     }
 
     /// Keys of all node records, in order.
@@ -175,10 +180,10 @@ impl Store {
         Ok(fs::remove_directory(&self.root.join("partial").join(key.to_string()))?)
     }
 
-    /// An empty directory for the files of an attempt at a key; what an earlier one left there is removed.
+    /// The directory in which attempts at a key have a directory each for their files; made if absent. There is more than
+    /// one attempt where one was taken for dead, on another machine, and was not: each has its own.
     pub fn staging_dir(&self, key: &Digest) -> Result<PathBuf, StoreError> {
         let directory = self.tmp().join(key.to_string());
-        fs::remove_directory(&directory)?;
         fs::create_directory(&directory)?;
         Ok(directory)
     }
@@ -259,7 +264,7 @@ fn checked(record: &impl Serialize) -> Result<Vec<u8>, StoreError> {
 
 /// Reads a record, `None` if there is none. What is wrong with it is told in words.
 pub(super) fn sound<T: DeserializeOwned>(path: &std::path::Path) -> Result<Option<T>, String> {
-    let bytes = match fs::read(path) {
+    let bytes = match fs::read(path, LARGEST_RECORD) {
         Ok(bytes) => bytes,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
         Err(error) => return Err(error.to_string()),
@@ -279,11 +284,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 
 /// Reads JSON; `None` if the file is absent or is not what it should be, which a warning tells.
 pub(super) fn read_json<T: DeserializeOwned>(path: &std::path::Path) -> Result<Option<T>, StoreError> {
-    let bytes = match fs::read(path) {
+    let bytes = match fs::read(path, LARGEST_RECORD) {
         Ok(bytes) => bytes,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
         Err(error) if is_no_file(&error) => {
-            tracing::warn!("`{}` is damaged and passed over: {error}", path.display());
+            tracing::warn!("passed over: {error}");
             return Ok(None);
         }
         Err(error) => return Err(error.into()),

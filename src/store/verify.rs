@@ -148,7 +148,7 @@ impl Store {
     /// the index with it; files outside of the store stay. Returns what was moved.
     ///
     /// Errs with [`StoreError::InUse`] while another process has the store open.
-    pub fn set_aside(&self, seen: &Verification) -> Result<Vec<PathBuf>, StoreError> {
+    pub fn repair(&self, seen: &Verification) -> Result<Vec<PathBuf>, StoreError> {
         self.lock_whole()?;
         let mut moved = Vec::new();
         for finding in &seen.findings {

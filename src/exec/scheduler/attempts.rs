@@ -1,6 +1,7 @@
 //! An attempt from its start to its end, as the loop sees it.
 
 use super::{Scheduler, Stop};
+use crate::digest::Digest;
 use crate::exec::attempt::{Attempt, Fault, Given, Made, Start, check_inputs};
 use crate::exec::job::{JobResult, Word};
 use crate::exec::phase::Phase;
@@ -26,7 +27,8 @@ impl Scheduler<'_> {
             self.held.insert(node);
             self.phases[node] = Phase::Held { key, reason };
             self.room.leave(&place);
-            let event = Event::NodeWait { node: self.pipeline.nodes[node].name.clone(), key };
+            let by = self.store.key_holder(&key).map(|holder| holder.name());
+            let event = Event::NodeWait { node: self.pipeline.nodes[node].name.clone(), key, by };
             return if self.waited.insert(node) { self.tell(&event) } else { Ok(()) };
         };
         // It may have been done elsewhere since the plan was made.
@@ -76,6 +78,15 @@ impl Scheduler<'_> {
         self.keys.insert(key, Vec::new());
         self.phases[node] = Phase::Running { key };
         self.tell(&event)
+    }
+
+    /// The artifact that another process has recorded under a key since this one began at it.
+    fn done_elsewhere(&mut self, key: &Digest, reason: &Reason) -> Result<Option<Digest>, ExecError> {
+        if *reason == Reason::Forced {
+            return Ok(None);
+        }
+        let (found, _) = self.plan.records.find_afresh(self.store, self.index, key)?;
+        Ok(if let Found::Whole(artifact) = found { Some(artifact) } else { None })
     }
 
     /// Takes a worker's word.
@@ -131,6 +142,11 @@ impl Scheduler<'_> {
             seconds,
             directory: ended.directory,
         });
+        // Someone may have taken this process for dead, and done the work meanwhile.
+        let elsewhere = match &ended.result {
+            JobResult::Failed { .. } if !told => self.done_elsewhere(&key, &attempt.reason)?,
+            _ => None,
+        };
         match ended.result {
             JobResult::Done { artifact, metrics } => {
                 let made =
@@ -147,6 +163,12 @@ impl Scheduler<'_> {
                 let help = "run it again: it goes on from where it stopped";
                 self.phases[node] = Phase::Failed { key, seconds };
                 self.fail(node, Fault::of(&attempt.log, attempt.number, what.to_owned(), Some(help.to_owned())))?;
+            }
+            JobResult::Failed { .. } if elsewhere.is_some() => {
+                if let Some(artifact) = elsewhere {
+                    self.hit(node, key, artifact)?;
+                    self.settle(node)?;
+                }
             }
             JobResult::Failed { what, help } => {
                 let retries = self.pipeline.nodes[node].run.retries.unwrap_or(0);

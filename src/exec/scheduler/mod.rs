@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crate::exec::attempt::Attempt;
 use crate::exec::device::devices;
+use crate::exec::elsewhere::Seeker;
 use crate::exec::interrupt::Interrupts;
 use crate::exec::ledger::Ledger;
 
@@ -79,6 +80,7 @@ pub fn run(
         ledger: Ledger::new(options.budget.clone(), options.needs.clone()),
         stop: Stop::No,
         fault: None,
+        seeker: Seeker::new(options.elsewhere.clone()),
         inbox,
         outbox,
         pipeline,
@@ -126,6 +128,7 @@ struct Scheduler<'a> {
     ledger: Ledger,
     stop: Stop,
     fault: Option<ExecError>,
+    seeker: Seeker,
     inbox: Receiver<Message>,
     outbox: Sender<Message>,
 }
@@ -177,7 +180,8 @@ impl Scheduler<'_> {
     fn turn(&mut self) -> Result<bool, ExecError> {
         self.fill()?;
         self.journal.flush()?;
-        if self.running.is_empty() && (self.held.is_empty() || self.stop > Stop::No) {
+        let waits = !self.held.is_empty() || self.seeker.is_open();
+        if self.running.is_empty() && (!waits || self.stop > Stop::No) {
             return Ok(false);
         }
         let tick = (!self.held.is_empty()).then_some(TICK);
@@ -192,6 +196,10 @@ impl Scheduler<'_> {
                 let again = self.stop >= Stop::Interrupted;
                 self.slow_down(if again { Stop::Killed } else { Stop::Interrupted });
                 self.tell(&Event::Interrupt { again })?;
+            }
+            Ok(Message::Sought { nodes }) => {
+                self.seeker.found(&nodes);
+                nodes.into_iter().for_each(|node| self.enqueue(node));
             }
             // This struct holds a sender itself, so the channel cannot be closed.
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {

@@ -6,18 +6,16 @@ use super::{Scheduler, Stop};
 use crate::digest::Digest;
 use crate::exec::attempt::Fault;
 use crate::exec::phase::Phase;
-use crate::exec::{Event, ExecError, State};
+use crate::exec::{Event, ExecError, Reason, State};
 use crate::store::NodeRecord;
 
 impl Scheduler<'_> {
     /// Makes it true that an attempt succeeded: its node's record goes into the store, then into the index.
     pub(super) fn commit(&mut self, node: usize, record: NodeRecord) -> Result<(), ExecError> {
         let (key, made) = (record.key, record.artifact);
-        let known = self.plan.records.artifact(&key).is_some();
-        self.store.put_node(&record)?;
-        self.store.clear_partial(&key)?;
         // The first artifact under a key stays as long as it is whole, and so do its figures.
-        let record = if known { self.store.node(&key)?.unwrap_or(record) } else { record };
+        let record = self.store.put_node(&record)?.unwrap_or(record);
+        self.store.clear_partial(&key)?;
         self.plan.records.add(&record);
         self.index.add_node(&record);
         self.index.set_latest(&self.pipeline.name, &BTreeMap::from([(record.node.clone(), key)]));
@@ -55,8 +53,11 @@ impl Scheduler<'_> {
                         open.push(dependant);
                     }
                     State::Run { key, reason } => {
+                        let sought = reason != Reason::Forced && self.seeker.seek(dependant, key, &self.outbox)?;
                         self.phases[dependant] = Phase::Ready { key, reason };
-                        self.enqueue(dependant);
+                        if !sought {
+                            self.enqueue(dependant);
+                        }
                     }
                     State::Outside | State::Unknown { .. } => {}
                 }

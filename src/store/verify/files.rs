@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::super::cas::hash_file;
 use super::super::index::Index;
-use super::super::record::{read_json, sound};
+use super::super::record::{LARGEST_RECORD, read_json, sound};
 use super::super::{DIRECTORIES, External, NodeRecord, RunRecord, StoreError, name};
 use super::{Fault, Sight, State};
 use crate::digest::Digest;
@@ -232,7 +232,7 @@ impl Sight<'_> {
                     "events.jsonl" => lines(&path, |line| serde_json::from_slice::<Value>(line).is_ok())?,
                     // Nobody waited until the disk had them, so they may be empty.
                     "job.json" | "result.json" if ended => {
-                        let bytes = fs::read(&path)?;
+                        let bytes = fs::read(&path, LARGEST_RECORD)?;
                         !bytes.is_empty() && serde_json::from_slice::<Value>(&bytes).is_err()
                     }
                     _ => false,

@@ -160,7 +160,7 @@ fn whatever_does_not_belong_into_a_directory_is_named() {
     assert!(seen.findings.iter().all(|finding| finding.state == State::Foreign && finding.nodes.is_empty()));
     assert_eq!(seen.findings.len(), strays.len(), "{:?}", seen.findings);
     // They are moved aside, nothing else is.
-    assert_eq!(store.set_aside(&seen).unwrap().len(), strays.len());
+    assert_eq!(store.repair(&seen).unwrap().len(), strays.len());
     assert!(found(&store).is_empty());
     assert_eq!(fs::list(&directory.path().join("quarantine")).unwrap().len(), strays.len());
     assert!(store.node(&a.key).unwrap().is_some());
