@@ -4,6 +4,7 @@
 //! cache/
 //!   VERSION                 format version, a number
 //!   objects/ab/cdef…        blobs by blake3, read-only
+//!   objects/ab/cdef….parts  in place of a large file of tensors: which objects it is made of
 //!   artifacts/ab/cdef….json manifests: {"type", "files": {name: {digest, size}}}; named by the digest of their bytes
 //!   external/ID.json        {"directory", "at"}: where a model artifact's files are that were not copied in
 //!   nodes/ab/cdef….json     node records: key → artifact, preimage, metrics, provenance
@@ -17,7 +18,8 @@
 //!   index.sqlite            a view of the above; can be deleted
 //! ```
 //!
-//! Reading order: this file (layout, versions), `cas` (blobs and artifacts), `record` (nodes and runs), `health`
+//! Reading order: this file (layout, versions), `cas` (artifacts), `put` and `thin` (blobs, whole and in pieces), `checkout`
+//! (getting them out), `record` (nodes and runs), `health`
 //! (is it still what it was), `index` (the view), `lock` and `claim`, `gc`, `verify`, `migrate`, `preview`, `arrive`
 //! (what comes from elsewhere).
 
@@ -25,23 +27,28 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
-use crate::fs;
+use crate::{env, fs};
 
 mod arrive;
 mod cas;
+mod checkout;
 mod claim;
 mod error;
 mod gc;
+mod hash;
 mod health;
 mod index;
 mod lock;
 mod migrate;
 mod preview;
+mod put;
 mod record;
+mod thin;
 mod uses;
 mod verify;
 
 pub use cas::{Blob, External, Manifest};
+pub use checkout::{Link, copy};
 pub use claim::Holder;
 pub use error::StoreError;
 pub use gc::Garbage;
@@ -65,6 +72,10 @@ pub struct Store {
     root: PathBuf,
     /// Held shared until the store is dropped; absent in a cache that cannot be written and never was locked.
     shared: Option<fs_err::File>,
+    /// Files of tensors from this size on are kept in pieces.
+    thin_from: u64,
+    /// What this process need not read again.
+    known: put::Known,
 }
 
 impl Store {
@@ -107,7 +118,7 @@ impl Store {
         let root = std::path::absolute(root)?;
         match version(&root)? {
             Some(found) => up_to_date(&root, found)?,
-            None if is_empty(&root)? => return Ok(Self { root, shared: None }),
+            None if is_empty(&root)? => return Self::at(root, None),
             None => return Err(StoreError::NotAStore { directory: root }),
         }
         Self::locked(root)
@@ -115,7 +126,18 @@ impl Store {
 
     fn locked(root: PathBuf) -> Result<Self, StoreError> {
         let shared = lock::share(&root)?;
-        Ok(Self { root, shared })
+        Self::at(root, shared)
+    }
+
+    fn at(root: PathBuf, shared: Option<fs_err::File>) -> Result<Self, StoreError> {
+        let thin_from = match env::THIN.get().as_deref() {
+            None => thin::THIN_FROM,
+            Some("off") => u64::MAX,
+            Some(value) => {
+                value.parse().map_err(|_| StoreError::Setting { name: env::THIN.name, value: value.to_owned() })?
+            }
+        };
+        Ok(Self { root, shared, thin_from, known: put::Known::default() })
     }
 
     /// The directory, absolute.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::thin::Flaw;
 use super::{Index, Store, StoreError};
 use crate::digest::Digest;
 use crate::fs;
@@ -95,6 +96,8 @@ struct Sight<'a> {
     /// In order, with sizes.
     objects: Vec<(Digest, u64)>,
     bad_objects: BTreeSet<Digest>,
+    /// Files that are kept in pieces, and what is wrong with them.
+    in_pieces: BTreeMap<Digest, Option<Flaw>>,
     /// Those whose manifest is whole, in order.
     artifacts: Vec<Digest>,
     /// Keys of which the index knows something else, and runs that it alone knows.
@@ -123,6 +126,7 @@ impl Store {
             seen: Verification::default(),
             objects: Vec::new(),
             bad_objects: BTreeSet::new(),
+            in_pieces: BTreeMap::new(),
             artifacts: Vec::new(),
             stale: Vec::new(),
             gone: Vec::new(),
@@ -171,7 +175,9 @@ impl Store {
         for id in self.artifact_ids()? {
             let Ok(manifest) = self.manifest(&id) else { continue };
             for blob in manifest.files.values() {
-                kinds.entry(blob.digest).or_insert_with(|| manifest.kind.clone());
+                for part in self.stands_on(&blob.digest).unwrap_or_default().into_iter().chain([blob.digest]) {
+                    kinds.entry(part).or_insert_with(|| manifest.kind.clone());
+                }
             }
         }
         let mut shares: BTreeMap<String, (u64, u64)> = BTreeMap::new();
@@ -183,6 +189,10 @@ impl Store {
         for id in self.object_ids()? {
             let kind = kinds.get(&id).map_or("unused", String::as_str);
             add(format!("objects: {kind}"), super::gc::size(&self.blob_path(&id)));
+        }
+        for id in self.recipe_ids()? {
+            let kind = kinds.get(&id).map_or("unused", String::as_str);
+            add(format!("objects: {kind}"), super::gc::size(&self.recipe_path(&id)));
         }
         for part in ["artifacts", "external", "nodes", "partial", "quarantine", "rows", "runs", "tmp"] {
             for file in fs::walk(&self.root.join(part))? {

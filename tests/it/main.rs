@@ -52,5 +52,7 @@ mod secrets;
 mod sharing;
 mod store_faults;
 mod systems;
+mod tensors;
 mod two_machines;
+mod verified;
 mod writer;

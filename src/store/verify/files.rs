@@ -8,13 +8,15 @@ use std::sync::mpsc::{Sender, channel};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use serde_json::Value;
 
-use super::super::cas::hash_file;
+use super::super::hash::hash_file;
 use super::super::index::Index;
 use super::super::record::{LARGEST_RECORD, read_json, sound};
-use super::super::{DIRECTORIES, External, NodeRecord, RunRecord, StoreError, name};
+use super::super::thin::Flaw;
+use super::super::{Blob, DIRECTORIES, External, NodeRecord, RunRecord, StoreError, name};
 use super::{Fault, Sight, State};
 use crate::digest::Digest;
 use crate::fs;
+use crate::pieces;
 
 /// What may lie beside the directories of a store.
 const BESIDE: &[&str] = &["VERSION", "index.sqlite", "index.sqlite-journal", "README.md", "quarantine", "live"];
@@ -49,6 +51,11 @@ impl Sight<'_> {
             }
             for path in fs::list(&shard)? {
                 let name = name(&path);
+                // Lists of pieces lie among the objects.
+                if what == "object" && name.ends_with(pieces::SUFFIX) {
+                    self.recipe(&prefix, &path);
+                    continue;
+                }
                 let id = name.strip_suffix(suffix).and_then(|rest| format!("{prefix}{rest}").parse::<Digest>().ok());
                 let Some(id) = id else {
                     self.fault(State::Foreign, what, &path, "its name is no digest");
@@ -64,6 +71,38 @@ impl Sight<'_> {
             }
         }
         Ok(ids)
+    }
+
+    /// A list of pieces; that it is the right one, the file shows that it makes.
+    fn recipe(&mut self, prefix: &str, path: &Path) {
+        let name = name(path);
+        let id = name.strip_suffix(pieces::SUFFIX).and_then(|rest| format!("{prefix}{rest}").parse::<Digest>().ok());
+        match id {
+            None => _ = self.fault(State::Foreign, "parts", path, "its name is no digest"),
+            Some(_) if fs_err::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file()) => {}
+            Some(_) => _ = self.fault(State::Damaged, "parts", path, "no file"),
+        }
+    }
+
+    /// A file of an artifact that is kept in pieces: whether they are there, and make it.
+    fn in_pieces(&mut self, artifact: Digest, blob: &Blob) -> Result<(), StoreError> {
+        // A file that several artifacts have is read once.
+        let flaw = match self.in_pieces.get(&blob.digest) {
+            Some(flaw) => flaw.clone(),
+            None => {
+                let flaw = self.store.examine_pieces(blob, &|_, _| false, &mut |_, _| {})?;
+                self.in_pieces.entry(blob.digest).or_insert(flaw).clone()
+            }
+        };
+        let (state, path) = match flaw {
+            None => return Ok(()),
+            Some(Flaw::Missing(path)) => (State::Missing, path),
+            Some(Flaw::Damaged(path)) => (State::Damaged, path),
+        };
+        let what = if pieces::Recipe::is_at(&path) { "parts" } else { "object" };
+        let how = format!("a piece or the list of pieces of a file of artifact {}", artifact.short());
+        self.fault(state, what, &path, &how).artifacts.insert(artifact);
+        Ok(())
     }
 
     /// Hashes all objects, several at once.
@@ -118,6 +157,12 @@ impl Sight<'_> {
             self.artifacts.push(id);
             let external = self.store.external(&id)?;
             for (name, blob) in &manifest.files {
+                let thin = self.objects.binary_search_by_key(&blob.digest, |(id, _)| *id).is_err()
+                    && fs_err::symlink_metadata(self.store.recipe_path(&blob.digest)).is_ok();
+                if thin {
+                    self.in_pieces(id, blob)?;
+                    continue;
+                }
                 if self.bad_objects.contains(&blob.digest) {
                     let path = self.store.blob_path(&blob.digest);
                     self.of_object(&path, id);
