@@ -231,14 +231,19 @@ pub fn sync_directory(directory: &Path) -> io::Result<()> {
     crash::settled(directory)
 }
 
+/// Waits until the disk has all that was done to the file system of a path.
+pub fn sync_system(path: &Path) -> io::Result<()> {
+    change(path, || Ok(rustix::fs::syncfs(File::open(path)?)?))
+}
+
 /// Renames, replacing what is there, and waits until the disk has the new name.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    replace(from, to)?;
+    rename_soon(from, to)?;
     to.parent().map_or(Ok(()), sync_directory)
 }
 
-/// As [`rename`], for a file on which nothing rests once the machine has been off.
-pub fn replace(from: &Path, to: &Path) -> io::Result<()> {
+/// Renames without waiting for the disk: what is there only as long as processes live, and what is on its way out.
+pub fn rename_soon(from: &Path, to: &Path) -> io::Result<()> {
     change(to, || fs_err::rename(from, to))?;
     crash::renamed(from, to)
 }

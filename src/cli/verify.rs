@@ -10,7 +10,15 @@ use super::page::LISTED;
 use super::{CommandResult, Context, DAMAGED, DONE, context};
 use crate::store::{State, Store};
 
-pub(super) fn verify(context: &Context, store: &Store, repair: bool) -> CommandResult {
+/// Arguments of `cache verify`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct VerifyArgs {
+    /// Move what is damaged or does not belong there to `quarantine/`
+    #[arg(long)]
+    pub repair: bool,
+}
+
+pub(super) fn run(context: &Context, store: &Store, args: &VerifyArgs) -> CommandResult {
     let terminal = io::stderr().is_terminal();
     let mut shown = 0;
     let seen = store.verify(&mut |done, total| {
@@ -24,7 +32,11 @@ pub(super) fn verify(context: &Context, store: &Store, repair: bool) -> CommandR
     if terminal {
         let _ = write!(io::stderr(), "\r\u{1b}[K");
     }
-    let moved = if repair && !seen.is_whole() { store.repair(&seen)? } else { Vec::new() };
+    let moved = if args.repair && !seen.is_whole() {
+        store.repair(&seen, &mut || tracing::warn!("waiting for another `sami` that is putting something"))?
+    } else {
+        Vec::new()
+    };
     let code = if seen.is_whole() { DONE } else { DAMAGED };
     if context.json() {
         context::print_json(&json!({"ok": seen.is_whole(), "verification": seen, "moved": moved}))?;

@@ -104,6 +104,7 @@ impl Attempt {
             micro_batch: pipeline.nodes[node].run.micro_batch,
             activation_checkpointing: pipeline.nodes[node].run.activation_checkpointing,
             store: store.root().to_owned(),
+            live: Some(store.live_file()?),
             scratch,
             staging: staging.clone(),
             result: directory.join("result.json"),

@@ -134,6 +134,7 @@ impl Place {
                 store.trust(stamp.map(|stamp| (self.external.path(name), stamp)));
             }
         }
+        let _section = store.map(Store::sharing).transpose()?;
         if let Some(dtype) = &model.dtype {
             let bytes = json!({"dtype": dtype}).to_string().into_bytes();
             let blob = match store {

@@ -69,6 +69,9 @@ pub fn work(path: &Path) -> Result<u8, ExecError> {
 fn attempt(job: &Job, mouth: &mut Mouth, cancel: &AtomicBool) -> Result<JobResult, NodeError> {
     let entry = kinds::find(&job.kind).ok_or_else(|| NodeError::failed(format!("there is no kind `{}`", job.kind)))?;
     let store = Store::open_existing(&job.store)?;
+    if let Some(live) = &job.live {
+        store.join(live);
+    }
     store.trust(job.trusted.iter().cloned());
     // The worker of a scheduler that was killed may need a moment to die; until then the scratch is its.
     let scratch = fs_err::File::open(&job.scratch)?;
@@ -104,7 +107,7 @@ fn record(job: &Job, result: &JobResult) -> std::io::Result<()> {
     let unfinished = job.result.with_extension("tmp");
     fs::write(&unfinished, serde_json::to_vec(result)?)?;
     // Nothing rests on it once the machine has been off: it need not be on the disk, only whole.
-    fs::replace(&unfinished, &job.result)
+    fs::rename_soon(&unfinished, &job.result)
 }
 
 /// The socket to the scheduler, if there is one. Sets `cancel` when told to stop, and ends this process's group when

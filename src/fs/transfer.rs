@@ -8,7 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use fs_err::File;
 use rustix::io::Errno;
 
-use super::{change, crash, create, discard, each_block, replace, sync_directory, write_all};
+use super::{change, crash, create, discard, each_block, rename_soon, sync_directory, write_all};
 
 /// Makes `to` a clone of `from`: it shares blocks with it until one of the two is written to. `false`, and no file, where
 /// the file system cannot or the two are on different ones.
@@ -96,7 +96,7 @@ pub fn mark(path: &Path) -> io::Result<()> {
 pub fn rename_all<'a>(pairs: impl IntoIterator<Item = (&'a Path, &'a Path)>) -> io::Result<()> {
     let mut directories: BTreeSet<PathBuf> = BTreeSet::new();
     for (from, to) in pairs {
-        replace(from, to)?;
+        rename_soon(from, to)?;
         directories.extend(to.parent().map(Path::to_owned));
     }
     directories.iter().try_for_each(|directory| sync_directory(directory))

@@ -34,6 +34,16 @@ impl Store {
         is_there(&blob.digest, blob.size) || in_pieces()
     }
 
+    /// As [`Store::has_object`]; one that is there is named to gc, which leaves it.
+    pub fn keeps_object(&self, blob: &Blob) -> Result<bool, StoreError> {
+        let _section = self.sharing()?;
+        let there = self.has_object(blob);
+        if there {
+            self.need_objects([blob.digest])?;
+        }
+        Ok(there)
+    }
+
     /// Gives a file its place as an object. The caller has read it, and it is what `blob` says.
     pub fn take_object(&self, path: &Path, blob: &Blob) -> Result<(), StoreError> {
         if self.cuts(&mut fs_err::File::open(path)?)?.is_some() {
@@ -42,6 +52,8 @@ impl Store {
             return if put == *blob { Ok(()) } else { Err(other()) };
         }
         fs::sync(&fs_err::File::open(path)?)?;
+        let _section = self.sharing()?;
+        self.need_objects([blob.digest])?;
         let object = self.blob_path(&blob.digest);
         if std::fs::symlink_metadata(&object).is_ok() && !self.has_object(blob) {
             self.quarantine(&object)?;
@@ -96,6 +108,8 @@ impl Store {
     /// Puts a record with the bytes that it arrived in. The first artifact recorded under a key stays, as long as it is
     /// whole; returns the artifact that the record has now.
     pub fn take_node(&self, record: &NodeRecord, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let _section = self.sharing()?;
+        self.need_hits([(record.key, record.artifact)])?;
         if let Some(first) = self.node(&record.key)?
             && (first.artifact == record.artifact
                 || self.health(&first.artifact, &mut Stamps::default())? == Health::Whole)

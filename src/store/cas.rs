@@ -96,7 +96,8 @@ impl Store {
         self.sharded("objects", digest, "")
     }
 
-    /// Puts the manifest of an artifact whose blobs are there.
+    /// Puts the manifest of an artifact whose blobs are there: put in the same [section](Store::sharing), or gc may have
+    /// taken them since.
     pub fn put_manifest(&self, manifest: &Manifest) -> Result<Digest, StoreError> {
         manifest.files.keys().try_for_each(|name| check_name(name))?;
         let bytes = manifest.bytes();
@@ -110,6 +111,8 @@ impl Store {
         }
         let id = Digest::of(&bytes);
         let path = self.manifest_path(&id);
+        let _section = self.sharing()?;
+        self.need_artifacts([id])?;
         if path.exists() {
             if path.is_file() && fs::read(&path, LARGEST_MANIFEST)? == bytes {
                 path.parent().map_or(Ok(()), fs::sync_directory)?;
@@ -129,6 +132,7 @@ impl Store {
         external: &External,
         files: &BTreeMap<String, Blob>,
     ) -> Result<Digest, StoreError> {
+        let _section = self.sharing()?;
         let id = self.put_manifest(&Manifest { kind: kind.to_owned(), files: files.clone() })?;
         let bytes = serde_json::to_vec(external)?;
         let path = self.external_path(&id);
@@ -151,10 +155,19 @@ impl Store {
             }
             Err(error) => return Err(error.into()),
         };
-        if Digest::of(&bytes) != *id {
+        self.manifest_of(id, &bytes)
+    }
+
+    /// What the bytes of a manifest say. Errs if they are not what its name says.
+    pub(super) fn manifest_of(&self, id: &Digest, bytes: &[u8]) -> Result<Manifest, StoreError> {
+        let damaged = |how: &str| {
+            let path = self.manifest_path(id);
+            StoreError::Damaged { what: format!("manifest `{}` {how}", path.display()) }
+        };
+        if Digest::of(bytes) != *id {
             return Err(damaged("does not have the digest that it is named by"));
         }
-        Manifest::parse(&bytes).map_err(|error| match error {
+        Manifest::parse(bytes).map_err(|error| match error {
             StoreError::Json(_) => damaged("is no manifest"),
             other => other,
         })
@@ -175,6 +188,11 @@ impl Store {
     /// Ids of all artifacts, in order.
     pub fn artifact_ids(&self) -> Result<Vec<Digest>, StoreError> {
         self.sharded_ids("artifacts", ".json")
+    }
+
+    /// Ids of artifacts that begin with these hex digits, two at least, in order.
+    pub fn artifacts_beginning(&self, prefix: &str) -> Result<Vec<Digest>, StoreError> {
+        self.ids_beginning("artifacts", ".json", prefix)
     }
 
     /// Digests of all blobs, in order.

@@ -1,4 +1,4 @@
-//! Reads every byte of the store against its digest, and counts what takes how much room.
+//! Reads every byte of the store against its digest.
 //!
 //! Looked at is every directory in which something rests on a file (`files`); what lies in `tmp/`, `partial/`, `locks/`
 //! and `quarantine/` is scratch. Objects, manifests, records of nodes and runs and rows have digests, so any byte of
@@ -9,10 +9,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::gc::Gone;
 use super::thin::Flaw;
 use super::{Index, Store, StoreError};
 use crate::digest::Digest;
-use crate::fs;
 
 mod files;
 
@@ -106,17 +106,6 @@ struct Sight<'a> {
     faults: BTreeMap<PathBuf, Fault>,
 }
 
-/// A part of the store and its size.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Share {
-    /// `objects: model`, `rows`, `runs`, …
-    pub part: String,
-    /// Files in it.
-    pub files: u64,
-    /// Their bytes.
-    pub bytes: u64,
-}
-
 impl Store {
     /// Reads everything; `progress` is told bytes of objects done and in all. Changes nothing but the index, which
     /// forgets what is not so: the next run of the pipeline makes again what is damaged and moves the damaged file aside.
@@ -151,9 +140,9 @@ impl Store {
     /// Moves what a verification found damaged or foreign into `quarantine/`, so that the next run makes it again, and
     /// the index with it; files outside of the store stay. Returns what was moved.
     ///
-    /// Errs with [`StoreError::InUse`] while another process has the store open.
-    pub fn repair(&self, seen: &Verification) -> Result<Vec<PathBuf>, StoreError> {
-        self.lock_whole()?;
+    /// Waits until no other process is putting anything; `waiting` is called if that takes long.
+    pub fn repair(&self, seen: &Verification, waiting: &mut dyn FnMut()) -> Result<Vec<PathBuf>, StoreError> {
+        let alone = self.alone(waiting)?;
         let mut moved = Vec::new();
         for finding in &seen.findings {
             let path = &finding.path;
@@ -163,47 +152,11 @@ impl Store {
                 moved.push(path.clone());
             }
         }
+        drop(alone);
         if !seen.is_whole() {
             Index::rebuild(self)?;
         }
         Ok(moved)
-    }
-
-    /// What takes how much room, largest first. An object that several artifacts share counts for the first type.
-    pub fn usage(&self) -> Result<Vec<Share>, StoreError> {
-        let mut kinds: BTreeMap<Digest, String> = BTreeMap::new();
-        for id in self.artifact_ids()? {
-            let Ok(manifest) = self.manifest(&id) else { continue };
-            for blob in manifest.files.values() {
-                for part in self.stands_on(&blob.digest).unwrap_or_default().into_iter().chain([blob.digest]) {
-                    kinds.entry(part).or_insert_with(|| manifest.kind.clone());
-                }
-            }
-        }
-        let mut shares: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-        let mut add = |part: String, bytes: u64| {
-            let share = shares.entry(part).or_default();
-            share.0 += 1;
-            share.1 += bytes;
-        };
-        for id in self.object_ids()? {
-            let kind = kinds.get(&id).map_or("unused", String::as_str);
-            add(format!("objects: {kind}"), super::gc::size(&self.blob_path(&id)));
-        }
-        for id in self.recipe_ids()? {
-            let kind = kinds.get(&id).map_or("unused", String::as_str);
-            add(format!("objects: {kind}"), super::gc::size(&self.recipe_path(&id)));
-        }
-        for part in ["artifacts", "external", "nodes", "partial", "quarantine", "rows", "runs", "tmp"] {
-            for file in fs::walk(&self.root.join(part))? {
-                add(part.to_owned(), super::gc::size(&file));
-            }
-        }
-        add("index".to_owned(), super::gc::size(&self.root.join("index.sqlite")));
-        let mut shares: Vec<_> =
-            shares.into_iter().map(|(part, (files, bytes))| Share { part, files, bytes }).collect();
-        shares.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.part.cmp(&b.part)));
-        Ok(shares)
     }
 }
 
@@ -239,7 +192,7 @@ impl Sight<'_> {
         }
         self.stale.extend(keys);
         if let Some(mut index) = index {
-            index.drop_records(&self.stale, &self.gone);
+            index.forget(&Gone { runs: self.gone, keys: self.stale, artifacts: Vec::new() });
         }
         for (path, Fault { state, what, how, .. }) in self.faults {
             let [nodes, takers] = nodes.remove(&path).unwrap_or_default().map(|names| names.into_iter().collect());

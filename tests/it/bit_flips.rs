@@ -171,7 +171,7 @@ impl Project {
         let left = left.find(|finding| needed(finding));
         assert!(left.is_none() || !verified, "{what}: {left:?}");
         // A process that another thread just started holds the lock for a moment, too.
-        while let Err(error) = Store::open_existing(&root).expect("it opens").repair(&seen) {
+        while let Err(error) = Store::open_existing(&root).expect("it opens").repair(&seen, &mut || {}) {
             assert!(matches!(error, StoreError::InUse), "{what}: {error}");
         }
         let seen = verification(&root);

@@ -33,13 +33,16 @@ impl Scheduler<'_> {
             return if self.waited.insert(node) { self.tell(&event) } else { Ok(()) };
         };
         // It may have been done elsewhere since the plan was made.
+        let section = self.store.sharing()?;
         if reason != Reason::Forced
             && let (Found::Whole(artifact), _) = self.plan.records.find_afresh(self.store, self.index, &key)?
         {
+            self.store.need_hits([(key, artifact)])?;
             self.room.leave(&place);
             self.hit(node, key, artifact)?;
             return self.settle(node);
         }
+        drop(section);
         let recipe = self.plan.recipe(self.pipeline, node);
         if let Some(wrong) = check_inputs(self.pipeline, self.store, self.plan, node, &recipe)? {
             self.room.leave(&place);

@@ -19,7 +19,7 @@ use crate::fs;
 use crate::pieces;
 
 /// What may lie beside the directories of a store.
-const BESIDE: &[&str] = &["VERSION", "index.sqlite", "index.sqlite-journal", "README.md", "quarantine", "live"];
+const BESIDE: &[&str] = &["VERSION", "index.sqlite", "index.sqlite-journal", "README.md", "quarantine", "trash"];
 
 /// A row memo's lines that say nothing of themselves are torn or damaged: `KEY CHECK VALUE`.
 fn is_row(line: &[u8]) -> bool {
@@ -232,8 +232,12 @@ impl Sight<'_> {
                 Err(how) => self.bad_record(*key, &how),
             }
         }
-        let gone: Vec<Digest> =
-            known.keys().filter(|key| keys.binary_search_by_key(*key, |(key, _)| *key).is_err()).copied().collect();
+        let gone: Vec<Digest> = known
+            .keys()
+            .filter(|_| !self.gc_was_killed())
+            .filter(|key| keys.binary_search_by_key(*key, |(key, _)| *key).is_err())
+            .copied()
+            .collect();
         for key in gone {
             let path = self.store.node_path(&key);
             self.fault(State::Missing, "node", &path, "the index knows it").keys.insert(key);
@@ -248,7 +252,8 @@ impl Sight<'_> {
 
     /// Runs: their records, and whether what they left can be read.
     pub(super) fn runs(&mut self, index: Option<&Index>) -> Result<(), StoreError> {
-        for run in index.map(Index::run_ids).into_iter().flatten() {
+        let known = if self.gc_was_killed() { None } else { index.map(Index::run_ids) };
+        for run in known.into_iter().flatten() {
             let path = self.store.run_dir(&run).join("run.json");
             if fs_err::symlink_metadata(&path).is_err() {
                 self.fault(State::Missing, "run", &path, "the index knows it");
@@ -321,6 +326,11 @@ impl Sight<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a gc left what it removes in the trash. It tells the index when it has moved all.
+    fn gc_was_killed(&self) -> bool {
+        fs::walk(&self.store.root.join("trash")).is_ok_and(|files| !files.is_empty())
     }
 
     /// Whether there is an artifact that is not damaged; it may have been put just now.

@@ -3,6 +3,7 @@
 use super::super::record::tests::{record, run};
 use super::super::{Index, NodeRecord, Stamps};
 use super::*;
+use crate::fs;
 use crate::fs::with_fault;
 use std::path::Path;
 
@@ -71,7 +72,8 @@ fn whichever_operation_of_gc_fails_no_record_is_without_its_artifact() {
             store.put_run(&run(id, &[record])).unwrap();
         }
         let (result, reached) = with_fault(n, || store.gc(1, false));
-        assert_eq!(result.is_err() && n < 4, reached && n < 4);
+        // The first is the lock; where there is no room to move things away they are deleted at once.
+        assert!(n > 1 || result.is_err());
         assert!(store.verify(&mut |_, _| {}).unwrap().is_whole(), "after operation {n} failed");
         assert!(store.node(&new.key).unwrap().is_some());
         store.gc(1, false).unwrap();
@@ -111,7 +113,8 @@ fn verify_finds_what_was_changed_cut_short_or_lost() {
             ("missing", "object", vec![]),
         ]
     );
-    assert!(store.usage().unwrap().iter().any(|share| share.part == "objects: files"));
+    let usage = store.shares(&mut Index::open(&store).unwrap()).unwrap();
+    assert!(usage.parts.iter().any(|share| share.part == "objects: files"));
 }
 
 /// A store of two nodes, `b` takes what `a` made, that a run recorded, with a pin and rows.
@@ -160,7 +163,7 @@ fn whatever_does_not_belong_into_a_directory_is_named() {
     assert!(seen.findings.iter().all(|finding| finding.state == State::Foreign && finding.nodes.is_empty()));
     assert_eq!(seen.findings.len(), strays.len(), "{:?}", seen.findings);
     // They are moved aside, nothing else is.
-    assert_eq!(store.repair(&seen).unwrap().len(), strays.len());
+    assert_eq!(store.repair(&seen, &mut || {}).unwrap().len(), strays.len());
     assert!(found(&store).is_empty());
     assert_eq!(fs::list(&directory.path().join("quarantine")).unwrap().len(), strays.len());
     assert!(store.node(&a.key).unwrap().is_some());
