@@ -102,6 +102,12 @@ pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_data()
 }
 
+/// As [`append`], without waiting: for what may be lost.
+pub fn append_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    operation(path)?;
+    fs_err::OpenOptions::new().create(true).append(true).open(path)?.write_all(bytes)
+}
+
 /// A place where a test may have the process killed: `SAMI_FAULT=kill:PLACE:N` kills it at the Nth call with this
 /// place's name.
 pub fn kill_point(place: &str) {

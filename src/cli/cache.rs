@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::figures::{bytes, clock, count, some};
 use super::page::LISTED;
 use super::table::Table;
-use super::{CacheCommand, CommandResult, Context, DAMAGED, DONE, artifact, context, find};
+use super::{CacheCommand, CommandResult, Context, DAMAGED, DONE, artifact, context, find, memo};
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::digest::Digest;
 use crate::fs;
@@ -21,6 +21,7 @@ pub(crate) fn run(context: &Context, command: &CacheCommand) -> CommandResult {
         CacheCommand::Ls { kind, last } => list(context, store, kind.as_deref(), *last),
         CacheCommand::Show { id } => artifact::show(context, store, &Index::open(store)?, id),
         CacheCommand::Cat { id, file } => cat(store, id, file.as_deref()),
+        CacheCommand::Rows(args) => memo::run(context, store, args),
         CacheCommand::Du => usage(context, store),
         CacheCommand::Verify => verify(context, store),
         CacheCommand::Gc { dry_run, keep_runs } => gc(context, store, *keep_runs, *dry_run),

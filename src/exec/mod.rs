@@ -10,6 +10,9 @@ use std::path::PathBuf;
 use crate::store::RunNode;
 
 mod attempt;
+mod audit;
+mod class;
+mod compare;
 mod device;
 mod error;
 mod estimate;
@@ -30,9 +33,11 @@ mod room;
 mod scheduler;
 mod select;
 mod source;
+mod tolerance;
 mod why;
 mod worker;
 
+pub use audit::{AuditOptions, Audited, Verdict, audit};
 pub use error::ExecError;
 pub use estimate::{Estimates, estimate};
 pub use event::Event;

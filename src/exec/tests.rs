@@ -90,6 +90,8 @@ impl Project {
             seconds: 0.5,
             host: "here".into(),
             device: "cpu".into(),
+            class: None,
+            equal_to_within: None,
             version: "0.1.0".into(),
         }
     }

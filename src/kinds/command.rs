@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::check::{input, require};
-use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, rows};
+use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, Setting, rows};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
+use crate::store::Reproduces;
 
 /// How often a running program is looked after.
 const POLL: Duration = Duration::from_millis(10);
@@ -119,6 +120,9 @@ the program runs and leaves its files, `{script}` the script's path. The program
 rows sliced by `skip` and `take` are cut before. What the program prints goes to the log; a status other than 0 is a failure,
 and so is an empty output. A file `metrics.json` in the output, an object of numbers, becomes the node's metrics.
 
+What a program makes counts as not reproducible, so that `sami audit` skips it; `run = { reproducible = true }` says that it makes the same bytes
+from the same inputs.
+
 ```toml
 [nodes.count]
 kind = "command"
@@ -127,6 +131,13 @@ args = ["-c", "wc -l < {input.rows}/rows.jsonl > {output}/count.txt"]
 inputs = { rows = "generate" }
 ```
 "#;
+
+    fn reproduces(&self, given: &Setting<'_>) -> Reproduces {
+        match given.said {
+            Some(true) => Reproduces::BitExact,
+            _ => given.no("a program, of which `run.reproducible` says nothing else"),
+        }
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let mut places = BTreeMap::from([("{output}".to_owned(), display(&cx.staging))]);

@@ -6,7 +6,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::policy::{Answer, Ask, Policy, Rows, Work, space};
+use super::memo::{Space, note};
+use super::policy::{Answer, Ask, Policy, Rows, Work};
 use super::{Cx, NodeError};
 use crate::digest::{Digest, Hasher};
 use crate::endpoint::{
@@ -215,7 +216,7 @@ impl Work<'_, '_> {
         settings: &SpeakSettings,
         says: &[Say],
     ) -> Result<Rows<Answer>, NodeError> {
-        let space = space("speak", &[&remote.id], &json!(settings));
+        let space = Space::called("speak", &remote.id, &remote.endpoint.model, json!(settings));
         let key = |say: &Say| {
             let mut hasher = Hasher::new();
             hasher.number(u64::from(say.system.is_some())).text(say.system.as_deref().unwrap_or_default());
@@ -224,39 +225,48 @@ impl Work<'_, '_> {
         let keys: Vec<Digest> = says.iter().map(key).collect();
         let RemoteSpeaker { endpoint, calling, client, tally, asked, .. } = remote;
         let cancel = self.cancel();
-        let rows: Rows<Remembered> = self.remembered(&space, &keys, |missing, keeper| {
-            let client = match client {
-                Some(client) => client,
-                None => client.insert(Client::new(endpoint, calling, calling.key(endpoint)?)),
-            };
-            let sent = Settings {
-                max_new_tokens: settings.max_new_tokens,
-                temperature: settings.temperature,
-                top_p: settings.top_p,
-                stop: settings.stop.clone(),
-            };
-            let said: Vec<Conversation> = missing.iter().map(|at| says[*at].conversation()).collect();
-            let estimate = Estimate::of(&said, settings.max_new_tokens);
-            let cost = calling.price.map(|price| estimate.cost(&price));
-            let cost = cost.map(|cost| format!(", which costs up to {cost:.*}", if cost < 1.0 { 4 } else { 2 }));
-            let known = says.len() - missing.len();
-            tracing::info!("{}: {estimate}{}; {known} more are remembered", client.model(), cost.unwrap_or_default());
-            let mut fault = None;
-            let (made, end) = ask_all(client, calling, said, &sent, cancel, &mut |place, reply| {
-                let taken = keeper.take(std::iter::once((place, remembered(reply, &settings.stop))));
-                // Each is paid for: none waits for others to be kept with.
-                let kept = keeper.keep();
-                fault = fault.take().or(kept.and(taken).err());
-                fault.is_none()
-            });
-            *tally = tally.and(made);
-            match (fault, end) {
-                (Some(fault), _) => Err(fault),
-                (None, End::Failed { at, error }) => Err(named(error, &says[missing[at]].row)),
-                (None, End::Stopped) => Err(NodeError::Interrupted),
-                (None, End::Done) => Ok(()),
-            }
-        })?;
+        let rows: Rows<Remembered> = self.remembered(
+            &space,
+            &keys,
+            |at| note(&says[at].user),
+            |missing, keeper| {
+                let client = match client {
+                    Some(client) => client,
+                    None => client.insert(Client::new(endpoint, calling, calling.key(endpoint)?)),
+                };
+                let sent = Settings {
+                    max_new_tokens: settings.max_new_tokens,
+                    temperature: settings.temperature,
+                    top_p: settings.top_p,
+                    stop: settings.stop.clone(),
+                };
+                let said: Vec<Conversation> = missing.iter().map(|at| says[*at].conversation()).collect();
+                let estimate = Estimate::of(&said, settings.max_new_tokens);
+                let cost = calling.price.map(|price| estimate.cost(&price));
+                let cost = cost.map(|cost| format!(", which costs up to {cost:.*}", if cost < 1.0 { 4 } else { 2 }));
+                let known = says.len() - missing.len();
+                tracing::info!(
+                    "{}: {estimate}{}; {known} more are remembered",
+                    client.model(),
+                    cost.unwrap_or_default()
+                );
+                let mut fault = None;
+                let (made, end) = ask_all(client, calling, said, &sent, cancel, &mut |place, reply| {
+                    let taken = keeper.take(std::iter::once((place, remembered(reply, &settings.stop))));
+                    // Each is paid for: none waits for others to be kept with.
+                    let kept = keeper.keep();
+                    fault = fault.take().or(kept.and(taken).err());
+                    fault.is_none()
+                });
+                *tally = tally.and(made);
+                match (fault, end) {
+                    (Some(fault), _) => Err(fault),
+                    (None, End::Failed { at, error }) => Err(named(error, &says[missing[at]].row)),
+                    (None, End::Stopped) => Err(NodeError::Interrupted),
+                    (None, End::Done) => Ok(()),
+                }
+            },
+        )?;
         *asked += says.len() as u64;
         Ok(Rows { values: rows.values.into_iter().map(|row| row.answer).collect(), reused: rows.reused })
     }

@@ -41,7 +41,7 @@ impl Manifest {
         self.files.values().map(|blob| blob.size).sum()
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("strings, digests and numbers are always JSON")
     }
 }

@@ -49,6 +49,7 @@ impl Store {
             if keys.contains(key) || pinned.contains(&record.artifact) {
                 keys.insert(*key);
                 artifacts.insert(record.artifact);
+                artifacts.extend(record.equal_to_within.as_ref().map(|equal| equal.artifact));
                 artifacts.extend(record.inputs.values());
             }
         }

@@ -7,7 +7,7 @@
 //!   artifacts/ab/cdef….json manifests: {"type", "files": {name: {digest, size}}}; named by the digest of their bytes
 //!   external/ID.json        {"directory", "at"}: where a model artifact's files are that were not copied in
 //!   nodes/ab/cdef….json     node records: key → artifact, preimage, metrics, provenance
-//!   rows/SPACE/…jsonl       row memos, one append-only segment per attempt
+//!   rows/SPACE/             row memos, see `rows`
 //!   partial/KEY/            scratch of unfinished attempts (checkpoints)
 //!   runs/RUN/               run.json, events.jsonl, NODE.ATTEMPT/{job.json,log.txt,result.json}
 //!   pins/ID                 artifacts that gc keeps
@@ -18,7 +18,7 @@
 //! ```
 //!
 //! Reading order: this file (layout, versions), `cas` (blobs and artifacts), `record` (nodes and runs), `health`
-//! (is it still what it was), `index` (the view), `lock`, `gc`, `verify`, `preview`.
+//! (is it still what it was), `rows` (the row memo), `index` (the view), `lock`, `gc`, `verify`, `preview`.
 
 use std::path::{Path, PathBuf};
 
@@ -26,16 +26,20 @@ use crate::digest::Digest;
 use crate::fs;
 
 mod cas;
+mod class;
 mod error;
 mod gc;
 mod health;
+mod identity;
 mod index;
 mod lock;
 mod preview;
 mod record;
+pub mod rows;
 mod verify;
 
 pub use cas::{Blob, External, Manifest};
+pub use class::{Class, EqualToWithin, Reproduces, Tolerance, Worst};
 pub use error::StoreError;
 pub use gc::Garbage;
 pub use health::{Health, Stamps};

@@ -1,6 +1,7 @@
 //! The integration tests: one binary, because each would link the language model again.
 
 mod adapters;
+mod audit;
 mod bad_cache;
 mod bad_input;
 mod bad_model;
@@ -28,6 +29,7 @@ mod kill;
 mod layers;
 mod lm_families;
 mod lm_golden;
+mod memo;
 mod memory;
 mod parity;
 mod pictures;
@@ -38,4 +40,5 @@ mod resume;
 mod sandbox;
 mod scheduler;
 mod systems;
+mod tolerance;
 mod writer;

@@ -31,8 +31,9 @@ impl Scheduler<'_> {
         };
         // It may have been done elsewhere since the plan was made.
         if reason != Reason::Forced
-            && let (Found::Whole(artifact), _) = self.plan.records.find_afresh(self.store, self.index, &key)?
+            && let (Found::Whole(_), Some(record)) = self.plan.records.find_afresh(self.store, self.index, &key)?
         {
+            let artifact = self.plan.handed_down(self.pipeline, self.store, node, &record)?;
             self.room.leave(&place);
             self.hit(node, key, artifact)?;
             return self.settle(node);
