@@ -1,5 +1,7 @@
 //! Every environment variable that is read, each with its documentation; `docs/env.md` is made from this table.
 
+use std::ffi::OsString;
+
 /// An environment variable and what it does.
 #[derive(Debug)]
 pub struct Variable {
@@ -170,11 +172,63 @@ pub const ALL: &[&Variable] = &[
     &BENCH_LLAMA,
 ];
 
+/// Variables that a program of kind `command` always gets, if they are set: who it works for, and where programs,
+/// libraries and temporary files are. None of them is in a key; none of them should be a secret.
+pub const PASSED_ON: &[&str] = &[
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "TERM",
+    "LANG",
+    "LANGUAGE",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LC_COLLATE",
+    "LC_MESSAGES",
+    "LC_NUMERIC",
+    "LC_TIME",
+    "TZ",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+    "CONDA_DEFAULT_ENV",
+    "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "XDG_CACHE_HOME",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+];
+
 impl Variable {
     /// The value, if it is set to something that is valid Unicode and not empty.
     pub fn get(&self) -> Option<String> {
         named(self.name)
     }
+}
+
+/// All variables that are set.
+pub fn variables() -> impl Iterator<Item = (OsString, OsString)> {
+    std::env::vars_os()
+}
+
+/// Whether a text can be the name of a variable.
+pub fn is_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    !text.is_empty() && text.bytes().all(plain) && !text.as_bytes()[0].is_ascii_digit()
+}
+
+/// The value of a variable, whatever its bytes; `None` if it is not set.
+pub fn value(name: &str) -> Option<OsString> {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+    std::env::var_os(name)
 }
 
 /// The value of a variable that a user named, if it is set to something that is valid Unicode and not empty.

@@ -3,6 +3,7 @@
 //! # Layout
 //! In layer order; `tests/it/layers.rs` holds each module to what it may import.
 //! - [`diag`], [`digest`], [`mod@env`]: findings, content hashes, environment variables. [`fs`]: the door to the disk.
+//!   [`secret`]: what must not be seen.
 //! - [`pipeline`]: TOML to typed nodes. [`graph`]: nodes to a DAG with keys.
 //! - [`store`]: artifacts on disk. [`lm`]: the language model. [`hub`]: models from the Hugging Face Hub.
 //! - [`endpoint`]: models that are spoken to over HTTP.
@@ -23,4 +24,5 @@ pub mod hub;
 pub mod kinds;
 pub mod lm;
 pub mod pipeline;
+pub mod secret;
 pub mod store;

@@ -11,7 +11,7 @@ use crate::exec::ExecError;
 use crate::graph::{self, Graph};
 use crate::pipeline::{self, KindSpec, Pipeline};
 use crate::store::{Index, Store, StoreError};
-use crate::{env, kinds};
+use crate::{env, kinds, secret};
 
 /// The exit code of a command, or why it could not be carried out.
 pub(crate) type CommandResult = Result<u8, Failure>;
@@ -177,7 +177,7 @@ pub(crate) fn write_out(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
 /// Draws diagnostics on standard error. Where that cannot be written there is no one to tell.
 pub(crate) fn complain(diagnostics: &[Diagnostic]) {
     if !diagnostics.is_empty() {
-        let _ = io::stderr().lock().write_all(render::render(diagnostics).as_bytes());
+        let _ = io::stderr().lock().write_all(secret::redact(&render::render(diagnostics)).as_bytes());
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use ureq::http::Uri;
 
-use crate::env;
+use crate::{env, secret};
 
 mod calls;
 mod client;
@@ -118,7 +118,10 @@ impl Calling {
     pub fn key(&self, endpoint: &Endpoint) -> Result<Option<Key>, EndpointError> {
         let Some(variable) = &self.api_key_env else { return Ok(None) };
         match env::named(variable).as_deref().map(Key::new) {
-            Some(Some(key)) => Ok(Some(key)),
+            Some(Some(key)) => {
+                secret::add(variable, &key.0);
+                Ok(Some(key))
+            }
             found => Err(EndpointError::NoKey {
                 model: endpoint.model.clone(),
                 variable: variable.clone(),

@@ -10,6 +10,7 @@ use crate::digest::Digest;
 use crate::endpoint::Calling;
 use crate::kinds::Progress;
 use crate::pipeline::ArtifactType;
+use crate::secret;
 
 /// All that an attempt needs to know: `job.json` in its directory.
 #[derive(Debug, Serialize, Deserialize)]
@@ -96,6 +97,17 @@ pub(super) enum JobResult {
     },
     /// It was told to stop; scratch holds what was done.
     Interrupted,
+}
+
+impl JobResult {
+    /// The same without what must not be shown or stored.
+    pub(super) fn without_secrets(self) -> Self {
+        let redacted = |text: String| secret::redact(&text).into_owned();
+        match self {
+            Self::Failed { what, help } => Self::Failed { what: redacted(what), help: help.map(redacted) },
+            other => other,
+        }
+    }
 }
 
 /// What the scheduler says to make a worker stop at the next good moment. To make it stop now, it closes the socket,

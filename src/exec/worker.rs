@@ -44,6 +44,7 @@ pub fn work(path: &Path) -> Result<u8, ExecError> {
         NodeError::Endpoint(error) => failed(error.diagnostic()),
         NodeError::Io(error) => JobResult::Failed { what: error.to_string(), help: None },
     });
+    let result = result.without_secrets();
     match &result {
         JobResult::Done { artifact, .. } => tracing::info!("done: artifact {artifact}"),
         JobResult::Failed { what, .. } => tracing::error!("failed: {what}"),

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::{env, fs};
+use crate::{env, fs, secret};
 
 mod cache;
 mod dataset;
@@ -150,7 +150,8 @@ impl Settings {
             Some(token) => Token::new(&token),
             None => {
                 let path = env::HF_TOKEN_PATH.get().map_or_else(|| own.join("token"), expanded);
-                fs_err::read_to_string(path).ok().and_then(|text| Token::new(&text))
+                let text = fs_err::read_to_string(path).ok();
+                text.inspect(|text| secret::add("HF_TOKEN_PATH's file", text)).and_then(|text| Token::new(&text))
             }
         };
         let offline = env::HF_HUB_OFFLINE

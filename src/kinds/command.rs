@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use indexmap::IndexMap;
@@ -10,8 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::check::{input, require};
+use super::environment::Environment;
 use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, Setting, rows};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
+use crate::secret::{Redacting, Secrets};
 use crate::store::Reproduces;
 
 /// How often a running program is looked after.
@@ -31,7 +34,7 @@ pub struct Command {
     #[serde(default)]
     script: Option<String>,
     #[serde(default)]
-    env: BTreeMap<String, String>,
+    env: Environment,
 }
 
 fn files() -> ArtifactType {
@@ -96,6 +99,7 @@ impl Spec for Command {
             "the script is not used",
             "put `{script}` among `args`",
         );
+        problems.extend(self.env.problems());
         problems
     }
 }
@@ -112,13 +116,20 @@ impl NodeKind for Command {
 | `inputs` | what it reads, by name | `{}` |
 | `output` | what it makes: `"files"`, `"dataset"`, `"model"`, … | `"files"` |
 | `script` | text of a script, usually `{ file = "x.py" }`; being part of the key, a changed script runs again | |
-| `env` | more environment variables | `{}` |
+| `env` | environment variables: `["NAME", …]` passes them on, `{ NAME = "value", OTHER = true }` sets one and passes one on | `{}` |
 
 In `program`, `args` and `env`, `{input.NAME}` is the directory with the files of an input, `{output}` the empty directory in which
 the program runs and leaves its files, `{script}` the script's path. The program also finds them in the variables
 `SAMI_INPUT_NAME` (upper case, `-` as `_`) and `SAMI_OUTPUT`. A dataset is `rows.jsonl`, an object per line, each with a unique `id`;
 rows sliced by `skip` and `take` are cut before. What the program prints goes to the log; a status other than 0 is a failure,
 and so is an empty output. A file `metrics.json` in the output, an object of numbers, becomes the node's metrics.
+
+The program's environment is short: of yours it gets `PATH`, `HOME`, `USER`, `LOGNAME`, `SHELL`, `TERM`, `LANG`, `LANGUAGE`, `LC_ALL`, `LC_CTYPE`, `LC_COLLATE`,
+`LC_MESSAGES`, `LC_NUMERIC`, `LC_TIME`, `TZ`, `TMPDIR`, `LD_LIBRARY_PATH`, `PYTHONPATH`, `VIRTUAL_ENV`, `CONDA_PREFIX`, `CONDA_DEFAULT_ENV`, `CUDA_HOME`,
+`CUDA_VISIBLE_DEVICES`, `NVIDIA_VISIBLE_DEVICES`, `XDG_CACHE_HOME`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `SSL_CERT_FILE` and `SSL_CERT_DIR`, none of which is in the key,
+and besides `RAYON_NUM_THREADS` what `env` passes on or sets. What it sets stands in the key as it is; what it passes on, by name and a digest of the value, so
+that a node runs again when the value changes. So a secret is passed on, never written down: `env = ["HF_TOKEN"]`. Where the program prints a value that was passed on because
+`env` names it, the log has `[value of NAME]`.
 
 What a program makes counts as not reproducible, so that `sami audit` skips it; `run = { reproducible = true }` says that it makes the same bytes
 from the same inputs.
@@ -156,8 +167,9 @@ inputs = { rows = "generate" }
         let program = fill(&self.program);
         let mut process = Process::new(&program);
         process.args(self.args.iter().map(fill)).current_dir(&cx.staging).stdin(Stdio::null());
-        process.envs(variables).envs(self.env.iter().map(|(name, value)| (name, fill(value))));
-        run_to_end(cx, process, &program)?;
+        variables.insert("RAYON_NUM_THREADS".to_owned(), cx.threads.to_string());
+        process.env_clear().envs(self.env.of_program(variables, fill));
+        run_to_end(cx, process, &program, self.env.secrets())?;
         let mut outputs = Outputs { files: collect(&cx.staging)?, metrics: Map::new() };
         if outputs.files.is_empty() {
             return Err(NodeError::with_help(
@@ -198,8 +210,9 @@ fn display(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// Starts the program and waits; an interrupt ends it.
-fn run_to_end(cx: &Cx<'_>, mut process: Process, program: &str) -> Result<(), NodeError> {
+/// Starts the program and waits; an interrupt ends it. Of what it prints `secrets` are left out.
+fn run_to_end(cx: &Cx<'_>, mut process: Process, program: &str, secrets: Secrets) -> Result<(), NodeError> {
+    let printed = if secrets.is_empty() { None } else { Some(Printed::of(&mut process, secrets)?) };
     let mut child = process.spawn().map_err(|error| {
         NodeError::with_help(
             format!("`{program}` cannot be started: {error}"),
@@ -218,6 +231,11 @@ fn run_to_end(cx: &Cx<'_>, mut process: Process, program: &str) -> Result<(), No
         }
         std::thread::sleep(POLL);
     };
+    // It holds the writing end, too.
+    drop(process);
+    if let Some(printed) = printed {
+        printed.wait();
+    }
     if status.success() {
         return Ok(());
     }
@@ -225,6 +243,32 @@ fn run_to_end(cx: &Cx<'_>, mut process: Process, program: &str) -> Result<(), No
         format!("`{program}` failed: {status}"),
         "what it printed is in the log: `sami logs NODE`",
     ))
+}
+
+/// What a program prints, on its way to the log.
+struct Printed(Receiver<()>);
+
+impl Printed {
+    fn of(process: &mut Process, secrets: Secrets) -> std::io::Result<Self> {
+        let (mut reader, writer) = std::io::pipe()?;
+        process.stdout(writer.try_clone()?).stderr(writer);
+        let (over, end) = channel();
+        std::thread::Builder::new().name("printed".to_owned()).spawn(move || {
+            let mut log = Redacting::new(std::io::stderr(), secrets);
+            // A log that cannot be written, on a disk that is full, does not keep the program from going on.
+            let copied = std::io::copy(&mut reader, &mut log).is_ok() && log.finish().is_ok();
+            if !copied {
+                _ = std::io::copy(&mut reader, &mut std::io::sink());
+            }
+            _ = over.send(());
+        })?;
+        Ok(Self(end))
+    }
+
+    /// Waits until the program has printed its last; not for long, for what it left running may print forever.
+    fn wait(self) {
+        _ = self.0.recv_timeout(Duration::from_secs(1));
+    }
 }
 
 /// Puts the files of an input into a directory of their own, rows sliced.

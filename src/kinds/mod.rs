@@ -23,6 +23,7 @@ pub mod constitutions;
 mod contest;
 pub mod contrast;
 pub mod draw;
+mod environment;
 pub mod estimate;
 pub mod evaluate;
 mod examples;

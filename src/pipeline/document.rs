@@ -9,8 +9,10 @@ use indexmap::IndexMap;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::findings::Findings;
 use super::tree::{Entry, Tree, TreeValue};
 use crate::diag::{Diagnostic, Source};
+use crate::secret;
 
 /// A file larger than this is no pipeline: data belongs into a dataset.
 const MOST_BYTES: u64 = 16 << 20;
@@ -58,6 +60,22 @@ pub(super) fn read(path: &Path) -> Result<(Arc<Source>, Tree), Vec<Diagnostic>> 
     let source = Arc::new(Source::new(name, text));
     let tree = parse(&source)?;
     Ok((source, tree))
+}
+
+/// What stands in a pipeline gets into keys, records and logs: the value of a variable that holds a secret must not.
+pub(super) fn look_for_secrets(source: &Source, sets: &[String], findings: &mut Findings) {
+    let texts = std::iter::once((source.path.as_str(), source.text.as_str()));
+    for (place, text) in texts.chain(sets.iter().map(|set| ("`--set`", set.as_str()))) {
+        let Some((variable, at)) = secret::found_in(text) else { continue };
+        let line = text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+        findings.add(
+            Diagnostic::error("pipeline::secret", format!("the value of `{variable}` stands in {place}, line {line}"))
+                .note("what stands in a pipeline gets into keys, records and logs")
+                .help(format!(
+                    "name the variable: `env = [\"{variable}\"]` passes it on to a `command`, `api_key_env = \"{variable}\"` to an endpoint"
+                )),
+        );
+    }
 }
 
 /// Parses TOML; every syntax error of the text is in the result.

@@ -12,6 +12,7 @@ use super::document;
 use super::findings::Findings;
 use super::tree::{Entry, Tree, TreeValue};
 use crate::diag::Diagnostic;
+use crate::secret;
 
 /// A file larger than this is data, not a value.
 const MOST_BYTES: u64 = 16 << 20;
@@ -105,7 +106,14 @@ fn read(path: &Path) -> Result<String, String> {
     if bytes.len() as u64 > MOST_BYTES {
         return Err(format!("it is larger than {} MiB", MOST_BYTES >> 20));
     }
-    String::from_utf8(bytes).map_err(|error| format!("it is not UTF-8 (byte {})", error.utf8_error().valid_up_to()))
+    let text = String::from_utf8(bytes)
+        .map_err(|error| format!("it is not UTF-8 (byte {})", error.utf8_error().valid_up_to()))?;
+    match secret::found_in(&text) {
+        Some((variable, _)) => {
+            Err(format!("the value of `{variable}` stands in it: it would get into keys and records"))
+        }
+        None => Ok(text),
+    }
 }
 
 #[cfg(test)]

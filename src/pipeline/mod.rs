@@ -184,6 +184,7 @@ pub fn examine(path: &Path, sets: &[String], kinds: &[&'static KindSpec]) -> (Op
     let directory = path.parent().unwrap_or(Path::new("")).to_owned();
     let directory = if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory };
     let mut findings = Findings::new(&source);
+    document::look_for_secrets(&source, sets, &mut findings);
     let mut evaluator = Evaluator::new();
     let mut includer = Includer::new(&directory);
     let mut declared = Reader {

@@ -51,6 +51,11 @@ fn env_page() {
     for variable in env::ALL {
         page.push_str(&format!("| `{}` | {} |\n", variable.name, variable.doc));
     }
+    let passed: Vec<String> = env::PASSED_ON.iter().map(|name| format!("`{name}`")).collect();
+    page.push_str(&format!(
+        "\nA program of kind `command` gets of the environment only these, and what its node's `env` names: {}.\n",
+        passed.join(", ")
+    ));
     check_made("docs/env.md", &page);
 }
 

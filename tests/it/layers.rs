@@ -8,15 +8,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("digest", &[]),
     ("env", &[]),
     ("fs", &["env"]),
+    ("secret", &["env"]),
     // The name of a repository is the hub's word; what an endpoint is, the endpoint's.
-    ("pipeline", &["diag", "digest", "env", "fs", "hub", "endpoint"]),
+    ("pipeline", &["diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
     ("graph", &["diag", "digest", "pipeline"]),
     ("store", &["diag", "digest", "env", "fs"]),
     ("lm", &["diag", "env"]),
-    ("hub", &["diag", "env", "fs"]),
-    ("endpoint", &["diag", "env", "fs"]),
-    ("kinds", &["diag", "digest", "fs", "pipeline", "store", "lm", "endpoint"]),
-    ("exec", &["diag", "digest", "env", "fs", "pipeline", "graph", "store", "hub", "endpoint", "kinds"]),
+    ("hub", &["diag", "env", "fs", "secret"]),
+    ("endpoint", &["diag", "env", "fs", "secret"]),
+    ("kinds", &["diag", "digest", "env", "fs", "secret", "pipeline", "store", "lm", "endpoint"]),
+    ("exec", &["diag", "digest", "env", "fs", "secret", "pipeline", "graph", "store", "hub", "endpoint", "kinds"]),
 ];
 const MOST_LINES: usize = 500;
 

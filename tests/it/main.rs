@@ -39,6 +39,7 @@ mod recipes;
 mod resume;
 mod sandbox;
 mod scheduler;
+mod secrets;
 mod systems;
 mod tolerance;
 mod writer;
