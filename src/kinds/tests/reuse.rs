@@ -60,11 +60,13 @@ impl<'a> Case<'a> {
     }
 
     /// Runs the node; what it looked up, and what was known. A writer that gives nothing of use has been asked all the same.
-    fn run(&self, fields: Value, inputs: Vec<(&str, &InputArtifact)>) -> BTreeMap<String, (u64, u64)> {
+    fn run(&mut self, fields: Value, inputs: Vec<(&str, &InputArtifact)>) -> BTreeMap<String, (u64, u64)> {
         let before = uses(self.bench);
         let ran = self.bench.run("case", self.kind, fields, &inputs);
-        if let Err(error) = ran {
-            assert!(error.to_string().contains("the writer gave no principles"), "{}: {error}", self.kind);
+        if let Err(error) = ran.map_err(|error| error.to_string())
+            && !error.contains("the writer gave no principles")
+        {
+            self.table.faults.push(format!("{}: {error}", self.kind));
         }
         let mut counts = uses(self.bench);
         for (what, sum) in &mut counts {
@@ -290,7 +292,7 @@ fn what_decides_a_row_is_computed_again_and_nothing_else_is() {
     );
     case.field("judge_orders", Free, json!({"judge_orders": "one"}));
     case.field("compare", Matters, json!({"compare": "all"}));
-    case.field("ties", Free, json!({"ties": "skip"}));
+    case.field("ties", Free, json!({"ties": "loss"}));
     case.field("combinations", Free, json!({"combinations": "train"}));
     case.field("against", Matters, json!({"against": "new"}));
     case.input("candidates.new", "other weights", Matters, &world.model);
