@@ -6,6 +6,7 @@
 //!   [`secret`]: what must not be seen.
 //! - [`pipeline`]: TOML to typed nodes. [`graph`]: nodes to a DAG with keys.
 //! - [`store`]: artifacts on disk. [`lm`]: the language model. [`hub`]: models from the Hugging Face Hub.
+//! - [`compare`]: what differs between rows, tensors and texts.
 //! - [`endpoint`]: models that are spoken to over HTTP.
 //! - [`kinds`]: what each node kind does, on top of those.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
@@ -13,6 +14,7 @@
 //! Reading order: `docs/architecture.md`.
 
 pub mod cli;
+pub mod compare;
 pub mod diag;
 pub mod digest;
 pub mod endpoint;

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::figures::{bytes, count, plural, some};
+use super::figures::{bytes, count, plural, seconds, some};
 use super::table::Table;
 use crate::diag::Diagnostic;
-use crate::exec::Estimates;
+use crate::exec::{self, Estimates, Likely, Likeness, Past};
 use crate::fs;
 use crate::kinds::estimate::{Amount, Estimate, Footprint, How, Place};
 use crate::pipeline::Pipeline;
@@ -28,6 +28,11 @@ pub(crate) struct Totals {
     disk: Option<Amount>,
     scratch: u64,
     download: Option<u64>,
+    /// What all nodes take one after another, of how many that is known, and from how many attempts.
+    time: Option<Likely>,
+    timed: usize,
+    attempts: usize,
+    stale: usize,
     free: Option<u64>,
     /// The node that needs most of each place, and what.
     memory: Vec<(Place, usize, Footprint)>,
@@ -54,6 +59,10 @@ impl Totals {
             disk: sum(|one| one.disk),
             scratch: nodes().filter_map(|one| one.scratch).map(|one| one.number).max().unwrap_or(0),
             download: estimates.download,
+            time: exec::sum_of_likely(estimates.past.values().map(|past| past.seconds)),
+            timed: estimates.past.len(),
+            attempts: estimates.past.values().map(|past| past.attempts).sum(),
+            stale: estimates.nodes.len(),
             free: fs::free(store.root()),
             ..Self::default()
         };
@@ -114,6 +123,19 @@ impl Totals {
             cost,
         ];
         line("calls", calls, ", ");
+        if let Some(time) = self.time {
+            let of = if self.timed < self.stale {
+                format!(" for {} of them", count(self.timed as u64))
+            } else {
+                String::new()
+            };
+            let told = format!(
+                "{}{of}, one after another; from {}",
+                likely(time),
+                plural(self.attempts as u64, "earlier attempt")
+            );
+            lines.push(("time", told));
+        }
         for (why, nodes) in self.unknown.iter().take(REASONS) {
             let names: Vec<&str> = nodes.iter().map(|node| pipeline.nodes[*node].name.as_str()).collect();
             lines.push(("not known", format!("{}: {why}", some(&names, ", ", REASONS))));
@@ -133,7 +155,7 @@ impl Totals {
         json!({"tokens_read": self.read, "tokens_written": self.written, "tokens_trained": self.trained, "steps": self.steps,
             "judge_calls": self.judge, "writer_calls": self.writer, "endpoint_calls": self.endpoint, "cost": self.cost,
             "memory": self.memory.iter().map(memory).collect::<Vec<_>>(), "disk": self.disk, "scratch": self.scratch,
-            "download": self.download, "free": self.free})
+            "time": self.time, "download": self.download, "free": self.free})
     }
 
     /// That the disk will not do, if it looks so.
@@ -146,6 +168,21 @@ impl Totals {
                 .note(format!("in `{}`", store.root().display()))
                 .help("make room with `sami cache gc`, or name a cache on a larger disk with `--cache`")
         })
+    }
+}
+
+/// Seconds, and where they lie in nine of ten cases.
+fn likely(Likely { low, middle, high }: Likely) -> String {
+    format!("≈ {} ({} to {})", seconds(middle), seconds(low), seconds(high))
+}
+
+/// What earlier attempts it is from.
+fn from(past: &Past) -> String {
+    let attempts = plural(past.attempts as u64, "attempt");
+    match past.likeness {
+        Likeness::Node => format!("its {attempts} here"),
+        Likeness::Kind => format!("{attempts} of its kind and size here"),
+        Likeness::Elsewhere => format!("{attempts} like it elsewhere"),
     }
 }
 
@@ -199,9 +236,22 @@ fn number(Amount { number, how }: Amount) -> String {
 
 /// A line for each node of which something is known.
 pub(crate) fn table(pipeline: &Pipeline, estimates: &Estimates) -> String {
-    let headers =
-        ["node", "rows", "read", "written", "steps", "trained", "memory", "disk", "calls", "cost", "not known"];
-    let mut table = Table::new(headers, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    let headers = [
+        "node",
+        "rows",
+        "read",
+        "written",
+        "steps",
+        "trained",
+        "memory",
+        "disk",
+        "calls",
+        "cost",
+        "takes",
+        "from",
+        "not known",
+    ];
+    let mut table = Table::new(headers, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
     let short = |amount: Option<Amount>, show: fn(Amount) -> String| {
         let sign = |how| match how {
             How::Exactly => "",
@@ -212,6 +262,7 @@ pub(crate) fn table(pipeline: &Pipeline, estimates: &Estimates) -> String {
     };
     let sized = |amount: Amount| bytes(amount.number);
     for (node, one) in &estimates.nodes {
+        let past = estimates.past.get(node);
         let calls = one.judge_calls.into_iter().chain(one.writer_calls).reduce(|a, b| a + b).or(one.endpoint_calls);
         let cells = [
             pipeline.nodes[*node].name.clone(),
@@ -224,6 +275,8 @@ pub(crate) fn table(pipeline: &Pipeline, estimates: &Estimates) -> String {
             short(one.disk, sized),
             short(calls, number),
             one.cost.map(|cost| format!("≤ {cost:.2}")).unwrap_or_default(),
+            past.map(|past| likely(past.seconds)).unwrap_or_default(),
+            past.map(from).unwrap_or_default(),
             one.unknown.clone().unwrap_or_default(),
         ];
         if cells[1..].iter().any(|cell| !cell.is_empty()) {

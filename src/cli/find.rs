@@ -86,8 +86,72 @@ pub(super) fn artifact(store: &Store, index: &Index, what: &str) -> Result<Diges
     }
 }
 
+/// What `sami diff` and `sami lineage` take.
+#[derive(Debug)]
+pub(super) enum Thing {
+    /// An invocation.
+    Run(Box<RunRecord>),
+    /// An artifact, and the work that made it, if a node did.
+    Artifact {
+        /// Its id.
+        id: Digest,
+        /// The work: that of the name or key that was typed, or else of the latest run.
+        record: Option<Box<NodeRecord>>,
+    },
+}
+
+/// The run or the artifact that is meant by a node's name (`NODE@RUN` is what the node made or took in that run), or by the
+/// beginning of the id of a run, an artifact or a key.
+pub(super) fn thing(store: &Store, index: &Index, what: &str) -> Result<Thing, Failure> {
+    let of = |record: NodeRecord| Thing::Artifact { id: record.artifact, record: Some(Box::new(record)) };
+    if let Some(record) = node(store, index, what)? {
+        return Ok(of(record));
+    }
+    let runs = beginning(store.run_ids()?, what);
+    let found = if is_hex(what) { index.resolve(store, what) } else { Err(StoreError::Unknown(what.to_owned())) };
+    match (&runs[..], found) {
+        ([run], Err(StoreError::Unknown(_))) => Ok(Thing::Run(Box::new(run_record(store, run)?))),
+        ([], Ok(id)) => {
+            let makers = index.makers(&id);
+            let typed = makers.iter().find(|maker| maker.key.to_string().starts_with(what));
+            let record = typed.or(makers.first()).map(|maker| store.node(&maker.key)).transpose()?.flatten();
+            Ok(Thing::Artifact { id, record: record.map(Box::new) })
+        }
+        ([], Err(_)) => artifact(store, index, what).map(|id| Thing::Artifact { id, record: None }),
+        (runs, found) => {
+            let runs = runs.iter().map(|run| format!("run {run}"));
+            let artifact = found.ok().map(|id| format!("artifact {}", id.short()));
+            Err(ambiguous(what, runs.chain(artifact).collect()))
+        }
+    }
+}
+
+/// The record of `NODE@RUN`: what the node of this name made in a run, or took from the cache.
+fn node_of_run(store: &Store, what: &str) -> Result<Option<NodeRecord>, Failure> {
+    // A number after the `@` is an iteration.
+    let Some((name, typed)) = what.rsplit_once('@').filter(|(_, run)| run.len() >= 4) else { return Ok(None) };
+    let runs = beginning(store.run_ids()?, typed);
+    let run = match &runs[..] {
+        [run] => run_record(store, run)?,
+        [] => return Ok(None),
+        _ => return Err(ambiguous(what, runs.iter().map(|run| format!("{name}@{run}")).collect())),
+    };
+    let names: Vec<&str> = run.nodes.iter().map(|node| node.name.as_str()).collect();
+    let Some(name) = member(&names, name)? else {
+        let fault = Diagnostic::error("cli::unknown", format!("run {} has no node `{name}`", run.run));
+        return Err(fault.help(format!("`sami show {}` lists its nodes", run.run)).into());
+    };
+    let key = run.nodes.iter().find(|node| node.name == name).and_then(|node| node.key);
+    match key.map(|key| store.node(&key)).transpose()?.flatten() {
+        Some(record) => Ok(Some(record)),
+        None => Err(Diagnostic::error("cli::unknown", format!("node `{name}` has no result in run {}", run.run))
+            .help(format!("see what the run did: `sami show {}`", run.run))
+            .into()),
+    }
+}
+
 /// The latest record of the node that a name means: the name itself, `PIPELINE/NODE`, or the name of a node of the
-/// loop, which is its last iteration.
+/// loop, which is its last iteration. Of `NODE@RUN` it is the record that the node had in that run.
 pub(super) fn node(store: &Store, index: &Index, what: &str) -> Result<Option<NodeRecord>, Failure> {
     let named = index.latest_of(what).or_else(|| {
         let (pipeline, node) = what.rsplit_once('/')?;
@@ -101,7 +165,10 @@ pub(super) fn node(store: &Store, index: &Index, what: &str) -> Result<Option<No
     let all = names(store)?;
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     let chosen = member(&all, what)?.and_then(|name| index.latest_of(name));
-    Ok(chosen.map(|key| store.node(&key)).transpose()?.flatten())
+    match chosen.map(|key| store.node(&key)).transpose()?.flatten() {
+        Some(record) => Ok(Some(record)),
+        None => node_of_run(store, what),
+    }
 }
 
 /// Which of the nodes a name means: the one of that name, that of a model of that name, the last iteration of a node

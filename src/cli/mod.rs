@@ -12,11 +12,13 @@ mod cache;
 mod check;
 mod context;
 mod dag;
+mod diff;
 mod doctor;
 mod estimate;
 mod figures;
 mod find;
 mod help;
+mod lineage;
 mod logs;
 mod memo;
 mod page;
@@ -28,9 +30,11 @@ mod run;
 mod runs;
 #[cfg(test)]
 mod sample;
+mod screen;
 mod show;
 mod table;
 mod trace;
+mod why;
 mod worker;
 
 use context::{CommandResult, Context};
@@ -55,6 +59,8 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Exit code: the cache is damaged, or of a newer format.
 pub const DAMAGED: u8 = 3;
+/// Exit code: the budget is used up, or a node would have passed it; what was done is kept.
+pub const BUDGET: u8 = 4;
 /// Exit code: interrupted; the next run goes on from there.
 pub const INTERRUPTED: u8 = 130;
 
@@ -64,6 +70,7 @@ Exit codes:
     1  a node failed, or the disk did
     2  the command line or the pipeline is at fault; nothing was started
     3  the cache is damaged, or of a newer format
+    4  the budget is used up, or a node would have passed it; what was done is kept
   130  interrupted; the next run goes on from there";
 
 /// Options that every command takes.
@@ -127,6 +134,10 @@ pub enum Command {
         /// Run id, node key, a prefix of one, or a node's name
         what: String,
     },
+    /// Compare two runs, or two artifacts of a type: what changed first, recipes, metrics, rows, weights
+    Diff(DiffArgs),
+    /// Follow an artifact up to its sources, or down to all that it touched
+    Lineage(LineageArgs),
     /// Print the log of a node's latest attempt
     Logs {
         /// Node name
@@ -176,6 +187,9 @@ pub struct RunArgs {
     /// Attempts at once (default: as many as the threads of the machine allow)
     #[arg(short, long, value_name = "N")]
     pub jobs: Option<usize>,
+    /// Stop before the run comes to more than this, such as 'gpu-hours=4, judge-calls=1000': hours, gpu-hours, cpu-hours, calls, judge-calls, dollars, tokens, disk (with a unit)
+    #[arg(long, value_name = "BOUNDS")]
+    pub budget: Option<String>,
     /// Device for nodes that name none: cpu, cuda:N, or auto (the GPUs shared out, the CPU if there are none)
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -207,6 +221,37 @@ pub struct StatusArgs {
     /// Nodes to look at, with all they need (default: all)
     #[arg(value_name = "TARGET")]
     pub targets: Vec<String>,
+}
+
+/// Arguments of `diff`.
+#[derive(Debug, Clone, Args)]
+pub struct DiffArgs {
+    /// Run, artifact, node, or `NODE@RUN`; ids may be cut
+    pub before: String,
+    /// What it is compared with (without it: what BEFORE names is compared with what was before that)
+    pub after: Option<String>,
+    /// Rows of each kind of difference to show
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub rows: usize,
+}
+
+/// Arguments of `lineage`.
+#[derive(Debug, Clone, Args)]
+pub struct LineageArgs {
+    /// Artifact, node, `NODE@RUN`, run, `dataset:NAME` or `model:NAME`; ids may be cut
+    pub what: Option<String>,
+    /// Follow it down, to all that was made of it
+    #[arg(long)]
+    pub down: bool,
+    /// Follow the row of this id
+    #[arg(long, value_name = "ID", conflicts_with = "principle")]
+    pub row: Option<String>,
+    /// Follow the rows that have this principle in a constitution, by its name or its number, down from all constitutions that have it
+    #[arg(long, value_name = "NAME")]
+    pub principle: Option<String>,
+    /// Steps to follow at most
+    #[arg(long, value_name = "N")]
+    pub depth: Option<usize>,
 }
 
 /// How `dag` draws.
@@ -351,12 +396,14 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Run(args) => run::run(context, args),
         Command::Plan(args) => plan::plan(context, args),
         Command::Status(args) => plan::status(context, args),
-        Command::Why { pipeline, node } => plan::why(context, pipeline, node),
+        Command::Why { pipeline, node } => why::why(context, pipeline, node),
         Command::Dag { pipeline, format } => dag::run(context, pipeline, *format),
         Command::Audit(args) => audit::audit(context, args),
         Command::Cache { command } => cache::run(context, command),
         Command::Runs { last } => runs::list(context, *last),
         Command::Show { what } => show::run(context, what),
+        Command::Diff(args) => diff::run(context, args),
+        Command::Lineage(args) => lineage::run(context, args),
         Command::Logs { node, run } => logs::run(context, node, run.as_deref()),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),

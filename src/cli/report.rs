@@ -181,7 +181,9 @@ impl Report {
             }
             Event::NodeFail { node, retry: true, .. } => say("again", node, "it is tried once more"),
             Event::NodeStop { node, seconds: took } => say("stop", node, &format!("after {}", seconds(*took))),
-            Event::NodeSkip { node, because } => say("skip", node, &format!("{because} failed")),
+            Event::NodeSkip { node, because } => say("skip", node, &format!("it needs {because}")),
+            Event::NodeRefuse { node, why } => say("skip", node, why),
+            Event::Budget { what } => self.line(&format!("budget: {what}; what uses it stops after the batch in hand")),
             Event::Interrupt { again: false } => {
                 self.line("interrupted: finishing the batches in hand; once more to stop at once");
             }

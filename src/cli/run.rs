@@ -1,17 +1,24 @@
 //! `sami run`: the main path. Load, build, open, plan, run.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use super::context::Failure;
 use super::estimate::Totals;
 use super::report::Report;
-use super::{CommandResult, Context, DONE, FAILED, INTERRUPTED, RunArgs};
+use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, RunArgs};
 use super::{context, doctor};
+use crate::diag::Diagnostic;
+use crate::exec::budget::{Budget, Needs};
 use crate::exec::{self, Event, PlanOptions, RunOptions, State};
 use crate::store::{Index, Store};
 
+/// What the budget kept from being done that is listed.
+const TOLD: usize = 12;
+
 /// Brings nodes up to date.
 pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
+    let budget = args.budget.as_deref().map(Budget::parse).transpose()?.unwrap_or_default();
     let (pipeline, graph) = context.load(&args.pipeline)?;
     let store = Store::open(&context.cache_directory(Some(&args.pipeline.pipeline))?)?;
     let mut index = Index::open(&store)?;
@@ -23,7 +30,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let program = program()?;
     let stale = plan.order.iter().any(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
     let gpus = if stale { doctor::gpus(&program) } else { Vec::new() };
-    let options = RunOptions {
+    let mut options = RunOptions {
         file: args.pipeline.pipeline.display().to_string(),
         program,
         jobs: args.jobs,
@@ -31,10 +38,15 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         device: args.device.clone(),
         gpus,
         keep_going: args.keep_going,
+        budget,
+        needs: HashMap::new(),
     };
     if stale {
         let estimates = exec::estimate(&pipeline, &store, &index, &plan, &options.device, !options.gpus.is_empty())?;
         context::complain(Totals::of(&estimates, &store).warning(&store).as_slice());
+        let needs =
+            estimates.nodes.iter().map(|(node, estimate)| (*node, Needs::of(estimate, estimates.past.get(node))));
+        options.needs = needs.collect();
     }
     let mut tell = |event: &Event| report.tell(event);
     let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell)?;
@@ -42,11 +54,24 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let code = match (summary.interrupted, summary.ok()) {
         (true, _) => INTERRUPTED,
         (_, true) => DONE,
+        _ if summary.count("failed") == 0 && !summary.budget.is_empty() => {
+            context::complain(&[over(&summary.budget)]);
+            BUDGET
+        }
         (_, false) => FAILED,
     };
     // The process ends now: to free ten thousand nodes one by one costs as much as to plan them.
     std::mem::forget((pipeline, graph, plan, summary));
     Ok(code)
+}
+
+/// What the budget kept from being done.
+fn over(told: &[String]) -> Diagnostic {
+    let fault = Diagnostic::error("cli::over-budget", "the run stopped at its budget; what was done is kept");
+    let fault = told.iter().take(TOLD).fold(fault, |fault, what| fault.note(what.clone()));
+    let more = told.len().saturating_sub(TOLD);
+    let fault = if more > 0 { fault.note(format!("{more} more")) } else { fault };
+    fault.help("raise the budget, or run it again with another one: it goes on from there")
 }
 
 /// This program, even if its file was replaced since it was started: workers are to be of the same version.

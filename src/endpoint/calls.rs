@@ -199,6 +199,11 @@ impl Shared {
                     return Some(Ok(reply));
                 }
                 Err(Fault::Never(error)) => return Some(Err(error)),
+                // What is under way is waited for; nothing more is begun.
+                Err(Fault::Unpaid) => {
+                    self.stop.store(true, Ordering::Relaxed);
+                    return None;
+                }
                 Err(Fault::Again { what, after, reached }) => {
                     self.reached.fetch_or(reached, Ordering::Relaxed);
                     (what, after.map(|after| after.min(LONGEST_WISH)))

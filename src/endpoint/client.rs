@@ -9,7 +9,7 @@ use ureq::Agent;
 use ureq::http::HeaderMap;
 
 use super::pace::Pace;
-use super::{Calling, Endpoint, EndpointError, Key, tokens_of};
+use super::{Calling, Endpoint, EndpointError, Key, Payer, tokens_of};
 
 /// What is said to a model, in one turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +60,8 @@ pub enum Fault {
         /// Whether a server answered at all.
         reached: bool,
     },
+    /// It was not made: what it may cost is more than is left.
+    Unpaid,
     /// It never will.
     Never(EndpointError),
 }
@@ -80,6 +82,7 @@ pub struct Client {
     max_tokens_field: String,
     key: Option<Key>,
     pace: Arc<Mutex<Pace>>,
+    payer: Option<Payer>,
 }
 
 #[derive(Deserialize)]
@@ -149,7 +152,21 @@ impl Client {
             .new_agent();
         let url = format!("{}/chat/completions", endpoint.base_url);
         let pace = Arc::new(Mutex::new(Pace::new(calling, Instant::now())));
-        Self { agent, endpoint: endpoint.clone(), url, max_tokens_field: calling.max_tokens_field.clone(), key, pace }
+        Self {
+            agent,
+            endpoint: endpoint.clone(),
+            url,
+            max_tokens_field: calling.max_tokens_field.clone(),
+            key,
+            pace,
+            payer: None,
+        }
+    }
+
+    /// The same, its calls being paid for.
+    #[must_use]
+    pub fn paid_by(self, payer: Payer) -> Self {
+        Self { payer: Some(payer), ..self }
     }
 
     /// The model's name at the server.
@@ -196,6 +213,9 @@ impl Client {
 
     /// Makes one call.
     pub fn call(&self, said: &Conversation, settings: &Settings) -> Result<Reply, Fault> {
+        let pay = |payer: &Payer| payer.pay(said, settings.max_new_tokens).ok_or(Fault::Unpaid);
+        let paid = self.payer.as_ref().map(pay).transpose()?.unwrap_or(0.0);
+        let settle = |reply: Option<&Reply>| self.payer.iter().for_each(|payer| payer.settle(paid, reply));
         let body = self.body(said, settings).to_string();
         let mut request = self.agent.post(&self.url).header("content-type", "application/json");
         if let Some(Key(key)) = &self.key {
@@ -207,6 +227,7 @@ impl Client {
         let location = response.headers().get("location").and_then(|to| to.to_str().ok()).map(str::to_owned);
         let bytes = response.body_mut().with_config().limit(LARGEST_BODY).read_to_vec();
         if !status.is_success() {
+            settle(None);
             // What is wrong is said by the status; the text may be cut.
             let text = String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned();
             let said = self.shown(&location.map_or_else(|| message(&text), |to| format!("it leads to {to}")));
@@ -223,6 +244,7 @@ impl Client {
             let text: String = String::from_utf8_lossy(&bytes).chars().take(SHOWN).collect();
             again(format!("its answer is none of a chat completion ({what}): {text}"), true)
         })?;
+        settle(Some(&reply));
         Ok(reply)
     }
 

@@ -1,7 +1,7 @@
 //! Models behind an HTTP endpoint of OpenAI's form (`/chat/completions`), wherever it runs.
 //!
 //! Reading order: this file (what an endpoint is and how it is called), `client` (one call), `pace` (how many a minute),
-//! `calls` (many calls: threads, tries, interrupts), `estimate` (what they will come to).
+//! `calls` (many calls: threads, tries, interrupts), `estimate` (what they will come to), `purse` (what may be spent on them).
 
 use std::fmt;
 
@@ -16,11 +16,13 @@ mod client;
 mod error;
 mod estimate;
 mod pace;
+mod purse;
 
 pub use calls::{End, Tally, ask_all};
 pub use client::{Client, Conversation, Fault, Reply, Settings};
 pub use error::EndpointError;
 pub use estimate::{Estimate, tokens_of};
+pub use purse::{Allowance, Payer, Purse, Spent};
 
 /// The file of an endpoint's artifact: the JSON of [`Endpoint`].
 pub const FILE: &str = "endpoint.json";

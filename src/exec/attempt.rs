@@ -17,11 +17,11 @@ use super::room::Place;
 use super::source::{Source, provide};
 use super::{Event, ExecError, Reason};
 use crate::digest::Digest;
-use crate::endpoint::Calling;
+use crate::endpoint::{Allowance, Calling};
 use crate::fs;
 use crate::graph::made_by;
-use crate::pipeline::{Link, Origin, Pipeline, Target};
-use crate::store::{Health, KeyLock, NodeRecord, Store};
+use crate::pipeline::{Link, Node, Origin, Pipeline, Target};
+use crate::store::{Health, KeyLock, NodeRecord, Store, Usage};
 
 /// Lines of a log that are shown when its attempt failed.
 const TAIL: usize = 12;
@@ -44,6 +44,8 @@ pub(super) struct Attempt {
     pub(super) log: PathBuf,
     /// How it ended, once it has said so.
     pub(super) result: Option<JobResult>,
+    /// What it used, once it has said so.
+    pub(super) usage: Option<Usage>,
     /// When it began.
     pub(super) began: Instant,
     worker: Worker,
@@ -72,6 +74,7 @@ pub(super) struct Given {
     pub(super) recipe: Recipe,
     pub(super) place: Place,
     pub(super) lock: KeyLock,
+    pub(super) allowance: Allowance,
 }
 
 /// What is wrong with the inputs of a node that was about to start, if anything: they are looked at once more, for
@@ -103,7 +106,7 @@ pub(super) fn check_inputs(
 impl Attempt {
     /// Writes the job file and starts the worker.
     pub(super) fn start(start: &Start<'_>, given: Given) -> Result<Self, ExecError> {
-        let Given { node, number, reason, recipe, place, lock } = given;
+        let Given { node, number, reason, recipe, place, lock, allowance } = given;
         let Start { pipeline, store, journal, .. } = *start;
         let name = &pipeline.nodes[node].name;
         let directory = journal.attempt(name, number)?;
@@ -127,6 +130,7 @@ impl Attempt {
             scratch,
             staging,
             result: directory.join("result.json"),
+            allowance,
         };
         let path = directory.join("job.json");
         let bytes = serde_json::to_vec_pretty(&job).map_err(crate::store::StoreError::from)?;
@@ -136,8 +140,23 @@ impl Attempt {
         let (began, started) = (Instant::now(), fs::now().to_string());
         let worker = Worker::start(start.program, &path, output, place.threads, start.serial, start.inbox)
             .map_err(ExecError::Spawn)?;
-        let result = None;
-        Ok(Self { node, number, reason, recipe, place, started, log, result, began, worker, directory, tmp, lock })
+        let (result, usage) = (None, None);
+        Ok(Self {
+            node,
+            number,
+            reason,
+            recipe,
+            place,
+            started,
+            log,
+            result,
+            usage,
+            began,
+            worker,
+            directory,
+            tmp,
+            lock,
+        })
     }
 
     /// Tells it to finish the batch, save and end.
@@ -161,12 +180,16 @@ impl Attempt {
             kind: node.kind.name.to_owned(),
             artifact: made.artifact,
             preimage: std::mem::take(&mut self.recipe.preimage),
+            sources: sources(node),
             inputs: std::mem::take(&mut self.recipe.inputs),
             metrics: made.metrics,
             run: made.run.to_owned(),
             attempt: self.number,
             started: self.started.clone(),
             seconds,
+            usage: self
+                .usage
+                .map(|usage| Usage { gpu_seconds: (self.place.device() != "cpu").then_some(seconds), ..usage }),
             host: made.host.to_owned(),
             device: self.place.device().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -180,10 +203,12 @@ impl Attempt {
         let seconds = self.began.elapsed().as_secs_f64();
         let status = self.worker.wait()?;
         let written = || serde_json::from_slice(&fs_err::read(self.directory.join("result.json")).ok()?).ok();
-        let result = self.result.take().or_else(written).unwrap_or_else(|| no_result(status));
+        let said = self.result.take().or_else(written);
+        let silent = said.is_none();
+        let result = said.unwrap_or_else(|| no_result(status));
         fs::remove_directory(&self.tmp)?;
         let directory = self.directory.file_name().map(|name| name.to_string_lossy().into_owned());
-        Ok(Ended { result, seconds, directory: directory.unwrap_or_default() })
+        Ok(Ended { result, silent, seconds, directory: directory.unwrap_or_default() })
     }
 }
 
@@ -200,6 +225,8 @@ pub(super) struct Made<'a> {
 pub(super) struct Ended {
     /// What came of it.
     pub(super) result: JobResult,
+    /// Whether the worker died without a word.
+    pub(super) silent: bool,
     /// Wall seconds.
     pub(super) seconds: f64,
     /// Its directory within the run's.
@@ -228,6 +255,19 @@ fn inputs(
         inputs.insert(link.field.path.clone(), input);
     }
     Ok(inputs)
+}
+
+/// What a node's inputs from outside are called.
+fn sources(node: &Node) -> BTreeMap<String, String> {
+    let named = node.links.iter().filter_map(|link| {
+        let name = match &link.target {
+            Target::Node(_) => return None,
+            Target::Dataset(name) => format!("dataset:{name}"),
+            Target::Model(name) => format!("model:{name}"),
+        };
+        Some((link.field.path.clone(), name))
+    });
+    named.collect()
 }
 
 /// How the endpoint is called that a link leads to, if it leads to one.

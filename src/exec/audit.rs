@@ -245,6 +245,7 @@ fn job(store: &Store, record: &NodeRecord, options: &AuditOptions, place: &Place
         threads: options.threads,
         micro_batch: before.as_ref().and_then(|job| job.micro_batch),
         activation_checkpointing: before.as_ref().and_then(|job| job.activation_checkpointing),
+        allowance: crate::endpoint::Allowance::default(),
         afresh: true,
         store: store.root().to_owned(),
         scratch: place.part("scratch"),

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::device::devices;
+use super::history::{History, Past, Subject};
 use super::model::{Located, locate, open_hub};
+use super::record::host;
 use super::source::row_files;
 use super::{ExecError, Plan, State};
 use crate::kinds::estimate::{Amount, Estimate, Facts, Known, Place};
@@ -21,6 +23,8 @@ const ROWS: usize = 16;
 pub struct Estimates {
     /// By the nodes' index, those that are not fresh.
     pub nodes: BTreeMap<usize, Estimate>,
+    /// What earlier attempts make likely of them, where there were any like them.
+    pub past: BTreeMap<usize, Past>,
     /// Bytes to be downloaded first; `None` if the hub does not tell of some.
     pub download: Option<u64>,
 }
@@ -66,6 +70,7 @@ pub fn estimate(
     }
     let devices = devices(pipeline, device, gpus)?;
     let mut estimator = Estimator { pipeline, store, plan, devices, sources: HashMap::new(), made: HashMap::new() };
+    let (mut history, host) = (History::default(), host());
     let figures =
         if plan.order.iter().any(|node| wanted[*node] && !stale(node)) { index.figures() } else { HashMap::new() };
     let mut absent: BTreeMap<&String, Option<u64>> = BTreeMap::new();
@@ -80,7 +85,13 @@ pub fn estimate(
             continue;
         }
         absent.extend(pipeline.nodes[node].links.iter().filter_map(|link| plan.sources.absent(link)));
-        let mut estimate = estimator.of(node);
+        let (mut estimate, parameters) = estimator.sized(node);
+        let (own, place) = (&pipeline.nodes[node], estimate.place.unwrap_or(Place::Cpu));
+        let subject =
+            Subject { node: own, pipeline: &pipeline.name, estimate: &estimate, parameters, place, host: &host };
+        if let Some(past) = history.of(store, index, &subject) {
+            estimates.past.insert(node, past);
+        }
         estimator.made.insert(node, std::mem::take(&mut estimate.made));
         estimates.nodes.insert(node, estimate);
     }
@@ -95,9 +106,14 @@ fn is_asked_of(node: &Node) -> bool {
 
 impl<'a> Estimator<'a> {
     fn of(&mut self, node: usize) -> Estimate {
+        self.sized(node).0
+    }
+
+    /// The estimate of a node, and the parameters of all its models.
+    fn sized(&mut self, node: usize) -> (Estimate, u64) {
         let pipeline = self.pipeline;
         let Node { kind, spec, links, run, .. } = &pipeline.nodes[node];
-        let Some(entry) = kinds::find(kind.name) else { return Estimate::default() };
+        let Some(entry) = kinds::find(kind.name) else { return (Estimate::default(), 0) };
         let mut inputs = BTreeMap::new();
         if is_asked_of(&pipeline.nodes[node]) {
             for link in links {
@@ -106,9 +122,10 @@ impl<'a> Estimator<'a> {
                 inputs.insert(link.field.path.as_str(), facts);
             }
         }
+        let parameters = inputs.values().map(Facts::parameters).sum();
         let place = if &*self.devices[node] == "cpu" { Place::Cpu } else { Place::Gpu };
         let estimate = Entry::estimate(entry, spec.as_ref(), &Known { inputs, run, place });
-        Estimate { place: Some(place), ..estimate }
+        (Estimate { place: Some(place), ..estimate }, parameters)
     }
 
     /// What is known of what a fresh node made.

@@ -135,6 +135,18 @@ pub enum Event {
         /// The node that failed.
         because: String,
     },
+    /// A node does not start: it would pass what is left of the budget.
+    NodeRefuse {
+        /// Node name.
+        node: String,
+        /// What it needs, and what is left.
+        why: String,
+    },
+    /// A bound of the budget is reached: attempts that use it stop.
+    Budget {
+        /// Which, and what was used.
+        what: String,
+    },
     /// The run was interrupted.
     Interrupt {
         /// Whether for the second time: workers are killed.

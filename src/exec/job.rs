@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::digest::Digest;
-use crate::endpoint::Calling;
+use crate::endpoint::{Allowance, Calling, Spent};
 use crate::kinds::Progress;
 use crate::pipeline::ArtifactType;
 use crate::secret;
+use crate::store::Usage;
 
 /// All that an attempt needs to know: `job.json` in its directory.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,6 +47,9 @@ pub(super) struct Job {
     pub(super) staging: PathBuf,
     /// Where the result goes.
     pub(super) result: PathBuf,
+    /// What may be spent on calls.
+    #[serde(default)]
+    pub(super) allowance: Allowance,
 }
 
 /// An input of a job.
@@ -73,6 +77,10 @@ pub(super) struct JobInput {
 pub(super) enum Word {
     /// How far it is.
     Progress(Progress),
+    /// What it has spent on calls so far.
+    Spent(Spent),
+    /// What it used, measured at its end.
+    Used(Usage),
     /// How it ended; the last word. The same is in `result.json`.
     Result(JobResult),
 }

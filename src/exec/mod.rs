@@ -5,12 +5,15 @@
 //! tell each other), `attempt` and `local` (a worker from start to end), [`work`] (what every attempt is), [`Event`]
 //! (what a run tells while it goes on), [`why()`] (from a stale node to what made it so).
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use crate::store::RunNode;
+use budget::{Budget, Needs};
 
 mod attempt;
 mod audit;
+pub mod budget;
 mod class;
 mod compare;
 mod device;
@@ -18,10 +21,12 @@ mod error;
 mod estimate;
 mod event;
 mod fetch;
+mod history;
 mod interrupt;
 mod job;
 mod journal;
 mod keys;
+mod ledger;
 mod local;
 mod model;
 mod phase;
@@ -42,13 +47,14 @@ pub use error::ExecError;
 pub use estimate::{Estimates, estimate};
 pub use event::Event;
 pub use fetch::fetch;
+pub use history::{Likely, Likeness, Past, sum as sum_of_likely};
 pub use journal::attempt_directory;
 pub use keys::{absent_keys, require_keys};
 pub use plan::{Plan, PlanOptions, State, plan};
 pub use reason::Reason;
 pub use scheduler::run;
 pub use select::{Bare, select};
-pub use why::{Finding, Step, why};
+pub use why::{Finding, Step, rows_now, why};
 pub use worker::work;
 
 /// How to run.
@@ -68,6 +74,10 @@ pub struct RunOptions {
     pub gpus: Vec<String>,
     /// Whether to go on with what does not depend on a failed node.
     pub keep_going: bool,
+    /// What the run may come to.
+    pub budget: Budget,
+    /// What nodes will come to, by their index, as far as it is known.
+    pub needs: HashMap<usize, Needs>,
 }
 
 /// How a run ended.
@@ -79,6 +89,8 @@ pub struct Summary {
     pub interrupted: bool,
     /// Wall seconds.
     pub seconds: f64,
+    /// Bounds of the budget that were reached, and nodes that did not start for it.
+    pub budget: Vec<String>,
     /// All nodes asked for, in the order of the pipeline.
     pub nodes: Vec<RunNode>,
 }

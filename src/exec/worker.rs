@@ -17,9 +17,10 @@ use super::ExecError;
 use super::job::{Job, JobResult, Word};
 use super::local::die;
 use crate::diag::Diagnostic;
+use crate::endpoint::{Purse, Spent};
 use crate::fs;
 use crate::kinds::{self, Cx, InputArtifact, NodeError, Progress};
-use crate::store::Store;
+use crate::store::{Store, Usage};
 
 /// The least time between two words of progress.
 const BEAT: Duration = Duration::from_millis(100);
@@ -35,7 +36,8 @@ pub fn work(path: &Path) -> Result<u8, ExecError> {
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&cancel))?;
     }
-    let mut mouth = Mouth { socket: lifeline(&cancel)?, last: None };
+    let purse = Arc::new(Purse::new(job.allowance));
+    let mut mouth = Mouth { socket: lifeline(&cancel)?, last: None, purse, told: Spent::default() };
     let result = attempt(&job, &mut mouth, &cancel).unwrap_or_else(|error| match error {
         NodeError::Interrupted => JobResult::Interrupted,
         NodeError::Failed { what, help } => JobResult::Failed { what, help },
@@ -54,6 +56,8 @@ pub fn work(path: &Path) -> Result<u8, ExecError> {
     if let Err(error) = record(&job, &result) {
         tracing::warn!("the result cannot be written: {error}");
     }
+    mouth.account();
+    mouth.say(&Word::Used(used(&mouth.purse.spent())));
     mouth.say(&Word::Result(result.clone()));
     Ok(match result {
         JobResult::Done { .. } => 0,
@@ -73,6 +77,7 @@ fn attempt(job: &Job, mouth: &mut Mouth, cancel: &AtomicBool) -> Result<JobResul
         let calling = input.calling.clone();
         (path.clone(), InputArtifact { id: input.id, kind, files, skip, take, calling })
     });
+    let purse = Arc::clone(&mouth.purse);
     let mut progress = |progress: Progress| mouth.progress(progress);
     let mut cx = Cx {
         store: &store,
@@ -87,6 +92,7 @@ fn attempt(job: &Job, mouth: &mut Mouth, cancel: &AtomicBool) -> Result<JobResul
         activation_checkpointing: job.activation_checkpointing,
         afresh: job.afresh,
         progress: &mut progress,
+        purse,
         cancel,
     };
     let outputs = entry.run(&job.fields, &mut cx)?;
@@ -129,6 +135,27 @@ fn lifeline(cancel: &Arc<AtomicBool>) -> Result<Option<UnixStream>, ExecError> {
     Ok(Some(socket))
 }
 
+/// What this process and what it started have used.
+fn used(spent: &Spent) -> Usage {
+    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    // `PID (NAME) STATE …`: times of this process and of its children are fields 14 to 17, in ticks of a hundredth.
+    let stat = fs_err::read_to_string("/proc/self/stat").unwrap_or_default();
+    let ticks = stat
+        .rsplit(')')
+        .next()
+        .map(|rest| rest.split_whitespace().skip(11).take(4).filter_map(|time| time.parse::<f64>().ok()).sum::<f64>());
+    Usage {
+        cpu_seconds: ticks.map(|ticks| ticks / 100.0),
+        peak_bytes: peak.map(|kib| kib << 10),
+        gpu_seconds: None,
+        calls: (spent.calls > 0).then_some(spent.calls),
+        dollars: (spent.dollars > 0.0).then_some(spent.dollars),
+    }
+}
+
 /// The result of an attempt that ended in a finding of another layer.
 fn failed(finding: Diagnostic) -> JobResult {
     JobResult::Failed { what: finding.title, help: finding.help.into_iter().next() }
@@ -138,6 +165,9 @@ fn failed(finding: Diagnostic) -> JobResult {
 struct Mouth {
     socket: Option<UnixStream>,
     last: Option<Instant>,
+    purse: Arc<Purse>,
+    /// What was said to be spent.
+    told: Spent,
 }
 
 impl Mouth {
@@ -146,7 +176,17 @@ impl Mouth {
         let due = self.last.is_none_or(|last| last.elapsed() >= BEAT);
         if due || progress.done >= progress.total {
             self.last = Some(Instant::now());
+            self.account();
             self.say(&Word::Progress(progress));
+        }
+    }
+
+    /// Says what was spent since it was said last.
+    fn account(&mut self) {
+        let spent = self.purse.spent();
+        if spent != self.told {
+            self.told = spent;
+            self.say(&Word::Spent(spent));
         }
     }
 

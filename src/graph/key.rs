@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::digest::Digest;
@@ -57,7 +58,7 @@ pub fn key(preimage: &Value) -> Digest {
 }
 
 /// A part of a preimage that differs from an earlier one.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Change {
     /// The field (`optimizer.lr`), `input model`, `kind` or `version`.
     pub path: String,
@@ -140,6 +141,13 @@ pub fn diff(old: &Value, new: &Value) -> Vec<Change> {
     changes
 }
 
+/// What differs between two values.
+pub fn changes(old: &Value, new: &Value) -> Vec<Change> {
+    let mut changes = Vec::new();
+    compare("", old, new, &mut changes);
+    changes
+}
+
 fn compare(path: &str, old: &Value, new: &Value, changes: &mut Vec<Change>) {
     if let (Value::Object(old), Value::Object(new)) = (old, new) {
         let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
@@ -175,7 +183,7 @@ fn compare(path: &str, old: &Value, new: &Value, changes: &mut Vec<Change>) {
 mod tests {
     use super::*;
 
-    fn changes(old: Value, new: Value) -> Vec<String> {
+    fn told(old: Value, new: Value) -> Vec<String> {
         diff(&old, &new).iter().map(ToString::to_string).collect()
     }
 
@@ -186,7 +194,7 @@ mod tests {
         let new = json!({"kind": "finetune", "version": 2, "fields": {"optimizer": {"lr": 1e-6, "name": "adamw"}, "came": [1]},
             "inputs": {"model": "c".repeat(64), "examples": "b".repeat(64)}});
         assert_eq!(
-            changes(old.clone(), new),
+            told(old.clone(), new),
             [
                 "version 1 -> 2",
                 "came (none) -> [1]",
@@ -195,22 +203,22 @@ mod tests {
                 "input model aaaaaaaaaaaa -> cccccccccccc"
             ]
         );
-        assert_eq!(changes(old.clone(), old), Vec::<String>::new());
+        assert_eq!(told(old.clone(), old), Vec::<String>::new());
     }
 
     #[test]
     fn items_of_lists_are_told_one_by_one() {
         let with = |list: Value| json!({"fields": {"args": list}});
-        let shown = changes(with(json!(["-c", "echo 1", {"a": 1}])), with(json!(["-c", "echo 2", {"a": 2}])));
+        let shown = told(with(json!(["-c", "echo 1", {"a": 1}])), with(json!(["-c", "echo 2", {"a": 2}])));
         assert_eq!(shown, ["args[1] \"echo 1\" -> \"echo 2\"", "args[2].a 1 -> 2"]);
-        assert_eq!(changes(with(json!([1])), with(json!([1, 2]))), ["args [1] -> [1,2]"]);
-        assert_eq!(changes(with(json!([1, 2, 3, 4])), with(json!([5, 6, 7, 8]))), ["args [1,2,3,4] -> [5,6,7,8]"]);
+        assert_eq!(told(with(json!([1])), with(json!([1, 2]))), ["args [1] -> [1,2]"]);
+        assert_eq!(told(with(json!([1, 2, 3, 4])), with(json!([5, 6, 7, 8]))), ["args [1,2,3,4] -> [5,6,7,8]"]);
     }
 
     #[test]
     fn long_texts_are_shown_where_they_part() {
         let text = |end: &str| json!({"fields": {"prompt": format!("{}{end}", "word ".repeat(40))}});
-        let shown = changes(text("one"), text("two"));
+        let shown = told(text("one"), text("two"));
         assert_eq!(shown, ["prompt \"…d word word one\" -> \"…d word word two\""]);
     }
 

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
@@ -11,7 +12,7 @@ use serde_json::{Map, Value};
 
 use self::estimate::{Estimate, Known};
 use crate::digest::Digest;
-use crate::endpoint::Calling;
+use crate::endpoint::{Calling, Purse};
 use crate::pipeline::{ArtifactType, KindSpec, Spec};
 use crate::store::{Reproduces, Store, Tolerance};
 
@@ -247,6 +248,8 @@ pub struct Cx<'a> {
     pub afresh: bool,
     /// Where progress goes.
     pub progress: &'a mut dyn FnMut(Progress),
+    /// What may be spent on calls to endpoints.
+    pub purse: Arc<Purse>,
     /// Set when the run is interrupted: finish the batch, save, return [`NodeError::Interrupted`].
     pub cancel: &'a AtomicBool,
 }

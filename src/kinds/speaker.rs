@@ -3,6 +3,8 @@
 //! Kinds that read what a model says (a writer of principles, a judge) need not know which it is. Answers are remembered
 //! row by row as they come, so that an interrupted run repeats no call that was finished.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -11,7 +13,8 @@ use super::policy::{Answer, Ask, Policy, Rows, Work};
 use super::{Cx, NodeError};
 use crate::digest::{Digest, Hasher};
 use crate::endpoint::{
-    self, Calling, Client, Conversation, End, Endpoint, EndpointError, Estimate, Reply, Settings, Tally, ask_all,
+    self, Calling, Client, Conversation, End, Endpoint, EndpointError, Estimate, Payer, Purse, Reply, Settings, Tally,
+    ask_all,
 };
 use crate::lm::{ChatTemplate, Finish, LmError, Message, SamplingSettings};
 use crate::pipeline::ArtifactType;
@@ -43,6 +46,9 @@ pub(super) struct RemoteSpeaker {
     tally: Tally,
     /// Answers that were asked for, remembered ones among them.
     asked: u64,
+    purse: Arc<Purse>,
+    /// Whether it is asked as a judge.
+    judge: bool,
 }
 
 /// One conversation of one turn.
@@ -101,6 +107,8 @@ impl Speaker {
             client: None,
             tally: Tally::default(),
             asked: 0,
+            purse: Arc::clone(&cx.purse),
+            judge: path == "judge",
         })))
     }
 
@@ -223,50 +231,45 @@ impl Work<'_, '_> {
             hasher.text(&say.user).number(say.seed).finish()
         };
         let keys: Vec<Digest> = says.iter().map(key).collect();
-        let RemoteSpeaker { endpoint, calling, client, tally, asked, .. } = remote;
+        let RemoteSpeaker { endpoint, calling, client, tally, asked, purse, judge, .. } = remote;
         let cancel = self.cancel();
-        let rows: Rows<Remembered> = self.remembered(
-            &space,
-            &keys,
-            |at| note(&says[at].user),
-            |missing, keeper| {
-                let client = match client {
-                    Some(client) => client,
-                    None => client.insert(Client::new(endpoint, calling, calling.key(endpoint)?)),
-                };
-                let sent = Settings {
-                    max_new_tokens: settings.max_new_tokens,
-                    temperature: settings.temperature,
-                    top_p: settings.top_p,
-                    stop: settings.stop.clone(),
-                };
-                let said: Vec<Conversation> = missing.iter().map(|at| says[*at].conversation()).collect();
-                let estimate = Estimate::of(&said, settings.max_new_tokens);
-                let cost = calling.price.map(|price| estimate.cost(&price));
-                let cost = cost.map(|cost| format!(", which costs up to {cost:.*}", if cost < 1.0 { 4 } else { 2 }));
-                let known = says.len() - missing.len();
-                tracing::info!(
-                    "{}: {estimate}{}; {known} more are remembered",
-                    client.model(),
-                    cost.unwrap_or_default()
-                );
-                let mut fault = None;
-                let (made, end) = ask_all(client, calling, said, &sent, cancel, &mut |place, reply| {
-                    let taken = keeper.take(std::iter::once((place, remembered(reply, &settings.stop))));
-                    // Each is paid for: none waits for others to be kept with.
-                    let kept = keeper.keep();
-                    fault = fault.take().or(kept.and(taken).err());
-                    fault.is_none()
-                });
-                *tally = tally.and(made);
-                match (fault, end) {
-                    (Some(fault), _) => Err(fault),
-                    (None, End::Failed { at, error }) => Err(named(error, &says[missing[at]].row)),
-                    (None, End::Stopped) => Err(NodeError::Interrupted),
-                    (None, End::Done) => Ok(()),
+        let told = |at: usize| note(&says[at].user);
+        let rows: Rows<Remembered> = self.remembered(&space, &keys, told, |missing, keeper| {
+            let client = match client {
+                Some(client) => client,
+                None => {
+                    let payer = Payer { purse: Arc::clone(purse), judge: *judge, price: calling.price };
+                    client.insert(Client::new(endpoint, calling, calling.key(endpoint)?).paid_by(payer))
                 }
-            },
-        )?;
+            };
+            let sent = Settings {
+                max_new_tokens: settings.max_new_tokens,
+                temperature: settings.temperature,
+                top_p: settings.top_p,
+                stop: settings.stop.clone(),
+            };
+            let said: Vec<Conversation> = missing.iter().map(|at| says[*at].conversation()).collect();
+            let estimate = Estimate::of(&said, settings.max_new_tokens);
+            let cost = calling.price.map(|price| estimate.cost(&price));
+            let cost = cost.map(|cost| format!(", which costs up to {cost:.*}", if cost < 1.0 { 4 } else { 2 }));
+            let known = says.len() - missing.len();
+            tracing::info!("{}: {estimate}{}; {known} more are remembered", client.model(), cost.unwrap_or_default());
+            let mut fault = None;
+            let (made, end) = ask_all(client, calling, said, &sent, cancel, &mut |place, reply| {
+                let taken = keeper.take(std::iter::once((place, remembered(reply, &settings.stop))));
+                // Each is paid for: none waits for others to be kept with.
+                let kept = keeper.keep();
+                fault = fault.take().or(kept.and(taken).err());
+                fault.is_none()
+            });
+            *tally = tally.and(made);
+            match (fault, end) {
+                (Some(fault), _) => Err(fault),
+                (None, End::Failed { at, error }) => Err(named(error, &says[missing[at]].row)),
+                (None, End::Stopped) => Err(NodeError::Interrupted),
+                (None, End::Done) => Ok(()),
+            }
+        })?;
         *asked += says.len() as u64;
         Ok(Rows { values: rows.values.into_iter().map(|row| row.answer).collect(), reused: rows.reused })
     }

@@ -74,6 +74,7 @@ impl Bench {
             activation_checkpointing: None,
             afresh: self.afresh,
             progress: &mut progress,
+            purse: std::sync::Arc::default(),
             cancel: &self.cancel,
         };
         let fields = fields_with_references(fields, &cx.inputs);

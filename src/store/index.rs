@@ -10,17 +10,18 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 use serde_json::{Map, Value};
 
-use super::{AttemptRecord, NodeRecord, RunRecord, Stamps, Store, StoreError};
+use super::{AttemptRecord, NodeRecord, RunRecord, Stamps, Store, StoreError, uses};
 use crate::digest::Digest;
 use crate::fs;
 
 /// Raised with the tables; an index of another schema is made again.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 
 const TABLES: &str = "
     CREATE TABLE nodes (key BLOB PRIMARY KEY, node TEXT, pipeline TEXT, kind TEXT, artifact BLOB, run TEXT,
         attempt INTEGER, started TEXT, seconds REAL, metrics TEXT) WITHOUT ROWID;
     CREATE INDEX nodes_artifact ON nodes (artifact);
+    CREATE INDEX nodes_kind ON nodes (kind, run);
     CREATE TABLE inputs (key BLOB, field TEXT, artifact BLOB, PRIMARY KEY (key, field)) WITHOUT ROWID;
     CREATE INDEX inputs_artifact ON inputs (artifact);
     CREATE TABLE latest (pipeline TEXT, node TEXT, key BLOB, PRIMARY KEY (pipeline, node)) WITHOUT ROWID;
@@ -28,6 +29,7 @@ const TABLES: &str = "
     CREATE TABLE attempts (run TEXT, node TEXT, attempt INTEGER, key BLOB, state TEXT, error TEXT, seconds REAL,
         directory TEXT, PRIMARY KEY (run, node, attempt)) WITHOUT ROWID;
     CREATE TABLE sources (declaration BLOB PRIMARY KEY, artifact BLOB) WITHOUT ROWID;
+    CREATE TABLE named (name TEXT, artifact BLOB, PRIMARY KEY (name, artifact)) WITHOUT ROWID;
     CREATE TABLE seals (artifact BLOB PRIMARY KEY, seal BLOB) WITHOUT ROWID;
 ";
 
@@ -35,21 +37,6 @@ const TABLES: &str = "
 #[derive(Debug)]
 pub struct Index {
     connection: Connection,
-}
-
-/// Who made or uses an artifact.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Use {
-    /// The node key.
-    pub key: Digest,
-    /// Node name.
-    pub node: String,
-    /// Pipeline name.
-    pub pipeline: String,
-    /// The field through which it enters; empty for who made it.
-    pub field: String,
-    /// The run.
-    pub run: String,
 }
 
 impl Index {
@@ -239,19 +226,6 @@ impl Index {
         })
     }
 
-    /// The nodes that made an artifact, latest run first.
-    pub fn makers(&self, artifact: &Digest) -> Vec<Use> {
-        let query = "SELECT key, node, pipeline, '', run FROM nodes WHERE artifact = ?1 ORDER BY run DESC, node";
-        self.collect(query, [bytes(artifact)], to_use)
-    }
-
-    /// The nodes that took an artifact as an input, latest run first.
-    pub fn users(&self, artifact: &Digest) -> Vec<Use> {
-        let query = "SELECT nodes.key, node, pipeline, field, run FROM inputs JOIN nodes ON nodes.key = inputs.key
-            WHERE inputs.artifact = ?1 ORDER BY run DESC, node";
-        self.collect(query, [bytes(artifact)], to_use)
-    }
-
     /// The artifact that a node name, or a prefix of an artifact's id or a node key, means.
     pub fn resolve(&self, store: &Store, what: &str) -> Result<Digest, StoreError> {
         let of_key = |key: &Digest| Ok::<_, StoreError>(store.node(key)?.map(|record| record.artifact));
@@ -296,7 +270,7 @@ impl Index {
         self.collect(query, [], read).into_iter().collect()
     }
 
-    fn collect<T>(
+    pub(super) fn collect<T>(
         &self,
         query: &str,
         params: impl rusqlite::Params,
@@ -372,7 +346,7 @@ fn insert_node(connection: &Connection, record: &NodeRecord) -> rusqlite::Result
             bytes(artifact)
         ])?;
     }
-    Ok(())
+    uses::insert_named(connection, record)
 }
 
 fn insert_run(connection: &Connection, run: &RunRecord) -> rusqlite::Result<()> {
@@ -386,17 +360,12 @@ fn insert_latest(connection: &Connection, pipeline: &str, node: &str, key: &Dige
     connection.prepare_cached(insert)?.execute(params![pipeline, node, bytes(key)]).map(drop)
 }
 
-fn bytes(digest: &Digest) -> &[u8] {
+pub(super) fn bytes(digest: &Digest) -> &[u8] {
     digest.as_bytes()
 }
 
-fn digest(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Digest> {
+pub(super) fn digest(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Digest> {
     row.get::<_, [u8; 32]>(column).map(Digest::from_bytes)
-}
-
-fn to_use(row: &rusqlite::Row<'_>) -> rusqlite::Result<Use> {
-    let (node, pipeline, field, run) = (row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?);
-    Ok(Use { key: digest(row, 0)?, node, pipeline, field, run })
 }
 
 #[cfg(test)]

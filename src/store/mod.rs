@@ -36,6 +36,7 @@ mod lock;
 mod preview;
 mod record;
 pub mod rows;
+mod uses;
 mod verify;
 
 pub use cas::{Blob, External, Manifest};
@@ -43,10 +44,11 @@ pub use class::{Class, EqualToWithin, Reproduces, Tolerance, Worst};
 pub use error::StoreError;
 pub use gc::Garbage;
 pub use health::{Health, Stamps};
-pub use index::{Index, Use};
+pub use index::Index;
 pub use lock::KeyLock;
 pub use preview::{Preview, preview};
-pub use record::{AttemptRecord, NodeRecord, RunNode, RunRecord};
+pub use record::{AttemptRecord, NodeRecord, RunNode, RunRecord, Usage};
+pub use uses::Use;
 pub use verify::{Finding, Share, Verification};
 
 /// The format that this program writes; it reads every one up to it.

@@ -31,6 +31,9 @@ pub struct NodeRecord {
     pub preimage: Value,
     /// Inputs: field path → artifact id.
     pub inputs: BTreeMap<String, Digest>,
+    /// What inputs from outside are called in the pipeline, by field path: `dataset:NAME` or `model:NAME`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<String, String>,
     /// Metrics.
     pub metrics: Map<String, Value>,
     /// Run and attempt that made it.
@@ -41,6 +44,9 @@ pub struct NodeRecord {
     pub started: String,
     /// Wall seconds.
     pub seconds: f64,
+    /// What the attempt used, as far as it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
     /// Host name, device, version of sami.
     pub host: String,
     /// `cpu` or `cuda:N`.
@@ -53,6 +59,26 @@ pub struct NodeRecord {
     /// The earlier artifact that this one counts as for what is below, if the node has a tolerance and it is within it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub equal_to_within: Option<EqualToWithin>,
+}
+
+/// What an attempt used, as far as it was measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Seconds of processors, its own and those of what it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_seconds: Option<f64>,
+    /// Bytes of memory of the worker at its peak, or of the largest process that it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_bytes: Option<u64>,
+    /// Seconds on a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_seconds: Option<f64>,
+    /// Requests to endpoints, tries again included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls: Option<u64>,
+    /// What those cost by the endpoints' prices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dollars: Option<f64>,
 }
 
 /// A node in a run.
@@ -253,11 +279,13 @@ pub(super) mod tests {
             artifact,
             preimage,
             inputs: BTreeMap::new(),
+            sources: BTreeMap::new(),
             metrics: Map::from_iter([("rows".to_owned(), json!(1))]),
             run: "20260101-000000-aaaa".into(),
             attempt: 1,
             started: "2026-01-01T00:00:00Z".into(),
             seconds: 0.5,
+            usage: None,
             host: "here".into(),
             device: "cpu".into(),
             version: "0.1.0".into(),

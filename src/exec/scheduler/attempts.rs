@@ -45,6 +45,10 @@ impl Scheduler<'_> {
             let help = Some("run it again: what is damaged is made again first".to_owned());
             return self.fail(node, Fault { attempt: 0, what: wrong, help, log: None, tail: Vec::new() });
         }
+        let Some((asking, allowance)) = self.admit(node, &place, &key)? else {
+            self.room.leave(&place);
+            return Ok(());
+        };
         let number = self.numbers.entry(node).or_default();
         *number += 1;
         let number = *number;
@@ -57,7 +61,8 @@ impl Scheduler<'_> {
             inbox: &self.outbox,
             serial: self.serial,
         };
-        let attempt = Attempt::start(&start, Given { node, number, reason, recipe, place, lock })?;
+        let attempt = Attempt::start(&start, Given { node, number, reason, recipe, place, lock, allowance })?;
+        self.ledger.begin(self.serial, asking, allowance);
         let event = Event::NodeStart {
             node: self.pipeline.nodes[node].name.clone(),
             kind: self.pipeline.nodes[node].kind.name.to_owned(),
@@ -76,13 +81,23 @@ impl Scheduler<'_> {
 
     /// Takes a worker's word.
     pub(super) fn hear(&mut self, attempt: u64, word: Word) -> Result<(), ExecError> {
-        let Some(attempt) = self.running.get_mut(&attempt) else { return Ok(()) };
+        let serial = attempt;
+        let Some(attempt) = self.running.get_mut(&serial) else { return Ok(()) };
         match word {
+            Word::Used(usage) => {
+                attempt.usage = Some(usage);
+                Ok(())
+            }
+            Word::Spent(spent) => {
+                self.ledger.spent(serial, spent);
+                Ok(())
+            }
             Word::Result(result) => {
                 attempt.result = Some(result);
                 Ok(())
             }
             Word::Progress(progress) => {
+                self.ledger.progress(serial, progress.done, progress.total);
                 let node = self.pipeline.nodes[attempt.node].name.clone();
                 let seconds = attempt.began.elapsed().as_secs_f64();
                 self.tell(&Event::NodeProgress { node, progress, seconds })
@@ -92,14 +107,16 @@ impl Scheduler<'_> {
 
     /// An attempt is over: records what it made, or what went wrong.
     pub(super) fn end(&mut self, attempt: u64) -> Result<(), ExecError> {
-        let Some(mut attempt) = self.running.remove(&attempt) else { return Ok(()) };
+        let serial = attempt;
+        let Some(mut attempt) = self.running.remove(&serial) else { return Ok(()) };
         let (node, key) = (attempt.node, attempt.recipe.key);
         let twins = self.keys.remove(&key).unwrap_or_default();
         let ended = attempt.end()?;
         self.room.leave(&attempt.place);
         let seconds = ended.seconds;
         let name = self.pipeline.nodes[node].name.clone();
-        let told = self.stop >= Stop::Interrupted;
+        let told = self.stop >= Stop::Interrupted || self.ledger.stopped(serial);
+        self.account(serial, &key, &ended.result, ended.silent)?;
         let (state, error) = match &ended.result {
             JobResult::Done { .. } => ("done", None),
             JobResult::Failed { what, .. } if !told => ("failed", Some(what.clone())),

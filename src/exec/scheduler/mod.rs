@@ -17,6 +17,7 @@ use std::time::Duration;
 use crate::exec::attempt::Attempt;
 use crate::exec::device::devices;
 use crate::exec::interrupt::Interrupts;
+use crate::exec::ledger::Ledger;
 
 use crate::digest::Digest;
 use crate::exec::journal::{Journal, sweep};
@@ -31,6 +32,7 @@ use crate::pipeline::Pipeline;
 use crate::store::{Index, RunNode, Store};
 
 mod attempts;
+mod budget;
 mod settle;
 
 /// How often a key is tried that another process works at.
@@ -74,6 +76,7 @@ pub fn run(
         keys: HashMap::new(),
         numbers: HashMap::new(),
         serial: 0,
+        ledger: Ledger::new(options.budget.clone(), options.needs.clone()),
         stop: Stop::No,
         fault: None,
         inbox,
@@ -120,6 +123,7 @@ struct Scheduler<'a> {
     serial: u64,
     journal: Journal,
     host: String,
+    ledger: Ledger,
     stop: Stop,
     fault: Option<ExecError>,
     inbox: Receiver<Message>,
@@ -176,10 +180,10 @@ impl Scheduler<'_> {
         if self.running.is_empty() && (self.held.is_empty() || self.stop > Stop::No) {
             return Ok(false);
         }
-        let message = if self.held.is_empty() {
-            self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        } else {
-            self.inbox.recv_timeout(TICK)
+        let tick = (!self.held.is_empty()).then_some(TICK);
+        let message = match tick.into_iter().chain(self.ledger.next()).min() {
+            None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(patience) => self.inbox.recv_timeout(patience),
         };
         match message {
             Ok(Message::Word { attempt, word }) => self.hear(attempt, word)?,
@@ -196,6 +200,7 @@ impl Scheduler<'_> {
                 }
             }
         }
+        self.keep_to_budget()?;
         Ok(true)
     }
 
@@ -266,7 +271,9 @@ impl Scheduler<'_> {
     fn finish(mut self) -> Result<Summary, ExecError> {
         self.remember();
         let nodes = run_nodes(self.pipeline, &self.phases, &self.index.figures());
-        let mut summary = Summary { run: self.journal.run().to_owned(), interrupted: false, seconds: 0.0, nodes };
+        let mut summary =
+            Summary { run: self.journal.run().to_owned(), interrupted: false, seconds: 0.0, budget: Vec::new(), nodes };
+        summary.budget = std::mem::take(&mut self.ledger.told);
         summary.interrupted = self.stop >= Stop::Interrupted && !summary.ok();
         let ended = self.journal.end(self.store, summary.ok(), &mut summary.nodes);
         self.index.add_run(self.journal.record());

@@ -78,6 +78,12 @@ impl Scheduler<'_> {
         if !self.options.keep_going {
             self.stop = self.stop.max(Stop::Failed);
         }
+        self.skip_dependants(node)
+    }
+
+    /// What needs a node that has no artifact is skipped.
+    pub(super) fn skip_dependants(&mut self, node: usize) -> Result<(), ExecError> {
+        let name = &self.pipeline.nodes[node].name;
         let mut open = vec![node];
         while let Some(node) = open.pop() {
             for dependant in self.graph.dependants(node) {

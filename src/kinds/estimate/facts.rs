@@ -94,6 +94,11 @@ impl Facts {
         Self { model: Some(Arc::new(model)), ..Self::default() }
     }
 
+    /// Parameters of the model; 0 of what is none, or of which nothing is known.
+    pub fn parameters(&self) -> u64 {
+        self.model.as_ref().map_or(0, |model| model.config.parameters())
+    }
+
     /// Of an endpoint.
     pub fn of_endpoint(price: Option<Price>) -> Self {
         Self { endpoint: Some(Asked { price }), ..Self::default() }

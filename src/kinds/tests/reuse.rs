@@ -133,6 +133,7 @@ impl<'a> Case<'a> {
             activation_checkpointing: None,
             afresh: false,
             progress: &mut progress,
+            purse: std::sync::Arc::default(),
             cancel: &self.bench.cancel,
         };
         let told = entry.run(&fields, &mut cx).expect_err("no such field").to_string();

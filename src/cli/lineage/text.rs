@@ -1,0 +1,193 @@
+//! A lineage as a tree. What is in several places is drawn once, with what is below it, and only named elsewhere.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+
+use super::super::figures::{bytes, count, cut, figure, plural, some};
+use super::super::report;
+use super::super::rows;
+use super::super::screen::Screen;
+use super::follow::{Rows, stances};
+use super::walk::{Item, Lineage, Way};
+use crate::store::Store;
+
+/// Lines of a row that are shown.
+const LINES: usize = 8;
+/// Metrics of a line.
+const METRICS: usize = 3;
+/// Runs that are named.
+const RUNS: usize = 6;
+/// Levels that a line is indented by at most; further ones are counted.
+const LEVELS: usize = 12;
+
+/// Draws it.
+pub(super) fn text(lineage: &Lineage, store: &Store, screen: Screen) -> String {
+    let mut drawn = vec![false; lineage.items.len()];
+    let mut page = String::new();
+    for root in 0..lineage.roots {
+        draw(lineage, store, root, screen, &mut drawn, &mut page);
+    }
+    let mut parts = vec![plural(lineage.items.len() as u64, "artifact")];
+    let nodes: BTreeSet<_> =
+        lineage.items.iter().filter_map(|item| item.made.as_ref()).map(|made| (&made.pipeline, &made.node)).collect();
+    parts.push(plural(nodes.len() as u64, "node"));
+    page.push_str(&screen.fit(&format!(
+        "\n{}{}",
+        parts.join(" of "),
+        if lineage.cut { "; more further away: raise `--depth`" } else { "" }
+    )));
+    page.push('\n');
+    let runs: BTreeSet<&str> = lineage.items.iter().filter_map(|item| Some(item.made.as_ref()?.run.as_str())).collect();
+    if lineage.way == Way::Down && !runs.is_empty() {
+        let runs: Vec<&str> = runs.into_iter().rev().collect();
+        page.push_str(&screen.fit(&format!(
+            "made in {}: {}",
+            plural(runs.len() as u64, "run"),
+            some(&runs, ", ", RUNS)
+        )));
+        page.push('\n');
+    }
+    page
+}
+
+/// An item that is to be drawn: through which input, and for each level above whether more follows there.
+struct Open {
+    item: usize,
+    field: String,
+    above: Vec<bool>,
+    level: usize,
+}
+
+fn draw(lineage: &Lineage, store: &Store, root: usize, screen: Screen, drawn: &mut [bool], page: &mut String) {
+    let mut open = vec![Open { item: root, field: String::new(), above: Vec::new(), level: 0 }];
+    while let Some(Open { item: at, field, above, level }) = open.pop() {
+        let item = &lineage.items[at];
+        let (mut lead, mut below) = (String::new(), String::new());
+        if level > LEVELS {
+            lead.push_str(&format!("┆{level} "));
+            below.push_str(&" ".repeat(lead.chars().count()));
+        }
+        let last = above.len().saturating_sub(1);
+        for (place, more) in above.iter().enumerate() {
+            lead.push_str(match (place == last, more) {
+                (true, true) => "├─ ",
+                (true, false) => "└─ ",
+                (false, true) => "│  ",
+                (false, false) => "   ",
+            });
+            below.push_str(if *more { "│  " } else { "   " });
+        }
+        let again = std::mem::replace(&mut drawn[at], true);
+        let mut line = format!("{lead}{}", head(item, &field));
+        if again && !item.links.is_empty() {
+            line.push_str("  (above)");
+        }
+        page.push_str(&screen.fit(&line));
+        page.push('\n');
+        if again {
+            continue;
+        }
+        below.push_str(if item.links.is_empty() { "   " } else { "│  " });
+        for line in row_lines(lineage, item, store) {
+            page.push_str(&screen.fit(&format!("{below}{line}")));
+            page.push('\n');
+        }
+        for (place, link) in item.links.iter().enumerate().rev() {
+            let mut above = above.clone();
+            if above.len() >= LEVELS {
+                above.remove(0);
+            }
+            above.push(place + 1 < item.links.len());
+            open.push(Open { item: link.item, field: link.field.clone(), above, level: level + 1 });
+        }
+    }
+}
+
+/// What an item is, on a line.
+fn head(item: &Item, field: &str) -> String {
+    let name = match (&item.made, &item.source) {
+        (Some(made), _) => made.node.clone(),
+        (None, Some(source)) => source.clone(),
+        (None, None) => "from outside".to_owned(),
+    };
+    let mut line = if field.is_empty() { name } else { format!("{field} = {name}") };
+    match (&item.kind, item.size) {
+        (Some(kind), Some(size)) => line.push_str(&format!("  {kind} {}, {}", item.artifact.short(), bytes(size))),
+        _ => line.push_str(&format!("  {}, not in the cache any more", item.artifact.short())),
+    }
+    if let Some(made) = &item.made {
+        let told = match item.kind.as_deref() {
+            Some("evaluation") => win_rates(&made.metrics),
+            _ => report::headline(&made.metrics),
+        };
+        if !told.is_empty() {
+            line.push_str(&format!("  {}", some(&told, " · ", METRICS)));
+        }
+    }
+    line
+}
+
+/// Win rates with their intervals; what else there is if there are none.
+fn win_rates(metrics: &Map<String, Value>) -> Vec<String> {
+    let rates = metrics.iter().filter(|(name, _)| name.starts_with("win_rate."));
+    let end =
+        |name: &str, end: &str| metrics.get(&name.replacen("win_rate", &format!("win_rate_{end}"), 1)).map(figure);
+    let told: Vec<String> = rates
+        .map(|(name, rate)| match end(name, "low").zip(end(name, "high")) {
+            Some((low, high)) => format!("{name} {} ({low} to {high})", figure(rate)),
+            None => format!("{name} {}", figure(rate)),
+        })
+        .collect();
+    if told.is_empty() { report::headline(metrics) } else { told }
+}
+
+/// What is told of the rows that were followed to an item: of a row what it has beyond those that it was made of.
+fn row_lines(lineage: &Lineage, item: &Item, store: &Store) -> Vec<String> {
+    let mut lines = Vec::new();
+    if item.kind.as_deref() == Some("constitutions") && lineage.way == Way::Up {
+        let rows = lineage
+            .items
+            .iter()
+            .filter(|user| user.links.iter().any(|link| std::ptr::eq(&raw const lineage.items[link.item], item)));
+        let rows: Vec<&Rows> = rows.filter_map(|user| user.rows.as_ref()).collect();
+        return principle_lines(item, &rows, store);
+    }
+    let Some(found) = &item.rows else { return lines };
+    if found.found > 1 || lineage.way == Way::Down {
+        lines.push(format!("{} of {}", count(found.found), plural(found.of, "row")));
+    }
+    if lineage.way == Way::Down && found.found > found.rows.len() as u64 {
+        return lines;
+    }
+    for row in &found.rows {
+        let mut own = row.clone();
+        let made_of = item.links.iter().filter(|_| lineage.way == Way::Up);
+        for other in made_of.filter_map(|link| lineage.items[link.item].rows.as_ref()).flat_map(|rows| &rows.rows) {
+            own.retain(|name, value| name == "id" || other.get(name) != Some(value));
+        }
+        let told = rows::lines(&Value::Object(own).to_string());
+        let number = told.len();
+        lines.extend(told.into_iter().take(LINES).map(|line| format!("row {line}").replacen("row   ", "      ", 1)));
+        if number > LINES {
+            lines.push(format!("      … {} more lines", number - LINES));
+        }
+    }
+    lines
+}
+
+/// The principles that rows drew from constitutions, as these define them.
+fn principle_lines(item: &Item, rows: &[&Rows], store: &Store) -> Vec<String> {
+    let drawn: BTreeSet<(&str, &str)> = rows.iter().flat_map(|rows| &rows.rows).flat_map(stances).collect();
+    if drawn.is_empty() {
+        return Vec::new();
+    }
+    let path = store.files(&item.artifact).ok().and_then(|files| files.get("constitutions.json").cloned());
+    let read =
+        path.and_then(|path| serde_json::from_slice::<Value>(&fs_err::read(path).ok()?).ok()).unwrap_or_default();
+    let line = |(name, polarity): (&str, &str)| {
+        let text = read["principles"][name][polarity].as_str().unwrap_or_default();
+        format!("principle {name} ({polarity})  {}", cut(text, 80))
+    };
+    drawn.into_iter().map(line).collect()
+}
