@@ -50,6 +50,10 @@ fn numbers_within_the_bound_stop_what_is_below_and_others_do_not() {
     assert_eq!(bench.x(), 1.0);
     let shown = bench.0.sami(&["show", "numbers"]).exits(0).stdout;
     assert!(shown.contains("counts as") && shown.contains("6.25e-2 apart"), "{shown}");
+    for node in ["numbers", "below"] {
+        let told = bench.0.sami(&["why", "p.toml", node]).exits(0).stdout;
+        assert!(told.contains("is fresh") && told.contains("by its tolerance: at most 6.25e-2 apart"), "{told}");
+    }
     let record = bench.0.sami(&["show", "numbers", "--json"]).exits(0).json();
     assert_ne!(record["record"]["artifact"], record["record"]["equal_to_within"]["artifact"]);
     assert!(!bench.below_runs(NEAR, "1.0625", "2.0", "a"), "nothing to do");
