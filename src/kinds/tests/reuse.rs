@@ -154,8 +154,17 @@ fn sampling(case: &mut Case<'_>) {
     case.field("stop", Matters, json!({"stop": ["zz"]}));
     case.field("prefix", Matters, json!({"prefix": "well"}));
     case.field("seed", Matters, json!({"seed": 9}));
-    case.field("prompt", Matters, json!({"prompt": "rule : {{ constitution }} q : {{ query }} a :"}));
+    case.field(
+        "prompt",
+        Matters,
+        json!({"prompt": format!("so {}", case.fields["prompt"].as_str().unwrap_or_default())}),
+    );
     case.field("too_long", Free, json!({"too_long": "cut"}));
+}
+
+/// The prompt of a kind, begun by a word of its own, so that no kind finds rows of another.
+fn prompt(word: &str) -> String {
+    format!("{word} {PROMPT}")
 }
 
 #[test]
@@ -171,9 +180,10 @@ fn what_decides_a_row_is_computed_again_and_nothing_else_is() {
     let mut files = world.model.files.clone();
     files.insert("chat_template.jinja".to_owned(), template);
     let model = bench.artifact(ArtifactType::Model, &files);
-    let fields = json!({"objective": "lm", "steps": 2, "batch_queries": 16, "optimizer": {"lr": 0.01}});
-    let inputs = [("model", &world.model), ("examples", &world.documents)];
-    let (other, _) = bench.run("other", "finetune", fields, &inputs).expect("trains");
+    // Whose answers are others than those of the first.
+    let fields = json!({"hidden_size": 16, "layers": 1, "heads": 2, "max_positions": 64, "seed": 7, "tokenizer": {}});
+    let (other, _) =
+        bench.run("other", "init", fields, &[("tokenizer.from", &world.documents)]).expect("makes a model");
 
     let query = |id: &str, query: &str, more: &str| json!({"id": id, "query": query, "more": more});
     let rows = [query("0", "is it a saw", "x"), query("1", "is it a cat", "x")];
@@ -223,10 +233,10 @@ fn what_decides_a_row_is_computed_again_and_nothing_else_is() {
     let inputs = [("model", &model), ("queries", &queries), ("constitutions", &plain)];
     let (responses, _) = bench.run("responses", "generate", fields, &inputs).expect("generates");
 
-    let fields = json!({"prompt": PROMPT});
+    let fields = json!({"prompt": prompt("saw")});
     let inputs = [("model", &model), ("responses", &responses), ("reference", &other)];
     let mut case = Case::new(&bench, &mut table, "score", fields, &inputs);
-    case.field("prompt", Matters, json!({"prompt": "rule : {{ constitution }} q : {{ query }} a :"}));
+    case.field("prompt", Matters, json!({"prompt": prompt("so saw")}));
     case.field("chat", Matters, json!({"chat": true}));
     case.field("system", Matters, json!({"chat": true, "system": "be brief ."}));
     case.field("score_eos", Matters, json!({"score_eos": true}));
@@ -241,20 +251,20 @@ fn what_decides_a_row_is_computed_again_and_nothing_else_is() {
     case.input("responses", "fewer rows", Free, &few);
     case.all_fields(&[]);
 
-    let fields = json!({"prompt": PROMPT, "max_new_tokens": 4, "temperature": 1.0});
+    let fields = json!({"prompt": prompt("cat"), "max_new_tokens": 4, "temperature": 1.0});
     let inputs = [("model", &model), ("queries", &queries), ("constitutions", &plain)];
     let mut case = Case::new(&bench, &mut table, "probe", fields, &inputs);
     sampling(&mut case);
     case.field("chat", Matters, json!({"chat": true}));
     case.field("system", Matters, json!({"chat": true, "system": "be brief ."}));
-    case.field("score_prompt", Matters, json!({"score_prompt": "rules {{ constitution }} q : {{ query }} a :"}));
+    case.field("score_prompt", Matters, json!({"score_prompt": prompt("it")}));
     case.field("score_eos", Matters, json!({"score_eos": true}));
     case.field("join", Matters, json!({"join": "none"}));
     case.field("samples", Matters, json!({"samples": 2}));
     case.field("principles", Free, json!({"principles": ["brief"]}));
     case.field("require", Free, json!({"require": -10.0}));
     case.field("cut", Matters, json!({"cut": ["."]}));
-    case.field("until", Matters, json!({"until": ["."]}));
+    case.field("until", Matters, json!({"until": ["yes"]}));
     case.field("after", Matters, json!({"after": "yes"}));
     case.input("model", "other weights", Matters, &other);
     case.input("queries", "another text", Matters, &asked_otherwise);
@@ -262,7 +272,7 @@ fn what_decides_a_row_is_computed_again_and_nothing_else_is() {
     case.input("constitutions", "another text", Matters, &reworded);
     case.all_fields(&[]);
 
-    let fields = json!({"prompt": PROMPT, "max_new_tokens": 4, "temperature": 1.0, "against": "base", "candidates": {},
+    let fields = json!({"prompt": prompt("pear"), "max_new_tokens": 4, "temperature": 1.0, "against": "base", "candidates": {},
         "judge_prompt": "q : {{ query }} a : {{ a }} {{ b }} : {{ constitution }}", "judge_labels": ["yes", "well"]});
     let inputs = [
         ("candidates.base", &model),
@@ -273,10 +283,10 @@ fn what_decides_a_row_is_computed_again_and_nothing_else_is() {
     ];
     let mut case = Case::new(&bench, &mut table, "evaluate", fields, &inputs);
     sampling(&mut case);
-    case.field("score_prompt", Matters, json!({"score_prompt": "rules {{ constitution }} q : {{ query }} a :"}));
+    case.field("score_prompt", Matters, json!({"score_prompt": prompt("is")}));
     case.field("score_eos", Matters, json!({"score_eos": true}));
     case.field("join", Matters, json!({"join": "none"}));
-    case.field("until", Matters, json!({"until": ["."]}));
+    case.field("until", Matters, json!({"until": ["yes"]}));
     case.field("after", Matters, json!({"after": "yes"}));
     case.field("chat", Matters, json!({"chat": ["base"]}));
     case.field("chat_prompt", Matters, json!({"chat": ["base"], "chat_prompt": "{{ query }}"}));
