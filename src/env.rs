@@ -29,6 +29,12 @@ pub const LOG: Variable = Variable {
     doc: "What `sami` logs to standard error, in the syntax of tracing's `EnvFilter`, such as `debug` or `sami::exec=trace`. Default `warn`; a worker's default is `info`, into its attempt's log.",
 };
 
+/// From which size on files of tensors are kept in pieces.
+pub const THIN: Variable = Variable {
+    name: "SAMI_THIN",
+    doc: "Bytes from which on a file of safetensors is kept tensor by tensor, so that models share those that did not change; `off`: none is. Default 64 MiB. It changes no key and no artifact id.",
+};
+
 /// Where CUDA's libraries are.
 pub const CUDA_LIBS: Variable = Variable {
     name: "SAMI_CUDA_LIBS",
@@ -91,6 +97,44 @@ pub const OPENAI_API_KEY: Variable = Variable {
     doc: "The key of `openai:` models without `base_url`, or of those whose `api_key_env` names it; `api_key_env` may name any other variable. Sent to the model's `base_url` only; it is in no key, log, job or artifact.",
 };
 
+/// Who speaks to S3.
+pub const AWS_ACCESS_KEY_ID: Variable = Variable {
+    name: "AWS_ACCESS_KEY_ID",
+    doc: "With `AWS_SECRET_ACCESS_KEY`: credentials for a remote cache at `s3://`. Sent to that server only; they are in no key, log, manifest or event.",
+};
+
+/// What that one signs with.
+pub const AWS_SECRET_ACCESS_KEY: Variable = Variable {
+    name: "AWS_SECRET_ACCESS_KEY",
+    doc: "See `AWS_ACCESS_KEY_ID`; requests are signed with it, it is never sent.",
+};
+
+/// What goes with credentials that are lent.
+pub const AWS_SESSION_TOKEN: Variable =
+    Variable { name: "AWS_SESSION_TOKEN", doc: "The token of credentials that are lent for a time." };
+
+/// Where the bucket is.
+pub const AWS_REGION: Variable = Variable {
+    name: "AWS_REGION",
+    doc: "The region of the bucket, if `sami.toml` names none; also `AWS_DEFAULT_REGION`. Default `us-east-1`. Of Amazon's other variables those for roles of machines and containers (`AWS_WEB_IDENTITY_TOKEN_FILE`, `AWS_ROLE_ARN`, `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`) and `AWS_ENDPOINT_URL` are read; profiles in `~/.aws` are not.",
+};
+
+/// The account that speaks to Google's storage.
+pub const GOOGLE_SERVICE_ACCOUNT: Variable = Variable {
+    name: "GOOGLE_SERVICE_ACCOUNT",
+    doc: "The file of a service account's key, for a remote cache at `gs://`; `GOOGLE_SERVICE_ACCOUNT_KEY` is its content.",
+};
+
+/// The content of that account's file.
+pub const GOOGLE_SERVICE_ACCOUNT_KEY: Variable =
+    Variable { name: "GOOGLE_SERVICE_ACCOUNT_KEY", doc: "See `GOOGLE_SERVICE_ACCOUNT`." };
+
+/// Credentials as Google's own tools leave them.
+pub const GOOGLE_APPLICATION_CREDENTIALS: Variable = Variable {
+    name: "GOOGLE_APPLICATION_CREDENTIALS",
+    doc: "The file of credentials for `gs://`, as `gcloud auth application-default login` writes it.",
+};
+
 /// Optional real models and data.
 pub const TEST_DATA: Variable = Variable {
     name: "SAMI_TEST_DATA",
@@ -101,6 +145,12 @@ pub const TEST_DATA: Variable = Variable {
 pub const TEST_PYTHON: Variable = Variable {
     name: "SAMI_TEST_PYTHON",
     doc: "For tests: a Python that has `torch`, `transformers` and `peft`, which the language model is compared with. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
+};
+
+/// How long tests feed the fuzz targets.
+pub const TEST_FUZZ: Variable = Variable {
+    name: "SAMI_TEST_FUZZ",
+    doc: "For tests: how many inputs the slow tier feeds to each fuzz target. Default 50000.",
 };
 
 /// A Python with `torch` and `transformers`, for benchmarks.
@@ -159,6 +209,14 @@ pub const ALL: &[&Variable] = &[
     &HF_ENDPOINT,
     &HF_HUB_OFFLINE,
     &OPENAI_API_KEY,
+    &THIN,
+    &AWS_ACCESS_KEY_ID,
+    &AWS_SECRET_ACCESS_KEY,
+    &AWS_SESSION_TOKEN,
+    &AWS_REGION,
+    &GOOGLE_SERVICE_ACCOUNT,
+    &GOOGLE_SERVICE_ACCOUNT_KEY,
+    &GOOGLE_APPLICATION_CREDENTIALS,
     &CUDA_LIBS,
     &KERNELS,
     &GRAPHS,
@@ -166,6 +224,7 @@ pub const ALL: &[&Variable] = &[
     &TEST_DATA,
     &TEST_CUDA_BIN,
     &TEST_PYTHON,
+    &TEST_FUZZ,
     &FAULT,
     &BLESS,
     &BENCH_PYTHON,

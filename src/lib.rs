@@ -4,15 +4,19 @@
 //! In layer order; `tests/it/layers.rs` holds each module to what it may import.
 //! - [`diag`], [`digest`], [`mod@env`]: findings, content hashes, environment variables. [`fs`]: the door to the disk.
 //!   [`secret`]: what must not be seen.
+//! - [`pieces`]: files whose bytes lie in several.
 //! - [`pipeline`]: TOML to typed nodes. [`graph`]: nodes to a DAG with keys.
 //! - [`store`]: artifacts on disk. [`lm`]: the language model. [`hub`]: models from the Hugging Face Hub.
 //! - [`compare`]: what differs between rows, tensors and texts.
 //! - [`endpoint`]: models that are spoken to over HTTP.
+//! - [`settings`]: `sami.toml`. [`remote`]: artifacts shared in buckets and directories.
+//! - [`archive`]: artifacts in one file.
 //! - [`kinds`]: what each node kind does, on top of those.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
 //!
 //! Reading order: `docs/architecture.md`.
 
+pub mod archive;
 pub mod cli;
 pub mod compare;
 pub mod diag;
@@ -21,10 +25,15 @@ pub mod endpoint;
 pub mod env;
 pub mod exec;
 pub mod fs;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod graph;
 pub mod hub;
 pub mod kinds;
 pub mod lm;
+pub mod pieces;
 pub mod pipeline;
+pub mod remote;
 pub mod secret;
+pub mod settings;
 pub mod store;

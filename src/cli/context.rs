@@ -10,8 +10,9 @@ use crate::diag::{Diagnostic, Severity};
 use crate::exec::ExecError;
 use crate::graph::{self, Graph};
 use crate::pipeline::{self, KindSpec, Pipeline};
+use crate::settings::{RemoteSettings, Settings};
 use crate::store::{Index, Store, StoreError};
-use crate::{env, kinds, secret};
+use crate::{env, kinds, secret, settings};
 
 /// The exit code of a command, or why it could not be carried out.
 pub(crate) type CommandResult = Result<u8, Failure>;
@@ -125,14 +126,27 @@ impl Context {
         if let Some(cache) = &self.cache {
             return Ok(cache.clone());
         }
-        let here = std::env::current_dir()?;
-        let beside = pipeline.and_then(|file| {
-            let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty());
-            // Ancestors of `../x` are no directories above it until links and `..` are resolved.
-            directory.map_or_else(|| Some(here.clone()), |directory| fs_err::canonicalize(directory).ok())
-        });
-        let root = beside.as_deref().and_then(project).or_else(|| project(&here));
-        Ok(root.unwrap_or(&here).join("cache"))
+        Ok(project_of(pipeline)?.join("cache"))
+    }
+
+    /// What `sami.toml` says, the one beside the cache that is used without `--cache`.
+    pub(crate) fn settings(&self, pipeline: Option<&Path>) -> Result<Settings, Failure> {
+        let path = project_of(pipeline)?.join("sami.toml");
+        // Named as people would type it, where that is shorter.
+        let short = std::env::current_dir()?;
+        Ok(Settings::read(path.strip_prefix(&short).unwrap_or(&path))?)
+    }
+
+    /// The remote cache: that of a URL that was typed, or else of the settings.
+    pub(crate) fn remote(&self, url: Option<&str>, pipeline: Option<&Path>) -> Result<Option<RemoteSettings>, Failure> {
+        let settings = self.settings(pipeline)?.remote;
+        let Some(url) = url else { return Ok(settings) };
+        let allow_http = settings.as_ref().is_some_and(|settings| settings.allow_http);
+        let place = settings::parse_url(url, allow_http)?;
+        Ok(Some(match settings {
+            Some(settings) => RemoteSettings { url: url.to_owned(), place, ..settings },
+            None => RemoteSettings::at(url, place),
+        }))
     }
 
     /// Opens the cache, which must be there, and its index.
@@ -141,6 +155,19 @@ impl Context {
         let index = Index::open(&store)?;
         Ok((store, index))
     }
+}
+
+/// The root of the project that a pipeline file is in or, for want of one, the working directory; that itself without
+/// any.
+fn project_of(pipeline: Option<&Path>) -> Result<PathBuf, Failure> {
+    let here = std::env::current_dir()?;
+    let beside = pipeline.and_then(|file| {
+        let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+        // Ancestors of `../x` are no directories above it until links and `..` are resolved.
+        directory.map_or_else(|| Some(here.clone()), |directory| fs_err::canonicalize(directory).ok())
+    });
+    let root = beside.as_deref().and_then(project).or_else(|| project(&here));
+    Ok(root.unwrap_or(&here).to_owned())
 }
 
 /// The nearest directory from `start` upwards that has a `sami.toml` or a `pipelines/`.

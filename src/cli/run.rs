@@ -2,15 +2,18 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::context::Failure;
 use super::estimate::Totals;
 use super::report::Report;
+use super::sharing::Source;
 use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, RunArgs};
-use super::{context, doctor};
+use super::{context, doctor, push, sharing};
 use crate::diag::Diagnostic;
 use crate::exec::budget::{Budget, Needs};
-use crate::exec::{self, Event, PlanOptions, RunOptions, State};
+use crate::exec::{self, Elsewhere, Event, PlanOptions, RunOptions, State};
+use crate::settings::{Push, RemoteSettings};
 use crate::store::{Index, Store};
 
 /// What the budget kept from being done that is listed.
@@ -20,15 +23,31 @@ const TOLD: usize = 12;
 pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let budget = args.budget.as_deref().map(Budget::parse).transpose()?.unwrap_or_default();
     let (pipeline, graph) = context.load(&args.pipeline)?;
+    let (pull, push) = remotes(context, args)?;
     let store = Store::open(&context.cache_directory(Some(&args.pipeline.pipeline))?)?;
     let mut index = Index::open(&store)?;
     let wanted = PlanOptions { targets: args.targets.clone(), force: args.force.clone(), put_sources: true };
     let mut report = Report::new(context.json());
     exec::require_keys(&pipeline, &graph, &store, &mut index, &wanted)?;
     exec::fetch(&pipeline, &graph, &args.targets, &mut |event| report.tell(event))?;
+    // What the plan finds, gc leaves alone: from the look on by this section, then by what the run names. Where nothing is
+    // stale the section lasts to the end.
+    let section = store.sharing()?;
     let mut plan = exec::plan(&pipeline, &graph, &store, &mut index, &wanted)?;
+    plan.hold(&store)?;
+    let is_stale = |plan: &exec::Plan| plan.order.iter().any(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
+    // To bring what is elsewhere may take long.
+    let mut section = Some(section).filter(|_| pull.is_none() || !is_stale(&plan));
+    let source = match pull {
+        Some(settings) => Some(Arc::new(Source::new(settings, Store::open(store.root())?))),
+        None => None,
+    };
+    if let Some(source) = &source {
+        exec::bring(&pipeline, &graph, &store, &mut index, &mut plan, &args.targets, &**source)?;
+        source.report();
+    }
     let program = program()?;
-    let stale = plan.order.iter().any(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
+    let stale = is_stale(&plan);
     let gpus = if stale { doctor::gpus(&program) } else { Vec::new() };
     let mut options = RunOptions {
         file: args.pipeline.pipeline.display().to_string(),
@@ -38,10 +57,12 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         device: args.device.clone(),
         gpus,
         keep_going: args.keep_going,
+        elsewhere: source.clone().map(|source| source as Arc<dyn Elsewhere>),
         budget,
         needs: HashMap::new(),
     };
     if stale {
+        section = None;
         let estimates = exec::estimate(&pipeline, &store, &index, &plan, &options.device, !options.gpus.is_empty())?;
         context::complain(Totals::of(&estimates, &store).warning(&store).as_slice());
         let needs =
@@ -50,8 +71,12 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     }
     let mut tell = |event: &Event| report.tell(event);
     let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell)?;
+    drop(section);
     report.end(&summary);
-    let code = match (summary.interrupted, summary.ok()) {
+    if let Some(source) = &source {
+        source.report();
+    }
+    let mut code = match (summary.interrupted, summary.ok()) {
         (true, _) => INTERRUPTED,
         (_, true) => DONE,
         _ if summary.count("failed") == 0 && !summary.budget.is_empty() => {
@@ -60,9 +85,24 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         }
         (_, false) => FAILED,
     };
+    if let Some(settings) = push.filter(|_| !summary.interrupted) {
+        code = code.max(sharing::push(&settings, &store, &summary, args.push)?);
+    }
     // The process ends now: to free ten thousand nodes one by one costs as much as to plan them.
     std::mem::forget((pipeline, graph, plan, summary));
     Ok(code)
+}
+
+/// The remote cache that is asked before nodes run, and the one that is given what they made.
+fn remotes(context: &Context, args: &RunArgs) -> Result<(Option<RemoteSettings>, Option<RemoteSettings>), Failure> {
+    // What is wrong in the file is an error whatever is asked for.
+    let settings = context.remote(None, Some(&args.pipeline.pipeline))?.filter(|_| !args.no_remote);
+    if settings.is_none() && (args.pull || args.push) {
+        return Err(push::unnamed().into());
+    }
+    let pull = settings.clone().filter(|settings| settings.pull || args.pull);
+    let push = settings.filter(|settings| settings.push == Push::OnSuccess || args.push);
+    Ok((pull, push))
 }
 
 /// What the budget kept from being done.

@@ -247,6 +247,8 @@ fn job(store: &Store, record: &NodeRecord, options: &AuditOptions, place: &Place
         activation_checkpointing: before.as_ref().and_then(|job| job.activation_checkpointing),
         allowance: crate::endpoint::Allowance::default(),
         afresh: true,
+        live: None,
+        trusted: Vec::new(),
         store: store.root().to_owned(),
         scratch: place.part("scratch"),
         staging: place.part("staging"),
@@ -403,7 +405,7 @@ fn compute(
         tail: tail(&log, TAIL),
     };
     match (result, outputs) {
-        (Some(JobResult::Done { artifact, metrics }), Some(outputs)) => Ok((outputs, artifact, metrics)),
+        (Some(JobResult::Done { artifact, metrics, .. }), Some(outputs)) => Ok((outputs, artifact, metrics)),
         (Some(JobResult::Failed { what, help }), _) => Err(failed(what, help)),
         _ => Err(failed(format!("the worker ended without a result ({status})"), None)),
     }

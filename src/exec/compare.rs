@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::digest::Digest;
 use crate::fs;
+use crate::pieces::{self, Pieces};
 use crate::store::{Tolerance, Worst};
 
 /// Longest header of a safetensors file, as its own library has it.
@@ -76,8 +77,10 @@ impl Comparison {
         match extension {
             Some("jsonl") => self.rows(name, earlier, later),
             Some("json") => {
-                let read =
-                    |path: &Path| serde_json::from_slice::<Value>(&fs_err::read(path)?).map_err(std::io::Error::from);
+                let read = |path: &Path| {
+                    serde_json::from_reader::<_, Value>(BufReader::new(pieces::open(path)?))
+                        .map_err(std::io::Error::from)
+                };
                 match (read(earlier), read(later)) {
                     (Ok(earlier), Ok(later)) => self.value(name, &earlier, &later),
                     _ => self.bytes(name, earlier, later)?,
@@ -98,7 +101,7 @@ impl Comparison {
 
     /// Rows in their order.
     fn rows(&mut self, name: &str, earlier: &Path, later: &Path) -> std::io::Result<()> {
-        let lines = |path: &Path| Ok::<_, std::io::Error>(BufReader::new(fs_err::File::open(path)?).lines());
+        let lines = |path: &Path| Ok::<_, std::io::Error>(BufReader::new(pieces::open(path)?).lines());
         let (mut before, mut after) = (lines(earlier)?, lines(later)?);
         let mut number = 0u64;
         loop {
@@ -217,13 +220,13 @@ impl Comparison {
 struct Tensors {
     /// What stands before the numbers, if it can be read.
     header: Option<Value>,
-    file: BufReader<fs_err::File>,
+    file: BufReader<Pieces>,
     block: Vec<u8>,
 }
 
 impl Tensors {
     fn open(path: &Path) -> std::io::Result<Self> {
-        let mut file = BufReader::with_capacity(1 << 18, fs_err::File::open(path)?);
+        let mut file = BufReader::with_capacity(1 << 18, pieces::open(path)?);
         let mut length = [0; 8];
         let mut header = None;
         if file.read_exact(&mut length).is_ok() && u64::from_le_bytes(length) <= HEADER {
@@ -295,7 +298,7 @@ fn reader(dtype: &str) -> Option<fn(&[u8]) -> f64> {
 
 fn hash(path: &Path) -> std::io::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
-    fs::each_block(&mut fs_err::File::open(path)?, |block| {
+    fs::each_block(&mut pieces::open(path)?, |block| {
         hasher.update(block);
         Ok(())
     })?;

@@ -30,6 +30,11 @@ pub(super) enum Message {
     },
     /// The user wants the run to stop.
     Interrupt,
+    /// Nodes were looked for in another cache; what it has of them is here now.
+    Sought {
+        /// Which.
+        nodes: Vec<usize>,
+    },
 }
 
 /// A worker process.

@@ -3,10 +3,12 @@
 //! Reading order: [`plan()`] (graph × store → hit, run or unknown), `source` (datasets and models from outside),
 //! `phase` and `scheduler` (where a node is in a run, and the loop that moves it on), `job` (what scheduler and worker
 //! tell each other), `attempt` and `local` (a worker from start to end), [`work`] (what every attempt is), [`Event`]
-//! (what a run tells while it goes on), [`why()`] (from a stale node to what made it so).
+//! (what a run tells while it goes on), [`why()`] (from a stale node to what made it so), [`bring`] (what another cache
+//! has).
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::store::RunNode;
 use budget::{Budget, Needs};
@@ -17,6 +19,7 @@ pub mod budget;
 mod class;
 mod compare;
 mod device;
+mod elsewhere;
 mod error;
 mod estimate;
 mod event;
@@ -39,10 +42,12 @@ mod scheduler;
 mod select;
 mod source;
 mod tolerance;
+mod verified;
 mod why;
 mod worker;
 
 pub use audit::{AuditOptions, Audited, Verdict, audit};
+pub use elsewhere::{Elsewhere, bring};
 pub use error::ExecError;
 pub use estimate::{Estimates, estimate};
 pub use event::Event;
@@ -74,6 +79,8 @@ pub struct RunOptions {
     pub gpus: Vec<String>,
     /// Whether to go on with what does not depend on a failed node.
     pub keep_going: bool,
+    /// Another cache, where nodes are looked for whose keys are known only while the run goes on.
+    pub elsewhere: Option<Arc<dyn Elsewhere>>,
     /// What the run may come to.
     pub budget: Budget,
     /// What nodes will come to, by their index, as far as it is known.

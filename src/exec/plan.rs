@@ -92,15 +92,7 @@ pub fn plan(
     let sources = Sources::resolve(pipeline, &order, store, index, options.put_sources)?;
     let records = Records::load(&pipeline.name, index);
     let mut plan = Plan { nodes: vec![State::Outside; pipeline.nodes.len()], order, force, sources, records };
-    for at in 0..plan.order.len() {
-        let node = plan.order[at];
-        let (until, downloads) = plan.waits_for(pipeline, node);
-        plan.nodes[node] = if until.is_empty() && downloads.is_empty() {
-            plan.decide(pipeline, store, index, node)?
-        } else {
-            State::Unknown { until, downloads }
-        };
-    }
+    plan.decide_all(pipeline, store, index)?;
     index.save_stamps(&plan.records.stamps);
     Ok(plan)
 }
@@ -116,7 +108,30 @@ pub(super) fn asked(pipeline: &Pipeline, graph: &Graph, targets: &[String]) -> R
     Ok(graph.order().iter().copied().filter(|node| asked[*node]).collect())
 }
 
+/// Tells gc of a hit, in the section in which it was found.
+pub(super) fn hold_one(store: &Store, state: &State) -> Result<(), ExecError> {
+    Ok(match state {
+        State::Hit { key, artifact } => store.need_hits([(*key, *artifact)])?,
+        _ => {}
+    })
+}
+
 impl Plan {
+    /// Tells gc of all that a run of this plan goes by, if there is anything to run. To be called in the
+    /// [section](Store::sharing) in which it was made.
+    pub fn hold(&self, store: &Store) -> Result<(), ExecError> {
+        let is_stale = |node: &usize| matches!(self.nodes[*node], State::Run { .. } | State::Unknown { .. });
+        if self.order.iter().any(is_stale) {
+            let hit = |state: &State| match state {
+                State::Hit { key, artifact } => Some((*key, *artifact)),
+                _ => None,
+            };
+            store.need_hits(self.nodes.iter().filter_map(hit))?;
+            store.need_artifacts(self.sources.artifacts())?;
+        }
+        Ok(())
+    }
+
     /// The nodes that have to run, and the models and datasets that have to be downloaded, before anything is known of a node.
     fn waits_for(&self, pipeline: &Pipeline, node: usize) -> (Vec<usize>, BTreeMap<String, Option<u64>>) {
         let (mut until, mut downloads) = (Vec::new(), BTreeMap::new());
@@ -136,6 +151,38 @@ impl Plan {
         until.dedup();
         until.truncate(MOST_UNTIL);
         (until, downloads)
+    }
+
+    /// Decides all nodes by what is here.
+    pub(super) fn decide_all(
+        &mut self,
+        pipeline: &Pipeline,
+        store: &Store,
+        index: &mut Index,
+    ) -> Result<(), ExecError> {
+        // What waits for a node is decided by its state, which must not be one of before.
+        self.nodes.fill(State::Outside);
+        for at in 0..self.order.len() {
+            let node = self.order[at];
+            self.nodes[node] = self.state(pipeline, store, index, node)?;
+        }
+        Ok(())
+    }
+
+    /// What is known of a node, those that it needs being decided.
+    pub(super) fn state(
+        &mut self,
+        pipeline: &Pipeline,
+        store: &Store,
+        index: &mut Index,
+        node: usize,
+    ) -> Result<State, ExecError> {
+        let (until, downloads) = self.waits_for(pipeline, node);
+        if until.is_empty() && downloads.is_empty() {
+            self.decide(pipeline, store, index, node)
+        } else {
+            Ok(State::Unknown { until, downloads })
+        }
     }
 
     /// The recipe of a node whose inputs are all known.

@@ -66,11 +66,6 @@ impl Records {
         })
     }
 
-    /// The artifact recorded under a key, whatever has become of it.
-    pub(super) fn artifact(&self, key: &Digest) -> Option<Digest> {
-        self.artifacts.get(key).copied()
-    }
-
     /// Takes note of a record that was put into the store.
     pub(super) fn add(&mut self, record: &NodeRecord) {
         self.artifacts.insert(record.key, record.artifact);

@@ -69,6 +69,10 @@ pub fn work(path: &Path) -> Result<u8, ExecError> {
 fn attempt(job: &Job, mouth: &mut Mouth, cancel: &AtomicBool) -> Result<JobResult, NodeError> {
     let entry = kinds::find(&job.kind).ok_or_else(|| NodeError::failed(format!("there is no kind `{}`", job.kind)))?;
     let store = Store::open_existing(&job.store)?;
+    if let Some(live) = &job.live {
+        store.join(live);
+    }
+    store.trust(job.trusted.iter().cloned());
     // The worker of a scheduler that was killed may need a moment to die; until then the scratch is its.
     let scratch = fs_err::File::open(&job.scratch)?;
     scratch.file().lock()?;
@@ -101,10 +105,10 @@ fn attempt(job: &Job, mouth: &mut Mouth, cancel: &AtomicBool) -> Result<JobResul
         let files = serde_json::to_vec(&outputs.files).map_err(std::io::Error::from)?;
         fs::create(&job.result.with_file_name("outputs.json"))?.write_all(&files)?;
         let artifact = Store::identity(job.output.name(), &outputs.files)?;
-        return Ok(JobResult::Done { artifact, metrics: outputs.metrics });
+        return Ok(JobResult::Done { artifact, metrics: outputs.metrics, put: Vec::new() });
     }
     let artifact = store.put_artifact(job.output.name(), &outputs.files)?;
-    Ok(JobResult::Done { artifact, metrics: outputs.metrics })
+    Ok(JobResult::Done { artifact, metrics: outputs.metrics, put: store.known(&artifact)? })
 }
 
 fn record(job: &Job, result: &JobResult) -> std::io::Result<()> {

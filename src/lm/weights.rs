@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 
 use super::gguf::Gguf;
 use super::{Config, Files, LmError};
+use crate::fs;
+use crate::pieces::{self, Pieces};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -30,7 +32,7 @@ struct Entry {
 struct Reader {
     /// For messages.
     name: String,
-    file: File,
+    file: Pieces,
     entries: BTreeMap<String, Value>,
     /// Where the numbers begin and how many bytes they are.
     start: u64,
@@ -40,8 +42,8 @@ struct Reader {
 impl Reader {
     fn open(name: &str, path: &Path) -> Result<Self, LmError> {
         let damaged = |what: String| LmError::Weights { file: name.to_owned(), what };
-        let mut file = File::open(path)?;
-        let bytes = file.metadata()?.len();
+        let mut file = pieces::open(path)?;
+        let bytes = file.size();
         let mut length = [0; 8];
         if bytes < 8 {
             return Err(damaged(format!("the file has {bytes} bytes")));
@@ -136,7 +138,7 @@ fn shards(path: &Path) -> Result<BTreeMap<String, String>, LmError> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let index: Index = serde_json::from_slice(&fs_err::read(path)?)
+    let index: Index = serde_json::from_slice(&fs::read(path, LARGEST_HEADER)?)
         .map_err(|error| LmError::Malformed { file: INDEX.to_owned(), what: error.to_string() })?;
     Ok(index.weight_map)
 }
@@ -257,8 +259,8 @@ pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), LmErr
             }
         }
     }
-    let file = file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-    file.sync_all()?;
+    // Not waited for: what is put into a store is synced there, as it is kept there.
+    file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
     Ok(())
 }
 

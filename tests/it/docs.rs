@@ -128,10 +128,11 @@ fn error_ids() -> BTreeMap<String, String> {
             let id = text[at + 1..].split('"').next().unwrap_or_default();
             let is_id = id.split_once("::").is_some_and(|(layer, name)| {
                 let plain = |c: char| c.is_ascii_lowercase() || c == '-' || c.is_ascii_digit();
-                ["cli", "dataset", "endpoint", "exec", "graph", "hub", "lm", "node", "pipeline", "store"]
-                    .contains(&layer)
-                    && !name.is_empty()
-                    && name.chars().all(plain)
+                const LAYERS: [&str; 13] = [
+                    "archive", "cli", "dataset", "endpoint", "exec", "graph", "hub", "lm", "node", "pipeline",
+                    "remote", "settings", "store",
+                ];
+                LAYERS.contains(&layer) && !name.is_empty() && name.chars().all(plain)
             });
             if is_id {
                 ids.entry(id.to_owned()).or_insert_with(|| title(text, at, at + 1 + id.len()));

@@ -7,7 +7,7 @@
 //! moves its own dependants on in turn, which is early cutoff. (`phase` draws them.)
 //!
 //! Reading order: this file (the loop), `attempts` (an attempt from its start to its end), `settle` (what its end means for
-//! the other nodes).
+//! the other nodes), `repair` (an input that turns out to be damaged).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crate::exec::attempt::Attempt;
 use crate::exec::device::devices;
+use crate::exec::elsewhere::Seeker;
 use crate::exec::interrupt::Interrupts;
 use crate::exec::ledger::Ledger;
 
@@ -33,6 +34,7 @@ use crate::store::{Index, RunNode, Store};
 
 mod attempts;
 mod budget;
+mod repair;
 mod settle;
 
 /// How often a key is tried that another process works at.
@@ -73,12 +75,14 @@ pub fn run(
         ready: BTreeMap::new(),
         held: BTreeSet::new(),
         waited: BTreeSet::new(),
+        repaired: BTreeSet::new(),
         keys: HashMap::new(),
         numbers: HashMap::new(),
         serial: 0,
         ledger: Ledger::new(options.budget.clone(), options.needs.clone()),
         stop: Stop::No,
         fault: None,
+        seeker: Seeker::new(options.elsewhere.clone()),
         inbox,
         outbox,
         pipeline,
@@ -115,6 +119,8 @@ struct Scheduler<'a> {
     held: BTreeSet<usize>,
     /// Those of which that was told.
     waited: BTreeSet<usize>,
+    /// Nodes that ran again because what they had made was damaged.
+    repaired: BTreeSet<usize>,
     /// Keys that attempts of this run are at, and nodes that wait for them because they have the same key.
     keys: HashMap<Digest, Vec<usize>>,
     running: BTreeMap<u64, Attempt>,
@@ -126,6 +132,7 @@ struct Scheduler<'a> {
     ledger: Ledger,
     stop: Stop,
     fault: Option<ExecError>,
+    seeker: Seeker,
     inbox: Receiver<Message>,
     outbox: Sender<Message>,
 }
@@ -177,7 +184,8 @@ impl Scheduler<'_> {
     fn turn(&mut self) -> Result<bool, ExecError> {
         self.fill()?;
         self.journal.flush()?;
-        if self.running.is_empty() && (self.held.is_empty() || self.stop > Stop::No) {
+        let waits = !self.held.is_empty() || self.seeker.is_open();
+        if self.running.is_empty() && (!waits || self.stop > Stop::No) {
             return Ok(false);
         }
         let tick = (!self.held.is_empty()).then_some(TICK);
@@ -192,6 +200,10 @@ impl Scheduler<'_> {
                 let again = self.stop >= Stop::Interrupted;
                 self.slow_down(if again { Stop::Killed } else { Stop::Interrupted });
                 self.tell(&Event::Interrupt { again })?;
+            }
+            Ok(Message::Sought { nodes }) => {
+                self.seeker.found(&nodes);
+                nodes.into_iter().for_each(|node| self.enqueue(node));
             }
             // This struct holds a sender itself, so the channel cannot be closed.
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {

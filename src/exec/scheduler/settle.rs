@@ -7,7 +7,7 @@ use crate::digest::Digest;
 use crate::exec::attempt::Fault;
 use crate::exec::phase::Phase;
 use crate::exec::tolerance;
-use crate::exec::{Event, ExecError, State};
+use crate::exec::{Event, ExecError, Reason, State};
 use crate::store::NodeRecord;
 
 impl Scheduler<'_> {
@@ -18,11 +18,9 @@ impl Scheduler<'_> {
         let latest = records.latest(&record.node).copied();
         tolerance::settle(self.store, &mut records.stamps, tolerance, latest.as_ref(), &mut record)?;
         let (key, made) = (record.key, record.artifact);
-        let known = self.plan.records.artifact(&key).is_some();
-        self.store.put_node(&record)?;
-        self.store.clear_partial(&key)?;
         // The first artifact under a key stays as long as it is whole, and so do its figures.
-        let record = if known { self.store.node(&key)?.unwrap_or(record) } else { record };
+        let record = self.store.put_node(&record)?.unwrap_or(record);
+        self.store.clear_partial(&key)?;
         self.plan.records.add(&record);
         self.index.add_node(&record);
         self.index.set_latest(&self.pipeline.name, &BTreeMap::from([(record.node.clone(), key)]));
@@ -55,14 +53,20 @@ impl Scheduler<'_> {
                 if *inputs > 0 {
                     continue;
                 }
+                // gc does not take what is found between the look and the naming.
+                let _section = self.store.sharing()?;
                 match self.plan.decide(self.pipeline, self.store, self.index, dependant)? {
                     State::Hit { key, artifact } => {
+                        self.store.need_hits([(key, artifact)])?;
                         self.hit(dependant, key, artifact)?;
                         open.push(dependant);
                     }
                     State::Run { key, reason } => {
+                        let sought = reason != Reason::Forced && self.seeker.seek(dependant, key, &self.outbox)?;
                         self.phases[dependant] = Phase::Ready { key, reason };
-                        self.enqueue(dependant);
+                        if !sought {
+                            self.enqueue(dependant);
+                        }
                     }
                     State::Outside | State::Unknown { .. } => {}
                 }

@@ -1,0 +1,114 @@
+//! `sami.toml` at the root of a project: what belongs to a machine or a lab and not to a pipeline.
+//!
+//! Nothing in it is part of any key. It is read strictly: an unknown key is an error that says where it stands and what
+//! was meant. Secrets do not belong into it: credentials come from the environment, and a file that has one is refused
+//! without showing it.
+//!
+//! Reading order: this file, `section` (a table whose keys are taken one by one), `remote` and `url` (the table
+//! `[remote]`).
+
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use toml::de::{DeTable, DeValue};
+
+use crate::diag::{Diagnostic, Source, did_you_mean};
+
+mod remote;
+mod section;
+mod url;
+
+pub use remote::{Push, RemoteSettings};
+pub use url::{Place, parse_url};
+
+use section::Section;
+
+/// A file larger than this is no `sami.toml`.
+const MOST_BYTES: u64 = 1 << 20;
+/// The tables that there are.
+const SECTIONS: [&str; 1] = ["remote"];
+
+/// What `sami.toml` says. Without one, nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Where artifacts are shared, if they are.
+    pub remote: Option<RemoteSettings>,
+}
+
+impl Settings {
+    /// Reads a file; one that is not there says nothing. Errs with all that is wrong in it.
+    pub fn read(path: &Path) -> Result<Self, Vec<Diagnostic>> {
+        let name = path.display().to_string();
+        let unreadable = |why: String| {
+            vec![
+                Diagnostic::error("settings::unreadable", format!("`{name}` cannot be read"))
+                    .note(why)
+                    .help("make it a text file of TOML, or remove it"),
+            ]
+        };
+        let mut bytes = Vec::new();
+        let opened = fs_err::File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes));
+        match opened {
+            Ok(_) if bytes.len() as u64 > MOST_BYTES => {
+                return Err(unreadable(format!("it is larger than {} MiB", MOST_BYTES >> 20)));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(unreadable(error.to_string())),
+        }
+        let text = String::from_utf8(bytes).map_err(|_| unreadable("it is not UTF-8".to_owned()))?;
+        Self::parse(&name, &text)
+    }
+
+    /// Reads the text of a file of this name.
+    pub fn parse(name: &str, text: &str) -> Result<Self, Vec<Diagnostic>> {
+        let (table, errors) = DeTable::parse_recoverable(text);
+        if !errors.is_empty() {
+            let source = Arc::new(Source::new(name, text));
+            let fault = |error: &toml::de::Error| {
+                let message = error.message().lines().collect::<Vec<_>>().join("; ");
+                Diagnostic::error("settings::syntax", "the file is not TOML")
+                    .label(&source, error.span().unwrap_or(0..0), message)
+                    .help("write `key = value` lines under `[table]` headers; see toml.io")
+            };
+            return Err(errors.iter().map(fault).collect());
+        }
+        let mut settings = Self::default();
+        let mut faults = Vec::new();
+        for (key, value) in table.into_inner() {
+            let (span, name_of) = (value.span(), key.get_ref().to_string());
+            let value = value.into_inner();
+            match (name_of.as_str(), value) {
+                ("remote", DeValue::Table(table)) => {
+                    let mut section = Section::new(name, text, "remote", span, table);
+                    settings.remote = remote::take(&mut section);
+                    faults.extend(section.finish());
+                }
+                (section, _) if SECTIONS.contains(&section) => {
+                    let what = format!("`{section}` is a table");
+                    let source = section::shown(name, text, Some(&span));
+                    faults.push(
+                        Diagnostic::error("settings::value", what)
+                            .label(&source, key.span(), "")
+                            .help(format!("write `[{section}]` and its keys below, or `{section} = {{ … }}`")),
+                    );
+                }
+                (unknown, _) => {
+                    let what = format!("`sami.toml` has no table `{unknown}`");
+                    // Whatever is in it is not shown: who knows what it was meant to be.
+                    let source = section::shown(name, text, Some(&(key.span().end..text.len())));
+                    let fault = Diagnostic::error("settings::unknown-key", what).label(&source, key.span(), "unknown");
+                    faults.push(match did_you_mean(unknown, SECTIONS) {
+                        Some(near) => fault.help(format!("a table with a similar name exists: `{near}`")),
+                        None => fault.help(format!("the tables are {}", SECTIONS.map(|s| format!("`{s}`")).join(", "))),
+                    });
+                }
+            }
+        }
+        if faults.is_empty() { Ok(settings) } else { Err(faults) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! A table of `sami.toml`: its keys are taken one by one, and what is left over is unknown.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use toml::de::{DeTable, DeValue};
+
+use crate::diag::{Diagnostic, Source, did_you_mean};
+
+/// What a key looks like that should not be in a file.
+const SECRET: [&str; 7] = ["secret", "password", "passwd", "token", "credential", "access_key", "private"];
+
+/// A table whose keys are taken one by one.
+pub(super) struct Section<'a> {
+    name: &'a str,
+    file: &'a str,
+    text: &'a str,
+    span: Range<usize>,
+    entries: BTreeMap<String, (Range<usize>, Range<usize>, DeValue<'a>)>,
+    known: Vec<&'static str>,
+    faults: Vec<Diagnostic>,
+}
+
+/// The text of the file for an error to show, without what is in `secret`.
+pub(super) fn shown(file: &str, text: &str, secret: Option<&Range<usize>>) -> Arc<Source> {
+    let mut bytes = text.as_bytes().to_vec();
+    if let Some(secret) = secret {
+        let hidden = bytes.get_mut(secret.clone()).unwrap_or_default();
+        hidden.iter_mut().filter(|byte| **byte != b'\n').for_each(|byte| *byte = b'*');
+    }
+    // A range of whole characters was replaced by whole characters.
+    Arc::new(Source::new(file, String::from_utf8_lossy(&bytes)))
+}
+
+impl<'a> Section<'a> {
+    pub(super) fn new(file: &'a str, text: &'a str, name: &'a str, span: Range<usize>, table: DeTable<'a>) -> Self {
+        let entry = |(key, value): (toml::Spanned<std::borrow::Cow<'a, str>>, toml::Spanned<DeValue<'a>>)| {
+            let (at, value_at) = (key.span(), value.span());
+            (key.into_inner().into_owned(), (at, value_at, value.into_inner()))
+        };
+        let entries = table.into_iter().map(entry).collect();
+        Self { name, file, text, span, entries, known: Vec::new(), faults: Vec::new() }
+    }
+
+    /// Says that the value of a key is wrong; its place is shown, and the value if it is no secret.
+    pub(super) fn fault(&mut self, at: &Range<usize>, what: String, help: &str) {
+        let source = shown(self.file, self.text, None);
+        self.faults.push(Diagnostic::error("settings::value", what).label(&source, at.clone(), "").help(help));
+    }
+
+    /// Adds what is wrong in words of its own; `secret` is not shown.
+    pub(super) fn refuse(&mut self, at: &Range<usize>, secret: bool, fault: Diagnostic) {
+        let source = shown(self.file, self.text, secret.then_some(at));
+        self.faults.push(fault.label(&source, at.clone(), ""));
+    }
+
+    fn take(&mut self, key: &'static str) -> Option<(Range<usize>, DeValue<'a>)> {
+        self.known.push(key);
+        self.entries.remove(key).map(|(_, at, value)| (at, value))
+    }
+
+    /// A text that is not empty.
+    pub(super) fn text(&mut self, key: &'static str) -> Option<(String, Range<usize>)> {
+        let (at, value) = self.take(key)?;
+        match value {
+            DeValue::String(text) if !text.trim().is_empty() => Some((text.into_owned(), at)),
+            _ => {
+                self.fault(&at, format!("`{key}` is text"), "put text between quotes");
+                None
+            }
+        }
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag(&mut self, key: &'static str) -> Option<bool> {
+        let (at, value) = self.take(key)?;
+        match value {
+            DeValue::Boolean(flag) => Some(flag),
+            _ => {
+                self.fault(&at, format!("`{key}` is true or false"), "write it without quotes");
+                None
+            }
+        }
+    }
+
+    /// A whole number in a range.
+    pub(super) fn number(&mut self, key: &'static str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
+        let (at, value) = self.take(key)?;
+        let number = match &value {
+            DeValue::Integer(number) => u64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok(),
+            _ => None,
+        };
+        let number = number.filter(|number| range.contains(number));
+        if number.is_none() {
+            let what = format!("`{key}` is a whole number from {} to {}", range.start(), range.end());
+            self.fault(&at, what, "give such a number, without quotes");
+        }
+        number
+    }
+
+    /// One of several words, by its number.
+    pub(super) fn word(&mut self, key: &'static str, words: &[&str]) -> Option<usize> {
+        let (text, at) = self.text(key)?;
+        let found = words.iter().position(|word| *word == text);
+        if found.is_none() {
+            let list = words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or ");
+            let help = match did_you_mean(&text, words.iter().copied()) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => format!("write {list}"),
+            };
+            self.fault(&at, format!("`{key}` is {list}"), &help);
+        }
+        found
+    }
+
+    /// Says that the table lacks a key.
+    pub(super) fn lacks(&mut self, key: &str, help: &str) {
+        let source = shown(self.file, self.text, None);
+        let what = format!("`[{}]` has no `{key}`", self.name);
+        let end = self.text[self.span.start..].find('\n').map_or(self.text.len(), |line| self.span.start + line);
+        let fault = Diagnostic::error("settings::missing-key", what);
+        self.faults.push(fault.label(&source, self.span.start..self.span.end.min(end), "").help(help));
+    }
+
+    /// All that is wrong, with the keys that no one took.
+    pub(super) fn finish(mut self) -> Vec<Diagnostic> {
+        for (key, (at, value_at, _)) in std::mem::take(&mut self.entries) {
+            // The line is shown, and what is on it may be a secret.
+            let source = shown(self.file, self.text, Some(&value_at));
+            let lower = key.to_lowercase();
+            let fault = if SECRET.iter().any(|word| lower.contains(word)) {
+                Diagnostic::error(
+                    "settings::secret",
+                    format!("`{key}` looks like a credential, which has no place here"),
+                )
+                .label(&source, at, "not shown")
+                .help("set it in the environment (`AWS_…`, `GOOGLE_…`) and remove it from the file")
+            } else {
+                let fault = Diagnostic::error("settings::unknown-key", format!("`[{}]` has no key `{key}`", self.name))
+                    .label(&source, at, "unknown key");
+                match did_you_mean(&key, self.known.iter().copied()) {
+                    Some(near) => fault.help(format!("a key with a similar name exists: `{near}`")),
+                    None => {
+                        let known: Vec<_> = self.known.iter().map(|key| format!("`{key}`")).collect();
+                        fault.help(format!("its keys are {}", known.join(", ")))
+                    }
+                }
+            };
+            self.faults.push(fault);
+        }
+        self.faults.sort_by_key(|fault| fault.labels.first().map(|label| label.span.start));
+        self.faults
+    }
+}

@@ -1,0 +1,259 @@
+//! A bucket on this machine: enough of S3 for a remote cache, which counts what it is asked, and fails when told to.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// How requests go wrong whose method is `method` (any, if empty) and whose path has `path` in it.
+#[derive(Debug, Clone)]
+pub(crate) struct Fault {
+    pub(crate) method: &'static str,
+    pub(crate) path: &'static str,
+    pub(crate) what: Wrong,
+    /// How many requests it meets.
+    pub(crate) times: usize,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Wrong {
+    /// A status.
+    Status(u16),
+    /// The connection ends after so many bytes of the body.
+    Cut(usize),
+    /// One bit of the body is another.
+    Bit,
+    /// Half of the object is all there is.
+    Half,
+    /// The range that is asked for is ignored.
+    NoRange,
+    /// The answer comes after so many milliseconds.
+    Slow(u64),
+    /// The connection ends before the answer, which was carried out.
+    Lost,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) objects: BTreeMap<String, Vec<u8>>,
+    uploads: BTreeMap<String, BTreeMap<u32, Vec<u8>>>,
+    pub(crate) faults: Vec<Fault>,
+    /// Methods and paths with their parameters.
+    pub(crate) requests: Vec<String>,
+    /// All headers that ever came, as text.
+    pub(crate) headers: String,
+    /// Whether the condition of a put is ignored, as some servers do.
+    pub(crate) ignores_conditions: bool,
+}
+
+pub(crate) struct Server {
+    state: Arc<Mutex<State>>,
+    pub(crate) address: String,
+}
+
+impl Server {
+    /// Serves until the process ends.
+    pub(crate) fn start() -> Self {
+        let state = Arc::new(Mutex::new(State::default()));
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = format!("http://{}", listener.local_addr().expect("it has one"));
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let state = Arc::clone(&shared);
+                std::thread::spawn(move || while answer(&stream, &state).is_some() {});
+            }
+        });
+        Self { state, address }
+    }
+
+    /// What `[remote]` says to use it.
+    pub(crate) fn remote(&self) -> String {
+        let address = &self.address;
+        format!("url = \"s3://bucket/pre/fix\"\nendpoint = \"{address}\"\nallow_http = true\ntimeout = 2\n")
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panicked")
+    }
+
+    pub(crate) fn fail(&self, method: &'static str, path: &'static str, what: Wrong, times: usize) {
+        self.state().faults.push(Fault { method, path, what, times });
+    }
+
+    /// The requests since the last time.
+    pub(crate) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().requests)
+    }
+}
+
+/// The parameters of a request.
+fn parameter(query: &str, name: &str) -> Option<String> {
+    query.split('&').find_map(|part| {
+        let (key, value) = part.split_once('=').unwrap_or((part, ""));
+        (key == name).then(|| value.replace("%2F", "/").replace("%2f", "/"))
+    })
+}
+
+/// Answers one request; `None` when the connection is over.
+fn answer(stream: &TcpStream, state: &Mutex<State>) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    let mut first = String::new();
+    reader.read_line(&mut first).ok().filter(|read| *read > 0)?;
+    let mut words = first.split(' ').map(str::to_owned);
+    let (method, target) = (words.next()?, words.next()?);
+    let mut headers = BTreeMap::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        let Some((name, value)) = line.trim_end().split_once(": ") else { break };
+        headers.insert(name.to_lowercase(), value.to_owned());
+    }
+    let length: usize = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    let mut shared = state.lock().ok()?;
+    shared.requests.push(format!("{method} {target}"));
+    let _ = write!(shared.headers, "{headers:?}");
+    let fault = shared.faults.iter_mut().find(|fault| {
+        fault.times > 0 && target.contains(fault.path) && (fault.method.is_empty() || fault.method == method)
+    });
+    let fault = fault.map(|fault| {
+        fault.times -= 1;
+        fault.what.clone()
+    });
+    if let Some(Wrong::Slow(milliseconds)) = fault {
+        drop(shared);
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        shared = state.lock().ok()?;
+    }
+    if let Some(Wrong::Status(status)) = fault {
+        return send(stream, status, "", b"<Error><Code>Told</Code></Error>", &method, None);
+    }
+    let conditional = headers.contains_key("if-none-match") && !shared.ignores_conditions;
+    let reply = carry_out(&mut shared, &method, path, query, body, conditional);
+    drop(shared);
+    let (status, header, mut body) = reply;
+    match fault {
+        Some(Wrong::Lost) => return None,
+        Some(Wrong::Bit) => body.last_mut().into_iter().for_each(|byte| *byte ^= 1),
+        Some(Wrong::Half) => body.truncate(body.len() / 2),
+        _ => {}
+    }
+    let range = headers.get("range").and_then(|range| {
+        let (from, to) = range.strip_prefix("bytes=")?.split_once('-')?;
+        Some((from.parse::<usize>().ok()?, to.parse::<usize>().ok()))
+    });
+    let cut = if let Some(Wrong::Cut(at)) = fault { Some(at) } else { None };
+    match range.filter(|_| status == 200 && method == "GET" && fault != Some(Wrong::NoRange)) {
+        Some((from, _)) if from >= body.len() => send(stream, 416, "", b"", &method, None),
+        Some((from, to)) => {
+            let to = to.map_or(body.len(), |to| (to + 1).min(body.len()));
+            let header = format!("{header}\r\ncontent-range: bytes {from}-{}/{}", to - 1, body.len());
+            send(stream, 206, &header, &body[from..to], &method, cut)
+        }
+        None => send(stream, status, &header, &body, &method, cut),
+    }
+}
+
+fn carry_out(
+    state: &mut State,
+    method: &str,
+    path: &str,
+    query: &str,
+    body: Vec<u8>,
+    conditional: bool,
+) -> (u16, String, Vec<u8>) {
+    let etag = |bytes: &[u8]| {
+        format!("etag: \"{}\"\r\nlast-modified: Thu, 01 Jan 2026 00:00:00 GMT", sami::digest::Digest::of(bytes).short())
+    };
+    let nothing = |status: u16| (status, String::new(), Vec::new());
+    let upload = parameter(query, "uploadId");
+    match (method, upload) {
+        ("GET", None) if parameter(query, "list-type").is_some() => {
+            let prefix = parameter(query, "prefix").unwrap_or_default();
+            let bucket = format!("{}/", path.trim_end_matches('/'));
+            let mut xml = "<?xml version=\"1.0\"?><ListBucketResult><IsTruncated>false</IsTruncated>".to_owned();
+            for (name, bytes) in &state.objects {
+                let Some(key) = name.strip_prefix(&bucket).filter(|key| key.starts_with(&prefix)) else { continue };
+                let _ = write!(
+                    xml,
+                    "<Contents><Key>{key}</Key><Size>{}</Size><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>x</ETag></Contents>",
+                    bytes.len()
+                );
+            }
+            xml.push_str("</ListBucketResult>");
+            (200, String::new(), xml.into_bytes())
+        }
+        ("GET" | "HEAD", _) => match state.objects.get(path) {
+            Some(bytes) => (200, etag(bytes), bytes.clone()),
+            None => nothing(404),
+        },
+        ("PUT", Some(id)) => match state.uploads.get_mut(&id) {
+            Some(parts) => {
+                let header = etag(&body);
+                parts.insert(parameter(query, "partNumber").and_then(|part| part.parse().ok()).unwrap_or(0), body);
+                (200, header, Vec::new())
+            }
+            None => nothing(404),
+        },
+        ("PUT", None) if conditional && state.objects.contains_key(path) => nothing(412),
+        ("PUT", None) => {
+            let header = etag(&body);
+            state.objects.insert(path.to_owned(), body);
+            (200, header, Vec::new())
+        }
+        ("POST", None) if query.starts_with("uploads") => {
+            let id = format!("u{}", state.uploads.len());
+            state.uploads.insert(id.clone(), BTreeMap::new());
+            let xml =
+                format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>");
+            (200, String::new(), xml.into_bytes())
+        }
+        ("POST", None) if query.starts_with("delete") => {
+            let text = String::from_utf8_lossy(&body).into_owned();
+            let bucket = path.trim_end_matches('/');
+            for key in text.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next()) {
+                state.objects.remove(&format!("{bucket}/{key}"));
+            }
+            (200, String::new(), b"<DeleteResult></DeleteResult>".to_vec())
+        }
+        ("POST", Some(id)) => match state.uploads.remove(&id) {
+            Some(parts) => {
+                state.objects.insert(path.to_owned(), parts.into_values().flatten().collect());
+                let xml = "<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>";
+                (200, String::new(), xml.as_bytes().to_vec())
+            }
+            None => nothing(404),
+        },
+        ("DELETE", Some(id)) => {
+            state.uploads.remove(&id);
+            nothing(204)
+        }
+        ("DELETE", None) => {
+            state.objects.remove(path);
+            nothing(204)
+        }
+        _ => nothing(405),
+    }
+}
+
+fn send(
+    mut stream: &TcpStream,
+    status: u16,
+    header: &str,
+    body: &[u8],
+    method: &str,
+    cut: Option<usize>,
+) -> Option<()> {
+    let header = if header.is_empty() { String::new() } else { format!("{header}\r\n") };
+    write!(stream, "HTTP/1.1 {status} x\r\n{header}content-length: {}\r\n\r\n", body.len()).ok()?;
+    if method != "HEAD" {
+        stream.write_all(&body[..cut.unwrap_or(body.len()).min(body.len())]).ok()?;
+    }
+    stream.flush().ok()?;
+    cut.is_none().then_some(())
+}
