@@ -17,6 +17,12 @@ pub const CACHE: Variable = Variable {
     doc: "The cache directory. `--cache` wins over it; without both it is `cache/` beside the nearest `sami.toml` or `pipelines/`.",
 };
 
+/// How much room row memos may take.
+pub const ROWS_LIMIT: Variable = Variable {
+    name: "SAMI_ROWS_LIMIT",
+    doc: "How many bytes the row memo may take, such as `50GB`, `500MiB` or `none`. Nodes that add rows evict what was used least recently above it; answers of endpoints stay unless `sami cache rows --evict --paid SPACE` names them. Default `20GB`.",
+};
+
 /// What the log says.
 pub const LOG: Variable = Variable {
     name: "SAMI_LOG",
@@ -198,6 +204,7 @@ pub const VISIBLE: Variable = Variable {
 /// All of them, in the order of the documentation.
 pub const ALL: &[&Variable] = &[
     &CACHE,
+    &ROWS_LIMIT,
     &LOG,
     &NO_COLOR,
     &HF_HUB_CACHE,

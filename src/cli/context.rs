@@ -60,7 +60,7 @@ impl From<ExecError> for Failure {
     fn from(error: ExecError) -> Self {
         let code = match error {
             ExecError::Store(error) => return error.into(),
-            ExecError::Spawn(_) => FAILED,
+            ExecError::Spawn(_) | ExecError::Audit { .. } => FAILED,
             // The pipeline or what was typed is at fault.
             ExecError::Sources(_)
             | ExecError::UnknownNode { .. }
