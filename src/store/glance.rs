@@ -77,6 +77,8 @@ pub(super) struct RunGlance {
 pub(super) struct RunNodeGlance {
     /// Node name.
     pub(super) name: String,
+    /// `ran`, `hit`, `failed` or `skipped`.
+    pub(super) state: String,
     /// The key, if it was known.
     pub(super) key: Option<Digest>,
     /// The artifact, if there is one.
@@ -84,6 +86,20 @@ pub(super) struct RunNodeGlance {
 }
 
 impl Store {
+    /// The key and the state of the node of a name in each of these runs, if the run has it.
+    pub fn node_in_runs(
+        &self,
+        runs: &[String],
+        node: &str,
+    ) -> Result<Vec<Option<(Option<Digest>, String)>>, StoreError> {
+        let find = |run: &String| {
+            let record: Option<RunGlance> = super::record::read_json(&self.run_dir(run).join("run.json"))?;
+            let found = record.and_then(|record| record.nodes.into_iter().find(|known| known.name == node));
+            Ok(found.map(|found| (found.key, found.state)))
+        };
+        runs.par_iter().map(find).collect()
+    }
+
     /// Hands on all runs, newest first. Few are in memory at once.
     pub(super) fn each_run(&self, see: &mut dyn FnMut(Run)) -> Result<(), StoreError> {
         let mut ids = self.run_ids()?;

@@ -96,6 +96,18 @@ impl Index {
         self.collect("SELECT DISTINCT node FROM nodes ORDER BY node", [], |row| row.get(0))
     }
 
+    /// The latest runs of a pipeline, newest first.
+    pub fn runs_of(&self, pipeline: &str, most: usize) -> Vec<String> {
+        let query = "SELECT run FROM runs WHERE pipeline = ?1 ORDER BY run DESC LIMIT ?2";
+        self.collect(query, rusqlite::params![pipeline, most as i64], |row| row.get(0))
+    }
+
+    /// The keys of the latest records that a node of a pipeline made, newest first.
+    pub fn keys_of_node(&self, pipeline: &str, node: &str, most: usize) -> Vec<Digest> {
+        let query = "SELECT key FROM nodes WHERE node = ?1 AND pipeline = ?2 ORDER BY made DESC, key DESC LIMIT ?3";
+        self.collect(query, rusqlite::params![node, pipeline, most as i64], |row| digest(row, 0))
+    }
+
     /// A page of the artifacts that the index knows: [`Index::catch_up`] first.
     pub fn list(&self, wanted: &Wanted) -> Lines {
         let (tables, conditions, values, order) = wanted.query();
