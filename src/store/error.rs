@@ -69,9 +69,6 @@ pub enum StoreError {
     /// A name or a prefix that means nothing.
     #[error("no artifact, key or node in the cache is called `{0}`")]
     Unknown(String),
-    /// Another process uses the store.
-    #[error("another process uses the cache")]
-    InUse,
 }
 
 impl StoreError {
@@ -108,7 +105,6 @@ impl StoreError {
             Self::BadName(_) => diagnostic("store::bad-name"),
             Self::Ambiguous { .. } => diagnostic("store::ambiguous").help("type more of it"),
             Self::Unknown(_) => diagnostic("store::unknown").help("`sami cache ls` lists what there is"),
-            Self::InUse => diagnostic("store::in-use").help("wait for the other `sami` to end, then try again"),
         }
     }
 }
