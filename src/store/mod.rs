@@ -4,6 +4,7 @@
 //! cache/
 //!   VERSION                 format version, a number
 //!   objects/ab/cdef…        blobs by blake3, read-only
+//!   objects/ab/cdef….parts  in place of a large file of tensors: which objects it is made of
 //!   artifacts/ab/cdef….json manifests: {"type", "files": {name: {digest, size}}}; named by the digest of their bytes
 //!   external/ID.json        {"directory", "at"}: where a model artifact's files are that were not copied in
 //!   nodes/ab/cdef….json     node records: key → artifact, preimage, metrics, provenance
@@ -20,22 +21,25 @@
 //!   index.sqlite            a view of the above; can be deleted
 //! ```
 //!
-//! Reading order: this file (layout, versions), `cas` (blobs and artifacts), `record` (nodes and runs), `health`
-//! (is it still what it was), `index` (the view), `lock` and `claim`, `live` (how runs and gc go on beside each other), `gc`,
-//! `inventory` (all of it in memory), `usage`, `verify`, `preview`, `arrive` (what comes from elsewhere).
+//! Reading order: this file (layout, versions), `cas` (artifacts), `put` and `thin` (blobs, whole and in pieces), `checkout`
+//! (getting them out), `record` (nodes and runs), `health` (is it still what it was), `index` (the view), `lock` and `claim`,
+//! `live` (how runs and gc go on beside each other), `gc`, `inventory` (all of it in memory), `usage`, `verify`, `preview`,
+//! `arrive` (what comes from elsewhere).
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use crate::digest::Digest;
-use crate::fs;
+use crate::{env, fs};
 
 mod arrive;
 mod cas;
+mod checkout;
 mod claim;
 mod error;
 mod gc;
 mod glance;
+mod hash;
 mod health;
 mod ids;
 mod index;
@@ -43,12 +47,15 @@ mod inventory;
 mod live;
 mod lock;
 mod preview;
+mod put;
 mod record;
+mod thin;
 mod usage;
 mod uses;
 mod verify;
 
 pub use cas::{Blob, External, Manifest};
+pub use checkout::{Link, copy};
 pub use claim::Holder;
 pub use error::StoreError;
 pub use gc::{Budget, By, Class as GcClass, Forgetting, Garbage, Going, Plan as GcPlan, Room, Roots, Selection};
@@ -74,6 +81,10 @@ pub struct Store {
     root: PathBuf,
     /// Where this process names what it needs, once it needs something.
     live: Mutex<Option<live::Live>>,
+    /// Files of tensors from this size on are kept in pieces.
+    thin_from: u64,
+    /// What this process need not read again.
+    known: put::Known,
 }
 
 impl Store {
@@ -97,7 +108,7 @@ impl Store {
                 None => return Err(StoreError::NotAStore { directory: root }),
             },
         }
-        Ok(Self { root, live: Mutex::new(None) })
+        Self::at(root)
     }
 
     /// Opens a store that must be there.
@@ -107,7 +118,18 @@ impl Store {
             Some(found) => known(&root, found)?,
             None => return Err(StoreError::Absent { directory: root }),
         }
-        Ok(Self { root, live: Mutex::new(None) })
+        Self::at(root)
+    }
+
+    fn at(root: PathBuf) -> Result<Self, StoreError> {
+        let thin_from = match env::THIN.get().as_deref() {
+            None => thin::THIN_FROM,
+            Some("off") => u64::MAX,
+            Some(value) => {
+                value.parse().map_err(|_| StoreError::Setting { name: env::THIN.name, value: value.to_owned() })?
+            }
+        };
+        Ok(Self { root, live: Mutex::new(None), thin_from, known: put::Known::default() })
     }
 
     /// The directory, absolute.

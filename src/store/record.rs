@@ -64,7 +64,7 @@ pub struct Usage {
     /// Seconds of processors, its own and those of what it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_seconds: Option<f64>,
-    /// Bytes of memory of the worker at its peak, or of the largest process that it started.
+    /// Bytes of memory of the worker at its peak; not of what it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_bytes: Option<u64>,
     /// Seconds on a GPU.

@@ -90,7 +90,8 @@ fn plan_status_and_why_name_what_changed() {
     sandbox.write("posts.txt", "one\n2\nthree\n");
     assert_eq!(
         masked(&sandbox.sami(&["why", "p.toml", "draft"]).exits(0).stdout),
-        "draft has to run: input inputs.posts * -> *\nposts comes from outside and is not what it was"
+        "draft has to run: input inputs.posts * -> *\nposts comes from outside and is not what it was\n\
+         2 rows -> 2, 1 changed\nfields text in 1\n\nrow 1\ntext \"two\" -> \"2\""
     );
     // A row that is not.
     sandbox.write("posts.txt", "one\ntwo\n3\n");
@@ -126,7 +127,7 @@ fn why_shows_lines_of_texts_rows_of_datasets_and_the_nearest_cell() {
             program = "sh"
             matrix = {{ scale = [{scale}] }}
             args = ["-c", "echo $SCALE > out; cat {{input.draft}}/out >> out"]
-            env = {{ SCALE = "${{scale}}" }}
+            env = {{ SCALE = "x${{scale}}" }}
             inputs = {{ draft = "draft" }}
             "#
         )
@@ -155,7 +156,10 @@ fn why_shows_lines_of_texts_rows_of_datasets_and_the_nearest_cell() {
     sandbox.write("posts.txt", "one\ntwo\nthree\n");
     sandbox.write("p.toml", &pipeline("cat -", "1, 2, 3"));
     let told = why("sweep[scale=3]");
-    assert_eq!(told, "sweep[scale=3] has to run: never ran\nit is most like sweep[scale=1]: env.SCALE \"1\" -> \"3\"");
+    assert_eq!(
+        told,
+        "sweep[scale=3] has to run: never ran\nit is most like sweep[scale=1]: env.SCALE \"x1\" -> \"x3\""
+    );
     // What a waiting node knows of itself already.
     sandbox.write("p.toml", &pipeline("cat - # again", "1, 2").replace("$SCALE >", "$SCALE >>"));
     let told = why("sweep[scale=1]");
