@@ -77,12 +77,23 @@ pub(super) struct RunGlance {
 pub(super) struct RunNodeGlance {
     /// Node name.
     pub(super) name: String,
-    /// `ran`, `hit`, `failed` or `skipped`.
-    pub(super) state: String,
     /// The key, if it was known.
     pub(super) key: Option<Digest>,
     /// The artifact, if there is one.
     pub(super) artifact: Option<Digest>,
+}
+
+/// What is read of a run to tell how a node came out of it.
+#[derive(Debug, Deserialize)]
+struct StateGlance {
+    nodes: Vec<NodeStateGlance>,
+}
+
+#[derive(Debug, Deserialize)]
+struct NodeStateGlance {
+    name: String,
+    state: String,
+    key: Option<Digest>,
 }
 
 impl Store {
@@ -93,7 +104,7 @@ impl Store {
         node: &str,
     ) -> Result<Vec<Option<(Option<Digest>, String)>>, StoreError> {
         let find = |run: &String| {
-            let record: Option<RunGlance> = super::record::read_json(&self.run_dir(run).join("run.json"))?;
+            let record: Option<StateGlance> = super::record::read_json(&self.run_dir(run).join("run.json"))?;
             let found = record.and_then(|record| record.nodes.into_iter().find(|known| known.name == node));
             Ok(found.map(|found| (found.key, found.state)))
         };

@@ -154,17 +154,22 @@ impl Wanted {
         if let Some(kind) = &self.kind {
             add("a.type = ?", Box::new(kind.clone()));
         }
+        // A plus keeps the planner from an index that is in another order than the one asked for.
+        let (size_is, made_is) = match self.order {
+            Order::Age => ("+a.size", "a.made"),
+            Order::Size => ("a.size", "+a.made"),
+        };
         if let Some(size) = self.larger {
-            add("a.size >= ?", Box::new(i64::try_from(size).unwrap_or(i64::MAX)));
+            add(&format!("{size_is} >= ?"), Box::new(i64::try_from(size).unwrap_or(i64::MAX)));
         }
         if let Some(size) = self.smaller {
-            add("a.size < ?", Box::new(i64::try_from(size).unwrap_or(i64::MAX)));
+            add(&format!("{size_is} < ?"), Box::new(i64::try_from(size).unwrap_or(i64::MAX)));
         }
         if let Some(time) = self.since {
-            add("a.made >= ?", Box::new(made_since(time)));
+            add(&format!("{made_is} >= ?"), Box::new(made_since(time)));
         }
         if let Some(time) = self.before {
-            add("a.made < ?", Box::new(made_since(time)));
+            add(&format!("{made_is} < ?"), Box::new(made_since(time)));
         }
         let by_node = self.pipeline.is_some() || self.node.is_some();
         if let Some(pipeline) = &self.pipeline {
