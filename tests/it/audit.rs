@@ -103,7 +103,8 @@ fn the_whole_method_comes_out_again_row_by_row_and_whole() {
             fs_err::remove_file(path).expect("removes");
         }
     }
-    sandbox.run(&["score"], 0);
+    sandbox.sami(&["cache", "rebuild"]).exits(0);
+    assert_eq!(sandbox.run(&["score"], 0).ran, 1);
     let told = sandbox.sami(&["audit", "score", "--rows", "3"]).exits(1).stdout;
     assert!(told.contains("DIFFERS") && told.contains("`logprobs`"), "{told}");
 }

@@ -99,7 +99,7 @@ fn what_is_in_use_survives_gc_and_what_is_gone_is_not_handed_down() {
     assert!(bench.below_runs(NEAR, "1.0", "2.0", "a"));
     let first = bench.0.run(&[], 0).nodes[0].artifact.clone().expect("made");
     assert!(!bench.below_runs(NEAR, "1.0625", "2.0", "a"));
-    bench.0.sami(&["cache", "gc", "--keep-runs", "1"]).exits(0);
+    bench.0.sami(&["cache", "gc", "--keep-runs", "1", "--yes"]).exits(0);
     assert_eq!(bench.0.run(&[], 0).hits, 2);
     bench.0.verify();
     // Without the earlier artifact the later one is what there is.
