@@ -11,8 +11,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fs_err::File;
+use serde::{Deserialize, Serialize};
 
 use crate::env;
+
+mod transfer;
+
+pub use transfer::{copy_range, hard_link, mark, reflink, rename_all, symlink};
 
 thread_local! {
     /// Operations left until the one that fails, in a test on this thread.
@@ -148,8 +153,17 @@ pub fn copy_to(reader: &mut impl Read, path: &Path, mut see: impl FnMut(&[u8])) 
 }
 
 /// Reads to the end in blocks of a MiB at most.
-pub fn each_block(reader: &mut impl Read, mut see: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-    let mut block = vec![0; 1 << 20];
+pub fn each_block(reader: &mut impl Read, see: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    each_block_of(1 << 20, reader, see)
+}
+
+/// As [`each_block`], in blocks of at most `size` bytes.
+pub fn each_block_of(
+    size: usize,
+    reader: &mut impl Read,
+    mut see: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut block = vec![0; size];
     loop {
         match reader.read(&mut block) {
             Ok(0) => return Ok(()),
@@ -216,7 +230,7 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 
 /// What tells, without reading it, that a file is as it was. The change time is what an overwrite that sets the
 /// modification time back cannot set back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     /// Bytes.
     pub size: u64,
@@ -226,6 +240,8 @@ pub struct Stamp {
     pub changed: i64,
     /// Inode.
     pub inode: u64,
+    /// Device of the file system: inodes of two may be the same.
+    pub device: u64,
 }
 
 impl Stamp {
@@ -237,6 +253,7 @@ impl Stamp {
                 modified: metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
                 changed: metadata.ctime() * 1_000_000_000 + metadata.ctime_nsec(),
                 inode: metadata.ino(),
+                device: metadata.dev(),
             })),
             Ok(_) => Ok(None),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),

@@ -1,18 +1,17 @@
 //! `sami cache …`: looking into the store and tidying it.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::figures::{bytes, clock, count, some};
 use super::page::LISTED;
 use super::table::Table;
-use super::{CacheCommand, CommandResult, Context, DAMAGED, DONE, archive, artifact, context, find};
+use super::{CacheCommand, CommandResult, Context, DAMAGED, DONE, archive, artifact, checkout, context, find};
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::digest::Digest;
-use crate::fs;
-use crate::store::{Index, NodeRecord, Store, StoreError, Use};
+use crate::pieces;
+use crate::store::{Index, NodeRecord, Store, Use};
 
 /// Dispatches a command on the cache.
 pub(crate) fn run(context: &Context, command: &CacheCommand) -> CommandResult {
@@ -32,7 +31,7 @@ pub(crate) fn run(context: &Context, command: &CacheCommand) -> CommandResult {
         CacheCommand::Verify => verify(context, store),
         CacheCommand::Gc { dry_run, keep_runs } => gc(context, store, *keep_runs, *dry_run),
         CacheCommand::Rebuild => rebuild(context, store),
-        CacheCommand::Checkout { id, dir } => checkout(context, store, id, dir),
+        CacheCommand::Checkout { id, dir, link, force } => checkout::run(context, store, id, dir, *link, *force),
     }
 }
 
@@ -122,7 +121,7 @@ fn cat(store: &Store, what: &str, file: Option<&str>) -> CommandResult {
         }
         .into());
     };
-    let mut file = fs_err::File::open(path)?;
+    let mut file = pieces::open(path)?;
     context::write_out(|stdout| io::copy(&mut file, stdout).map(drop))?;
     Ok(DONE)
 }
@@ -210,44 +209,4 @@ fn rebuild(context: &Context, store: &Store) -> CommandResult {
         context::print(&format!("index made again from {nodes} node records and {runs} runs\n"))?;
     }
     Ok(DONE)
-}
-
-fn checkout(context: &Context, store: &Store, what: &str, directory: &Path) -> CommandResult {
-    let id = find::artifact(store, &Index::open(store)?, what)?;
-    let existed = directory.exists();
-    if existed && !fs::list(directory).is_ok_and(|entries| entries.is_empty()) {
-        let what = format!("`{}` is not an empty directory", directory.display());
-        return Err(Diagnostic::error("cli::not-empty", what).help("name a directory that is new or empty").into());
-    }
-    let names = copy_files(store, &id, directory).inspect_err(|_| {
-        // Half an artifact would look like a whole one. That it cannot be removed is no news then.
-        let _ = fs::remove_directory(directory);
-        let _ = if existed { fs::create_directory(directory) } else { Ok(()) };
-    })?;
-    if context.json() {
-        context::print_json(&json!({"artifact": id, "directory": directory, "files": names}))?;
-    } else {
-        context::print(&format!("{}: {}\n", directory.display(), some(&names, ", ", LISTED)))?;
-    }
-    Ok(DONE)
-}
-
-/// Copies the files of an artifact, each verified on the way, and returns their names.
-fn copy_files(store: &Store, id: &Digest, directory: &Path) -> Result<Vec<String>, StoreError> {
-    let (manifest, files) = (store.manifest(id)?, store.files(id)?);
-    fs::create_directory(directory)?;
-    for (name, from) in &files {
-        let to = directory.join(name);
-        if let Some(parent) = to.parent() {
-            fs::create_directory(parent)?;
-        }
-        let mut hasher = blake3::Hasher::new();
-        fs::copy_to(&mut fs_err::File::open(from)?, &to, |block| {
-            hasher.update(block);
-        })?;
-        if Digest::from(hasher.finalize()) != manifest.files[name].digest {
-            return Err(StoreError::Damaged { what: format!("`{}`, file `{name}` of the artifact", from.display()) });
-        }
-    }
-    Ok(files.into_keys().collect())
 }

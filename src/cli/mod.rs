@@ -10,6 +10,7 @@ mod artifact;
 mod breakdown;
 mod cache;
 mod check;
+mod checkout;
 mod context;
 mod dag;
 mod diff;
@@ -279,6 +280,21 @@ pub enum DagFormat {
     Svg,
 }
 
+/// How `cache checkout` puts files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Linking {
+    /// A clone where the file system can, else a copy
+    Auto,
+    /// A clone: it shares blocks with the cache until it is written to
+    Reflink,
+    /// A second name of the cache's own file; who writes to it damages the cache
+    Hard,
+    /// A symbolic link into the cache
+    Symlink,
+    /// A copy
+    Copy,
+}
+
 /// Types of artifacts.
 const TYPES: [&str; 7] = ["dataset", "constitutions", "responses", "scores", "model", "evaluation", "files"];
 
@@ -331,6 +347,12 @@ pub enum CacheCommand {
         id: String,
         /// Directory, made if absent; must be empty
         dir: PathBuf,
+        /// How: clones that share blocks with the cache, links to its files, or copies
+        #[arg(long, value_enum, default_value = "auto")]
+        link: Linking,
+        /// Replace files of the same names in a directory that is not empty
+        #[arg(long)]
+        force: bool,
     },
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::digest::Digest;
 use crate::endpoint::{Allowance, Calling, Spent};
+use crate::fs::Stamp;
 use crate::kinds::Progress;
 use crate::pipeline::ArtifactType;
 use crate::secret;
@@ -24,6 +25,9 @@ pub(super) struct Job {
     pub(super) fields: Value,
     /// Inputs by field path.
     pub(super) inputs: BTreeMap<String, JobInput>,
+    /// Large files of the inputs, and the stamps that they had when they were found whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) trusted: Vec<(PathBuf, Stamp)>,
     /// The node key.
     pub(super) key: Digest,
     /// What the node makes.
@@ -92,6 +96,9 @@ pub(super) enum JobResult {
         artifact: Digest,
         /// The node's metrics.
         metrics: Map<String, Value>,
+        /// Its files in the store, and the stamps that they had when they were put.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        put: Vec<(PathBuf, Stamp)>,
     },
     /// The node cannot be done.
     Failed {

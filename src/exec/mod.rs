@@ -38,6 +38,7 @@ mod room;
 mod scheduler;
 mod select;
 mod source;
+mod verified;
 mod why;
 mod worker;
 

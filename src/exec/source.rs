@@ -159,25 +159,25 @@ pub(super) fn provide(
                 return Ok(if same { None } else { changed(name) });
             }
             // Files of a commit stay what they are, whatever the branch has become in the meantime.
-            let is_pinned = || {
-                Ok::<_, StoreError>(
-                    store.external(id)?.is_some() && store.files(id)?.values().all(|path| path.is_file()),
-                )
-            };
-            if matches!(model.origin, Origin::Hub(_)) && store.manifest(id).is_ok() && is_pinned()? {
-                return Ok(None);
-            }
-            let Ok(Located::Here(place)) = locate(name, model, pipeline) else {
-                return Ok(Some(format!("the files of model `{name}` are gone")));
-            };
-            if store.manifest(id).is_err() || store.external(id)?.as_ref() != Some(&place.external) {
-                let put = place.artifact(model, Some(store))?;
-                if put != *id {
-                    return Ok(changed(name));
+            let pinned = matches!(model.origin, Origin::Hub(_)) && store.manifest(id).is_ok();
+            if !(pinned && store.external(id)?.is_some()) {
+                let Ok(Located::Here(place)) = locate(name, model, pipeline) else {
+                    return Ok(Some(format!("the files of model `{name}` are gone")));
+                };
+                if store.manifest(id).is_err() || store.external(id)?.as_ref() != Some(&place.external) {
+                    let put = place.artifact(model, Some(store))?;
+                    if put != *id {
+                        return Ok(changed(name));
+                    }
                 }
             }
-            let lost = store.files(id)?.into_values().find(|path| !path.is_file());
-            Ok(lost.map(|path| format!("`{}` of model `{name}` is gone", path.display())))
+            Ok(match store.health(id, stamps)? {
+                Health::Whole => None,
+                Health::Missing(file) => Some(format!("`{file}` of model `{name}` is gone")),
+                Health::Damaged(file) => {
+                    Some(format!("`{file}` of model `{name}` is not what it was when it was read"))
+                }
+            })
         }
     }
 }
@@ -284,7 +284,8 @@ pub(super) fn hasher(what: &str) -> Hasher {
 }
 
 pub(super) fn add_stamp(hasher: &mut Hasher, stamp: &Stamp) {
-    hasher.number(stamp.size).number(stamp.modified as u64).number(stamp.changed as u64).number(stamp.inode);
+    let Stamp { size, modified, changed, inode, device } = *stamp;
+    hasher.number(size).number(modified as u64).number(changed as u64).number(inode).number(device);
 }
 
 /// The files of a dataset. Of one that is to be downloaded the hub is asked for the size; of one in the cache it is asked

@@ -60,12 +60,14 @@ impl Store {
             sweep.garbage.nodes += 1;
             sweep.file(&self.node_path(key))?;
         }
-        let mut objects = BTreeSet::new();
+        let (mut blobs, mut objects) = (BTreeSet::new(), BTreeSet::new());
         for id in self.artifact_ids()? {
             if artifacts.contains(&id) {
-                // A manifest that is damaged keeps nothing: the next run makes it and its objects again.
-                objects
-                    .extend(self.manifest(&id).into_iter().flat_map(|manifest| manifest.files).map(|(_, b)| b.digest));
+                // A manifest or a list of parts that is damaged keeps nothing: the next run makes it and its objects again.
+                for blob in self.manifest(&id).into_iter().flat_map(|manifest| manifest.files.into_values()) {
+                    blobs.insert(blob.digest);
+                    objects.extend(self.stands_on(&blob.digest).unwrap_or_default());
+                }
                 continue;
             }
             sweep.garbage.artifacts += 1;
@@ -74,6 +76,11 @@ impl Store {
             if external.exists() {
                 sweep.file(&external)?;
             }
+        }
+        // Lists before what they list.
+        for id in self.recipe_ids()?.iter().filter(|id| !blobs.contains(id)) {
+            sweep.garbage.files += 1;
+            sweep.file(&self.recipe_path(id))?;
         }
         for id in self.object_ids()?.iter().filter(|id| !objects.contains(id)) {
             sweep.garbage.objects += 1;

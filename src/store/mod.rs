@@ -4,6 +4,7 @@
 //! cache/
 //!   VERSION                 format version, a number
 //!   objects/ab/cdef…        blobs by blake3, read-only
+//!   objects/ab/cdef….parts  in place of a large file of tensors: which objects it is made of
 //!   artifacts/ab/cdef….json manifests: {"type", "files": {name: {digest, size}}}; named by the digest of their bytes
 //!   external/ID.json        {"directory", "at"}: where a model artifact's files are that were not copied in
 //!   nodes/ab/cdef….json     node records: key → artifact, preimage, metrics, provenance
@@ -17,28 +18,34 @@
 //!   index.sqlite            a view of the above; can be deleted
 //! ```
 //!
-//! Reading order: this file (layout, versions), `cas` (blobs and artifacts), `record` (nodes and runs), `health`
+//! Reading order: this file (layout, versions), `cas` (artifacts), `put` and `thin` (blobs, whole and in pieces), `checkout`
+//! (getting them out), `record` (nodes and runs), `health`
 //! (is it still what it was), `index` (the view), `lock`, `gc`, `verify`, `preview`, `arrive`
 //! (what comes from elsewhere).
 
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
-use crate::fs;
+use crate::{env, fs};
 
 mod arrive;
 mod cas;
+mod checkout;
 mod error;
 mod gc;
+mod hash;
 mod health;
 mod index;
 mod lock;
 mod preview;
+mod put;
 mod record;
+mod thin;
 mod uses;
 mod verify;
 
 pub use cas::{Blob, External, Manifest};
+pub use checkout::{Link, copy};
 pub use error::StoreError;
 pub use gc::Garbage;
 pub use health::{Health, Stamps};
@@ -61,6 +68,10 @@ pub struct Store {
     root: PathBuf,
     /// Held shared until the store is dropped; absent in a cache that cannot be written and never was locked.
     shared: Option<fs_err::File>,
+    /// Files of tensors from this size on are kept in pieces.
+    thin_from: u64,
+    /// What this process need not read again.
+    known: put::Known,
 }
 
 impl Store {
@@ -99,7 +110,14 @@ impl Store {
 
     fn locked(root: PathBuf) -> Result<Self, StoreError> {
         let shared = lock::share(&root)?;
-        Ok(Self { root, shared })
+        let thin_from = match env::THIN.get().as_deref() {
+            None => thin::THIN_FROM,
+            Some("off") => u64::MAX,
+            Some(value) => {
+                value.parse().map_err(|_| StoreError::Setting { name: env::THIN.name, value: value.to_owned() })?
+            }
+        };
+        Ok(Self { root, shared, thin_from, known: put::Known::default() })
     }
 
     /// The directory, absolute.

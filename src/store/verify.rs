@@ -5,17 +5,19 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::cas::hash_file;
+use super::hash::hash_file;
+use super::thin::Flaw;
 use super::{NodeRecord, Store, StoreError};
 use crate::digest::Digest;
 use crate::fs;
+use crate::pieces::Recipe;
 
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// `damaged` or `missing`.
     pub state: &'static str,
-    /// `object`, `manifest`, `file` or `node`.
+    /// `object`, `parts` (the list of an object's pieces), `manifest`, `file` or `node`.
     pub what: &'static str,
     /// Where.
     pub path: PathBuf,
@@ -92,7 +94,19 @@ impl Store {
             for (name, blob) in &manifest.files {
                 owners.entry(blob.digest).or_default().insert(id);
                 let path = self.place_of(name, blob, external.as_ref());
-                if !path.is_file() {
+                for part in self.stands_on(&blob.digest).unwrap_or_default() {
+                    owners.entry(part).or_default().insert(id);
+                }
+                if Recipe::is_at(&path) {
+                    // Its pieces were read as objects; that they are this file shows in its own digest.
+                    if let Some(flaw) = self.examine_pieces(blob, &|_, _| false, &mut |_, _| {})? {
+                        let (state, path) = match flaw {
+                            Flaw::Missing(path) => ("missing", path),
+                            Flaw::Damaged(path) => ("damaged", path),
+                        };
+                        faults.push((state, if Recipe::is_at(&path) { "parts" } else { "object" }, path, [id].into()));
+                    }
+                } else if !path.is_file() {
                     faults.push(("missing", if external.is_some() { "file" } else { "object" }, path, [id].into()));
                 } else if external.is_some() && !path.starts_with(&self.root) && hash_file(&path)? != *blob {
                     faults.push(("damaged", "file", path, [id].into()));
@@ -114,9 +128,11 @@ impl Store {
             }
             records.push(record);
         }
-        faults.sort();
-        faults.dedup();
+        let mut by_path: BTreeMap<(&str, &str, PathBuf), BTreeSet<Digest>> = BTreeMap::new();
         for (state, what, path, ids) in faults {
+            by_path.entry((state, what, path)).or_default().extend(ids);
+        }
+        for ((state, what, path), ids) in by_path {
             let touches = |record: &&NodeRecord| {
                 ids.contains(&record.artifact) || record.inputs.values().any(|input| ids.contains(input))
             };
@@ -132,7 +148,9 @@ impl Store {
         for id in self.artifact_ids()? {
             let Ok(manifest) = self.manifest(&id) else { continue };
             for blob in manifest.files.values() {
-                kinds.entry(blob.digest).or_insert_with(|| manifest.kind.clone());
+                for part in self.stands_on(&blob.digest).unwrap_or_default().into_iter().chain([blob.digest]) {
+                    kinds.entry(part).or_insert_with(|| manifest.kind.clone());
+                }
             }
         }
         let mut shares: BTreeMap<String, (u64, u64)> = BTreeMap::new();
@@ -144,6 +162,10 @@ impl Store {
         for id in self.object_ids()? {
             let kind = kinds.get(&id).map_or("unused", String::as_str);
             add(format!("objects: {kind}"), super::gc::size(&self.blob_path(&id)));
+        }
+        for id in self.recipe_ids()? {
+            let kind = kinds.get(&id).map_or("unused", String::as_str);
+            add(format!("objects: {kind}"), super::gc::size(&self.recipe_path(&id)));
         }
         for part in ["artifacts", "external", "nodes", "partial", "quarantine", "rows", "runs", "tmp"] {
             for file in fs::walk(&self.root.join(part))? {

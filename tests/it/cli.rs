@@ -174,7 +174,11 @@ text {\"ID\":\"1\"}
     let near = sandbox.sami(&["cache", "cat", "upper", "uper.txt"]).exits(USAGE.into());
     assert!(near.stderr.contains("a file with a similar name exists: `upper.txt`"), "{}", near.stderr);
 
-    says(&sandbox, &["cache", "checkout", "upper", "out/there"], "out/there: metrics.json, upper.txt\n");
+    says(
+        &sandbox,
+        &["cache", "checkout", "upper", "out/there", "--link", "copy"],
+        "out/there: metrics.json, upper.txt (copied)\n",
+    );
     assert_eq!(sandbox.read("out/there/upper.txt"), text);
     // They are one's own now.
     sandbox.write("out/there/upper.txt", "mine");

@@ -12,16 +12,20 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // The name of a repository is the hub's word; what an endpoint is, the endpoint's.
     ("pipeline", &["diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
     ("graph", &["diag", "digest", "pipeline"]),
-    ("store", &["diag", "digest", "env", "fs"]),
-    ("lm", &["diag", "env"]),
-    ("archive", &["diag", "digest", "fs", "store"]),
+    ("pieces", &["digest"]),
+    ("store", &["diag", "digest", "env", "fs", "pieces"]),
+    ("lm", &["diag", "env", "pieces"]),
+    ("archive", &["diag", "digest", "fs", "pieces", "store"]),
     ("settings", &["diag"]),
-    ("remote", &["diag", "digest", "env", "fs", "secret", "settings", "store"]),
+    ("remote", &["diag", "digest", "env", "fs", "secret", "pieces", "settings", "store"]),
     ("compare", &["digest"]),
     ("hub", &["diag", "env", "fs", "secret"]),
     ("endpoint", &["diag", "env", "fs", "secret"]),
-    ("kinds", &["diag", "digest", "env", "fs", "secret", "pipeline", "store", "lm", "endpoint"]),
-    ("exec", &["diag", "digest", "env", "fs", "secret", "pipeline", "graph", "store", "hub", "endpoint", "kinds"]),
+    ("kinds", &["diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "store", "lm", "endpoint"]),
+    (
+        "exec",
+        &["diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub", "endpoint", "kinds"],
+    ),
 ];
 const MOST_LINES: usize = 500;
 

@@ -45,4 +45,6 @@ mod scheduler;
 mod secrets;
 mod sharing;
 mod systems;
+mod tensors;
+mod verified;
 mod writer;

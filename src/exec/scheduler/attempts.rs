@@ -1,11 +1,12 @@
 //! An attempt from its start to its end, as the loop sees it.
 
 use super::{Scheduler, Stop};
-use crate::exec::attempt::{Attempt, Fault, Given, Made, Start, check_inputs};
+use crate::exec::attempt::{Attempt, Fault, Given, Made, Start};
 use crate::exec::job::{JobResult, Word};
 use crate::exec::phase::Phase;
 use crate::exec::records::Found;
 use crate::exec::room::Place;
+use crate::exec::verified::check_inputs;
 use crate::exec::{Event, ExecError, Reason};
 use crate::store::AttemptRecord;
 
@@ -40,9 +41,7 @@ impl Scheduler<'_> {
         let recipe = self.plan.recipe(self.pipeline, node);
         if let Some(wrong) = check_inputs(self.pipeline, self.store, self.plan, node, &recipe)? {
             self.room.leave(&place);
-            self.phases[node] = Phase::Failed { key, seconds: 0.0 };
-            let help = Some("run it again: what is damaged is made again first".to_owned());
-            return self.fail(node, Fault { attempt: 0, what: wrong, help, log: None, tail: Vec::new() });
+            return self.repair(node, key, wrong);
         }
         let Some((asking, allowance)) = self.admit(node, &place, &key)? else {
             self.room.leave(&place);
@@ -58,6 +57,7 @@ impl Scheduler<'_> {
             journal: &self.journal,
             program: &self.options.program,
             inbox: &self.outbox,
+            stamps: &self.plan.records.stamps,
             serial: self.serial,
         };
         let attempt = Attempt::start(&start, Given { node, number, reason, recipe, place, lock, allowance })?;
@@ -132,7 +132,8 @@ impl Scheduler<'_> {
             directory: ended.directory,
         });
         match ended.result {
-            JobResult::Done { artifact, metrics } => {
+            JobResult::Done { artifact, metrics, put } => {
+                self.store.trust(put);
                 let made =
                     Made { pipeline: self.pipeline, run: self.journal.run(), host: &self.host, artifact, metrics };
                 let record = attempt.record(made, seconds);
