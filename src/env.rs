@@ -162,7 +162,7 @@ pub const TEST_CUDA_BIN: Variable = Variable {
 /// Where a test makes the process fail.
 pub const FAULT: Variable = Variable {
     name: "SAMI_FAULT",
-    doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth disk operation fails) or `kill:batch:3` (the process is killed after its third batch; also `checkpoint`, `progress`); `room:1000` has the disk say that a thousand bytes are free.",
+    doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth disk operation fails) or `kill:batch:3` (the process is killed after its third batch; also `checkpoint`, `progress`, `send`, `arrive`); `room:1000` has the disk say that a thousand bytes are free.",
 };
 
 /// Whether tests write the documents that they check.

@@ -28,13 +28,14 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let mut index = Index::open(&store)?;
     let wanted = PlanOptions { targets: args.targets.clone(), force: args.force.clone(), put_sources: true };
     let mut report = Report::new(context.json());
-    exec::require_keys(&pipeline, &graph, &store, &mut index, &wanted)?;
-    exec::fetch(&pipeline, &graph, &args.targets, &mut |event| report.tell(event))?;
-    let mut plan = exec::plan(&pipeline, &graph, &store, &mut index, &wanted)?;
     let source = match pull {
         Some(settings) => Some(Arc::new(Source::new(settings, Store::open(store.root())?))),
         None => None,
     };
+    let elsewhere = source.as_deref().map(|source| source as &dyn Elsewhere);
+    exec::require_keys(&pipeline, &graph, &store, &mut index, &wanted, elsewhere)?;
+    exec::fetch(&pipeline, &graph, &args.targets, &mut |event| report.tell(event))?;
+    let mut plan = exec::plan(&pipeline, &graph, &store, &mut index, &wanted)?;
     if let Some(source) = &source {
         exec::bring(&pipeline, &graph, &store, &mut index, &mut plan, &args.targets, &**source)?;
         source.report();

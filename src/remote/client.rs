@@ -72,7 +72,15 @@ impl Client {
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("remote").enable_all().build()?;
         let (prefix, opened) = match &settings.place {
             Place::Directory(directory) => (String::new(), directory_store(directory, settings, access)?),
-            Place::S3 { bucket, prefix } => (prefix.clone(), s3(bucket, settings, patience)),
+            Place::S3 { bucket, prefix } => {
+                if !settings.anonymous && !has_credentials() {
+                    let what = "no credentials for `s3://` are in the environment (`AWS_ACCESS_KEY_ID` and \
+                                `AWS_SECRET_ACCESS_KEY`), and this machine has no role; a public bucket needs \
+                                `anonymous = true`";
+                    return Err(RemoteError::Setup { what: what.to_owned() });
+                }
+                (prefix.clone(), s3(bucket, settings, patience))
+            }
             Place::Gs { bucket, prefix } => (prefix.clone(), gs(bucket, settings, patience)),
             Place::Http(url) => (String::new(), http(url, settings, patience)),
         };
@@ -221,7 +229,13 @@ impl Client {
         });
         match found {
             Ok(found) => Ok(found),
-            Err(object_store::Error::NotFound { .. }) => Ok(Vec::new()),
+            Err(object_store::Error::NotFound { .. }) if !self.read_only => Ok(Vec::new()),
+            Err(error) if self.read_only => {
+                let what = shown(&error.to_string());
+                Err(RemoteError::Answer {
+                    what: format!("a web server need not list what it has: name whole keys or ids ({what})"),
+                })
+            }
             Err(error) => Err(self.fault(folder, &error)),
         }
     }
@@ -316,6 +330,21 @@ fn over_network(settings: &RemoteSettings, patience: Patience) -> (ClientOptions
     let backoff =
         BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(10), base: 2.0 };
     (options, RetryConfig { backoff, max_retries, retry_timeout })
+}
+
+/// Whether there are credentials for S3: in the environment, of a role, or of the machine, which is asked for them at an
+/// address that answers nowhere else; to find that out by trying takes minutes.
+fn has_credentials() -> bool {
+    const METADATA: ([u8; 4], u16) = ([169, 254, 169, 254], 80);
+    const NAMES: [&str; 4] = [
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_METADATA_ENDPOINT",
+    ];
+    env::AWS_ACCESS_KEY_ID.get().is_some()
+        || NAMES.iter().any(|name| env::named(name).is_some())
+        || std::net::TcpStream::connect_timeout(&METADATA.into(), Duration::from_secs(1)).is_ok()
 }
 
 fn s3(bucket: &str, settings: &RemoteSettings, patience: Patience) -> object_store::Result<Opened> {

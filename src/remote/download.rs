@@ -215,6 +215,10 @@ fn ranges(client: &Client, name: &str, blob: &Blob, from: u64, sink: &mut Sink<'
             return Ok(Came::Wrong(format!("it goes on after {} bytes", blob.size)));
         }
     }
+    if *sink.have < blob.size {
+        let what = format!("`{name}` ended after {} of {} bytes", *sink.have, blob.size);
+        return Err(RemoteError::Unreachable { what });
+    }
     Ok(Came::All)
 }
 
