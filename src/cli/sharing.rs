@@ -76,10 +76,10 @@ impl Source {
     pub(super) fn report(&self) {
         self.quiet.store(true, Ordering::Relaxed);
         let moved = std::mem::take(&mut *held(&self.moved));
-        if moved != Moved::default() {
+        if moved.nodes + moved.artifacts + moved.objects > 0 {
             say(&format!("pulled {} from {}", line(&moved), self.settings.url));
-            context::complain(&as_warnings(&moved));
         }
+        context::complain(&as_warnings(&moved));
     }
 }
 

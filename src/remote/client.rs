@@ -2,7 +2,7 @@
 //! and nowhere else.
 
 use std::error::Error as _;
-use std::io;
+use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -335,7 +335,6 @@ fn over_network(settings: &RemoteSettings, patience: Patience) -> (ClientOptions
 /// Whether there are credentials for S3: in the environment, of a role, or of the machine, which is asked for them at an
 /// address that answers nowhere else; to find that out by trying takes minutes.
 fn has_credentials() -> bool {
-    const METADATA: ([u8; 4], u16) = ([169, 254, 169, 254], 80);
     const NAMES: [&str; 4] = [
         "AWS_WEB_IDENTITY_TOKEN_FILE",
         "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
@@ -344,7 +343,22 @@ fn has_credentials() -> bool {
     ];
     env::AWS_ACCESS_KEY_ID.get().is_some()
         || NAMES.iter().any(|name| env::named(name).is_some())
-        || std::net::TcpStream::connect_timeout(&METADATA.into(), Duration::from_secs(1)).is_ok()
+        || machine_has_role().unwrap_or(false)
+}
+
+/// Whether this is a machine at Amazon's that may have a role.
+fn machine_has_role() -> io::Result<bool> {
+    const METADATA: ([u8; 4], u16) = ([169, 254, 169, 254], 80);
+    const LIMIT: Duration = Duration::from_secs(1);
+    let mut stream = std::net::TcpStream::connect_timeout(&METADATA.into(), LIMIT)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.write_all(
+        b"PUT /latest/api/token HTTP/1.1\r\nhost: 169.254.169.254\r\ncontent-length: 0\r\nconnection: close\r\n\
+          x-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n",
+    )?;
+    let mut first = [0; 12];
+    stream.read_exact(&mut first)?;
+    Ok(first.ends_with(b" 200"))
 }
 
 fn s3(bucket: &str, settings: &RemoteSettings, patience: Patience) -> object_store::Result<Opened> {
