@@ -141,6 +141,12 @@ pub const TEST_PYTHON: Variable = Variable {
     doc: "For tests: a Python that has `torch`, `transformers` and `peft`, which the language model is compared with. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
 };
 
+/// How long tests feed the fuzz targets.
+pub const TEST_FUZZ: Variable = Variable {
+    name: "SAMI_TEST_FUZZ",
+    doc: "For tests: how many inputs the slow tier feeds to each fuzz target. Default 50000.",
+};
+
 /// A Python with `torch` and `transformers`, for benchmarks.
 pub const BENCH_PYTHON: Variable = Variable {
     name: "SAMI_BENCH_PYTHON",
@@ -196,6 +202,7 @@ pub const ALL: &[&Variable] = &[
     &HF_ENDPOINT,
     &HF_HUB_OFFLINE,
     &OPENAI_API_KEY,
+    &THIN,
     &AWS_ACCESS_KEY_ID,
     &AWS_SECRET_ACCESS_KEY,
     &AWS_SESSION_TOKEN,
@@ -203,7 +210,6 @@ pub const ALL: &[&Variable] = &[
     &GOOGLE_SERVICE_ACCOUNT,
     &GOOGLE_SERVICE_ACCOUNT_KEY,
     &GOOGLE_APPLICATION_CREDENTIALS,
-    &THIN,
     &CUDA_LIBS,
     &KERNELS,
     &GRAPHS,
@@ -211,6 +217,7 @@ pub const ALL: &[&Variable] = &[
     &TEST_DATA,
     &TEST_CUDA_BIN,
     &TEST_PYTHON,
+    &TEST_FUZZ,
     &FAULT,
     &BLESS,
     &BENCH_PYTHON,

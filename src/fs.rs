@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::env;
 
+mod plain;
 mod transfer;
 
+pub use plain::{AtMost, open, read, read_text};
 pub use transfer::{copy_range, hard_link, mark, reflink, rename_all, symlink};
 
 thread_local! {
@@ -126,6 +128,20 @@ pub fn kill_point(place: &str) {
     }
 }
 
+/// Opens a file to read and to write it, and makes it if it is absent; what it holds stays.
+pub fn open_or_create(path: &Path) -> io::Result<File> {
+    operation(path)?;
+    fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+}
+
+/// Replaces what a small file holds, in one write.
+pub fn overwrite(file: &File, bytes: &[u8]) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    operation(file.path())?;
+    file.file().write_all_at(bytes, 0)?;
+    file.set_len(bytes.len() as u64)
+}
+
 /// Creates a file, or empties it.
 pub fn create(path: &Path) -> io::Result<File> {
     operation(path)?;
@@ -189,6 +205,18 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs_err::File::open(directory)?.sync_all()
 }
 
+/// Renames without waiting for the disk: what is there only as long as processes live, and what is on its way out.
+pub fn rename_soon(from: &Path, to: &Path) -> io::Result<()> {
+    operation(to)?;
+    fs_err::rename(from, to)
+}
+
+/// Writes to the end of an open file without waiting for the disk.
+pub fn add(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    operation(file.path())?;
+    file.write_all(bytes)
+}
+
 /// Makes a directory and those above it.
 pub fn create_directory(path: &Path) -> io::Result<()> {
     if path.is_dir() {
@@ -208,6 +236,15 @@ pub fn remove_file(path: &Path) -> io::Result<()> {
 pub fn remove_directory(path: &Path) -> io::Result<()> {
     operation(path)?;
     absent_is_fine(fs_err::remove_dir_all(path))
+}
+
+/// Removes a directory unless something is in it.
+pub fn remove_if_empty(path: &Path) -> io::Result<()> {
+    operation(path)?;
+    match fs_err::remove_dir(path) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty) => Ok(()),
+        other => absent_is_fine(other),
+    }
 }
 
 /// Sets the permissions to read-only for everyone.

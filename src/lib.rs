@@ -25,6 +25,8 @@ pub mod endpoint;
 pub mod env;
 pub mod exec;
 pub mod fs;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod graph;
 pub mod hub;
 pub mod kinds;

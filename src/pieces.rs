@@ -10,6 +10,7 @@ use fs_err::File;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::fs;
 
 /// How the name of a recipe ends.
 pub const SUFFIX: &str = ".parts";
@@ -35,7 +36,7 @@ impl Recipe {
     /// Reads a recipe. One that is none, or whose sizes do not add up, is [`io::ErrorKind::InvalidData`].
     pub fn read(path: &Path) -> io::Result<Self> {
         let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("`{}` {what}", path.display()));
-        let file = File::open(path)?;
+        let file = fs::open(path)?;
         if file.metadata()?.len() > LONGEST {
             return Err(wrong("is too long for a list of parts"));
         }
@@ -70,7 +71,7 @@ pub struct Pieces {
 /// Opens a file, or what a recipe lists.
 pub fn open(path: &Path) -> io::Result<Pieces> {
     if !Recipe::is_at(path) {
-        let file = File::open(path)?;
+        let file = fs::open(path)?;
         let size = file.metadata()?.len();
         return Ok(Pieces { pieces: vec![(path.to_owned(), 0, size)], at: 0, open: Some((0, file)) });
     }
@@ -101,7 +102,7 @@ impl Read for Pieces {
         let index = self.pieces.partition_point(|(_, _, end)| *end <= self.at);
         let Some((path, start, end)) = self.pieces.get(index) else { return Ok(0) };
         if self.open.as_ref().is_none_or(|(open, _)| *open != index) {
-            let mut file = File::open(path)?;
+            let mut file = fs::open(path)?;
             file.seek(SeekFrom::Start(self.at - start))?;
             self.open = Some((index, file));
         }

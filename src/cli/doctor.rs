@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::figures::bytes;
 use super::{CommandResult, Context, DONE, context};
-use crate::env;
 use crate::lm::device::{self, CUDA, KernelCheck};
 use crate::lm::driver::{self, Driver, Gpu, Library};
 use crate::store::Store;
+use crate::{env, secret};
 
 /// The setting in which no kernel is checked, as none is used.
 const KERNELS_OFF: &str = "off";
@@ -115,7 +115,7 @@ impl Report {
         };
         let set = |variable: &&env::Variable| {
             let value = variable.get()?;
-            let secret = variable.name.contains("TOKEN");
+            let secret = secret::is_named_so(variable.name);
             Some((variable.name, if secret { "(set)".to_owned() } else { value }))
         };
         Ok(Self {

@@ -22,7 +22,7 @@ pub(crate) fn render(diagnostics: &[Diagnostic]) -> String {
 }
 
 /// Draws findings, and counts them if they are several.
-fn draw(diagnostics: &[Diagnostic], coloured: bool) -> String {
+pub(super) fn draw(diagnostics: &[Diagnostic], coloured: bool) -> String {
     let renderer = if coloured { Renderer::styled() } else { Renderer::plain() };
     let renderer = renderer.decor_style(DecorStyle::Ascii).term_width(120);
     let mut text = String::new();

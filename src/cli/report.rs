@@ -166,7 +166,9 @@ impl Report {
                 say("start", node, &cut(&format!("{again}{why}"), WIDTH));
             }
             Event::NodeHit { node, .. } => say("hit", node, "is there already"),
-            Event::NodeWait { node, .. } => say("wait", node, "another process is at it"),
+            Event::NodeWait { node, by, .. } => {
+                say("wait", node, &format!("{} is at it", by.as_deref().unwrap_or("another process")));
+            }
             Event::NodeFinish { node, seconds: took, metrics, other, .. } => {
                 let mut parts = vec![seconds(*took)];
                 parts.extend(headline(metrics));

@@ -52,6 +52,7 @@ pub(super) struct Attempt {
     worker: Worker,
     directory: PathBuf,
     tmp: PathBuf,
+    staging: PathBuf,
     /// Nobody else works at the key until it is dropped.
     pub(super) lock: KeyLock,
 }
@@ -104,8 +105,9 @@ impl Attempt {
             micro_batch: pipeline.nodes[node].run.micro_batch,
             activation_checkpointing: pipeline.nodes[node].run.activation_checkpointing,
             store: store.root().to_owned(),
+            live: Some(store.live_file()?),
             scratch,
-            staging,
+            staging: staging.clone(),
             result: directory.join("result.json"),
             allowance,
         };
@@ -132,6 +134,7 @@ impl Attempt {
             worker,
             directory,
             tmp,
+            staging,
             lock,
         })
     }
@@ -181,7 +184,8 @@ impl Attempt {
         let said = self.result.take().or_else(written);
         let silent = said.is_none();
         let result = said.unwrap_or_else(|| no_result(status));
-        fs::remove_directory(&self.tmp)?;
+        fs::remove_directory(&self.staging)?;
+        fs::remove_if_empty(&self.tmp)?;
         let directory = self.directory.file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(Ended { result, silent, seconds, directory: directory.unwrap_or_default() })
     }

@@ -54,6 +54,8 @@ pub enum Event {
         node: String,
         /// Its key.
         key: Digest,
+        /// Which process, and on which machine if that is another one; not known of older versions.
+        by: Option<String>,
     },
     /// An attempt begins.
     NodeStart {

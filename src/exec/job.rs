@@ -42,6 +42,9 @@ pub(super) struct Job {
     pub(super) activation_checkpointing: Option<bool>,
     /// Root of the store.
     pub(super) store: PathBuf,
+    /// Where the run names what gc is to leave alone; the worker does, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) live: Option<PathBuf>,
     /// Survives kills; given again to the next attempt at the key.
     pub(super) scratch: PathBuf,
     /// Empty at the start; this attempt's alone, so that what a dead one left running cannot write into it.

@@ -134,6 +134,7 @@ impl Place {
                 store.trust(stamp.map(|stamp| (self.external.path(name), stamp)));
             }
         }
+        let _section = store.map(Store::sharing).transpose()?;
         if let Some(dtype) = &model.dtype {
             let bytes = json!({"dtype": dtype}).to_string().into_bytes();
             let blob = match store {
@@ -163,6 +164,7 @@ fn model_files(directory: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
         let counts = ["json", "jinja", "model", "safetensors", "txt"];
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
         if counts.contains(&extension) && name != DTYPE_FILE && path.is_file() {
+            stays_inside(&path, directory)?;
             files.insert(name.to_owned(), path);
         }
     }
@@ -181,9 +183,70 @@ fn model_files(directory: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
     Ok(files)
 }
 
+/// Errs on a link that leads out of a model's directory: whoever made the directory could have anything read through it,
+/// and what is read is kept in the cache and may be shared. The directory itself may be a link, for a user named it; and a
+/// snapshot of the hub's cache is made of links to the blobs beside it.
+fn stays_inside(path: &Path, directory: &Path) -> io::Result<()> {
+    if !fs_err::symlink_metadata(path)?.is_symlink() {
+        return Ok(());
+    }
+    let (real, root) = (fs_err::canonicalize(path)?, fs_err::canonicalize(directory)?);
+    let snapshots = root.parent().filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"));
+    let blobs = snapshots.and_then(Path::parent).map(|repo| repo.join("blobs"));
+    if real.starts_with(&root) || blobs.is_some_and(|blobs| real.starts_with(blobs)) {
+        return Ok(());
+    }
+    let what =
+        format!("`{}` is a link that leads out of the model's directory, to `{}`", path.display(), real.display());
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, what + ": put the file itself there"))
+}
+
 /// The weight files that an index names; `None` if it cannot be read, which the worker will say better.
 fn shard_names(index: &Path) -> io::Result<Option<BTreeSet<String>>> {
     let index: serde_json::Value = serde_json::from_slice(&fs_err::read(index)?).unwrap_or_default();
     let map = index.get("weight_map").and_then(|map| map.as_object());
     Ok(map.map(|map| map.values().filter_map(|name| name.as_str().map(str::to_owned)).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fs_err::os::unix::fs::symlink;
+
+    #[test]
+    fn links_stay_in_a_model_s_directory_or_in_the_hub_s_blobs() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for directory in ["model/sub", "repo/snapshots/1", "repo/blobs"] {
+            fs_err::create_dir_all(path(directory)).unwrap();
+        }
+        for file in ["secret.json", "model/sub/a.json", "model/b.json", "repo/blobs/c"] {
+            fs_err::write(path(file), "{}").unwrap();
+        }
+        symlink("sub/a.json", path("model/config.json")).unwrap();
+        symlink("../../blobs/c", path("repo/snapshots/1/config.json")).unwrap();
+        symlink(path("model"), path("named")).unwrap();
+        let names = |directory: &str| model_files(&path(directory)).map(|files| files.into_keys().collect::<Vec<_>>());
+        assert_eq!(names("named").unwrap(), ["b.json", "config.json"]);
+        assert_eq!(names("repo/snapshots/1").unwrap(), ["config.json"]);
+        // What leads nowhere, or to what is no file, is not there.
+        symlink("nowhere", path("model/d.json")).unwrap();
+        symlink("/dev/zero", path("model/e.json")).unwrap();
+        assert_eq!(names("model").unwrap(), ["b.json", "config.json"]);
+        for to in ["../secret.json", "sub/out/secret.json"] {
+            symlink("../..", path("model/sub/out")).ok();
+            symlink(to, path("model/tokenizer.json")).unwrap();
+            let error = names("model").unwrap_err().to_string();
+            assert!(
+                error.contains("tokenizer.json") && error.contains("leads out") && error.contains("secret.json"),
+                "{error}"
+            );
+            fs_err::remove_file(path("model/tokenizer.json")).unwrap();
+        }
+        // Blobs of another repository are not its own.
+        fs_err::create_dir_all(path("other/blobs")).unwrap();
+        fs_err::write(path("other/blobs/x"), "{}").unwrap();
+        symlink("../../../other/blobs/x", path("repo/snapshots/1/tokenizer.json")).unwrap();
+        assert!(names("repo/snapshots/1").is_err());
+    }
 }

@@ -66,11 +66,6 @@ impl Records {
         })
     }
 
-    /// The artifact recorded under a key, whatever has become of it.
-    pub(super) fn artifact(&self, key: &Digest) -> Option<Digest> {
-        self.artifacts.get(key).copied()
-    }
-
     /// Takes note of a record that was put into the store.
     pub(super) fn add(&mut self, record: &NodeRecord) {
         self.artifacts.insert(record.key, record.artifact);
@@ -79,6 +74,11 @@ impl Records {
     /// The key that a node had when it last had an artifact.
     pub(super) fn latest(&self, node: &str) -> Option<&Digest> {
         self.latest.get(node)
+    }
+
+    /// The cells of a matrix of this name, each with the key that it had when it last had an artifact.
+    pub(super) fn cells(&self, stem: &str) -> impl Iterator<Item = (&String, &Digest)> {
+        self.latest.iter().filter(move |(name, _)| name.split_once('[').is_some_and(|(own, _)| own == stem))
     }
 
     /// Why a node without a whole artifact has to run.

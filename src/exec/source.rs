@@ -99,6 +99,13 @@ impl Sources {
         if findings.is_empty() { Ok(sources) } else { Err(ExecError::Sources(findings)) }
     }
 
+    /// The content ids of all of them.
+    pub(super) fn artifacts(&self) -> Vec<Digest> {
+        let mut ids: Vec<Digest> = self.ids.values().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
     /// The content id of what a link leads to, if that is a source.
     pub(super) fn id(&self, link: &Link) -> Option<Digest> {
         Source::of(link).and_then(|source| self.ids.get(&source).copied())
@@ -350,6 +357,7 @@ fn endpoint_artifact(endpoint: &Endpoint, store: Option<&Store>) -> Result<Diges
 }
 
 fn artifact_of_one(kind: ArtifactType, name: &str, bytes: &[u8], store: Option<&Store>) -> Result<Digest, StoreError> {
+    let _section = store.map(Store::sharing).transpose()?;
     let blob = match store {
         Some(store) => store.put_bytes(bytes)?,
         None => blob_of(bytes),

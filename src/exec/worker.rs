@@ -69,6 +69,9 @@ pub fn work(path: &Path) -> Result<u8, ExecError> {
 fn attempt(job: &Job, mouth: &mut Mouth, cancel: &AtomicBool) -> Result<JobResult, NodeError> {
     let entry = kinds::find(&job.kind).ok_or_else(|| NodeError::failed(format!("there is no kind `{}`", job.kind)))?;
     let store = Store::open_existing(&job.store)?;
+    if let Some(live) = &job.live {
+        store.join(live);
+    }
     store.trust(job.trusted.iter().cloned());
     // The worker of a scheduler that was killed may need a moment to die; until then the scratch is its.
     let scratch = fs_err::File::open(&job.scratch)?;

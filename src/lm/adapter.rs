@@ -9,12 +9,15 @@ use serde_json::{Value, json};
 
 use super::random::Stream;
 use super::{Config, Files, LmError, weights};
+use crate::fs;
 
 /// The folder of a model's files that holds an adapter which is not part of the weights.
 pub const FOLDER: &str = "adapter";
 /// The folder of a model's files that holds an adapter which is part of the weights already.
 pub const MERGED: &str = "merged-adapter";
 const CONFIG: &str = "adapter_config.json";
+/// A configuration is smaller by far.
+const LARGEST: u64 = 16 << 20;
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// What `peft` puts before a layer's name.
 const PREFIX: &str = "base_model.model.";
@@ -232,7 +235,7 @@ pub fn load(files: &Files, config: &Config, device: &Device) -> Result<Option<Ad
     let (config_name, weights_name) = (format!("{FOLDER}/{CONFIG}"), format!("{FOLDER}/{WEIGHTS}"));
     let Some(path) = files.get(&config_name) else { return Ok(None) };
     let malformed = |what: String| LmError::Malformed { file: config_name.clone(), what };
-    let form: Form = serde_json::from_slice(&fs_err::read(path)?).map_err(|error| malformed(error.to_string()))?;
+    let form: Form = serde_json::from_slice(&fs::read(path, LARGEST)?).map_err(|error| malformed(error.to_string()))?;
     let empty = |value: &Value| value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty);
     let plain = form.peft_type == "LORA"
         && !(form.use_dora || form.use_rslora || form.fan_in_fan_out)

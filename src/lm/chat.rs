@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{Files, LmError, tokenizer};
+use crate::fs;
 
 mod python;
 
@@ -32,6 +33,8 @@ pub struct ChatTemplate {
 }
 
 const FILE: &str = "chat_template.jinja";
+/// A template is smaller by far.
+const LARGEST: u64 = 16 << 20;
 /// A template that takes this many steps does not end.
 const STEPS: u64 = 10_000_000;
 /// Where a template cannot do without the day, it gets this one: the same pipeline makes the same texts on every day.
@@ -44,7 +47,7 @@ impl ChatTemplate {
     pub fn load(files: &Files) -> Result<Self, LmError> {
         let settings = tokenizer::settings(files)?;
         let text = match (files.get(FILE), settings.get("chat_template")) {
-            (Some(path), _) => fs_err::read_to_string(path)?,
+            (Some(path), _) => fs::read_text(path, LARGEST)?,
             (None, Some(Value::String(text))) => text.clone(),
             (None, Some(Value::Array(named))) => {
                 let default = named.iter().find(|one| one["name"] == "default").or(named.first());

@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::weights::check_numbers;
 use super::{Config, Files, LmError};
+use crate::fs;
 
 pub(super) mod vocabulary;
 
@@ -43,7 +44,7 @@ impl Gguf {
     }
 
     fn open(path: &Path) -> Result<Self, LmError> {
-        let mut file = BufReader::new(File::open(path)?);
+        let mut file = BufReader::new(fs::open(path)?);
         let content = match Content::read(&mut file) {
             Ok(content) => content,
             Err(error) => return fail(format!("cannot be read: {error}")),

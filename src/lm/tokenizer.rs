@@ -15,6 +15,7 @@ use tokenizers::{AddedToken, ModelWrapper};
 
 use super::gguf::{self, Gguf};
 use super::{Config, Files, LmError, Sequence};
+use crate::fs;
 
 /// How a tokenizer that is trained here cuts text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +40,8 @@ pub struct Tokenizer {
 }
 
 const TOKENIZER: &str = "tokenizer.json";
+/// The largest vocabularies that there are take a tenth of this.
+const LARGEST: u64 = 512 << 20;
 const SETTINGS: &str = "tokenizer_config.json";
 /// The special tokens of a trained tokenizer; the place is the id.
 const SPECIAL: [&str; 4] = ["<pad>", "<bos>", "<eos>", "<unk>"];
@@ -81,7 +84,7 @@ impl Tokenizer {
     /// `tokenizer_config.json` wants it added. What ends one comes from there and from the model's configuration.
     pub fn load(files: &Files) -> Result<Self, LmError> {
         let bytes = match (files.get(TOKENIZER), Gguf::of(files)?) {
-            (Some(path), _) => fs_err::read(path)?,
+            (Some(path), _) => fs::read(path, LARGEST)?,
             (None, Some(gguf)) => gguf.tokenizer()?.to_string().into_bytes(),
             (None, None) => {
                 return Err(LmError::NoTokenizer { sentencepiece: files.contains_key("tokenizer.model") });
@@ -96,7 +99,7 @@ impl Tokenizer {
         let mut kept = BTreeMap::from([(TOKENIZER, bytes)]);
         let settings = settings(files)?;
         match files.get(SETTINGS) {
-            Some(path) => _ = kept.insert(SETTINGS, fs_err::read(path)?),
+            Some(path) => _ = kept.insert(SETTINGS, fs::read(path, LARGEST)?),
             None if settings.is_null() => {}
             None => _ = kept.insert(SETTINGS, format!("{settings:#}\n").into_bytes()),
         }
@@ -290,7 +293,7 @@ pub(super) fn settings(files: &Files) -> Result<Value, LmError> {
     };
     let malformed =
         |error: serde_json::Error| LmError::Malformed { file: SETTINGS.to_owned(), what: error.to_string() };
-    serde_json::from_slice(&fs_err::read(path)?).map_err(malformed)
+    serde_json::from_slice(&fs::read(path, LARGEST)?).map_err(malformed)
 }
 
 fn words<'a>(texts: impl Iterator<Item = &'a str>, vocab_size: usize) -> Result<tokenizers::Tokenizer, LmError> {

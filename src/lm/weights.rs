@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::gguf::Gguf;
 use super::{Config, Files, LmError};
+use crate::fs;
 use crate::pieces::{self, Pieces};
 
 const SINGLE: &str = "model.safetensors";
@@ -137,7 +138,7 @@ fn shards(path: &Path) -> Result<BTreeMap<String, String>, LmError> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let index: Index = serde_json::from_slice(&fs_err::read(path)?)
+    let index: Index = serde_json::from_slice(&fs::read(path, LARGEST_HEADER)?)
         .map_err(|error| LmError::Malformed { file: INDEX.to_owned(), what: error.to_string() })?;
     Ok(index.weight_map)
 }

@@ -7,6 +7,10 @@ use super::dataset::{self, DatasetSpec, Row, RowFile, RowSource};
 use super::rows::shown;
 use super::{Link, ModelSource, Origin, Pipeline, Target};
 use crate::diag::{Diagnostic, did_you_mean};
+use crate::fs;
+
+/// A `config.json`, and an index of weights in many files, are smaller by far.
+const LARGEST_JSON: u64 = 64 << 20;
 
 /// What reading all data of a pipeline found.
 #[derive(Debug, Default)]
@@ -91,7 +95,7 @@ pub fn model(name: &str, model: &ModelSource, pipeline: &Pipeline) -> Option<Dia
 fn gguf_files(file: &Path, tokenizer: Option<&Path>) -> Option<(String, &'static str)> {
     use std::io::Read;
     let mut magic = [0; 4];
-    match fs_err::File::open(file).and_then(|mut file| file.read_exact(&mut magic)) {
+    match fs::open(file).and_then(|mut file| file.read_exact(&mut magic)) {
         Ok(()) if magic == *b"GGUF" => {}
         Ok(()) => {
             return Some((
@@ -149,7 +153,7 @@ fn model_directory(name: &str, model: &ModelSource, directory: &Path, pipeline: 
             "fetch the file again, or name another directory",
         );
     }
-    let config = fs_err::read(directory.join("config.json"));
+    let config = fs::read(&directory.join("config.json"), LARGEST_JSON);
     match config.map(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes)) {
         Ok(Ok(serde_json::Value::Object(_))) => None,
         Ok(Ok(_)) => fault("its config.json is no JSON object".to_owned(), fix),
@@ -164,7 +168,7 @@ fn missing_shard(directory: &Path, names: &BTreeSet<String>) -> Option<String> {
     if names.contains("model.safetensors") {
         return None;
     }
-    let index = fs_err::read(directory.join("model.safetensors.index.json")).ok()?;
+    let index = fs::read(&directory.join("model.safetensors.index.json"), LARGEST_JSON).ok()?;
     let index: serde_json::Value = serde_json::from_slice(&index).ok()?;
     let shards: BTreeSet<&str> =
         index.get("weight_map")?.as_object()?.values().filter_map(|name| name.as_str()).collect();

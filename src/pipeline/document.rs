@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 use super::findings::Findings;
 use super::tree::{Entry, Tree, TreeValue};
 use crate::diag::{Diagnostic, Source};
-use crate::secret;
+use crate::{fs, secret};
 
 /// A file larger than this is no pipeline: data belongs into a dataset.
 const MOST_BYTES: u64 = 16 << 20;
@@ -21,7 +21,7 @@ const MOST_BYTES: u64 = 16 << 20;
 pub(super) fn read(path: &Path) -> Result<(Arc<Source>, Tree), Vec<Diagnostic>> {
     let name = path.display().to_string();
     let mut bytes = Vec::new();
-    let opened = fs_err::File::open(path).and_then(|file| {
+    let opened = fs::open(path).and_then(|file| {
         // Room for the file as it is: growing by doubling would hold up to twice of it while it is parsed.
         bytes.reserve_exact(file.metadata()?.len().min(MOST_BYTES) as usize + 1);
         file.take(MOST_BYTES + 1).read_to_end(&mut bytes)

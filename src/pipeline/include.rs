@@ -1,7 +1,7 @@
 //! `{ file = "path" }`: a value that lives in a file of its own. Text files become strings; `.json` and `.toml` files
 //! become what they hold. Paths start from the pipeline file's directory.
 
-use std::io::Read;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::document;
 use super::findings::Findings;
 use super::tree::{Entry, Tree, TreeValue};
 use crate::diag::Diagnostic;
-use crate::secret;
+use crate::{fs, secret};
 
 /// A file larger than this is data, not a value.
 const MOST_BYTES: u64 = 16 << 20;
@@ -97,15 +97,11 @@ fn in_order(entries: IndexMap<String, Value>, tree: &Tree) -> Result<TreeValue, 
 }
 
 fn read(path: &Path) -> Result<String, String> {
-    let mut bytes = Vec::new();
-    match fs_err::File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes)) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err("there is no such file".to_owned()),
-        Err(error) => return Err(error.to_string()),
-        Ok(_) => {}
-    }
-    if bytes.len() as u64 > MOST_BYTES {
-        return Err(format!("it is larger than {} MiB", MOST_BYTES >> 20));
-    }
+    let bytes = fs::read(path, MOST_BYTES).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => "there is no such file".to_owned(),
+        ErrorKind::FileTooLarge => format!("it is larger than {} MiB", MOST_BYTES >> 20),
+        _ => error.to_string(),
+    })?;
     let text = String::from_utf8(bytes)
         .map_err(|error| format!("it is not UTF-8 (byte {})", error.utf8_error().valid_up_to()))?;
     match secret::found_in(&text) {

@@ -12,9 +12,22 @@ use serde_json::{Map, Value};
 use super::dataset::Row;
 use super::make::excerpt;
 use crate::diag::{Diagnostic, Source};
+use crate::fs::{self, AtMost};
 
 mod parquet;
 pub(crate) use parquet::THREAD as PARQUET_THREAD;
+
+/// What a file of rows holds at most: all rows of a dataset stand in memory.
+const MOST_BYTES: u64 = 16 << 30;
+/// A row is no longer than this.
+const LONGEST_ROW: usize = 64 << 20;
+
+/// The most that a packed file of so many bytes is unpacked to. Text packs to a tenth, text that repeats itself to a
+/// hundredth; a file that unpacks to a thousand times its size is made to fill someone's memory.
+fn most_unpacked(packed: u64) -> u64 {
+    const ALWAYS: u64 = 256 << 20;
+    packed.saturating_mul(200).clamp(ALWAYS, MOST_BYTES)
+}
 
 /// A broken file is not listed to its end.
 const MOST_FINDINGS: usize = 20;
@@ -190,11 +203,14 @@ pub(super) fn sample(file: &RowFile, most: usize) -> Option<(u64, Vec<Row>)> {
 /// What a file holds, unpacked.
 fn bytes(path: &Path, packed: bool) -> std::io::Result<Vec<u8>> {
     if !packed {
-        return fs_err::read(path);
+        return fs::read(path, MOST_BYTES);
     }
     let mut bytes = Vec::new();
     // Several packed files in a row are one, as `cat` puts them together.
-    flate2::read::MultiGzDecoder::new(BufReader::new(fs_err::File::open(path)?)).read_to_end(&mut bytes)?;
+    let file = fs::open(path)?;
+    let most = most_unpacked(file.metadata()?.len());
+    let unpacked = flate2::read::MultiGzDecoder::new(BufReader::new(file));
+    AtMost::new(unpacked, most).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -239,6 +255,11 @@ fn json_lines(bytes: &[u8], findings: &mut RowFindings) -> Vec<Row> {
     for (number, line) in lines(bytes) {
         if blank(line) {
             findings.line(number, "", 0..0, "an empty line", "remove the line, or put a JSON object there");
+            continue;
+        }
+        if line.len() > LONGEST_ROW {
+            let what = format!("it is longer than {} MiB", LONGEST_ROW >> 20);
+            findings.line(number, "", 0..0, what, "a row is one example: split the file into lines");
             continue;
         }
         match serde_json::from_slice(line) {

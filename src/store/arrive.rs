@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::put::marked;
 use super::{Blob, Health, Manifest, NodeRecord, RunRecord, Stamps, Store, StoreError};
 use crate::digest::Digest;
 use crate::fs;
@@ -18,33 +19,47 @@ impl Store {
         Ok(directory.join(digest.to_string()))
     }
 
-    /// Whether a blob is there, whole or in pieces, by names and sizes. It is not read: who uses it sees to that.
+    /// Whether a blob of the right size is there, whole or in pieces. It is not read: who uses it sees to that.
     pub fn has_object(&self, blob: &Blob) -> bool {
-        let is_there = |digest: &Digest, size: u64| {
+        let is_there = |digest: &Digest, size| {
             let found = std::fs::symlink_metadata(self.blob_path(digest));
             found.is_ok_and(|found| found.is_file() && found.len() == size)
         };
-        is_there(&blob.digest, blob.size)
-            || Recipe::read(&self.recipe_path(&blob.digest)).is_ok_and(|recipe| {
+        let in_pieces = || {
+            let recipe = Recipe::read(&self.recipe_path(&blob.digest));
+            recipe.is_ok_and(|recipe| {
                 recipe.size == blob.size && recipe.parts.iter().all(|(part, size)| is_there(part, *size))
             })
+        };
+        is_there(&blob.digest, blob.size) || in_pieces()
+    }
+
+    /// As [`Store::has_object`]; one that is there is named to gc, which leaves it.
+    pub fn keeps_object(&self, blob: &Blob) -> Result<bool, StoreError> {
+        let _section = self.sharing()?;
+        let there = self.has_object(blob);
+        if there {
+            self.need_objects([blob.digest])?;
+        }
+        Ok(there)
     }
 
     /// Gives a file its place as an object, or as pieces if it is one to be cut. The caller has read it, and it is what
     /// `blob` says.
     pub fn take_object(&self, path: &Path, blob: &Blob) -> Result<(), StoreError> {
-        if blob.size >= self.thin_from {
-            let put = self.put_file(path)?;
-            // It was written to since it was read.
-            return if put == *blob { Ok(()) } else { Err(super::put::written_to(path)) };
+        if self.cuts(&mut fs_err::File::open(path)?)?.is_some() {
+            let put = self.take(path)?;
+            let other = || StoreError::Damaged { what: format!("what arrived as object {}", blob.digest.short()) };
+            return if put == *blob { Ok(()) } else { Err(other()) };
         }
-        let mark = super::put::marked(path)?;
         fs::sync(&fs_err::File::open(path)?)?;
+        let _section = self.sharing()?;
+        self.need_objects([blob.digest])?;
         let object = self.blob_path(&blob.digest);
         if std::fs::symlink_metadata(&object).is_ok_and(|found| !found.is_file() || found.len() != blob.size) {
             self.quarantine(&object)?;
         }
-        self.place(path, blob, &mark)
+        self.place(path, blob, &marked(path)?)
     }
 
     /// Reads a recipe of a blob that arrived. Errs if it cannot be one.
@@ -69,6 +84,8 @@ impl Store {
             let what = format!("the list of parts of {}: they make up another file", blob.digest.short());
             return Err(StoreError::Damaged { what });
         }
+        let _section = self.sharing()?;
+        self.need_objects([blob.digest])?;
         let path = self.recipe_path(&blob.digest);
         if std::fs::symlink_metadata(&path).is_ok() {
             self.quarantine(&path)?;
@@ -124,6 +141,8 @@ impl Store {
     /// Puts a record with the bytes that it arrived in. The first artifact recorded under a key stays, as long as it is
     /// whole; returns the artifact that the record has now.
     pub fn take_node(&self, record: &NodeRecord, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let _section = self.sharing()?;
+        self.need_hits([(record.key, record.artifact)])?;
         if let Some(first) = self.node(&record.key)?
             && (first.artifact == record.artifact
                 || self.health(&first.artifact, &mut Stamps::default())? == Health::Whole)

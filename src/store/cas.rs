@@ -1,6 +1,7 @@
 //! Artifacts, made of blobs by their digests: what a manifest says and where the files are.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,14 @@ use super::hash::hash_file;
 use super::put::marked;
 use super::{Store, StoreError};
 use crate::digest::Digest;
+use crate::fs;
+
+/// A manifest of a million files with names of a hundred letters is as large.
+const LARGEST_MANIFEST: u64 = 256 << 20;
+const LARGEST_EXTERNAL: u64 = 16 << 20;
+/// Longest name of a file within an artifact, and of a part of it: what file systems have room for.
+const LONGEST_NAME: usize = 4000;
+const LONGEST_PART: usize = 255;
 
 /// A file's content in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +56,13 @@ impl Manifest {
         self.files.values().map(|blob| blob.size).sum()
     }
 
+    /// Reads one. Errs on names that lead out of the directory that its files are put into.
+    pub fn parse(bytes: &[u8]) -> Result<Self, StoreError> {
+        let manifest: Self = serde_json::from_slice(bytes)?;
+        manifest.files.keys().try_for_each(|name| check_name(name))?;
+        Ok(manifest)
+    }
+
     fn bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("strings, digests and numbers are always JSON")
     }
@@ -80,12 +96,23 @@ impl Store {
         self.sharded("objects", digest, "")
     }
 
-    /// Puts the manifest of an artifact whose blobs are there.
+    /// Puts the manifest of an artifact whose blobs are there: put in the same [section](Store::sharing), or gc may have
+    /// taken them since.
     pub fn put_manifest(&self, manifest: &Manifest) -> Result<Digest, StoreError> {
         manifest.files.keys().try_for_each(|name| check_name(name))?;
         let bytes = manifest.bytes();
+        if bytes.len() as u64 > LARGEST_MANIFEST {
+            let what = format!(
+                "an artifact of {} files has a list of more than {} MiB: put them into fewer files",
+                manifest.files.len(),
+                LARGEST_MANIFEST >> 20
+            );
+            return Err(std::io::Error::new(ErrorKind::FileTooLarge, what).into());
+        }
         let id = Digest::of(&bytes);
         let path = self.manifest_path(&id);
+        let _section = self.sharing()?;
+        self.need_artifacts([id])?;
         if path.exists() {
             if fs_err::read(&path)? == bytes {
                 return Ok(id);
@@ -104,6 +131,7 @@ impl Store {
         external: &External,
         files: &BTreeMap<String, Blob>,
     ) -> Result<Digest, StoreError> {
+        let _section = self.sharing()?;
         let id = self.put_manifest(&Manifest { kind: kind.to_owned(), files: files.clone() })?;
         let bytes = serde_json::to_vec(external)?;
         let path = self.external_path(&id);
@@ -116,18 +144,32 @@ impl Store {
     /// An artifact's manifest. Errs if there is none or it is not what its name says.
     pub fn manifest(&self, id: &Digest) -> Result<Manifest, StoreError> {
         let path = self.manifest_path(id);
-        let bytes = match fs_err::read(&path) {
+        let damaged = |how: &str| StoreError::Damaged { what: format!("manifest `{}` {how}", path.display()) };
+        let bytes = match fs::read(&path, LARGEST_MANIFEST) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(StoreError::NoArtifact(*id)),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(StoreError::NoArtifact(*id)),
+            Err(error) if error.kind() == ErrorKind::FileTooLarge => return Err(damaged("is far too large")),
+            Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::IsADirectory) => {
+                return Err(damaged("is no plain file"));
+            }
             Err(error) => return Err(error.into()),
         };
-        let damaged = |how: &str| StoreError::Damaged { what: format!("manifest `{}` {how}", path.display()) };
-        if Digest::of(&bytes) != *id {
+        self.manifest_of(id, &bytes)
+    }
+
+    /// What the bytes of a manifest say. Errs if they are not what its name says.
+    pub(super) fn manifest_of(&self, id: &Digest, bytes: &[u8]) -> Result<Manifest, StoreError> {
+        let damaged = |how: &str| {
+            let path = self.manifest_path(id);
+            StoreError::Damaged { what: format!("manifest `{}` {how}", path.display()) }
+        };
+        if Digest::of(bytes) != *id {
             return Err(damaged("does not have the digest that it is named by"));
         }
-        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|_| damaged("is no manifest"))?;
-        manifest.files.keys().try_for_each(|name| check_name(name))?;
-        Ok(manifest)
+        Manifest::parse(bytes).map_err(|error| match error {
+            StoreError::Json(_) => damaged("is no manifest"),
+            other => other,
+        })
     }
 
     /// Where an artifact's files are, by name: in the store, or in the directory that they were left in. What is kept in
@@ -147,6 +189,11 @@ impl Store {
         self.sharded_ids("artifacts", ".json")
     }
 
+    /// Ids of artifacts that begin with these hex digits, two at least, in order.
+    pub fn artifacts_beginning(&self, prefix: &str) -> Result<Vec<Digest>, StoreError> {
+        self.ids_beginning("artifacts", ".json", prefix)
+    }
+
     /// Digests of all blobs, in order.
     pub(super) fn object_ids(&self) -> Result<Vec<Digest>, StoreError> {
         self.sharded_ids("objects", "")
@@ -154,9 +201,17 @@ impl Store {
 
     /// Where an artifact's files were left, if they were not copied in.
     pub fn external(&self, id: &Digest) -> Result<Option<External>, StoreError> {
-        match fs_err::read(self.external_path(id)) {
+        match fs::read(&self.external_path(id), LARGEST_EXTERNAL) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            // One that is no such file says nothing: the artifact's files are missing then.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::FileTooLarge | ErrorKind::InvalidInput | ErrorKind::IsADirectory
+                ) =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -179,8 +234,12 @@ impl Store {
 }
 
 pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
-    let plain = |part| matches!(part, Component::Normal(_));
-    if !name.is_empty() && !name.contains(['\0', '\n']) && Path::new(name).components().all(plain) {
+    let plain = |part| matches!(part, Component::Normal(part) if part.len() <= LONGEST_PART);
+    if !name.is_empty()
+        && name.len() <= LONGEST_NAME
+        && !name.contains(['\0', '\n'])
+        && Path::new(name).components().all(plain)
+    {
         return Ok(());
     }
     Err(StoreError::BadName(name.to_owned()))
@@ -192,8 +251,13 @@ mod tests {
 
     #[test]
     fn names_stay_inside() {
-        for name in ["", "../x", "/etc/passwd", "a/../../b", "./a", "a\nb"] {
+        let (long, deep) = ("x".repeat(256), "x/".repeat(2001));
+        for name in ["", "..", "../x", "/etc/passwd", "//x", "a/../../b", "./a", "a\nb", "a\0b", &long, &deep] {
             assert!(check_name(name).is_err(), "{name:?}");
+        }
+        // Odd, and inside.
+        for name in ["...", "C:\\x", "..\\x", "\u{202e}x", "CON", "a b", "ﬃ/é", &long[1..]] {
+            check_name(name).unwrap();
         }
         check_name("a/b.json").unwrap();
     }

@@ -21,7 +21,7 @@ pub(super) const ALONE: u64 = 4 << 20;
 
 /// Hashes a file without holding it; a large one on all threads.
 pub(super) fn hash_file(path: &Path) -> Result<Blob, StoreError> {
-    let file = File::open(path)?;
+    let file = fs::open(path)?;
     let size = file.metadata()?.len();
     if size <= ALONE {
         return hash_all(file, size);

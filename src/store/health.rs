@@ -40,12 +40,6 @@ impl Stamps {
         Self { seals, changed: HashSet::new() }
     }
 
-    /// As to be saved whole.
-    pub(super) fn unsaved(seals: HashMap<Digest, Vec<u8>>) -> Self {
-        let changed = seals.keys().copied().collect();
-        Self { seals, changed }
-    }
-
     /// What differs from what was loaded; `None` for a seal that was broken.
     pub(super) fn changes(&self) -> impl Iterator<Item = (&Digest, Option<&[u8]>)> {
         let mut changed: Vec<_> = self.changed.iter().collect();

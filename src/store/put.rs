@@ -74,7 +74,7 @@ impl Store {
         }
     }
 
-    /// Puts bytes.
+    /// Puts bytes, for a manifest that is to be put in the same [section](Store::sharing).
     pub fn put_bytes(&self, bytes: &[u8]) -> Result<Blob, StoreError> {
         let blob = Blob { digest: Digest::of(bytes), size: bytes.len() as u64 };
         if self.has_whole(&blob)? {
@@ -124,6 +124,7 @@ impl Store {
     /// Puts files as an artifact; `files` maps their names in it to where they are. Files under the store's `tmp/`
     /// are moved.
     pub fn put_artifact(&self, kind: &str, files: &BTreeMap<String, PathBuf>) -> Result<Digest, StoreError> {
+        let _section = self.sharing()?;
         let mut blobs = BTreeMap::new();
         // A file may be there under two names and is moved at the first.
         let mut put: BTreeMap<&Path, Blob> = BTreeMap::new();
@@ -142,7 +143,7 @@ impl Store {
     }
 
     /// Hashes a file that is the store's own and moves it to its place.
-    fn take(&self, path: &Path) -> Result<Blob, StoreError> {
+    pub(super) fn take(&self, path: &Path) -> Result<Blob, StoreError> {
         // Before it is read: whoever has it open still and writes to it later will be noticed.
         let marked = marked(path)?;
         let mut file = File::open(path)?;

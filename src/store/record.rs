@@ -12,6 +12,9 @@ use super::{Health, Stamps, Store, StoreError, name};
 use crate::digest::Digest;
 use crate::fs;
 
+/// A run of a hundred thousand nodes with their metrics stays below.
+const LARGEST_RECORD: u64 = 256 << 20;
+
 /// What is remembered of a node's work: the truth behind a hit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -61,7 +64,7 @@ pub struct Usage {
     /// Seconds of processors, its own and those of what it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_seconds: Option<f64>,
-    /// Bytes of memory of the worker at its peak, or of the largest process that it started.
+    /// Bytes of memory of the worker at its peak; not of what it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_bytes: Option<u64>,
     /// Seconds on a GPU.
@@ -73,6 +76,28 @@ pub struct Usage {
     /// What those cost by the endpoints' prices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dollars: Option<f64>,
+}
+
+/// Seconds on a processor that a second on a GPU is worth: about what they cost where they are rented.
+pub const GPU: f64 = 10.0;
+
+impl NodeRecord {
+    /// Seconds on a processor that it would cost to make the artifact again, those on a GPU taken [`GPU`] times: as measured, or by
+    /// the wall clock where it was not.
+    pub fn price(&self) -> f64 {
+        price(self.seconds, &self.device, self.usage.as_ref())
+    }
+}
+
+/// See [`NodeRecord::price`].
+pub(super) fn price(seconds: f64, device: &str, usage: Option<&Usage>) -> f64 {
+    let (processors, gpu) = usage.map_or((None, None), |usage| (usage.cpu_seconds, usage.gpu_seconds));
+    let wall = if device.starts_with("cuda") { seconds * GPU } else { seconds };
+    match (processors, gpu) {
+        (None, None) => wall,
+        (Some(processors), None) if device.starts_with("cuda") => processors.max(wall),
+        (processors, gpu) => processors.unwrap_or(0.0) + GPU * gpu.unwrap_or(0.0),
+    }
 }
 
 /// A node in a run.
@@ -143,20 +168,29 @@ impl Store {
         Ok(record.filter(|record| record.key == *key))
     }
 
-    /// Records a node's work. The first artifact recorded under a key stays, as long as it is whole.
-    pub fn put_node(&self, record: &NodeRecord) -> Result<(), StoreError> {
+    /// Records a node's work. The first artifact recorded under a key stays, as long as it is whole: then its record is
+    /// returned.
+    pub fn put_node(&self, record: &NodeRecord) -> Result<Option<NodeRecord>, StoreError> {
+        let _section = self.sharing()?;
+        self.need_hits([(record.key, record.artifact)])?;
         if let Some(first) = self.node(&record.key)?
             && first.artifact != record.artifact
             && matches!(self.health(&first.artifact, &mut Stamps::default())?, Health::Whole)
         {
-            return Ok(());
+            return Ok(Some(first));
         }
-        self.write(&self.node_path(&record.key), &serde_json::to_vec_pretty(record)?)
+        self.write(&self.node_path(&record.key), &serde_json::to_vec_pretty(record)?)?;
+        Ok(None)
     }
 
     /// Keys of all node records, in order.
     pub fn node_keys(&self) -> Result<Vec<Digest>, StoreError> {
         self.sharded_ids("nodes", ".json")
+    }
+
+    /// Keys of node records that begin with these hex digits, two at least, in order.
+    pub fn keys_beginning(&self, prefix: &str) -> Result<Vec<Digest>, StoreError> {
+        self.ids_beginning("nodes", ".json", prefix)
     }
 
     pub(super) fn node_path(&self, key: &Digest) -> PathBuf {
@@ -175,10 +209,10 @@ impl Store {
         Ok(fs::remove_directory(&self.root.join("partial").join(key.to_string()))?)
     }
 
-    /// An empty directory for the files of an attempt at a key; what an earlier one left there is removed.
+    /// The directory in which attempts at a key have a directory each for their files; made if absent. There is more than
+    /// one attempt where one was taken for dead, on another machine, and was not: each has its own.
     pub fn staging_dir(&self, key: &Digest) -> Result<PathBuf, StoreError> {
         let directory = self.tmp().join(key.to_string());
-        fs::remove_directory(&directory)?;
         fs::create_directory(&directory)?;
         Ok(directory)
     }
@@ -232,7 +266,14 @@ impl Store {
 
     /// Makes gc keep an artifact, and all that a look at it needs.
     pub fn pin(&self, id: &Digest) -> Result<(), StoreError> {
+        let _section = self.sharing()?;
+        self.need_artifacts([*id])?;
         self.write(&self.root.join("pins").join(id.to_string()), b"")
+    }
+
+    /// Undoes [`Store::pin`].
+    pub fn unpin(&self, id: &Digest) -> Result<(), StoreError> {
+        Ok(fs::remove_file(&self.root.join("pins").join(id.to_string()))?)
     }
 
     /// Ids that gc keeps, in order.
@@ -243,9 +284,15 @@ impl Store {
 
 /// Reads JSON; `None` if the file is absent or is not what it should be, which a warning tells.
 pub(super) fn read_json<T: DeserializeOwned>(path: &std::path::Path) -> Result<Option<T>, StoreError> {
-    let bytes = match fs_err::read(path) {
+    let bytes = match fs::read(path, LARGEST_RECORD) {
         Ok(bytes) => bytes,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+        Err(error)
+            if matches!(error.kind(), ErrorKind::FileTooLarge | ErrorKind::InvalidInput | ErrorKind::IsADirectory) =>
+        {
+            tracing::warn!("passed over: {error}");
+            return Ok(None);
+        }
         Err(error) => return Err(error.into()),
     };
     Ok(serde_json::from_slice(&bytes)

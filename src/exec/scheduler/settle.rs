@@ -13,11 +13,9 @@ impl Scheduler<'_> {
     /// Makes it true that an attempt succeeded: its node's record goes into the store, then into the index.
     pub(super) fn commit(&mut self, node: usize, record: NodeRecord) -> Result<(), ExecError> {
         let (key, made) = (record.key, record.artifact);
-        let known = self.plan.records.artifact(&key).is_some();
-        self.store.put_node(&record)?;
-        self.store.clear_partial(&key)?;
         // The first artifact under a key stays as long as it is whole, and so do its figures.
-        let record = if known { self.store.node(&key)?.unwrap_or(record) } else { record };
+        let record = self.store.put_node(&record)?.unwrap_or(record);
+        self.store.clear_partial(&key)?;
         self.plan.records.add(&record);
         self.index.add_node(&record);
         self.index.set_latest(&self.pipeline.name, &BTreeMap::from([(record.node.clone(), key)]));
@@ -48,8 +46,11 @@ impl Scheduler<'_> {
                 if *inputs > 0 {
                     continue;
                 }
+                // gc does not take what is found between the look and the naming.
+                let _section = self.store.sharing()?;
                 match self.plan.decide(self.pipeline, self.store, self.index, dependant)? {
                     State::Hit { key, artifact } => {
+                        self.store.need_hits([(key, artifact)])?;
                         self.hit(dependant, key, artifact)?;
                         open.push(dependant);
                     }

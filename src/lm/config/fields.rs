@@ -2,8 +2,12 @@
 
 use serde_json::Value;
 
+use crate::fs;
 use crate::lm::gguf::Gguf;
 use crate::lm::{Files, LmError};
+
+/// A configuration is smaller by far.
+const LARGEST_JSON: u64 = 16 << 20;
 
 /// A file of JSON in a model's directory, which names a value to every field.
 pub(super) struct Fields(Value);
@@ -19,7 +23,7 @@ impl Fields {
             let gguf = if name == "config.json" { Gguf::of(files)? } else { None };
             return gguf.map(|mut gguf| Ok(Self(gguf.config()?))).transpose();
         };
-        let text = fs_err::read(path)?;
+        let text = fs::read(path, LARGEST_JSON)?;
         let malformed = |what: String| LmError::Malformed { file: name.to_owned(), what };
         let value: Value = serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
         if !value.is_object() {

@@ -12,6 +12,8 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::{Map, Number, Value};
 
+use super::most_unpacked;
+use crate::fs;
 use crate::pipeline::dataset::Row;
 
 const BROKEN: &str = "fetch or write the file again";
@@ -22,17 +24,28 @@ pub(crate) const THREAD: &str = "parquet";
 /// Rows at the beginning of a file, at most so many if that is said, and how many rows it has. The error says what is
 /// wrong with the file, and what to do.
 pub(super) fn read(path: &Path, most: Option<usize>) -> Result<(Vec<Row>, u64), (String, &'static str)> {
-    let opened = fs_err::File::open(path)
-        .map_err(|error| (error.to_string(), "paths start from the pipeline file's directory"))?;
+    let opened =
+        fs::open(path).map_err(|error| (error.to_string(), "paths start from the pipeline file's directory"))?;
     let (file, _) = opened.into_parts();
+    // A value that repeats takes no room in the file.
+    let room = most_unpacked(file.metadata().map_or(0, |metadata| metadata.len()));
     let broken = |error: ParquetError| (error.to_string(), BROKEN);
     let read = || {
         let reader = SerializedFileReader::new(file).map_err(broken)?;
         check(&reader)?;
         let all = u64::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0);
         let rows = reader.get_row_iter(None).map_err(broken)?.take(most.unwrap_or(usize::MAX));
-        let row = |row: Result<parquet::record::Row, _>| row.map(|row| object(row.into_columns()));
-        Ok((rows.map(row).collect::<Result<Vec<_>, _>>().map_err(broken)?, all))
+        let (mut list, mut held) = (Vec::new(), 0u64);
+        for row in rows {
+            let row = object(row.map_err(broken)?.into_columns());
+            held += row.values().map(bytes).sum::<u64>() + 64;
+            if held > room {
+                let what = format!("its rows take more than {} MiB, far more than the file", room >> 20);
+                return Err((what, "split the file"));
+            }
+            list.push(row);
+        }
+        Ok((list, all))
     };
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name(THREAD.to_owned()).spawn_scoped(scope, read);
@@ -68,6 +81,16 @@ fn check(reader: &SerializedFileReader<std::fs::File>) -> Result<(), (String, &'
         }
     }
     Ok(())
+}
+
+/// About how much memory a value takes.
+fn bytes(value: &Value) -> u64 {
+    32 + match value {
+        Value::String(text) => text.len() as u64,
+        Value::Array(items) => items.iter().map(bytes).sum(),
+        Value::Object(map) => map.iter().map(|(key, value)| key.len() as u64 + 32 + bytes(value)).sum(),
+        _ => 0,
+    }
 }
 
 fn object(columns: Vec<(String, Field)>) -> Row {
