@@ -23,7 +23,7 @@ const TOLD: usize = 12;
 pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let budget = args.budget.as_deref().map(Budget::parse).transpose()?.unwrap_or_default();
     let (pipeline, graph) = context.load(&args.pipeline)?;
-    let (pull, push) = remotes(context, args)?;
+    let (pull, push) = remotes(args)?;
     let store = Store::open(&context.cache_directory(Some(&args.pipeline.pipeline))?)?;
     let mut index = Index::open(&store)?;
     let wanted = PlanOptions { targets: args.targets.clone(), force: args.force.clone(), put_sources: true };
@@ -95,9 +95,9 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
 }
 
 /// The remote cache that is asked before nodes run, and the one that is given what they made.
-fn remotes(context: &Context, args: &RunArgs) -> Result<(Option<RemoteSettings>, Option<RemoteSettings>), Failure> {
+fn remotes(args: &RunArgs) -> Result<(Option<RemoteSettings>, Option<RemoteSettings>), Failure> {
     // What is wrong in the file is an error whatever is asked for.
-    let settings = context.remote(None, Some(&args.pipeline.pipeline))?.filter(|_| !args.no_remote);
+    let settings = Context::remote(None, Some(&args.pipeline.pipeline))?.filter(|_| !args.no_remote);
     if settings.is_none() && (args.pull || args.push) {
         return Err(push::unnamed().into());
     }

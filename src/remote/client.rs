@@ -157,7 +157,7 @@ impl Client {
                 Err(RemoteError::WrongBytes { name: name.to_owned(), what: format!("it is {size} bytes large") })
             }
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(self.fault(name, &error)),
+            Err(error) => Err(Self::fault(name, &error)),
         }
     }
 
@@ -167,7 +167,7 @@ impl Client {
         match self.wait(name, self.store.head(&path))? {
             Ok(meta) => Ok(Some(meta.size)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(self.fault(name, &error)),
+            Err(error) => Err(Self::fault(name, &error)),
         }
     }
 
@@ -181,7 +181,7 @@ impl Client {
                 Err(RemoteError::Incomplete { name: name.to_owned(), of: "an artifact".to_owned() })
             }
             Err(error) if ignores_ranges(&error) => Ok(None),
-            Err(error) => Err(self.fault(name, &error)),
+            Err(error) => Err(Self::fault(name, &error)),
         }
     }
 
@@ -190,7 +190,7 @@ impl Client {
         self.may_write()?;
         let path = self.path(name);
         let done = self.block_on(self.store.put(&path, PutPayload::from(bytes)));
-        done.map(drop).map_err(|error| self.fault(name, &error))
+        done.map(drop).map_err(|error| Self::fault(name, &error))
     }
 
     /// Puts bytes under a name if there is nothing; returns whether there was nothing.
@@ -201,7 +201,7 @@ impl Client {
         match self.block_on(self.store.put_opts(&path, PutPayload::from(bytes), options)) {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
-            Err(error) => Err(self.fault(name, &error)),
+            Err(error) => Err(Self::fault(name, &error)),
         }
     }
 
@@ -210,7 +210,7 @@ impl Client {
         self.may_write()?;
         match self.block_on(self.store.delete(&self.path(name))) {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(self.fault(name, &error)),
+            Err(error) => Err(Self::fault(name, &error)),
         }
     }
 
@@ -236,7 +236,7 @@ impl Client {
                     what: format!("a web server need not list what it has: name whole keys or ids ({what})"),
                 })
             }
-            Err(error) => Err(self.fault(folder, &error)),
+            Err(error) => Err(Self::fault(folder, &error)),
         }
     }
 
@@ -245,7 +245,7 @@ impl Client {
     }
 
     /// What an error means.
-    pub(super) fn fault(&self, name: &str, error: &object_store::Error) -> RemoteError {
+    pub(super) fn fault(name: &str, error: &object_store::Error) -> RemoteError {
         use object_store::Error as E;
         let what = shown(&error.to_string());
         if matches!(error, E::PermissionDenied { .. } | E::Unauthenticated { .. }) {
@@ -261,11 +261,10 @@ impl Client {
             {
                 return RemoteError::Unreachable { what };
             }
-            match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
-                Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
-                    return RemoteError::Denied { what };
-                }
-                Some(_) | None => {}
+            if let Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =
+                cause.downcast_ref::<io::Error>().map(io::Error::kind)
+            {
+                return RemoteError::Denied { what };
             }
             source = cause.source();
         }
@@ -280,7 +279,7 @@ impl Client {
     }
 
     /// Waits before a transfer is taken up again.
-    pub(super) fn pause(&self, tried: u32) {
+    pub(super) fn pause(tried: u32) {
         std::thread::sleep(Duration::from_millis(200 << tried.min(6)));
     }
 }

@@ -48,7 +48,7 @@ impl Remote {
             };
             match self.node(&key)? {
                 Some(found) if found.record.artifact != record.artifact => {
-                    lock().moved.others.push(other(&record, &found))
+                    lock().moved.others.push(other(&record, &found));
                 }
                 Some(_) if !again => lock().moved.known += 1,
                 _ => lock().records.push(record),
@@ -138,9 +138,9 @@ impl Remote {
             }
             let moved = &mut lock().moved;
             if created {
-                moved.nodes += 1
+                moved.nodes += 1;
             } else {
-                moved.known += 1
+                moved.known += 1;
             }
             Ok(())
         })?;

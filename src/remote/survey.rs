@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use futures_util::TryStreamExt;
 use serde::Serialize;
 
+use super::client::Client;
 use super::{MOST_RECORD, Marker, Moving, Remote, RemoteError, Tell, marker, names};
 use crate::digest::Digest;
 use crate::pieces::Recipe;
@@ -50,14 +51,15 @@ impl Remote {
     /// held to its digest.
     pub fn survey(&self, every_byte: bool, tell: Tell<'_>) -> Result<Survey, RemoteError> {
         let marker = self.marker()?;
-        let conditional_put = match self.client.is_read_only() {
-            true => None,
-            false => match marker::probe(&self.client) {
+        let conditional_put = if self.client.is_read_only() {
+            None
+        } else {
+            match marker::probe(&self.client) {
                 Ok(kept) => Some(kept),
                 // Who may only read is told the rest all the same.
                 Err(RemoteError::Denied { .. }) => None,
                 Err(error) => return Err(error),
-            },
+            }
         };
         let mut folders = Vec::new();
         let mut sizes: BTreeMap<String, u64> = BTreeMap::new();
@@ -94,7 +96,7 @@ impl Remote {
                 if let Some(what) = self.recipe_flaw(&name, &digest)? {
                     add(flaw(&name, "damaged", &what));
                 }
-            } else if self.digest(&[name.clone()], tell)? != Some(digest) {
+            } else if self.digest(std::slice::from_ref(&name), tell)? != Some(digest) {
                 add(flaw(&name, "damaged", "its bytes are not those of its name"));
             }
             tell(Moving::Object);
@@ -164,7 +166,7 @@ impl Remote {
                         tell(Moving::Bytes(block.len() as u64));
                     }
                     Ok(None) => break,
-                    Err(error) => match self.client.fault(name, &error) {
+                    Err(error) => match Client::fault(name, &error) {
                         RemoteError::Answer { .. } => return Ok(None),
                         fault => return Err(fault),
                     },
