@@ -205,7 +205,7 @@ require = 0.02
         }
         tell(&found, &queries, &shaped, per_principle);
         self.judge(&found)?;
-        fs_err::copy(&source, &path)?;
+        crate::fs::copy(&source, &path)?;
         let mut metrics = metrics(&found);
         metrics.insert("rows".to_owned(), json!(queries.len()));
         metrics.insert("rows_reused".to_owned(), json!(answers.groups_reused(2)));

@@ -19,6 +19,7 @@ mod edges;
 mod forget;
 mod insert;
 mod list;
+mod restore;
 
 pub use list::{Line, Lines, Maker, Order, Wanted};
 

@@ -19,6 +19,7 @@ impl Scheduler<'_> {
         self.plan.records.add(&record);
         self.index.add_node(&record);
         self.index.set_latest(&self.pipeline.name, &BTreeMap::from([(record.node.clone(), key)]));
+        crate::fs::kill_point("finish");
         let NodeRecord { artifact, seconds, metrics, .. } = record;
         self.plan.nodes[node] = State::Hit { key, artifact };
         self.phases[node] = Phase::Ran { key, artifact, seconds, metrics: metrics.clone() };

@@ -64,6 +64,12 @@ impl Index {
             let runs: Result<Vec<_>, StoreError> = some.par_iter().map(|run| store.run(run)).collect();
             for run in runs?.into_iter().flatten() {
                 insert_run(&transaction, &run)?;
+                if run.nodes.is_empty() {
+                    // One that was killed has no list of nodes; what it recorded carries its name.
+                    transaction.execute_batch("CREATE INDEX IF NOT EXISTS nodes_run ON nodes (run)")?;
+                    let latest = "INSERT OR REPLACE INTO latest SELECT pipeline, node, key FROM nodes WHERE run = ?1";
+                    transaction.execute(latest, [&run.run])?;
+                }
                 for node in &run.nodes {
                     if let (Some(key), Some(_)) = (&node.key, &node.artifact) {
                         insert_latest(&transaction, &run.pipeline, &node.name, key)?;
@@ -71,6 +77,7 @@ impl Index {
                 }
             }
         }
+        transaction.execute_batch("DROP INDEX IF EXISTS nodes_run")?;
         transaction.execute_batch(INDEXES)?;
         transaction.pragma_update(None, "user_version", SCHEMA)?;
         Ok(transaction.commit()?)
