@@ -85,6 +85,9 @@ pub enum StoreError {
         /// What it says.
         value: String,
     },
+    /// Another process uses the store.
+    #[error("another process uses the cache")]
+    InUse,
 }
 
 impl StoreError {
@@ -123,6 +126,7 @@ impl StoreError {
             Self::Unknown(_) => diagnostic("store::unknown").help("`sami cache ls` lists what there is"),
             Self::NoLink { .. } => diagnostic("store::no-link").help("give `--link copy`, or leave it out"),
             Self::Setting { .. } => diagnostic("store::setting").help("give a number of bytes, or `off`"),
+            Self::InUse => diagnostic("store::in-use").help("wait for the other `sami` to end, then try again"),
         }
     }
 }
