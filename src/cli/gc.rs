@@ -19,8 +19,9 @@ pub(super) fn run(context: &Context, store: &Store, args: &GcArgs) -> CommandRes
     if args.dry_run {
         return tell(context, &store.preview_gc(&mut Index::open(store)?, &roots)?, true);
     }
-    let mut refused = None;
+    let (mut refused, mut room) = (None, None);
     let mut ask = |plan: &GcPlan| {
+        room.clone_from(&plan.room);
         if args.yes || plan.is_empty() {
             return true;
         }
@@ -38,7 +39,7 @@ pub(super) fn run(context: &Context, store: &Store, args: &GcArgs) -> CommandRes
         (None, None) => Ok(DONE),
         (Some(garbage), None) => {
             if context.json() {
-                context::print_json(&json!({"dry_run": false, "removed": garbage}))?;
+                context::print_json(&json!({"dry_run": false, "removed": garbage, "room": room}))?;
             } else {
                 context::print(&summary("freed", &garbage))?;
             }
@@ -51,6 +52,7 @@ fn tell(context: &Context, plan: &GcPlan, dry_run: bool) -> CommandResult {
     if context.json() {
         context::print_json(&json!({
             "dry_run": dry_run, "removed": plan.garbage, "types": plan.types, "largest": plan.largest,
+            "room": plan.room,
         }))?;
     } else {
         context::print(&list(plan))?;

@@ -85,6 +85,9 @@ pub enum StoreError {
         /// What it says.
         value: String,
     },
+    /// Another process uses the store.
+    #[error("another process uses the cache")]
+    InUse,
 }
 
 impl StoreError {
@@ -121,6 +124,7 @@ impl StoreError {
             Self::BadName(_) => diagnostic("store::bad-name"),
             Self::Ambiguous { .. } => diagnostic("store::ambiguous").help("type more of it"),
             Self::Unknown(_) => diagnostic("store::unknown").help("`sami cache ls` lists what there is"),
+            Self::InUse => diagnostic("store::in-use").help("wait for the other `sami` to end, then try again"),
             Self::NoLink { .. } => diagnostic("store::no-link").help("give `--link copy`, or leave it out"),
             Self::Setting { .. } => diagnostic("store::setting").help("give a number of bytes, or `off`"),
         }
