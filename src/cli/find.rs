@@ -16,20 +16,20 @@ pub(super) enum Found {
     /// An invocation.
     Run(RunRecord),
     /// What a node made.
-    Node(NodeRecord),
+    Node(Box<NodeRecord>),
 }
 
 /// The run or the node's latest record that a name, an id or the beginning of an id means.
 pub(super) fn run_or_node(store: &Store, index: &Index, what: &str) -> Result<Found, Failure> {
     if let Some(record) = node(store, index, what)? {
-        return Ok(Found::Node(record));
+        return Ok(Found::Node(Box::new(record)));
     }
     let runs = beginning(store.run_ids()?, what);
     let keys = if is_hex(what) { store.keys_beginning(what)? } else { Vec::new() };
     match (&runs[..], &keys[..]) {
         ([run], []) => Ok(Found::Run(run_record(store, run)?)),
         ([], [key]) => match store.node(key)? {
-            Some(record) => Ok(Found::Node(record)),
+            Some(record) => Ok(Found::Node(Box::new(record))),
             None => Err(StoreError::Damaged { what: format!("the record of key {}", key.short()) }.into()),
         },
         ([], []) => {

@@ -236,6 +236,7 @@ train@2     finetune  ran       1.25  e381ca5c1018  bound 0.2000 · kl 0.01000
 node      train@2  of pipeline toy, kind finetune
 key       47ba4569a19642e438b0f7f4fa2a3523204d662c873ad51b23ab968860077b86
 made      2026-01-02 00:00:01 in 1.25 s on here (cpu), sami 0.1.0
+again     bit-exact on cpu
 run       20260102-000000-bbbb attempt 1
 inputs    examples = 912c4df25f5a  responses of generate@2
 recipe    optimizer = {\"lr\":1e-6,\"name\":\"adamw\"}
