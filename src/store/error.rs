@@ -127,7 +127,6 @@ impl StoreError {
             Self::InUse => diagnostic("store::in-use").help("wait for the other `sami` to end, then try again"),
             Self::NoLink { .. } => diagnostic("store::no-link").help("give `--link copy`, or leave it out"),
             Self::Setting { .. } => diagnostic("store::setting").help("give a number of bytes, or `off`"),
-            Self::InUse => diagnostic("store::in-use").help("wait for the other `sami` to end, then try again"),
         }
     }
 }
