@@ -66,11 +66,11 @@ fn list(plan: &GcPlan) -> String {
     if let Some(room) = &plan.room {
         let (left, keep) = (bytes(room.left), bytes(room.keep));
         let (wanted, rows) = (plural(room.evicted, "wanted artifact"), bytes(room.rows));
-        text.push_str(&match room.left > room.keep {
-            false => format!("{left} would stay of {keep}, without {wanted}\n"),
-            true => format!(
-                "{left} would stay, more than {keep}, though {wanted} would go: the rest is pinned, in use, or rows ({rows})\n"
-            ),
+        text.push_str(&if room.left > room.keep {
+            let rest = format!("the rest is pinned, in use, or rows ({rows})");
+            format!("{left} would stay, more than {keep}, though {wanted} would go: {rest}\n")
+        } else {
+            format!("{left} would stay of {keep}, without {wanted}\n")
         });
     }
     let mut table = Table::new(["type", "artifacts", "frees"], &[1, 2]);
