@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::diag::Diagnostic;
 use crate::lm::{ChatTemplate, Config, Device, Files, Message, Tokenizer, weights};
 use crate::pipeline::{self, Pipeline};
-use crate::store::{External, Manifest, NodeRecord, RunRecord};
-use crate::{cli, graph, kinds};
+use crate::store::{External, Manifest, NodeRecord, RunRecord, Store};
+use crate::{cli, fs, graph, kinds};
 
 /// Takes any bytes.
 pub type Target = fn(&[u8]);
@@ -26,6 +26,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("template", template),
     ("rows", rows),
     ("gguf", gguf),
+    ("archive", archive),
 ];
 
 /// A directory of this thread's own, in memory where there is such a file system.
@@ -149,6 +150,20 @@ pub fn template(bytes: &[u8]) {
         let messages = [message("system", "be brief"), message("user", "hello")];
         let _ = template.render(&messages);
     }
+}
+
+/// An archive that is imported, into a store that stays.
+pub fn archive(bytes: &[u8]) {
+    let file = file("a.tar", bytes);
+    let store = Store::open(&folder().join("cache")).expect("it can be made");
+    let imported = crate::archive::import(&store, &file, false, &mut |_, _| {});
+    let left = fs::list(&store.root().join("tmp")).expect("it can be listed");
+    assert!(left.is_empty(), "{imported:?} left {left:?}");
+    if imported.is_ok_and(|imported| imported.objects + imported.artifacts + imported.nodes > 0) {
+        assert!(store.verify(&mut |_, _| {}).expect("it can be read").is_whole());
+    }
+    let outside = fs::list(folder()).expect("it can be listed");
+    assert!(outside.iter().all(|path| path.ends_with("cache") || path.ends_with("a.tar")), "{outside:?}");
 }
 
 /// A file of rows; its first byte says of which format.

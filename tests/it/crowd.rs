@@ -19,7 +19,7 @@ fn pipeline(sandbox: &Sandbox, own: &str) -> String {
         let _ = writeln!(
             text,
             "[nodes.{name}]\nkind = \"command\"\nprogram = \"sh\"\ninputs = {{ {} }}\nargs = [\"-ec\", '''\
-             echo begin {name} >> {notes}; echo {name} > out; {reads} sleep 0.02; ({reads}) >> out; echo end {name} >> {notes}''']",
+             echo begin {name} >> {notes}; echo {name} > out; {reads} sleep 0.02; (:; {reads}) >> out; echo end {name} >> {notes}''']",
             inputs.join(", ")
         );
     };

@@ -4,23 +4,24 @@ use std::path::{Path, PathBuf};
 
 /// A module may name only these and itself; `cli`, `lib` and `main` may name all.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("depth", &[]),
     ("diag", &[]),
     ("digest", &[]),
     ("env", &[]),
     ("fs", &["env"]),
     ("secret", &["env"]),
     // The name of a repository is the hub's word; what an endpoint is, the endpoint's.
-    ("pipeline", &["diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
+    ("pipeline", &["depth", "diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
     ("graph", &["diag", "digest", "pipeline"]),
     ("store", &["diag", "digest", "env", "fs"]),
-    ("lm", &["diag", "env", "fs"]),
+    ("lm", &["depth", "diag", "env", "fs"]),
     ("archive", &["diag", "digest", "fs", "store"]),
     ("settings", &["diag"]),
     ("remote", &["diag", "digest", "env", "fs", "secret", "settings", "store"]),
     ("compare", &["digest"]),
     ("hub", &["diag", "env", "fs", "secret"]),
     ("endpoint", &["diag", "env", "fs", "secret"]),
-    ("kinds", &["diag", "digest", "env", "fs", "secret", "pipeline", "store", "lm", "endpoint"]),
+    ("kinds", &["depth", "diag", "digest", "env", "fs", "secret", "pipeline", "store", "lm", "endpoint"]),
     ("exec", &["diag", "digest", "env", "fs", "secret", "pipeline", "graph", "store", "hub", "endpoint", "kinds"]),
 ];
 const MOST_LINES: usize = 500;

@@ -41,7 +41,7 @@ fn copy(from: &Store, to: &Store, record: &NodeRecord) -> Result<(), StoreError>
         to.put_file(path)?;
     }
     to.put_manifest(&from.manifest(&record.artifact)?)?;
-    to.put_node(record)
+    to.put_node(record).map(drop)
 }
 
 /// Does all of a pipeline in a store, each node making a file with its name.
