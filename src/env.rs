@@ -23,6 +23,12 @@ pub const LOG: Variable = Variable {
     doc: "What `sami` logs to standard error, in the syntax of tracing's `EnvFilter`, such as `debug` or `sami::exec=trace`. Default `warn`; a worker's default is `info`, into its attempt's log.",
 };
 
+/// From which size on files of tensors are kept in pieces.
+pub const THIN: Variable = Variable {
+    name: "SAMI_THIN",
+    doc: "Bytes from which on a file of safetensors is kept tensor by tensor, so that models share those that did not change; `off`: none is. Default 64 MiB. It changes no key and no artifact id.",
+};
+
 /// Where CUDA's libraries are.
 pub const CUDA_LIBS: Variable = Variable {
     name: "SAMI_CUDA_LIBS",
@@ -196,6 +202,7 @@ pub const ALL: &[&Variable] = &[
     &HF_ENDPOINT,
     &HF_HUB_OFFLINE,
     &OPENAI_API_KEY,
+    &THIN,
     &AWS_ACCESS_KEY_ID,
     &AWS_SECRET_ACCESS_KEY,
     &AWS_SESSION_TOKEN,

@@ -11,12 +11,15 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fs_err::File;
+use serde::{Deserialize, Serialize};
 
 use crate::env;
 
 mod plain;
+mod transfer;
 
 pub use plain::{AtMost, open, read, read_text};
+pub use transfer::{copy_range, hard_link, mark, reflink, rename_all, symlink};
 
 thread_local! {
     /// Operations left until the one that fails, in a test on this thread.
@@ -166,8 +169,17 @@ pub fn copy_to(reader: &mut impl Read, path: &Path, mut see: impl FnMut(&[u8])) 
 }
 
 /// Reads to the end in blocks of a MiB at most.
-pub fn each_block(reader: &mut impl Read, mut see: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-    let mut block = vec![0; 1 << 20];
+pub fn each_block(reader: &mut impl Read, see: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    each_block_of(1 << 20, reader, see)
+}
+
+/// As [`each_block`], in blocks of at most `size` bytes.
+pub fn each_block_of(
+    size: usize,
+    reader: &mut impl Read,
+    mut see: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut block = vec![0; size];
     loop {
         match reader.read(&mut block) {
             Ok(0) => return Ok(()),
@@ -191,6 +203,18 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     let Some(directory) = to.parent() else { return Ok(()) };
     operation(directory)?;
     fs_err::File::open(directory)?.sync_all()
+}
+
+/// Renames without waiting for the disk: what is there only as long as processes live, and what is on its way out.
+pub fn rename_soon(from: &Path, to: &Path) -> io::Result<()> {
+    operation(to)?;
+    fs_err::rename(from, to)
+}
+
+/// Writes to the end of an open file without waiting for the disk.
+pub fn add(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    operation(file.path())?;
+    file.write_all(bytes)
 }
 
 /// Makes a directory and those above it.
@@ -243,7 +267,7 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 
 /// What tells, without reading it, that a file is as it was. The change time is what an overwrite that sets the
 /// modification time back cannot set back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     /// Bytes.
     pub size: u64,
@@ -253,6 +277,8 @@ pub struct Stamp {
     pub changed: i64,
     /// Inode.
     pub inode: u64,
+    /// Device of the file system: inodes of two may be the same.
+    pub device: u64,
 }
 
 impl Stamp {
@@ -264,6 +290,7 @@ impl Stamp {
                 modified: metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
                 changed: metadata.ctime() * 1_000_000_000 + metadata.ctime_nsec(),
                 inode: metadata.ino(),
+                device: metadata.dev(),
             })),
             Ok(_) => Ok(None),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),

@@ -4,6 +4,7 @@
 //! In layer order; `tests/it/layers.rs` holds each module to what it may import.
 //! - [`diag`], [`digest`], [`mod@env`]: findings, content hashes, environment variables. [`fs`]: the door to the disk.
 //!   [`secret`]: what must not be seen.
+//! - [`pieces`]: files whose bytes lie in several.
 //! - [`pipeline`]: TOML to typed nodes. [`graph`]: nodes to a DAG with keys.
 //! - [`store`]: artifacts on disk. [`lm`]: the language model. [`hub`]: models from the Hugging Face Hub.
 //! - [`compare`]: what differs between rows, tensors and texts.
@@ -31,6 +32,7 @@ pub mod graph;
 pub mod hub;
 pub mod kinds;
 pub mod lm;
+pub mod pieces;
 pub mod pipeline;
 pub mod remote;
 pub mod secret;

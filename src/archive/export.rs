@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{ArchiveError, FORMAT, Head, Name, Packer, Packing};
 use crate::digest::Digest;
 use crate::fs;
+use crate::pieces::{self, Pieces};
 use crate::store::{Blob, Store, StoreError};
 
 /// What is to be in an archive.
@@ -102,7 +103,7 @@ impl Gathered {
         builder.append(&header(&Name::Head, head.len() as u64)?, &head[..])?;
         let mut done = 0;
         for (digest, (blob, path)) in &self.objects {
-            let mut reading = Hashing { source: fs_err::File::open(path)?, hasher: blake3::Hasher::new(), size: 0 };
+            let mut reading = Hashing { source: pieces::open(path)?, hasher: blake3::Hasher::new(), size: 0 };
             builder.append(&header(&Name::Object(*digest), blob.size)?, (&mut reading).take(blob.size))?;
             // One more byte would be one too many.
             let more = reading.read(&mut [0])?;
@@ -136,7 +137,7 @@ fn header(name: &Name, size: u64) -> io::Result<tar::Header> {
 
 /// Hashes what is read.
 struct Hashing {
-    source: fs_err::File,
+    source: Pieces,
     hasher: blake3::Hasher,
     size: u64,
 }

@@ -210,7 +210,7 @@ impl Reading<'_> {
             came += block.len() as u64;
         };
         let mut entry = entry.take(size);
-        if self.dry_run || self.store.has_object(&blob) && self.store.has_whole(&blob)? {
+        if self.dry_run || self.store.keeps_object(&blob)? && self.store.has_whole(&blob)? {
             let read = fs::each_block(&mut entry, |block| {
                 see(block);
                 Ok(())
@@ -290,7 +290,8 @@ impl Reading<'_> {
                 used.insert(blob.digest);
                 let there = match held.objects.get(&blob.digest) {
                     Some(size) => *size == blob.size,
-                    None => self.store.has_object(blob) && self.store.has_whole(blob)?,
+                    None if self.dry_run => self.store.has_object(blob) && self.store.has_whole(blob)?,
+                    None => self.store.keeps_object(blob)? && self.store.has_whole(blob)?,
                 };
                 if !there {
                     let what = format!("needs `{name}`, which is neither in the archive nor here, or has another size");
@@ -327,10 +328,10 @@ impl Reading<'_> {
             imported.bytes += blob.size;
         }
         for (id, manifest) in &self.held.artifacts {
-            if self.store.manifest(id).is_err() {
-                self.store.put_manifest(manifest)?;
-                imported.artifacts += 1;
-            }
+            let known = self.store.manifest(id).is_ok();
+            // One that is there is named to gc by that.
+            self.store.put_manifest(manifest)?;
+            imported.artifacts += u64::from(!known);
         }
         for (record, bytes) in std::mem::take(&mut self.held.nodes).into_values() {
             let known = self.store.node(&record.key)?.is_some_and(|known| known.artifact == record.artifact);

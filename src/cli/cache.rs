@@ -1,18 +1,18 @@
 //! `sami cache …`: looking into the store and tidying it.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::figures::{bytes, clock, count, some};
+use super::figures::{bytes, count, some};
 use super::page::LISTED;
-use super::table::Table;
-use super::{CacheCommand, CommandResult, Context, DAMAGED, DONE, archive, artifact, context, find};
+use super::{
+    CacheCommand, CommandResult, Context, DAMAGED, DONE, archive, artifact, checkout, context, du, find, forget, gc,
+    ls, pin,
+};
 use crate::diag::{Diagnostic, did_you_mean};
-use crate::digest::Digest;
-use crate::fs;
-use crate::store::{Index, NodeRecord, Store, StoreError, Use};
+use crate::pieces;
+use crate::store::{Index, Store};
 
 /// Dispatches a command on the cache.
 pub(crate) fn run(context: &Context, command: &CacheCommand) -> CommandResult {
@@ -25,83 +25,19 @@ pub(crate) fn run(context: &Context, command: &CacheCommand) -> CommandResult {
     match command {
         CacheCommand::Import(args) => archive::import(context, store, args),
         CacheCommand::Export(args) => archive::export(context, store, args),
-        CacheCommand::Ls { kind, last } => list(context, store, kind.as_deref(), *last),
+        CacheCommand::Ls(args) => ls::run(context, store, args),
         CacheCommand::Show { id } => artifact::show(context, store, &Index::open(store)?, id),
         CacheCommand::Cat { id, file } => cat(store, id, file.as_deref()),
-        CacheCommand::Du => usage(context, store),
+        CacheCommand::Du { what } => du::run(context, store, what),
+        CacheCommand::Forget(args) => forget::run(context, store, args),
         CacheCommand::Verify => verify(context, store),
-        CacheCommand::Gc { dry_run, keep_runs } => gc(context, store, *keep_runs, *dry_run),
+        CacheCommand::Gc(args) => gc::run(context, store, args),
+        CacheCommand::Pin { id } => pin::pin(context, store, id, true),
+        CacheCommand::Unpin { id } => pin::pin(context, store, id, false),
+        CacheCommand::Pins => pin::list(context, store),
         CacheCommand::Rebuild => rebuild(context, store),
-        CacheCommand::Checkout { id, dir } => checkout(context, store, id, dir),
+        CacheCommand::Checkout { id, dir, link, force } => checkout::run(context, store, id, dir, *link, *force),
     }
-}
-
-/// What is known of an artifact at a glance.
-struct Line {
-    id: Digest,
-    kind: String,
-    size: u64,
-    files: usize,
-    maker: Option<NodeRecord>,
-    /// Who took it, if no one made it.
-    user: Option<Use>,
-}
-
-fn list(context: &Context, store: &Store, kind: Option<&str>, last: usize) -> CommandResult {
-    let index = Index::open(store)?;
-    let mut lines = Vec::new();
-    for id in store.artifact_ids()? {
-        // `verify` tells of manifests that are damaged.
-        let Ok(manifest) = store.manifest(&id) else { continue };
-        if kind.is_none_or(|kind| manifest.kind == kind) {
-            let maker = index.makers(&id).first().map(|maker| store.node(&maker.key)).transpose()?.flatten();
-            let user = if maker.is_none() { index.users(&id).into_iter().next() } else { None };
-            let (size, files) = (manifest.size(), manifest.files.len());
-            lines.push(Line { id, size, files, kind: manifest.kind, maker, user });
-        }
-    }
-    // By run, then time within it: ids of runs are in order even if the clock was not.
-    let age = |line: &Line| line.maker.as_ref().map(|maker| (maker.run.clone(), maker.started.clone()));
-    lines.sort_by_cached_key(|line| std::cmp::Reverse((age(line), line.id)));
-    let all = lines.len();
-    lines.truncate(last);
-    if context.json() {
-        let rows: Vec<_> = lines.iter().map(line_json).collect();
-        context::print_json(&rows)?;
-        return Ok(DONE);
-    }
-    let mut table = Table::new(["artifact", "type", "size", "files", "made by", "when"], &[2, 3]);
-    for line in &lines {
-        let (node, when) = match (&line.maker, &line.user) {
-            (Some(maker), _) => (format!("{}/{}", maker.pipeline, maker.node), clock(&maker.started)),
-            (None, Some(user)) => (format!("(source of {}/{})", user.pipeline, user.node), String::new()),
-            (None, None) => ("(source)".to_owned(), String::new()),
-        };
-        table.row([line.id.short(), line.kind.clone(), bytes(line.size), line.files.to_string(), node, when]);
-    }
-    let mut text = table.text();
-    if table.is_empty() {
-        text.replace_range(.., "no artifacts\n");
-    } else if all > lines.len() {
-        text.push_str(&format!("{} more; `--last {all}` lists all\n", all - lines.len()));
-    }
-    context::print(&text)?;
-    Ok(DONE)
-}
-
-fn line_json(line: &Line) -> Value {
-    let maker = line.maker.as_ref();
-    json!({
-        "artifact": line.id,
-        "type": line.kind,
-        "size": line.size,
-        "files": line.files,
-        "node": maker.map(|maker| &maker.node),
-        "pipeline": maker.map(|maker| &maker.pipeline),
-        "key": maker.map(|maker| maker.key),
-        "run": maker.map(|maker| &maker.run),
-        "started": maker.map(|maker| &maker.started),
-    })
 }
 
 fn cat(store: &Store, what: &str, file: Option<&str>) -> CommandResult {
@@ -122,24 +58,8 @@ fn cat(store: &Store, what: &str, file: Option<&str>) -> CommandResult {
         }
         .into());
     };
-    let mut file = fs_err::File::open(path)?;
+    let mut file = pieces::open(path)?;
     context::write_out(|stdout| io::copy(&mut file, stdout).map(drop))?;
-    Ok(DONE)
-}
-
-fn usage(context: &Context, store: &Store) -> CommandResult {
-    let shares = store.usage()?;
-    let total = shares.iter().map(|share| share.bytes).sum();
-    if context.json() {
-        context::print_json(&json!({"bytes": total, "parts": shares}))?;
-        return Ok(DONE);
-    }
-    let mut table = Table::new(["part", "files", "size"], &[1, 2]);
-    for share in &shares {
-        table.row([share.part.clone(), count(share.files), bytes(share.bytes)]);
-    }
-    table.row(["total".to_owned(), count(shares.iter().map(|share| share.files).sum()), bytes(total)]);
-    context::print(&table.text())?;
     Ok(DONE)
 }
 
@@ -182,25 +102,6 @@ fn verify(context: &Context, store: &Store) -> CommandResult {
     Ok(code)
 }
 
-fn gc(context: &Context, store: &Store, keep_runs: usize, dry_run: bool) -> CommandResult {
-    let garbage = store.gc(keep_runs, dry_run)?;
-    if context.json() {
-        context::print_json(&json!({"dry_run": dry_run, "removed": garbage}))?;
-        return Ok(DONE);
-    }
-    context::print(&format!(
-        "{} {}: {} artifacts, {} objects, {} node records, {} runs, {} other files\n",
-        if dry_run { "would free" } else { "freed" },
-        bytes(garbage.bytes),
-        garbage.artifacts,
-        garbage.objects,
-        garbage.nodes,
-        garbage.runs,
-        garbage.files
-    ))?;
-    Ok(DONE)
-}
-
 fn rebuild(context: &Context, store: &Store) -> CommandResult {
     let index = Index::rebuild(store)?;
     let (nodes, runs) = (index.artifacts_by_key().len(), store.run_ids()?.len());
@@ -210,44 +111,4 @@ fn rebuild(context: &Context, store: &Store) -> CommandResult {
         context::print(&format!("index made again from {nodes} node records and {runs} runs\n"))?;
     }
     Ok(DONE)
-}
-
-fn checkout(context: &Context, store: &Store, what: &str, directory: &Path) -> CommandResult {
-    let id = find::artifact(store, &Index::open(store)?, what)?;
-    let existed = directory.exists();
-    if existed && !fs::list(directory).is_ok_and(|entries| entries.is_empty()) {
-        let what = format!("`{}` is not an empty directory", directory.display());
-        return Err(Diagnostic::error("cli::not-empty", what).help("name a directory that is new or empty").into());
-    }
-    let names = copy_files(store, &id, directory).inspect_err(|_| {
-        // Half an artifact would look like a whole one. That it cannot be removed is no news then.
-        let _ = fs::remove_directory(directory);
-        let _ = if existed { fs::create_directory(directory) } else { Ok(()) };
-    })?;
-    if context.json() {
-        context::print_json(&json!({"artifact": id, "directory": directory, "files": names}))?;
-    } else {
-        context::print(&format!("{}: {}\n", directory.display(), some(&names, ", ", LISTED)))?;
-    }
-    Ok(DONE)
-}
-
-/// Copies the files of an artifact, each verified on the way, and returns their names.
-fn copy_files(store: &Store, id: &Digest, directory: &Path) -> Result<Vec<String>, StoreError> {
-    let (manifest, files) = (store.manifest(id)?, store.files(id)?);
-    fs::create_directory(directory)?;
-    for (name, from) in &files {
-        let to = directory.join(name);
-        if let Some(parent) = to.parent() {
-            fs::create_directory(parent)?;
-        }
-        let mut hasher = blake3::Hasher::new();
-        fs::copy_to(&mut fs_err::File::open(from)?, &to, |block| {
-            hasher.update(block);
-        })?;
-        if Digest::from(hasher.finalize()) != manifest.files[name].digest {
-            return Err(StoreError::Damaged { what: format!("`{}`, file `{name}` of the artifact", from.display()) });
-        }
-    }
-    Ok(files.into_keys().collect())
 }

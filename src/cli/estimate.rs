@@ -14,6 +14,9 @@ use crate::store::Store;
 /// Reasons that are listed; of more the number is told.
 const REASONS: usize = 3;
 
+/// Memory of an earlier attempt that is worth a line.
+const WORTH_TELLING: u64 = 100 << 20;
+
 /// All nodes together.
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
@@ -28,6 +31,10 @@ pub(crate) struct Totals {
     disk: Option<Amount>,
     scratch: u64,
     download: Option<u64>,
+    /// What earlier attempts make likely of all calls.
+    likely_calls: Option<Likely>,
+    /// The most memory that an earlier attempt held, and of which node.
+    peak: Option<(u64, usize)>,
     /// What all nodes take one after another, of how many that is known, and from how many attempts.
     time: Option<Likely>,
     timed: usize,
@@ -61,6 +68,12 @@ impl Totals {
             download: estimates.download,
             time: exec::sum_of_likely(estimates.past.values().map(|past| past.seconds)),
             timed: estimates.past.len(),
+            likely_calls: exec::sum_of_likely(estimates.past.values().filter_map(|past| past.calls)),
+            peak: estimates
+                .past
+                .iter()
+                .filter_map(|(node, past)| Some((past.peak.filter(|peak| *peak >= WORTH_TELLING)?, *node)))
+                .max(),
             attempts: estimates.past.values().map(|past| past.attempts).sum(),
             stale: estimates.nodes.len(),
             free: fs::free(store.root()),
@@ -103,7 +116,10 @@ impl Totals {
             let name = &pipeline.nodes[*node].name;
             Some(format!("about {} on the {}, by {name} ({})", bytes(memory.total()), on(*place), parts(memory)))
         };
-        line("memory", self.memory.iter().map(memory).collect(), "; ");
+        let held = self.peak.map(|(peak, node)| {
+            format!("{} in an earlier attempt at most, by {}", bytes(peak), pipeline.nodes[node].name)
+        });
+        line("memory", self.memory.iter().map(memory).chain([held]).collect(), "; ");
         let disk = self.disk.filter(|disk| disk.number > 0);
         let disk = disk.map(|disk| format!("{}{} in the cache", disk.how, bytes(disk.number)));
         let scratch = (self.scratch > 0).then(|| format!("about {} more while it trains", bytes(self.scratch)));
@@ -120,6 +136,10 @@ impl Totals {
             figure(self.judge, " to a judge"),
             figure(self.writer, " to a writer"),
             figure(self.endpoint, " to endpoints"),
+            self.likely_calls.map(|Likely { low, middle, high }| {
+                let [low, middle, high] = [low, middle, high].map(|number| count(number.round() as u64));
+                format!("≈ {middle} ({low} to {high}) by earlier attempts")
+            }),
             cost,
         ];
         line("calls", calls, ", ");

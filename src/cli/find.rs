@@ -25,7 +25,7 @@ pub(super) fn run_or_node(store: &Store, index: &Index, what: &str) -> Result<Fo
         return Ok(Found::Node(record));
     }
     let runs = beginning(store.run_ids()?, what);
-    let keys = if is_hex(what) { beginning(store.node_keys()?, what) } else { Vec::new() };
+    let keys = if is_hex(what) { store.keys_beginning(what)? } else { Vec::new() };
     match (&runs[..], &keys[..]) {
         ([run], []) => Ok(Found::Run(run_record(store, run)?)),
         ([], [key]) => match store.node(key)? {
@@ -100,14 +100,11 @@ pub(super) enum Thing {
     },
 }
 
-/// The run or the artifact that is meant by a node's name, by `NODE@RUN`, which is what the node made or took in that run,
-/// or by the beginning of the id of a run, an artifact or a key.
+/// The run or the artifact that is meant by a node's name (`NODE@RUN` is what the node made or took in that run), or by the
+/// beginning of the id of a run, an artifact or a key.
 pub(super) fn thing(store: &Store, index: &Index, what: &str) -> Result<Thing, Failure> {
     let of = |record: NodeRecord| Thing::Artifact { id: record.artifact, record: Some(Box::new(record)) };
     if let Some(record) = node(store, index, what)? {
-        return Ok(of(record));
-    }
-    if let Some(record) = node_of_run(store, what)? {
         return Ok(of(record));
     }
     let runs = beginning(store.run_ids()?, what);
@@ -154,7 +151,7 @@ fn node_of_run(store: &Store, what: &str) -> Result<Option<NodeRecord>, Failure>
 }
 
 /// The latest record of the node that a name means: the name itself, `PIPELINE/NODE`, or the name of a node of the
-/// loop, which is its last iteration.
+/// loop, which is its last iteration. Of `NODE@RUN` it is the record that the node had in that run.
 pub(super) fn node(store: &Store, index: &Index, what: &str) -> Result<Option<NodeRecord>, Failure> {
     let named = index.latest_of(what).or_else(|| {
         let (pipeline, node) = what.rsplit_once('/')?;
@@ -165,10 +162,17 @@ pub(super) fn node(store: &Store, index: &Index, what: &str) -> Result<Option<No
     {
         return Ok(Some(record));
     }
+    // To look through the names takes reading all runs, and what is the beginning of an id is seldom that of a name.
+    if is_id(store, what)? {
+        return Ok(None);
+    }
     let all = names(store)?;
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     let chosen = member(&all, what)?.and_then(|name| index.latest_of(name));
-    Ok(chosen.map(|key| store.node(&key)).transpose()?.flatten())
+    match chosen.map(|key| store.node(&key)).transpose()?.flatten() {
+        Some(record) => Ok(Some(record)),
+        None => node_of_run(store, what),
+    }
 }
 
 /// Which of the nodes a name means: the one of that name, that of a model of that name, the last iteration of a node
@@ -246,7 +250,7 @@ fn key_line(store: &Store, key: &Digest) -> String {
     format!("key {}{node}", key.short())
 }
 
-fn beginning<T: ToString>(ids: Vec<T>, what: &str) -> Vec<T> {
+pub(super) fn beginning<T: ToString>(ids: Vec<T>, what: &str) -> Vec<T> {
     let mut ids: Vec<T> = ids.into_iter().filter(|id| id.to_string().starts_with(what)).collect();
     // An id that begins another one can still be typed.
     if let Some(exact) = ids.iter().position(|id| id.to_string() == what) {
@@ -255,11 +259,22 @@ fn beginning<T: ToString>(ids: Vec<T>, what: &str) -> Vec<T> {
     ids
 }
 
-fn is_hex(what: &str) -> bool {
+/// Whether this is the id of a run, or looks like the beginning of an id of something that is there.
+fn is_id(store: &Store, what: &str) -> Result<bool, StoreError> {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '-';
+    if !what.is_empty() && what.chars().all(plain) && store.run_dir(what).exists() {
+        return Ok(true);
+    }
+    Ok(what.len() >= 8
+        && is_hex(what)
+        && !(store.keys_beginning(what)?.is_empty() && store.artifacts_beginning(what)?.is_empty()))
+}
+
+pub(super) fn is_hex(what: &str) -> bool {
     what.len() >= 2 && what.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-fn ambiguous(what: &str, candidates: Vec<String>) -> Failure {
+pub(super) fn ambiguous(what: &str, candidates: Vec<String>) -> Failure {
     let count = candidates.len();
     let mut fault = Diagnostic::error("cli::ambiguous", format!("`{what}` means several things"));
     for candidate in candidates.into_iter().take(LISTED) {

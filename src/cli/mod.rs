@@ -5,22 +5,29 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+mod amount;
 mod archive;
 mod artifact;
 mod breakdown;
 mod cache;
 mod check;
+mod checkout;
 mod context;
 mod dag;
 mod diff;
 mod doctor;
+mod du;
 mod estimate;
 mod figures;
 mod find;
+mod forget;
+mod gc;
 mod help;
 mod lineage;
 mod logs;
+mod ls;
 mod page;
+mod pin;
 mod plan;
 mod push;
 mod render;
@@ -31,11 +38,13 @@ mod runs;
 #[cfg(test)]
 mod sample;
 mod screen;
+mod selection;
 mod sharing;
 mod show;
 mod table;
 mod trace;
 mod transfer;
+mod why;
 mod worker;
 
 use context::{CommandResult, Context};
@@ -279,6 +288,21 @@ pub enum DagFormat {
     Svg,
 }
 
+/// How `cache checkout` puts files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Linking {
+    /// A clone where the file system can, else a copy
+    Auto,
+    /// A clone: it shares blocks with the cache until it is written to
+    Reflink,
+    /// A second name of the cache's own file; who writes to it damages the cache
+    Hard,
+    /// A symbolic link into the cache
+    Symlink,
+    /// A copy
+    Copy,
+}
+
 /// Types of artifacts.
 const TYPES: [&str; 7] = ["dataset", "constitutions", "responses", "scores", "model", "evaluation", "files"];
 
@@ -286,14 +310,7 @@ const TYPES: [&str; 7] = ["dataset", "constitutions", "responses", "scores", "mo
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
     /// List artifacts, newest first
-    Ls {
-        /// Only artifacts of this type
-        #[arg(long = "type", value_name = "TYPE", value_parser = TYPES)]
-        kind: Option<String>,
-        /// How many to list
-        #[arg(long, default_value_t = 50)]
-        last: usize,
-    },
+    Ls(LsArgs),
     /// Show an artifact in one screen: what made it, from what, its metrics and first rows
     Show {
         /// Artifact id, prefix, or node name
@@ -306,19 +323,29 @@ pub enum CacheCommand {
         /// File in the artifact (default: its main or its only file)
         file: Option<String>,
     },
-    /// Show what takes how much room
-    Du,
+    /// Show what takes how much room, or what forgetting something would free
+    Du {
+        /// Nodes, pipelines, or the beginnings of ids of runs, artifacts or keys (default: all)
+        what: Vec<String>,
+    },
+    /// Forget results by name: their records go, with what nothing else needs
+    Forget(ForgetArgs),
     /// Verify every byte against its digest
     Verify,
-    /// Remove what no recent run uses
-    Gc {
-        /// Say what would be removed, remove nothing
-        #[arg(long)]
-        dry_run: bool,
-        /// Keep what the last N runs of each pipeline used
-        #[arg(long, default_value_t = 5)]
-        keep_runs: usize,
+    /// Remove what nothing that is wanted needs
+    Gc(GcArgs),
+    /// Have gc keep an artifact, and what its nodes took
+    Pin {
+        /// Artifact id, prefix, or node name
+        id: String,
     },
+    /// Undo `pin`
+    Unpin {
+        /// Artifact id, prefix, or node name
+        id: String,
+    },
+    /// List what is pinned
+    Pins,
     /// Write artifacts, node records and runs into one file
     Export(archive::ExportArgs),
     /// Take what is in such a file into the cache; it is checked whole before anything is taken
@@ -331,7 +358,91 @@ pub enum CacheCommand {
         id: String,
         /// Directory, made if absent; must be empty
         dir: PathBuf,
+        /// How: clones that share blocks with the cache, links to its files, or copies
+        #[arg(long, value_enum, default_value = "auto")]
+        link: Linking,
+        /// Replace files of the same names in a directory that is not empty
+        #[arg(long)]
+        force: bool,
     },
+}
+
+/// Arguments of `cache forget`.
+#[derive(Debug, Clone, Args)]
+pub struct ForgetArgs {
+    /// Nodes (with all iterations and cells), `PIPELINE/NODE`, pipelines, or the beginnings of ids of runs, artifacts or keys
+    #[arg(required = true)]
+    pub what: Vec<String>,
+    /// Say what would be removed, remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Remove it without asking
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Unpin and forget what is pinned, too
+    #[arg(long)]
+    pub pinned: bool,
+}
+
+/// Arguments of `cache ls`.
+#[derive(Debug, Clone, Args)]
+pub struct LsArgs {
+    /// Only artifacts of this type
+    #[arg(long = "type", value_name = "TYPE", value_parser = TYPES)]
+    pub kind: Option<String>,
+    /// Only what a pipeline of this name made
+    #[arg(long, value_name = "NAME")]
+    pub pipeline: Option<String>,
+    /// Only what a node of this name made
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Only artifacts of this size or larger, such as 200MB or 1.5GiB
+    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
+    pub larger: Option<u64>,
+    /// Only artifacts smaller than this
+    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
+    pub smaller: Option<u64>,
+    /// Only what was made in a run that began within this time, such as 12h, 30d or 8w
+    #[arg(long, value_name = "TIME", value_parser = amount::time)]
+    pub younger: Option<jiff::SignedDuration>,
+    /// Only what was made in a run that began longer ago
+    #[arg(long, value_name = "TIME", value_parser = amount::time)]
+    pub older: Option<jiff::SignedDuration>,
+    /// In which order: age (newest first) or size (largest first)
+    #[arg(long, value_name = "ORDER", value_parser = ls::order, default_value = "age")]
+    pub sort: crate::store::Order,
+    /// How many to leave out at the beginning
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub skip: u64,
+    /// How many to list
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub last: u64,
+}
+
+/// Arguments of `cache gc`.
+#[derive(Debug, Clone, Args)]
+pub struct GcArgs {
+    /// Say what would be removed, remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Remove it without asking
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Keep what the last N runs of each pipeline used
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub keep_runs: usize,
+    /// Keep what was made within this time, such as 12h, 30d or 8w
+    #[arg(long, value_name = "TIME", value_parser = amount::time)]
+    pub younger: Option<jiff::SignedDuration>,
+    /// Remove what a node had latest, too, if none of those runs had the node
+    #[arg(long)]
+    pub drop_latest: bool,
+    /// Remove more, until the cache is no larger than this, such as 200GB; pins and what runs are using stay
+    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
+    pub keep: Option<u64>,
+    /// What goes first for --keep: price (what costs least to make again, for its size) or age (what was used longest ago)
+    #[arg(long, value_name = "ORDER", value_parser = gc::by, default_value = "price", requires = "keep")]
+    pub by: crate::store::By,
 }
 
 /// Draws findings as text, without colour.
@@ -367,7 +478,7 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Run(args) => run::run(context, args),
         Command::Plan(args) => plan::plan(context, args),
         Command::Status(args) => plan::status(context, args),
-        Command::Why { pipeline, node } => plan::why(context, pipeline, node),
+        Command::Why { pipeline, node } => why::why(context, pipeline, node),
         Command::Dag { pipeline, format } => dag::run(context, pipeline, *format),
         Command::Cache { command } => cache::run(context, command),
         Command::Runs { last } => runs::list(context, *last),

@@ -1,14 +1,13 @@
 //! `sami plan`, `status` and `why`.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::estimate::{self, Totals};
-use super::figures::{bytes, clock, count, cut, plural, seconds};
+use super::figures::{bytes, count, cut, plural, seconds};
 use super::table::Table;
 use super::{CommandResult, Context, DONE, PipelineArgs, PlanArgs, StatusArgs, context, doctor, run};
 use crate::diag::Diagnostic;
-use crate::exec::{self, Bare, Estimates, Finding, Plan, PlanOptions, Reason, State, Step};
-use crate::graph::key::Change;
+use crate::exec::{self, Estimates, Plan, PlanOptions, State};
 use crate::pipeline::Pipeline;
 use crate::store::{Index, Store};
 
@@ -16,8 +15,6 @@ use crate::store::{Index, Store};
 const HITS: usize = 40;
 /// Widest explanation on a line.
 const WIDTH: usize = 120;
-/// Steps of an explanation; of a longer one the middle is left out.
-const STEPS: usize = 12;
 
 /// A state in a word (`hit`, `run`, `unknown`; empty for a node that was not asked for), and why.
 pub(crate) fn describe(pipeline: &Pipeline, state: &State) -> (&'static str, String) {
@@ -34,19 +31,19 @@ pub(crate) fn describe(pipeline: &Pipeline, state: &State) -> (&'static str, Str
 }
 
 /// ` (14.5 GiB)`, if it is known.
-fn size(of: Option<u64>) -> String {
+pub(super) fn size(of: Option<u64>) -> String {
     of.map(|size| format!(" ({})", bytes(size))).unwrap_or_default()
 }
 
 /// What planning needs and gives.
-struct Planned {
-    pipeline: Pipeline,
-    store: Store,
-    index: Index,
-    plan: Plan,
+pub(super) struct Planned {
+    pub(super) pipeline: Pipeline,
+    pub(super) store: Store,
+    pub(super) index: Index,
+    pub(super) plan: Plan,
 }
 
-fn planned(context: &Context, args: &PipelineArgs, targets: &[String]) -> Result<Planned, context::Failure> {
+pub(super) fn planned(context: &Context, args: &PipelineArgs, targets: &[String]) -> Result<Planned, context::Failure> {
     let (pipeline, graph) = context.load(args)?;
     let store = Store::open(&context.cache_directory(Some(&args.pipeline))?)?;
     let mut index = Index::open(&store)?;
@@ -169,93 +166,4 @@ fn print_as_json(planned: &Planned, estimates: Option<&Estimates>) -> CommandRes
     }
     context::print_json(&shown)?;
     Ok(DONE)
-}
-
-/// Explains why a node is stale.
-pub(crate) fn why(context: &Context, args: &PipelineArgs, node: &str) -> CommandResult {
-    let target = [node.to_owned()];
-    let planned = planned(context, args, &target)?;
-    let Planned { pipeline, store, index, plan, .. } = &planned;
-    let mut explained = Vec::new();
-    for node in exec::select(pipeline, &target, Bare::Last)? {
-        explained.push(exec::why(pipeline, store, index, plan, node)?);
-    }
-    if context.json() {
-        let explained: Vec<Value> = explained.iter().map(|steps| steps.iter().map(step_as_json).collect()).collect();
-        context::print_json(&explained)?;
-        return Ok(DONE);
-    }
-    let texts: Result<Vec<String>, _> = explained.iter().map(|steps| explanation(store, steps)).collect();
-    context::print(&texts?.join("\n"))?;
-    Ok(DONE)
-}
-
-fn explanation(store: &Store, steps: &[Step]) -> Result<String, context::Failure> {
-    let mut text = String::new();
-    for (at, step) in steps.iter().enumerate() {
-        let from_end = steps.len() - at;
-        if at >= STEPS / 2 && from_end > STEPS / 2 {
-            if at == STEPS / 2 {
-                text.push_str(&format!("… {} more nodes, each because of the next …\n", steps.len() - STEPS));
-            }
-            continue;
-        }
-        let name = &step.name;
-        let line = match &step.finding {
-            Finding::Fresh { key, artifact } => {
-                let made = store.node(key)?.map(|record| {
-                    format!(", made {} in {} by run {}", clock(&record.started), seconds(record.seconds), record.run)
-                });
-                format!("{name} is fresh: artifact {}{}", artifact.short(), made.unwrap_or_default())
-            }
-            Finding::Waits { input } => {
-                let next = steps.get(at + 1);
-                let verb = match next {
-                    Some(Step { finding: Finding::Absent { .. }, .. }) => "is there",
-                    _ => "has run",
-                };
-                let next = next.map_or("another node", |next| next.name.as_str());
-                format!("{name} is unknown until {next} {verb}: input {input} comes from it")
-            }
-            Finding::Runs { reason: Reason::Changed(changes), .. } => format!("{name} has to run{}", listed(changes)),
-            Finding::Runs { reason, .. } => format!("{name} has to run: {reason}"),
-            Finding::Remade { changes } => format!("{name} made that anew{}", listed(changes)),
-            Finding::Differs => format!("{name} made that anew from the same inputs and fields, with another result"),
-            Finding::Source => format!("{name} comes from outside and is not what it was"),
-            Finding::Absent { bytes } => {
-                format!("{name} is not in the hub's cache{}; `sami run` downloads it", size(*bytes))
-            }
-        };
-        text.push_str(&line);
-        text.push('\n');
-    }
-    Ok(text)
-}
-
-/// Changes: one on the line, several on lines of their own.
-fn listed(changes: &[Change]) -> String {
-    match changes {
-        [change] => format!(": {change}"),
-        _ => changes.iter().fold(":".to_owned(), |text, change| format!("{text}\n  {change}")),
-    }
-}
-
-fn step_as_json(step: &Step) -> Value {
-    let changes = |changes: &[Change]| -> Vec<Value> {
-        changes.iter().map(|change| json!({"path": change.path, "old": change.old, "new": change.new})).collect()
-    };
-    let mut value = match &step.finding {
-        Finding::Fresh { key, artifact } => json!({"finding": "fresh", "key": key, "artifact": artifact}),
-        Finding::Waits { input } => json!({"finding": "waits", "input": input}),
-        Finding::Runs { key, reason } => {
-            let changes = if let Reason::Changed(list) = reason { changes(list) } else { Vec::new() };
-            json!({"finding": "runs", "key": key, "why": reason.to_string(), "changes": changes})
-        }
-        Finding::Remade { changes: list } => json!({"finding": "remade", "changes": changes(list)}),
-        Finding::Differs => json!({"finding": "differs"}),
-        Finding::Source => json!({"finding": "source"}),
-        Finding::Absent { bytes } => json!({"finding": "absent", "bytes": bytes}),
-    };
-    value["node"] = json!(step.name);
-    value
 }

@@ -30,7 +30,14 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let mut report = Report::new(context.json());
     exec::require_keys(&pipeline, &graph, &store, &mut index, &wanted)?;
     exec::fetch(&pipeline, &graph, &args.targets, &mut |event| report.tell(event))?;
+    // What the plan finds, gc leaves alone: from the look on by this section, then by what the run names. Where nothing is
+    // stale the section lasts to the end.
+    let section = store.sharing()?;
     let mut plan = exec::plan(&pipeline, &graph, &store, &mut index, &wanted)?;
+    plan.hold(&store)?;
+    let is_stale = |plan: &exec::Plan| plan.order.iter().any(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
+    // To bring what is elsewhere may take long.
+    let mut section = Some(section).filter(|_| pull.is_none() || !is_stale(&plan));
     let source = match pull {
         Some(settings) => Some(Arc::new(Source::new(settings, Store::open(store.root())?))),
         None => None,
@@ -40,7 +47,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         source.report();
     }
     let program = program()?;
-    let stale = plan.order.iter().any(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
+    let stale = is_stale(&plan);
     let gpus = if stale { doctor::gpus(&program) } else { Vec::new() };
     let mut options = RunOptions {
         file: args.pipeline.pipeline.display().to_string(),
@@ -55,6 +62,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         needs: HashMap::new(),
     };
     if stale {
+        section = None;
         let estimates = exec::estimate(&pipeline, &store, &index, &plan, &options.device, !options.gpus.is_empty())?;
         context::complain(Totals::of(&estimates, &store).warning(&store).as_slice());
         let needs =
@@ -63,6 +71,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     }
     let mut tell = |event: &Event| report.tell(event);
     let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell)?;
+    drop(section);
     report.end(&summary);
     if let Some(source) = &source {
         source.report();

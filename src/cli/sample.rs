@@ -44,7 +44,7 @@ pub(super) fn store() -> (tempfile::TempDir, Store, Index) {
     (folder, store, index)
 }
 
-fn put(store: &Store, kind: &str, files: &[(&str, String)]) -> Digest {
+pub(super) fn put(store: &Store, kind: &str, files: &[(&str, String)]) -> Digest {
     let blob = |(name, text): &(&str, String)| ((*name).to_owned(), store.put_bytes(text.as_bytes()).unwrap());
     store
         .put_manifest(&crate::store::Manifest { kind: kind.to_owned(), files: files.iter().map(blob).collect() })
@@ -55,7 +55,7 @@ fn map(value: Value) -> Map<String, Value> {
     value.as_object().cloned().unwrap_or_default()
 }
 
-fn record(
+pub(super) fn record(
     run: &str,
     node: &str,
     kind: &str,

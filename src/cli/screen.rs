@@ -217,7 +217,7 @@ mod tests {
         );
         assert_eq!(
             screen.change(&change(json!(old), json!(new)), 0),
-            ["prompt", "  …a a a a a a a a a a a a a a the [-quick-]{+slow+} fox b b", "  b b b b b b b b b b b b b …"]
+            ["prompt", "  …a a a a a a a a a a a a a a the [-quick-]{+slow+} fox b b", "  b b b b b b b b b b b b…"]
         );
         let lines = screen.change(&change(json!("one\ntwo\nthree\nfour\n"), json!("one\ntwo\n3\nfour\n")), 0);
         assert_eq!(lines, ["prompt", "  …", "    two", "  - three", "  + 3", "    four"]);

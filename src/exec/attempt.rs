@@ -11,19 +11,21 @@ use serde_json::{Map, Value};
 use super::job::{Job, JobInput, JobResult};
 use super::journal::{Journal, tail};
 use super::local::{Message, Worker};
-use super::plan::{Plan, Recipe};
+use super::plan::Recipe;
 use super::room::Place;
-use super::source::{Source, provide};
 use super::{Event, ExecError, Reason};
 use crate::digest::Digest;
 use crate::endpoint::{Allowance, Calling};
 use crate::fs;
 use crate::graph::made_by;
 use crate::pipeline::{Link, Node, Origin, Pipeline, Target};
-use crate::store::{Health, KeyLock, NodeRecord, Store, Usage};
+use crate::store::{KeyLock, NodeRecord, Stamps, Store, Usage};
 
 /// Lines of a log that are shown when its attempt failed.
 const TAIL: usize = 12;
+
+/// Files of inputs from this size on are told of to the worker as checked: it may have to put them again.
+const LARGE: u64 = 1 << 20;
 
 /// An attempt that goes on.
 pub(super) struct Attempt {
@@ -62,6 +64,8 @@ pub(super) struct Start<'a> {
     pub(super) journal: &'a Journal,
     pub(super) program: &'a Path,
     pub(super) inbox: &'a Sender<Message>,
+    /// Seals of what was checked.
+    pub(super) stamps: &'a Stamps,
     /// Tells workers of this run apart.
     pub(super) serial: u64,
 }
@@ -75,32 +79,6 @@ pub(super) struct Given {
     pub(super) place: Place,
     pub(super) lock: KeyLock,
     pub(super) allowance: Allowance,
-}
-
-/// What is wrong with the inputs of a node that was about to start, if anything: they are looked at once more, for
-/// they may have been found whole long ago.
-pub(super) fn check_inputs(
-    pipeline: &Pipeline,
-    store: &Store,
-    plan: &mut Plan,
-    node: usize,
-    recipe: &Recipe,
-) -> Result<Option<String>, ExecError> {
-    for link in &pipeline.nodes[node].links {
-        let Some(id) = recipe.inputs.get(&link.field.path) else { continue };
-        let wrong = match Source::of(link) {
-            Some(source) => provide(pipeline, store, &source, id, &mut plan.records.stamps)?,
-            None => match store.health(id, &mut plan.records.stamps)? {
-                Health::Whole => None,
-                Health::Missing(file) => Some(format!("`{file}` of artifact {} went missing", id.short())),
-                Health::Damaged(file) => Some(format!("`{file}` of artifact {} was damaged", id.short())),
-            },
-        };
-        if let Some(wrong) = wrong {
-            return Ok(Some(format!("input `{}`: {wrong}", link.field.path)));
-        }
-    }
-    Ok(None)
 }
 
 impl Attempt {
@@ -119,6 +97,7 @@ impl Attempt {
             kind: pipeline.nodes[node].kind.name.to_owned(),
             fields: pipeline.nodes[node].spec.fields(),
             inputs: inputs(pipeline, store, node, &recipe)?,
+            trusted: recipe.inputs.values().flat_map(|id| store.sealed(id, start.stamps, LARGE)).collect(),
             key: recipe.key,
             output: pipeline.nodes[node].spec.output(),
             device: place.device().to_owned(),
@@ -126,6 +105,7 @@ impl Attempt {
             micro_batch: pipeline.nodes[node].run.micro_batch,
             activation_checkpointing: pipeline.nodes[node].run.activation_checkpointing,
             store: store.root().to_owned(),
+            live: Some(store.live_file()?),
             scratch,
             staging: staging.clone(),
             result: directory.join("result.json"),

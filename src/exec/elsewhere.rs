@@ -14,7 +14,7 @@ use std::sync::mpsc::{Sender, channel};
 
 use super::local::Message;
 use super::select::{Bare, select};
-use super::{ExecError, Plan, Reason, State};
+use super::{ExecError, Plan, Reason, State, plan};
 use crate::digest::Digest;
 use crate::graph::Graph;
 use crate::pipeline::Pipeline;
@@ -59,7 +59,9 @@ pub fn bring(
         for (node, key) in needed {
             plan.records.find_afresh(store, index, &key)?;
             let artifact = plan.artifact(node);
+            let _section = store.sharing()?;
             let here = plan.decide(pipeline, store, index, node)?;
+            plan::hold_one(store, &here)?;
             let is_here = matches!(&here, State::Hit { artifact: found, .. } if Some(*found) == artifact);
             if !is_here {
                 refused.insert(key);
@@ -104,7 +106,9 @@ fn look(
             if !matches!(plan.nodes[node], State::Unknown { .. }) {
                 continue;
             }
+            let _section = store.sharing()?;
             plan.nodes[node] = plan.state(pipeline, store, index, node)?;
+            plan::hold_one(store, &plan.nodes[node])?;
             match &plan.nodes[node] {
                 State::Hit { .. } => open.extend(graph.dependants(node)),
                 state if stale(state).is_some() => front.push(node),

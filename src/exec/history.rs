@@ -15,7 +15,7 @@ use crate::pipeline::Node;
 use crate::store::{Index, NodeRecord, Store};
 
 /// Attempts of a kind that are looked at, the latest ones.
-const LATEST: usize = 64;
+const LATEST: usize = 32;
 /// By what factor the only attempt there is may be wrong.
 const ALONE: f64 = 2.0;
 /// How much two models may differ in their parameters and still count as of one size.

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::digest::Digest;
 use crate::endpoint::{Allowance, Calling, Spent};
+use crate::fs::Stamp;
 use crate::kinds::Progress;
 use crate::pipeline::ArtifactType;
 use crate::secret;
@@ -24,6 +25,9 @@ pub(super) struct Job {
     pub(super) fields: Value,
     /// Inputs by field path.
     pub(super) inputs: BTreeMap<String, JobInput>,
+    /// Large files of the inputs, and the stamps that they had when they were found whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) trusted: Vec<(PathBuf, Stamp)>,
     /// The node key.
     pub(super) key: Digest,
     /// What the node makes.
@@ -38,6 +42,9 @@ pub(super) struct Job {
     pub(super) activation_checkpointing: Option<bool>,
     /// Root of the store.
     pub(super) store: PathBuf,
+    /// Where the run names what gc is to leave alone; the worker does, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) live: Option<PathBuf>,
     /// Survives kills; given again to the next attempt at the key.
     pub(super) scratch: PathBuf,
     /// Empty at the start; this attempt's alone, so that what a dead one left running cannot write into it.
@@ -92,6 +99,9 @@ pub(super) enum JobResult {
         artifact: Digest,
         /// The node's metrics.
         metrics: Map<String, Value>,
+        /// Its files in the store, and the stamps that they had when they were put.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        put: Vec<(PathBuf, Stamp)>,
     },
     /// The node cannot be done.
     Failed {

@@ -38,6 +38,7 @@ mod room;
 mod scheduler;
 mod select;
 mod source;
+mod verified;
 mod why;
 mod worker;
 
@@ -53,7 +54,7 @@ pub use plan::{Plan, PlanOptions, State, plan};
 pub use reason::Reason;
 pub use scheduler::run;
 pub use select::{Bare, select};
-pub use why::{Finding, Step, why};
+pub use why::{Finding, Step, rows_now, why};
 pub use worker::work;
 
 /// How to run.

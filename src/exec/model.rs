@@ -10,7 +10,7 @@ use serde_json::json;
 use super::source::{add_stamp, blob_of, hasher};
 use crate::diag::Diagnostic;
 use crate::digest::Digest;
-use crate::fs::{self, Stamp};
+use crate::fs::Stamp;
 use crate::hub::{Hub, HubError, Repo, Settings};
 use crate::pipeline::{ArtifactType, ModelSource, Origin, Pipeline, check};
 use crate::store::{Blob, External, Manifest, Store, StoreError};
@@ -124,18 +124,17 @@ impl Place {
         Ok((hasher.finish(), settled))
     }
 
-    /// The id of the model's artifact; it is recorded in the store, if one is given. Reads all files.
+    /// The id of the model's artifact; it is recorded in the store, if one is given. Reads all files, once.
     pub(super) fn artifact(&self, model: &ModelSource, store: Option<&Store>) -> Result<Digest, StoreError> {
         let mut files = BTreeMap::new();
         for (name, path) in &self.files {
-            let (mut hasher, mut size) = (blake3::Hasher::new(), 0);
-            fs::each_block(&mut fs::open(path)?, |block| {
-                hasher.update(block);
-                size += block.len() as u64;
-                Ok(())
-            })?;
-            files.insert(name.clone(), Blob { digest: hasher.finalize().into(), size });
+            let stamp = Stamp::of(path)?.filter(Stamp::is_settled);
+            files.insert(name.clone(), Blob::of_file(path)?);
+            if let Some(store) = store {
+                store.trust(stamp.map(|stamp| (self.external.path(name), stamp)));
+            }
         }
+        let _section = store.map(Store::sharing).transpose()?;
         if let Some(dtype) = &model.dtype {
             let bytes = json!({"dtype": dtype}).to_string().into_bytes();
             let blob = match store {

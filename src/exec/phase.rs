@@ -8,6 +8,8 @@
 //!     │             └──── retry ─────┘            └─ Stopped
 //!     └── Skipped (one that it needs failed)
 //! ```
+//!
+//! One that is Hit or Ran goes back to Ready if what it made turns out to be damaged when another is about to take it.
 
 use serde_json::{Map, Value};
 

@@ -108,7 +108,30 @@ pub(super) fn asked(pipeline: &Pipeline, graph: &Graph, targets: &[String]) -> R
     Ok(graph.order().iter().copied().filter(|node| asked[*node]).collect())
 }
 
+/// Tells gc of a hit, in the section in which it was found.
+pub(super) fn hold_one(store: &Store, state: &State) -> Result<(), ExecError> {
+    Ok(match state {
+        State::Hit { key, artifact } => store.need_hits([(*key, *artifact)])?,
+        _ => {}
+    })
+}
+
 impl Plan {
+    /// Tells gc of all that a run of this plan goes by, if there is anything to run. To be called in the
+    /// [section](Store::sharing) in which it was made.
+    pub fn hold(&self, store: &Store) -> Result<(), ExecError> {
+        let is_stale = |node: &usize| matches!(self.nodes[*node], State::Run { .. } | State::Unknown { .. });
+        if self.order.iter().any(is_stale) {
+            let hit = |state: &State| match state {
+                State::Hit { key, artifact } => Some((*key, *artifact)),
+                _ => None,
+            };
+            store.need_hits(self.nodes.iter().filter_map(hit))?;
+            store.need_artifacts(self.sources.artifacts())?;
+        }
+        Ok(())
+    }
+
     /// The nodes that have to run, and the models and datasets that have to be downloaded, before anything is known of a node.
     fn waits_for(&self, pipeline: &Pipeline, node: usize) -> (Vec<usize>, BTreeMap<String, Option<u64>>) {
         let (mut until, mut downloads) = (Vec::new(), BTreeMap::new());

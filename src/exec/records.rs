@@ -76,6 +76,11 @@ impl Records {
         self.latest.get(node)
     }
 
+    /// The cells of a matrix of this name, each with the key that it had when it last had an artifact.
+    pub(super) fn cells(&self, stem: &str) -> impl Iterator<Item = (&String, &Digest)> {
+        self.latest.iter().filter(move |(name, _)| name.split_once('[').is_some_and(|(own, _)| own == stem))
+    }
+
     /// Why a node without a whole artifact has to run.
     pub(super) fn reason(
         &self,

@@ -99,6 +99,13 @@ impl Sources {
         if findings.is_empty() { Ok(sources) } else { Err(ExecError::Sources(findings)) }
     }
 
+    /// The content ids of all of them.
+    pub(super) fn artifacts(&self) -> Vec<Digest> {
+        let mut ids: Vec<Digest> = self.ids.values().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
     /// The content id of what a link leads to, if that is a source.
     pub(super) fn id(&self, link: &Link) -> Option<Digest> {
         Source::of(link).and_then(|source| self.ids.get(&source).copied())
@@ -159,25 +166,25 @@ pub(super) fn provide(
                 return Ok(if same { None } else { changed(name) });
             }
             // Files of a commit stay what they are, whatever the branch has become in the meantime.
-            let is_pinned = || {
-                Ok::<_, StoreError>(
-                    store.external(id)?.is_some() && store.files(id)?.values().all(|path| path.is_file()),
-                )
-            };
-            if matches!(model.origin, Origin::Hub(_)) && store.manifest(id).is_ok() && is_pinned()? {
-                return Ok(None);
-            }
-            let Ok(Located::Here(place)) = locate(name, model, pipeline) else {
-                return Ok(Some(format!("the files of model `{name}` are gone")));
-            };
-            if store.manifest(id).is_err() || store.external(id)?.as_ref() != Some(&place.external) {
-                let put = place.artifact(model, Some(store))?;
-                if put != *id {
-                    return Ok(changed(name));
+            let pinned = matches!(model.origin, Origin::Hub(_)) && store.manifest(id).is_ok();
+            if !(pinned && store.external(id)?.is_some()) {
+                let Ok(Located::Here(place)) = locate(name, model, pipeline) else {
+                    return Ok(Some(format!("the files of model `{name}` are gone")));
+                };
+                if store.manifest(id).is_err() || store.external(id)?.as_ref() != Some(&place.external) {
+                    let put = place.artifact(model, Some(store))?;
+                    if put != *id {
+                        return Ok(changed(name));
+                    }
                 }
             }
-            let lost = store.files(id)?.into_values().find(|path| !path.is_file());
-            Ok(lost.map(|path| format!("`{}` of model `{name}` is gone", path.display())))
+            Ok(match store.health(id, stamps)? {
+                Health::Whole => None,
+                Health::Missing(file) => Some(format!("`{file}` of model `{name}` is gone")),
+                Health::Damaged(file) => {
+                    Some(format!("`{file}` of model `{name}` is not what it was when it was read"))
+                }
+            })
         }
     }
 }
@@ -284,7 +291,8 @@ pub(super) fn hasher(what: &str) -> Hasher {
 }
 
 pub(super) fn add_stamp(hasher: &mut Hasher, stamp: &Stamp) {
-    hasher.number(stamp.size).number(stamp.modified as u64).number(stamp.changed as u64).number(stamp.inode);
+    let Stamp { size, modified, changed, inode, device } = *stamp;
+    hasher.number(size).number(modified as u64).number(changed as u64).number(inode).number(device);
 }
 
 /// The files of a dataset. Of one that is to be downloaded the hub is asked for the size; of one in the cache it is asked
@@ -349,6 +357,7 @@ fn endpoint_artifact(endpoint: &Endpoint, store: Option<&Store>) -> Result<Diges
 }
 
 fn artifact_of_one(kind: ArtifactType, name: &str, bytes: &[u8], store: Option<&Store>) -> Result<Digest, StoreError> {
+    let _section = store.map(Store::sharing).transpose()?;
     let blob = match store {
         Some(store) => store.put_bytes(bytes)?,
         None => blob_of(bytes),

@@ -191,8 +191,14 @@ fn an_explanation_leads_to_the_first_ancestor_that_differs() {
     project.complete(&first, &[]);
     let second = chain(["x2", "y", "z"]);
     let steps = project.why(&second, "c");
-    assert_eq!(steps[0], ("c".into(), Finding::Waits { input: "inputs.b".into() }));
-    assert_eq!(steps[1], ("b".into(), Finding::Waits { input: "inputs.a".into() }));
+    assert_eq!(
+        steps[0],
+        ("c".into(), Finding::Waits { inputs: vec![("inputs.b".into(), "b".into())], changes: Vec::new() })
+    );
+    assert_eq!(
+        steps[1],
+        ("b".into(), Finding::Waits { inputs: vec![("inputs.a".into(), "a".into())], changes: Vec::new() })
+    );
     let Finding::Runs { reason: Reason::Changed(changes), .. } = &steps[2].1 else { panic!("{steps:?}") };
     assert_eq!((steps[2].0.as_str(), changes[0].to_string()), ("a", "program \"x\" -> \"x2\"".to_owned()));
 
@@ -226,7 +232,12 @@ fn rows_that_no_node_takes_make_nothing_stale() {
     let states = project.states(text);
     assert_eq!(states[0], "hit");
     assert!(states[1].starts_with("run: input inputs.rows "), "{states:?}");
-    assert_eq!(project.why(text, "b")[1], ("rows".into(), Finding::Source));
+    let steps = project.why(text, "b");
+    assert!(
+        matches!(&steps[1], (name, Finding::Source { taken: (1, input), .. }) if name == "rows" && input == "inputs.rows")
+    );
+    let (pipeline, _) = project.load(text);
+    assert_eq!(rows_now(&pipeline, 1, "inputs.rows").unwrap()[0]["text"], "four");
     project.write("rows.txt", "one\n");
     let (pipeline, graph) = project.load(text);
     let error = plan(&pipeline, &graph, &project.store, &mut project.index, &PlanOptions::default()).unwrap_err();

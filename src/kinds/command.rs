@@ -13,8 +13,10 @@ use serde_json::{Map, Value, json};
 use super::check::{input, require};
 use super::environment::Environment;
 use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, rows};
+use crate::pieces::Recipe;
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 use crate::secret::{Redacting, Secrets};
+use crate::store;
 
 /// How often a running program is looked after.
 const POLL: Duration = Duration::from_millis(10);
@@ -158,7 +160,13 @@ inputs = { rows = "generate" }
         process.args(self.args.iter().map(fill)).current_dir(&cx.staging).stdin(Stdio::null());
         variables.insert("RAYON_NUM_THREADS".to_owned(), cx.threads.to_string());
         process.env_clear().envs(self.env.of_program(variables, fill));
-        run_to_end(cx, process, &program, self.env.secrets())?;
+        let ended = run_to_end(cx, process, &program, self.env.secrets());
+        // What was laid out may be large, and an attempt that failed leaves its scratch.
+        let laid_out = cx.scratch.join("inputs");
+        if laid_out.exists() {
+            fs_err::remove_dir_all(&laid_out)?;
+        }
+        ended?;
         let mut outputs = Outputs { files: collect(&cx.staging)?, metrics: Map::new() };
         if outputs.files.is_empty() {
             return Err(NodeError::with_help(
@@ -273,6 +281,11 @@ fn lay_out(input: &InputArtifact, directory: &Path) -> Result<PathBuf, NodeError
         }
         if name == "rows.jsonl" && (input.skip > 0 || input.take.is_some()) {
             rows::write(&place, &rows::read_input(input)?)?;
+        } else if Recipe::is_at(path) {
+            // No program but ours reads a file in pieces.
+            store::copy(path, &place)?;
+            let size = fs_err::metadata(&place)?.len();
+            tracing::info!("`{name}` is kept in pieces: laid out as one file of {size} bytes for the program");
         } else {
             fs_err::os::unix::fs::symlink(path, &place)?;
         }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::gguf::Gguf;
 use super::{Config, Files, LmError};
 use crate::fs;
+use crate::pieces::{self, Pieces};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -31,7 +32,7 @@ struct Entry {
 struct Reader {
     /// For messages.
     name: String,
-    file: File,
+    file: Pieces,
     entries: BTreeMap<String, Value>,
     /// Where the numbers begin and how many bytes they are.
     start: u64,
@@ -41,8 +42,8 @@ struct Reader {
 impl Reader {
     fn open(name: &str, path: &Path) -> Result<Self, LmError> {
         let damaged = |what: String| LmError::Weights { file: name.to_owned(), what };
-        let mut file = fs::open(path)?;
-        let bytes = file.metadata()?.len();
+        let mut file = pieces::open(path)?;
+        let bytes = file.size();
         let mut length = [0; 8];
         if bytes < 8 {
             return Err(damaged(format!("the file has {bytes} bytes")));
@@ -258,8 +259,8 @@ pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), LmErr
             }
         }
     }
-    let file = file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-    file.sync_all()?;
+    // Not waited for: what is put into a store is synced there, as it is kept there.
+    file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
     Ok(())
 }
 

@@ -22,7 +22,7 @@ const WHOLE_TRIES: u32 = 2;
 
 /// Brings an object here, unless it is here. Errs with [`RemoteError::WrongBytes`] if what arrives is never right.
 pub(super) fn object(client: &Client, store: &Store, blob: &Blob, tell: Tell<'_>) -> Result<(), RemoteError> {
-    if store.has_object(blob) {
+    if store.keeps_object(blob)? {
         tell(Moving::Bytes(blob.size));
         return Ok(());
     }
@@ -30,7 +30,7 @@ pub(super) fn object(client: &Client, store: &Store, blob: &Blob, tell: Tell<'_>
     let file = open(&waiting)?;
     // Another process may be at it; what it has fetched need not be fetched again.
     file.file().lock()?;
-    if store.has_object(blob) {
+    if store.keeps_object(blob)? {
         fs::discard(&waiting);
         tell(Moving::Bytes(blob.size));
         return Ok(());

@@ -79,7 +79,7 @@ impl Remote {
         };
         let mut missing: Vec<Blob> = Vec::new();
         for blob in blobs(&lock()).into_values() {
-            if !(if thorough { store.has_whole(&blob)? } else { store.has_object(&blob) }) {
+            if !(store.keeps_object(&blob)? && (!thorough || store.has_whole(&blob)?)) {
                 missing.push(blob);
             }
         }
@@ -102,10 +102,10 @@ impl Remote {
                 broken.insert(*id);
                 continue;
             }
-            if store.manifest(id).is_err() {
-                store.put_manifest(manifest)?;
-                moved.artifacts += 1;
-            }
+            let known = store.manifest(id).is_ok();
+            // One that is there is named to gc by that.
+            store.put_manifest(manifest)?;
+            moved.artifacts += u64::from(!known);
         }
         let mut records = Vec::new();
         for Found { record, bytes } in found.iter().filter(|found| !broken.contains(&found.record.artifact)) {

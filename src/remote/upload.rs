@@ -14,6 +14,7 @@ use super::client::Client;
 use super::{Moving, RemoteError, Tell, names};
 use crate::digest::Digest;
 use crate::fs;
+use crate::pieces::{self, Pieces};
 use crate::store::{Blob, Store, StoreError};
 
 /// Objects up to this size go in one request.
@@ -36,7 +37,7 @@ pub(super) fn object(
     let name = names::object(&blob.digest);
     if blob.size <= WHOLE {
         let mut bytes = Vec::with_capacity(blob.size as usize);
-        fs_err::File::open(file)?.take(WHOLE + 1).read_to_end(&mut bytes)?;
+        pieces::open(file)?.take(WHOLE + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 != blob.size || Digest::of(&bytes) != blob.digest {
             return Err(damaged(file).into());
         }
@@ -62,14 +63,14 @@ fn part_size(size: u64) -> u64 {
 
 /// Reads a file in parts of one size, hashing.
 struct Parts {
-    file: fs_err::File,
+    file: Pieces,
     hasher: blake3::Hasher,
     size: u64,
 }
 
 impl Parts {
     fn of(file: &Path, size: u64) -> Result<Self, RemoteError> {
-        Ok(Self { file: fs_err::File::open(file)?, hasher: blake3::Hasher::new(), size })
+        Ok(Self { file: pieces::open(file)?, hasher: blake3::Hasher::new(), size })
     }
 
     /// The next part; empty at the end.

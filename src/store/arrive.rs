@@ -4,9 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
+use super::put::marked;
 use super::{Blob, Health, Manifest, NodeRecord, RunRecord, Stamps, Store, StoreError};
 use crate::digest::Digest;
 use crate::fs;
+use crate::pieces::Recipe;
 
 impl Store {
     /// Where a blob's bytes wait while they come; its directory is made. What an earlier try left there is a beginning
@@ -17,20 +19,46 @@ impl Store {
         Ok(directory.join(digest.to_string()))
     }
 
-    /// Whether an object of the right size is there. It is not read: who uses it sees to that.
+    /// Whether a blob of the right size is there, whole or in pieces. It is not read: who uses it sees to that.
     pub fn has_object(&self, blob: &Blob) -> bool {
-        let found = std::fs::symlink_metadata(self.blob_path(&blob.digest));
-        found.is_ok_and(|found| found.is_file() && found.len() == blob.size)
+        let is_there = |digest: &Digest, size| {
+            let found = std::fs::symlink_metadata(self.blob_path(digest));
+            found.is_ok_and(|found| found.is_file() && found.len() == size)
+        };
+        let in_pieces = || {
+            let recipe = Recipe::read(&self.recipe_path(&blob.digest));
+            recipe.is_ok_and(|recipe| {
+                recipe.size == blob.size && recipe.parts.iter().all(|(part, size)| is_there(part, *size))
+            })
+        };
+        is_there(&blob.digest, blob.size) || in_pieces()
+    }
+
+    /// As [`Store::has_object`]; one that is there is named to gc, which leaves it.
+    pub fn keeps_object(&self, blob: &Blob) -> Result<bool, StoreError> {
+        let _section = self.sharing()?;
+        let there = self.has_object(blob);
+        if there {
+            self.need_objects([blob.digest])?;
+        }
+        Ok(there)
     }
 
     /// Gives a file its place as an object. The caller has read it, and it is what `blob` says.
     pub fn take_object(&self, path: &Path, blob: &Blob) -> Result<(), StoreError> {
+        if self.cuts(&mut fs_err::File::open(path)?)?.is_some() {
+            let put = self.take(path)?;
+            let other = || StoreError::Damaged { what: format!("what arrived as object {}", blob.digest.short()) };
+            return if put == *blob { Ok(()) } else { Err(other()) };
+        }
         fs::sync(&fs_err::File::open(path)?)?;
+        let _section = self.sharing()?;
+        self.need_objects([blob.digest])?;
         let object = self.blob_path(&blob.digest);
         if std::fs::symlink_metadata(&object).is_ok() && !self.has_object(blob) {
             self.quarantine(&object)?;
         }
-        self.place(path, blob)
+        self.place(path, blob, &marked(path)?)
     }
 
     /// Moves a file that arrived wrong aside, for people to look at.
@@ -80,6 +108,8 @@ impl Store {
     /// Puts a record with the bytes that it arrived in. The first artifact recorded under a key stays, as long as it is
     /// whole; returns the artifact that the record has now.
     pub fn take_node(&self, record: &NodeRecord, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let _section = self.sharing()?;
+        self.need_hits([(record.key, record.artifact)])?;
         if let Some(first) = self.node(&record.key)?
             && (first.artifact == record.artifact
                 || self.health(&first.artifact, &mut Stamps::default())? == Health::Whole)

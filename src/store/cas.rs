@@ -1,6 +1,4 @@
-//! Blobs by digest, and artifacts made of them.
-//!
-//! That an object exists never proves that it is whole: a put reads what is there and replaces it if it is damaged.
+//! Artifacts, made of blobs by their digests: what a manifest says and where the files are.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -8,6 +6,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::hash::hash_file;
+use super::put::marked;
 use super::{Store, StoreError};
 use crate::digest::Digest;
 use crate::fs;
@@ -26,6 +26,13 @@ pub struct Blob {
     pub digest: Digest,
     /// Size in bytes.
     pub size: u64,
+}
+
+impl Blob {
+    /// What a file holds, wherever it is; it is read once, a large one by all threads.
+    pub fn of_file(path: &Path) -> Result<Self, StoreError> {
+        hash_file(path)
+    }
 }
 
 /// What an artifact is made of. Its id is the digest of this, serialised.
@@ -83,93 +90,14 @@ impl External {
     }
 }
 
-/// Hashes a file without holding it.
-pub(super) fn hash_file(path: &Path) -> Result<Blob, StoreError> {
-    let mut hasher = blake3::Hasher::new();
-    let mut size = 0;
-    fs::each_block(&mut fs_err::File::open(path)?, |block| {
-        hasher.update(block);
-        size += block.len() as u64;
-        Ok(())
-    })?;
-    Ok(Blob { digest: hasher.finalize().into(), size })
-}
-
 impl Store {
-    /// Puts bytes.
-    pub fn put_bytes(&self, bytes: &[u8]) -> Result<Blob, StoreError> {
-        let blob = Blob { digest: Digest::of(bytes), size: bytes.len() as u64 };
-        if self.has_whole(&blob)? {
-            return Ok(blob);
-        }
-        let unfinished = self.unfinished()?;
-        let placed = fs::copy_to(&mut &*bytes, &unfinished, |_| {}).map_err(StoreError::from);
-        let placed = placed.and_then(|_| self.place(&unfinished, &blob));
-        if placed.is_err() {
-            fs::discard(&unfinished);
-        }
-        placed.map(|()| blob)
-    }
-
-    /// Puts a file. One that lies in the store's `tmp/` is moved, any other is copied, hashed on the way.
-    pub fn put_file(&self, path: &Path) -> Result<Blob, StoreError> {
-        if self.is_ours(path)? {
-            let blob = hash_file(path)?;
-            if self.has_whole(&blob)? {
-                fs::remove_file(path)?;
-            } else {
-                fs::sync(&fs_err::File::open(path)?)?;
-                self.place(path, &blob)?;
-            }
-            return Ok(blob);
-        }
-        let mut source = fs_err::File::open(path)?;
-        let unfinished = self.unfinished()?;
-        let placed = (|| {
-            let mut hasher = blake3::Hasher::new();
-            let size = fs::copy_to(&mut source, &unfinished, |block| {
-                hasher.update(block);
-            })?;
-            let blob = Blob { digest: hasher.finalize().into(), size };
-            if self.has_whole(&blob)? {
-                fs::remove_file(&unfinished)?;
-            } else {
-                self.place(&unfinished, &blob)?;
-            }
-            Ok(blob)
-        })();
-        if placed.is_err() {
-            fs::discard(&unfinished);
-        }
-        placed
-    }
-
     /// Where a blob is, if it is in the store.
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.sharded("objects", digest, "")
     }
 
-    /// Puts files as an artifact; `files` maps their names in it to where they are. Files under the store's `tmp/`
-    /// are moved.
-    pub fn put_artifact(&self, kind: &str, files: &BTreeMap<String, PathBuf>) -> Result<Digest, StoreError> {
-        let mut blobs = BTreeMap::new();
-        // A file may be there under two names and is moved at the first.
-        let mut put: BTreeMap<&Path, Blob> = BTreeMap::new();
-        for name in files.keys() {
-            check_name(name)?;
-        }
-        for (name, path) in files {
-            let blob = match put.get(path.as_path()) {
-                Some(blob) => *blob,
-                None => self.put_file(path)?,
-            };
-            put.insert(path, blob);
-            blobs.insert(name.clone(), blob);
-        }
-        self.put_manifest(&Manifest { kind: kind.to_owned(), files: blobs })
-    }
-
-    /// Puts the manifest of an artifact whose blobs are there.
+    /// Puts the manifest of an artifact whose blobs are there: put in the same [section](Store::sharing), or gc may have
+    /// taken them since.
     pub fn put_manifest(&self, manifest: &Manifest) -> Result<Digest, StoreError> {
         manifest.files.keys().try_for_each(|name| check_name(name))?;
         let bytes = manifest.bytes();
@@ -183,6 +111,8 @@ impl Store {
         }
         let id = Digest::of(&bytes);
         let path = self.manifest_path(&id);
+        let _section = self.sharing()?;
+        self.need_artifacts([id])?;
         if path.exists() {
             if fs_err::read(&path)? == bytes {
                 return Ok(id);
@@ -190,6 +120,7 @@ impl Store {
             self.quarantine(&path)?;
         }
         self.write(&path, &bytes)?;
+        self.learn(&path, &marked(&path)?)?;
         Ok(id)
     }
 
@@ -200,6 +131,7 @@ impl Store {
         external: &External,
         files: &BTreeMap<String, Blob>,
     ) -> Result<Digest, StoreError> {
+        let _section = self.sharing()?;
         let id = self.put_manifest(&Manifest { kind: kind.to_owned(), files: files.clone() })?;
         let bytes = serde_json::to_vec(external)?;
         let path = self.external_path(&id);
@@ -222,16 +154,26 @@ impl Store {
             }
             Err(error) => return Err(error.into()),
         };
-        if Digest::of(&bytes) != *id {
+        self.manifest_of(id, &bytes)
+    }
+
+    /// What the bytes of a manifest say. Errs if they are not what its name says.
+    pub(super) fn manifest_of(&self, id: &Digest, bytes: &[u8]) -> Result<Manifest, StoreError> {
+        let damaged = |how: &str| {
+            let path = self.manifest_path(id);
+            StoreError::Damaged { what: format!("manifest `{}` {how}", path.display()) }
+        };
+        if Digest::of(bytes) != *id {
             return Err(damaged("does not have the digest that it is named by"));
         }
-        Manifest::parse(&bytes).map_err(|error| match error {
+        Manifest::parse(bytes).map_err(|error| match error {
             StoreError::Json(_) => damaged("is no manifest"),
             other => other,
         })
     }
 
-    /// Where an artifact's files are, by name: in the store, or in the directory that they were left in.
+    /// Where an artifact's files are, by name: in the store, or in the directory that they were left in. What is kept in
+    /// pieces is at the path of its recipe: open it with [`pieces::open`](crate::pieces::open).
     pub fn files(&self, id: &Digest) -> Result<BTreeMap<String, PathBuf>, StoreError> {
         let manifest = self.manifest(id)?;
         let external = self.external(id)?;
@@ -245,6 +187,11 @@ impl Store {
     /// Ids of all artifacts, in order.
     pub fn artifact_ids(&self) -> Result<Vec<Digest>, StoreError> {
         self.sharded_ids("artifacts", ".json")
+    }
+
+    /// Ids of artifacts that begin with these hex digits, two at least, in order.
+    pub fn artifacts_beginning(&self, prefix: &str) -> Result<Vec<Digest>, StoreError> {
+        self.ids_beginning("artifacts", ".json", prefix)
     }
 
     /// Digests of all blobs, in order.
@@ -270,10 +217,10 @@ impl Store {
     }
 
     pub(super) fn place_of(&self, name: &str, blob: &Blob, external: Option<&External>) -> PathBuf {
-        let object = self.blob_path(&blob.digest);
+        let here = self.place_of_blob(&blob.digest);
         match external {
-            Some(external) if !object.exists() => external.path(name),
-            _ => object,
+            Some(external) if !here.exists() => external.path(name),
+            _ => here,
         }
     }
 
@@ -283,41 +230,6 @@ impl Store {
 
     pub(super) fn external_path(&self, id: &Digest) -> PathBuf {
         self.root.join("external").join(format!("{id}.json"))
-    }
-
-    fn unfinished(&self) -> Result<PathBuf, StoreError> {
-        fs::create_directory(&self.tmp())?;
-        Ok(fs::unfinished(&self.tmp()))
-    }
-
-    /// Whether a file may be moved: it lies under `tmp/`, is no link, and has no second name.
-    fn is_ours(&self, path: &Path) -> Result<bool, StoreError> {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = fs_err::symlink_metadata(path)?;
-        Ok(path.starts_with(self.tmp()) && metadata.is_file() && metadata.nlink() == 1)
-    }
-
-    /// Whether a blob is there and whole. One that is damaged is moved aside.
-    pub fn has_whole(&self, blob: &Blob) -> Result<bool, StoreError> {
-        let path = self.blob_path(&blob.digest);
-        if std::fs::symlink_metadata(&path).is_err() {
-            return Ok(false);
-        }
-        if path.is_file() && hash_file(&path)? == *blob {
-            return Ok(true);
-        }
-        self.quarantine(&path)?;
-        Ok(false)
-    }
-
-    /// Moves a synced file to where its digest says.
-    pub(super) fn place(&self, path: &Path, blob: &Blob) -> Result<(), StoreError> {
-        let object = self.blob_path(&blob.digest);
-        fs::protect(path)?;
-        if let Some(directory) = object.parent() {
-            fs::create_directory(directory)?;
-        }
-        Ok(fs::rename(path, &object)?)
     }
 }
 
@@ -336,44 +248,6 @@ pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
-
-    #[test]
-    fn a_put_moves_what_is_in_tmp_and_copies_the_rest() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("cache")).unwrap();
-        let outside = directory.path().join("a");
-        fs::write_atomic(&outside, b"same").unwrap();
-        let inside = store.tmp().join("b");
-        fs::write_atomic(&inside, b"other").unwrap();
-        let files = BTreeMap::from([
-            ("a".to_owned(), outside.clone()),
-            ("x/b".to_owned(), inside.clone()),
-            ("c".to_owned(), inside.clone()),
-        ]);
-        let id = store.put_artifact("files", &files).unwrap();
-        assert!(outside.exists() && !inside.exists());
-        let found = store.files(&id).unwrap();
-        assert_eq!(fs_err::read(&found["x/b"]).unwrap(), b"other");
-        assert_eq!(found["c"], found["x/b"]);
-        assert!(fs_err::metadata(&found["a"]).unwrap().permissions().readonly());
-        assert!(fs::list(&store.tmp()).unwrap().is_empty());
-        assert_eq!(store.artifact_ids().unwrap(), [id]);
-    }
-
-    #[test]
-    fn a_put_replaces_a_damaged_object_and_keeps_it_for_a_look() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
-        let blob = store.put_bytes(b"good").unwrap();
-        let path = store.blob_path(&blob.digest);
-        fs_err::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
-        fs_err::write(&path, b"evil").unwrap();
-        store.put_bytes(b"good").unwrap();
-        assert_eq!(fs_err::read(&path).unwrap(), b"good");
-        let aside = fs::list(&store.root.join("quarantine")).unwrap();
-        assert_eq!(fs_err::read(&aside[0]).unwrap(), b"evil");
-    }
 
     #[test]
     fn names_stay_inside() {

@@ -69,6 +69,22 @@ pub enum StoreError {
     /// A name or a prefix that means nothing.
     #[error("no artifact, key or node in the cache is called `{0}`")]
     Unknown(String),
+    /// A way to get files out that the file system does not have.
+    #[error("`{}` cannot be checked out that way: the file system has no {} from there to here", .file.display(), match .link { super::Link::Hard => "hard link", _ => "clone" })]
+    NoLink {
+        /// The way that was asked for.
+        link: super::Link,
+        /// The file.
+        file: PathBuf,
+    },
+    /// A setting of the environment that is none.
+    #[error("`{name}` is `{value}`, which is no number of bytes")]
+    Setting {
+        /// The variable.
+        name: &'static str,
+        /// What it says.
+        value: String,
+    },
     /// Another process uses the store.
     #[error("another process uses the cache")]
     InUse,
@@ -108,6 +124,8 @@ impl StoreError {
             Self::BadName(_) => diagnostic("store::bad-name"),
             Self::Ambiguous { .. } => diagnostic("store::ambiguous").help("type more of it"),
             Self::Unknown(_) => diagnostic("store::unknown").help("`sami cache ls` lists what there is"),
+            Self::NoLink { .. } => diagnostic("store::no-link").help("give `--link copy`, or leave it out"),
+            Self::Setting { .. } => diagnostic("store::setting").help("give a number of bytes, or `off`"),
             Self::InUse => diagnostic("store::in-use").help("wait for the other `sami` to end, then try again"),
         }
     }

@@ -3,26 +3,42 @@
 //! It can be deleted at any time: it is made again when it is absent, damaged or of another schema. What it alone
 //! knows (stamps, which files a source was read from) only saves time. Hence no write to it can fail a command.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 use serde_json::{Map, Value};
 
-use super::{AttemptRecord, NodeRecord, RunRecord, Stamps, Store, StoreError, uses};
+use super::{AttemptRecord, NodeRecord, RunRecord, Stamps, Store, StoreError};
 use crate::digest::Digest;
 use crate::fs;
 
+mod catch_up;
+mod edges;
+mod forget;
+mod insert;
+mod list;
+
+pub use list::{Line, Lines, Maker, Order, Wanted};
+
+pub(super) use edges::objects;
+pub(super) use insert::{bytes, digest};
+use insert::{insert_latest, insert_node, insert_run};
+
 /// Raised with the tables; an index of another schema is made again.
-const SCHEMA: i64 = 2;
+const SCHEMA: i64 = 3;
 
 const TABLES: &str = "
     CREATE TABLE nodes (key BLOB PRIMARY KEY, node TEXT, pipeline TEXT, kind TEXT, artifact BLOB, run TEXT,
-        attempt INTEGER, started TEXT, seconds REAL, metrics TEXT) WITHOUT ROWID;
-    CREATE INDEX nodes_artifact ON nodes (artifact);
+        attempt INTEGER, started TEXT, seconds REAL, metrics TEXT, device TEXT, price REAL, made INTEGER,
+        bytes INTEGER)
+        WITHOUT ROWID;
     CREATE TABLE inputs (key BLOB, field TEXT, artifact BLOB, PRIMARY KEY (key, field)) WITHOUT ROWID;
-    CREATE INDEX inputs_artifact ON inputs (artifact);
+    CREATE TABLE artifacts (id BLOB PRIMARY KEY, type TEXT, size INTEGER, files INTEGER, bytes INTEGER, objects BLOB,
+        made INTEGER, maker BLOB) WITHOUT ROWID;
+    CREATE TABLE unlisted (artifact BLOB PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE shards (folder TEXT, shard TEXT, changed INTEGER, PRIMARY KEY (folder, shard)) WITHOUT ROWID;
     CREATE TABLE latest (pipeline TEXT, node TEXT, key BLOB, PRIMARY KEY (pipeline, node)) WITHOUT ROWID;
     CREATE TABLE runs (run TEXT PRIMARY KEY, pipeline TEXT, file TEXT, started TEXT, finished TEXT, ok INTEGER);
     CREATE TABLE attempts (run TEXT, node TEXT, attempt INTEGER, key BLOB, state TEXT, error TEXT, seconds REAL,
@@ -30,6 +46,21 @@ const TABLES: &str = "
     CREATE TABLE sources (declaration BLOB PRIMARY KEY, artifact BLOB) WITHOUT ROWID;
     CREATE TABLE named (name TEXT, artifact BLOB, PRIMARY KEY (name, artifact)) WITHOUT ROWID;
     CREATE TABLE seals (artifact BLOB PRIMARY KEY, seal BLOB) WITHOUT ROWID;
+";
+
+/// Made when the tables are filled, which is faster. Whatever is listed is listed in the order of one of them.
+const INDEXES: &str = "
+    CREATE INDEX nodes_artifact ON nodes (artifact, made);
+    CREATE INDEX nodes_node ON nodes (node, made);
+    CREATE INDEX nodes_pipeline ON nodes (pipeline, made);
+    CREATE INDEX nodes_kind ON nodes (kind, run);
+    CREATE INDEX inputs_artifact ON inputs (artifact);
+    CREATE INDEX latest_node ON latest (node);
+    UPDATE artifacts SET (made, maker) =
+        (SELECT made, key FROM nodes WHERE artifact = id ORDER BY made DESC, key DESC LIMIT 1);
+    CREATE INDEX artifacts_made ON artifacts (made);
+    CREATE INDEX artifacts_type ON artifacts (type, made);
+    CREATE INDEX artifacts_size ON artifacts (size);
 ";
 
 /// The open index.
@@ -66,7 +97,10 @@ impl Index {
         let unfinished = fs::unfinished(&store.root().join("tmp"));
         fs::create(&unfinished)?;
         let made = (|| {
-            let mut index = Self { connection: fresh(Connection::open(&unfinished)?)? };
+            let connection = fresh(Connection::open(&unfinished)?)?;
+            // Of no use to anyone until it is whole; what is sorted goes to the disk by the size of the cache.
+            connection.execute_batch("PRAGMA journal_mode = OFF; PRAGMA cache_size = -49152")?;
+            let mut index = Self { connection };
             index.fill(store)?;
             drop(index);
             // A journal of the old one must not be played into the new one.
@@ -79,47 +113,6 @@ impl Index {
         }
         let damaged = || StoreError::Damaged { what: format!("`{}` cannot be read back", path.display()) };
         Ok(Self { connection: made?.ok_or_else(damaged)? })
-    }
-
-    /// As [`Index::rebuild`], but what only the index knows of artifacts that are still there is kept.
-    pub(super) fn rebuild_with_memory(store: &Store) -> Result<Self, StoreError> {
-        let old = Self::open(store)?;
-        let seals = old.pairs("SELECT artifact, seal FROM seals", |row| Ok((digest(row, 0)?, row.get(1)?)));
-        let sources =
-            old.pairs("SELECT declaration, artifact FROM sources", |row| Ok((digest(row, 0)?, digest(row, 1)?)));
-        drop(old);
-        let mut index = Self::rebuild(store)?;
-        let there: HashSet<Digest> = store.artifact_ids()?.into_iter().collect();
-        index.save_stamps(&Stamps::unsaved(seals.into_iter().filter(|(id, _)| there.contains(id)).collect()));
-        index.write(|connection| {
-            let transaction = connection.transaction()?;
-            let mut sources: Vec<_> = sources.iter().filter(|(_, id)| there.contains(id)).collect();
-            sources.sort_unstable();
-            for (declaration, artifact) in sources {
-                let insert = "INSERT OR REPLACE INTO sources VALUES (?1, ?2)";
-                transaction.prepare_cached(insert)?.execute([bytes(declaration), bytes(artifact)])?;
-            }
-            transaction.commit()
-        });
-        Ok(index)
-    }
-
-    fn fill(&mut self, store: &Store) -> Result<(), StoreError> {
-        let transaction = self.connection.transaction()?;
-        for key in store.node_keys()? {
-            if let Some(record) = store.node(&key)? {
-                insert_node(&transaction, &record)?;
-            }
-        }
-        for run in store.runs()? {
-            insert_run(&transaction, &run)?;
-            for node in &run.nodes {
-                if let (Some(key), Some(_)) = (&node.key, &node.artifact) {
-                    insert_latest(&transaction, &run.pipeline, &node.name, key)?;
-                }
-            }
-        }
-        Ok(transaction.commit()?)
     }
 
     /// The artifact that a source had when its declaration and stamps hashed to this.
@@ -196,7 +189,10 @@ impl Index {
     pub fn add_node(&mut self, record: &NodeRecord) {
         self.write(|connection| {
             let transaction = connection.transaction()?;
-            insert_node(&transaction, record)?;
+            // Whose maker is another one now is found out when somebody lists them.
+            let unlist = "INSERT OR IGNORE INTO unlisted SELECT artifact FROM nodes WHERE key = ?1 UNION SELECT ?2";
+            transaction.prepare_cached(unlist)?.execute([bytes(&record.key), bytes(&record.artifact)])?;
+            insert_node(&transaction, record, None)?;
             transaction.commit()
         });
     }
@@ -237,16 +233,13 @@ impl Index {
         if what.len() < 2 || !what.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(unknown());
         }
-        let begins = |ids: Vec<Digest>| -> Vec<Digest> {
-            ids.into_iter().filter(|id| id.to_string().starts_with(what)).collect()
-        };
-        let artifacts = begins(store.artifact_ids()?);
+        let artifacts = store.artifacts_beginning(what)?;
         match artifacts[..] {
             [id] => return Ok(id),
             [] => {}
             _ => return Err(StoreError::Ambiguous { prefix: what.to_owned(), ids: artifacts }),
         }
-        let keys = begins(store.node_keys()?);
+        let keys = store.keys_beginning(what)?;
         match &keys[..] {
             [key] => of_key(key)?.ok_or_else(unknown),
             [] => Err(unknown()),
@@ -313,7 +306,6 @@ fn existing(path: &Path, flags: OpenFlags) -> Result<Option<Connection>, StoreEr
 fn fresh(connection: Connection) -> rusqlite::Result<Connection> {
     configure(&connection)?;
     connection.execute_batch(TABLES)?;
-    connection.pragma_update(None, "user_version", SCHEMA)?;
     Ok(connection)
 }
 
@@ -324,145 +316,7 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "cache_size", -8192)
 }
 
-fn insert_node(connection: &Connection, record: &NodeRecord) -> rusqlite::Result<()> {
-    let insert = "INSERT OR REPLACE INTO nodes VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
-    connection.prepare_cached(insert)?.execute(params![
-        bytes(&record.key),
-        record.node,
-        record.pipeline,
-        record.kind,
-        bytes(&record.artifact),
-        record.run,
-        record.attempt,
-        record.started,
-        record.seconds,
-        Value::Object(record.metrics.clone()).to_string(),
-    ])?;
-    for (field, artifact) in &record.inputs {
-        connection.prepare_cached("INSERT OR REPLACE INTO inputs VALUES (?1, ?2, ?3)")?.execute(params![
-            bytes(&record.key),
-            field,
-            bytes(artifact)
-        ])?;
-    }
-    uses::insert_named(connection, record)
-}
-
-fn insert_run(connection: &Connection, run: &RunRecord) -> rusqlite::Result<()> {
-    let insert = "INSERT OR REPLACE INTO runs VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-    let row = params![run.run, run.pipeline, run.file, run.started, run.finished, run.ok];
-    connection.prepare_cached(insert)?.execute(row).map(drop)
-}
-
-fn insert_latest(connection: &Connection, pipeline: &str, node: &str, key: &Digest) -> rusqlite::Result<()> {
-    let insert = "INSERT OR REPLACE INTO latest VALUES (?1, ?2, ?3)";
-    connection.prepare_cached(insert)?.execute(params![pipeline, node, bytes(key)]).map(drop)
-}
-
-pub(super) fn bytes(digest: &Digest) -> &[u8] {
-    digest.as_bytes()
-}
-
-pub(super) fn digest(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Digest> {
-    row.get::<_, [u8; 32]>(column).map(Digest::from_bytes)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::super::record::tests::{record, run};
-    use super::*;
-
-    fn filled(root: &Path) -> (Store, Vec<NodeRecord>) {
-        let store = Store::open(root).unwrap();
-        let a = record(&store, "a", "one").unwrap();
-        let mut b = record(&store, "b", "two").unwrap();
-        b.inputs.insert("data".into(), a.artifact);
-        for record in [&a, &b] {
-            store.put_node(record).unwrap();
-        }
-        store.put_run(&run(&a.run, &[&a, &b])).unwrap();
-        (store, vec![a, b])
-    }
-
-    #[test]
-    fn the_index_is_made_from_the_files_whatever_is_in_its_place() {
-        let directory = tempfile::tempdir().unwrap();
-        let (store, records) = filled(directory.path());
-        let path = directory.path().join("index.sqlite");
-        let garbage: &[&[u8]] = &[b"", b"not a database, but long enough to have a header of a hundred bytes............................................................"];
-        for garbage in garbage {
-            fs::write_atomic(&path, garbage).unwrap();
-            let index = Index::open(&store).unwrap();
-            assert_eq!(index.artifacts_by_key()[&records[0].key], records[0].artifact);
-            assert_eq!(index.latest_keys("toy")["b"], records[1].key);
-            assert_eq!(index.figures()[&records[0].key].0, 0.5);
-            assert_eq!(index.makers(&records[0].artifact)[0].node, "a");
-            assert_eq!(index.users(&records[0].artifact)[0].field, "data");
-        }
-        assert!(fs::list(&store.tmp()).unwrap().is_empty());
-    }
-
-    #[test]
-    fn two_processes_share_it_and_seals_survive() {
-        let directory = tempfile::tempdir().unwrap();
-        let (store, records) = filled(directory.path());
-        let (mut one, mut two) = (Index::open(&store).unwrap(), Index::open(&store).unwrap());
-        let keys = BTreeMap::from([("a".to_owned(), records[1].key)]);
-        one.set_latest("toy", &keys);
-        two.remember_source(&records[0].key, &records[0].artifact);
-        assert_eq!(two.latest_keys("toy")["a"], records[1].key);
-        assert_eq!(one.source(&records[0].key), Some(records[0].artifact));
-        std::thread::sleep(Duration::from_millis(60));
-        let mut stamps = one.stamps();
-        store.health(&records[0].artifact, &mut stamps).unwrap();
-        one.save_stamps(&stamps);
-        let mut stamps = two.stamps();
-        store.health(&records[0].artifact, &mut stamps).unwrap();
-        assert_eq!(stamps.changes().count(), 0);
-    }
-
-    #[test]
-    #[ignore = "a measurement: writes 10,000 artifacts, then prints the time of the pass of a run with nothing to do"]
-    #[expect(clippy::print_stderr, reason = "a measurement is for reading")]
-    fn ten_thousand_nodes() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
-        let mut keys = BTreeMap::new();
-        for number in 0..10_000 {
-            let name = format!("node-{number}");
-            let record = record(&store, &name, &name).unwrap();
-            store.put_node(&record).unwrap();
-            keys.insert(name, record.key);
-        }
-        std::thread::sleep(Duration::from_millis(60));
-        let mut index = Index::open(&store).unwrap();
-        index.set_latest("toy", &keys);
-        for pass in ["first", "second"] {
-            let start = std::time::Instant::now();
-            let (artifacts, mut stamps) = (index.artifacts_by_key(), index.stamps());
-            let (latest, figures) = (index.latest_keys("toy"), index.figures());
-            let loaded = start.elapsed();
-            let mut artifacts: Vec<_> = artifacts.into_values().collect();
-            artifacts.sort_unstable();
-            for artifact in &artifacts {
-                assert_eq!(store.health(artifact, &mut stamps).unwrap(), super::super::Health::Whole);
-            }
-            eprintln!("{pass}: loaded {loaded:?}, in all {:?}; {} figures", start.elapsed(), figures.len());
-            assert_eq!(latest.len(), 10_000);
-            index.save_stamps(&stamps);
-        }
-    }
-
-    #[test]
-    fn names_and_prefixes_resolve() {
-        let directory = tempfile::tempdir().unwrap();
-        let (store, records) = filled(directory.path());
-        let index = Index::open(&store).unwrap();
-        let [a, b] = &records[..] else { panic!() };
-        assert_eq!(index.resolve(&store, "a").unwrap(), a.artifact);
-        assert_eq!(index.resolve(&store, &b.artifact.short()).unwrap(), b.artifact);
-        assert_eq!(index.resolve(&store, &b.key.short()).unwrap(), b.artifact);
-        assert!(matches!(index.resolve(&store, "nothing"), Err(StoreError::Unknown(_))));
-        assert!(matches!(index.resolve(&store, "ffffffffffff"), Err(StoreError::Unknown(_))));
-    }
-}
+mod property;
+#[cfg(test)]
+mod tests;

@@ -78,7 +78,6 @@ impl Store {
     }
 
     /// Whether someone works at a key, as far as that can be told without writing.
-    #[cfg(test)]
     pub(super) fn is_key_locked(&self, key: &Digest) -> bool {
         let path = self.key_lock_path(key);
         fs_err::File::open(&path).is_ok_and(|file| match file.file().try_lock() {
@@ -95,23 +94,6 @@ impl Store {
     pub(super) fn key_lock_path(&self, key: &Digest) -> PathBuf {
         self.root.join("locks").join(key.to_string())
     }
-
-    /// Makes this process the only one that uses the store, or errs. The lock ends with the store.
-    pub(super) fn lock_whole(&self) -> Result<(), StoreError> {
-        let Some(file) = &self.shared else {
-            let error = io::Error::new(io::ErrorKind::PermissionDenied, "the cache directory cannot be written");
-            return Err(error.into());
-        };
-        match file.file().try_lock() {
-            Ok(()) => Ok(()),
-            Err(TryLockError::WouldBlock) => {
-                // Trying to turn a shared lock into an exclusive one may have let go of it.
-                file.file().lock_shared()?;
-                Err(StoreError::InUse)
-            }
-            Err(TryLockError::Error(error)) => Err(error.into()),
-        }
-    }
 }
 
 /// Whether a file is still the one at its path.
@@ -122,31 +104,9 @@ fn is_at(file: &fs_err::File, path: &Path) -> bool {
 }
 
 /// Whether a file system has no locks to give, as some that are mounted over a network.
-fn has_no_locks(error: &io::Error) -> bool {
+pub(super) fn has_no_locks(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported
         || matches!(error.raw_os_error(), Some(libc::ENOLCK | libc::ENOSYS | libc::EOPNOTSUPP | libc::EINVAL))
-}
-
-/// Takes the store's lock shared; waits while gc has it. `None` where there is no lock and none can be made.
-pub(super) fn share(root: &Path) -> Result<Option<fs_err::File>, StoreError> {
-    let path = root.join("locks/store");
-    let file = match fs_err::File::open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            match fs::create_directory(&root.join("locks")).and_then(|()| fs::create(&path)) {
-                Ok(file) => file,
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =>
-                {
-                    return Ok(None);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(error) => return Err(error.into()),
-    };
-    file.file().lock_shared()?;
-    Ok(Some(file))
 }
 
 #[cfg(test)]
@@ -212,15 +172,5 @@ mod tests {
         });
         assert!(waited);
         assert!(store.try_lock_key(&key).unwrap().is_some());
-    }
-
-    #[test]
-    fn the_whole_store_is_locked_only_when_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
-        let other = Store::open(directory.path()).unwrap();
-        assert!(matches!(store.lock_whole(), Err(StoreError::InUse)));
-        drop(other);
-        store.lock_whole().unwrap();
     }
 }

@@ -4,6 +4,7 @@
 //! cache/
 //!   VERSION                 format version, a number
 //!   objects/ab/cdef…        blobs by blake3, read-only
+//!   objects/ab/cdef….parts  in place of a large file of tensors: which objects it is made of
 //!   artifacts/ab/cdef….json manifests: {"type", "files": {name: {digest, size}}}; named by the digest of their bytes
 //!   external/ID.json        {"directory", "at"}: where a model artifact's files are that were not copied in
 //!   nodes/ab/cdef….json     node records: key → artifact, preimage, metrics, provenance
@@ -12,57 +13,78 @@
 //!   runs/RUN/               run.json, events.jsonl, NODE.ATTEMPT/{job.json,log.txt,result.json}
 //!   pins/ID                 artifacts that gc keeps
 //!   quarantine/             damaged files that were replaced
-//!   locks/                  one file per key that is worked on; `store` is shared by all, exclusive for gc
+//!   live/                   one file per living process: what it needs, whatever gc thinks
+//!   locks/                  one file per key that is worked on; `store` is shared by sections, gc's alone while it moves
+//!                           things away; `gc` and `gate`: see `live`
+//!   trash/                  what a gc moved away and is about to delete
 //!   tmp/                    what is being written
 //!   index.sqlite            a view of the above; can be deleted
 //! ```
 //!
-//! Reading order: this file (layout, versions), `cas` (blobs and artifacts), `record` (nodes and runs), `health`
-//! (is it still what it was), `index` (the view), `lock` and `claim`, `gc`, `verify`, `preview`, `arrive`
-//! (what comes from elsewhere).
+//! Reading order: this file (layout, versions), `cas` (artifacts), `put` and `thin` (blobs, whole and in pieces), `checkout`
+//! (getting them out), `record` (nodes and runs), `health` (is it still what it was), `index` (the view), `lock` and `claim`,
+//! `live` (how runs and gc go on beside each other), `gc`, `inventory` (all of it in memory), `usage`, `verify`, `preview`,
+//! `arrive` (what comes from elsewhere).
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use crate::digest::Digest;
-use crate::fs;
+use crate::{env, fs};
 
 mod arrive;
 mod cas;
+mod checkout;
 mod claim;
 mod error;
 mod gc;
+mod glance;
+mod hash;
 mod health;
+mod ids;
 mod index;
+mod inventory;
+mod live;
 mod lock;
 mod preview;
+mod put;
 mod record;
+mod thin;
+mod usage;
 mod uses;
 mod verify;
 
 pub use cas::{Blob, External, Manifest};
+pub use checkout::{Link, copy};
 pub use claim::Holder;
 pub use error::StoreError;
-pub use gc::Garbage;
+pub use gc::{Budget, By, Class as GcClass, Forgetting, Garbage, Going, Plan as GcPlan, Room, Roots, Selection};
 pub use health::{Health, Stamps};
-pub use index::Index;
+pub use index::{Index, Line, Lines, Maker, Order, Wanted};
+pub use live::Sharing;
 pub use lock::KeyLock;
 pub use preview::{Preview, preview};
-pub use record::{AttemptRecord, NodeRecord, RunNode, RunRecord, Usage};
+pub use record::{AttemptRecord, GPU, NodeRecord, RunNode, RunRecord, Usage};
+pub use usage::{Share, Shares};
 pub use uses::Use;
-pub use verify::{Finding, Share, Verification};
+pub use verify::{Finding, Verification};
 
 /// The format that this program writes; it reads every one up to it.
 const FORMAT: u32 = 1;
 
 const DIRECTORIES: &[&str] =
-    &["artifacts", "external", "locks", "nodes", "objects", "partial", "pins", "rows", "runs", "tmp"];
+    &["artifacts", "external", "live", "locks", "nodes", "objects", "partial", "pins", "rows", "runs", "tmp"];
 
-/// An open store. While it is open, gc waits.
+/// An open store.
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
-    /// Held shared until the store is dropped; absent in a cache that cannot be written and never was locked.
-    shared: Option<fs_err::File>,
+    /// Where this process names what it needs, once it needs something.
+    live: Mutex<Option<live::Live>>,
+    /// Files of tensors from this size on are kept in pieces.
+    thin_from: u64,
+    /// What this process need not read again.
+    known: put::Known,
 }
 
 impl Store {
@@ -86,7 +108,7 @@ impl Store {
                 None => return Err(StoreError::NotAStore { directory: root }),
             },
         }
-        Self::locked(root)
+        Self::at(root)
     }
 
     /// Opens a store that must be there.
@@ -96,12 +118,18 @@ impl Store {
             Some(found) => known(&root, found)?,
             None => return Err(StoreError::Absent { directory: root }),
         }
-        Self::locked(root)
+        Self::at(root)
     }
 
-    fn locked(root: PathBuf) -> Result<Self, StoreError> {
-        let shared = lock::share(&root)?;
-        Ok(Self { root, shared })
+    fn at(root: PathBuf) -> Result<Self, StoreError> {
+        let thin_from = match env::THIN.get().as_deref() {
+            None => thin::THIN_FROM,
+            Some("off") => u64::MAX,
+            Some(value) => {
+                value.parse().map_err(|_| StoreError::Setting { name: env::THIN.name, value: value.to_owned() })?
+            }
+        };
+        Ok(Self { root, live: Mutex::new(None), thin_from, known: put::Known::default() })
     }
 
     /// The directory, absolute.
@@ -132,22 +160,6 @@ impl Store {
         // Writing to a string does not fail.
         let _ = write!(path, "{folder}/{shard}/{rest}{suffix}");
         self.root.join(path)
-    }
-
-    /// The ids in `FOLDER/ab/cdef…SUFFIX`, in order; files of other names are passed over.
-    fn sharded_ids(&self, folder: &str, suffix: &str) -> Result<Vec<Digest>, StoreError> {
-        let mut ids = Vec::new();
-        for shard in fs::list(&self.root.join(folder))? {
-            if !shard.is_dir() {
-                continue;
-            }
-            let prefix = name(&shard);
-            ids.extend(fs::list(&shard)?.iter().filter_map(|path| {
-                let rest = name(path);
-                format!("{prefix}{}", rest.strip_suffix(suffix)?).parse::<Digest>().ok()
-            }));
-        }
-        Ok(ids)
     }
 
     /// Moves a damaged file aside, so that a good one can take its place and people can still look at it.

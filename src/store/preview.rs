@@ -95,7 +95,7 @@ fn count_lines(path: &Path) -> std::io::Result<u64> {
 
 /// The tensors that a safetensors header lists.
 fn tensors(path: &Path) -> std::io::Result<Map<String, Value>> {
-    let mut file = fs_err::File::open(path)?;
+    let mut file = crate::pieces::open(path)?;
     let mut length = [0; 8];
     file.read_exact(&mut length)?;
     let length = u64::from_le_bytes(length).min(LONGEST_HEADER);

@@ -64,7 +64,7 @@ pub struct Usage {
     /// Seconds of processors, its own and those of what it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_seconds: Option<f64>,
-    /// Bytes of memory of the worker at its peak, or of the largest process that it started.
+    /// Bytes of memory of the worker at its peak; not of what it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_bytes: Option<u64>,
     /// Seconds on a GPU.
@@ -76,6 +76,28 @@ pub struct Usage {
     /// What those cost by the endpoints' prices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dollars: Option<f64>,
+}
+
+/// Seconds on a processor that a second on a GPU is worth: about what they cost where they are rented.
+pub const GPU: f64 = 10.0;
+
+impl NodeRecord {
+    /// Seconds on a processor that it would cost to make the artifact again, those on a GPU taken [`GPU`] times: as measured, or by
+    /// the wall clock where it was not.
+    pub fn price(&self) -> f64 {
+        price(self.seconds, &self.device, self.usage.as_ref())
+    }
+}
+
+/// See [`NodeRecord::price`].
+pub(super) fn price(seconds: f64, device: &str, usage: Option<&Usage>) -> f64 {
+    let (processors, gpu) = usage.map_or((None, None), |usage| (usage.cpu_seconds, usage.gpu_seconds));
+    let wall = if device.starts_with("cuda") { seconds * GPU } else { seconds };
+    match (processors, gpu) {
+        (None, None) => wall,
+        (Some(processors), None) if device.starts_with("cuda") => processors.max(wall),
+        (processors, gpu) => processors.unwrap_or(0.0) + GPU * gpu.unwrap_or(0.0),
+    }
 }
 
 /// A node in a run.
@@ -149,6 +171,8 @@ impl Store {
     /// Records a node's work. The first artifact recorded under a key stays, as long as it is whole: then its record is
     /// returned.
     pub fn put_node(&self, record: &NodeRecord) -> Result<Option<NodeRecord>, StoreError> {
+        let _section = self.sharing()?;
+        self.need_hits([(record.key, record.artifact)])?;
         if let Some(first) = self.node(&record.key)?
             && first.artifact != record.artifact
             && matches!(self.health(&first.artifact, &mut Stamps::default())?, Health::Whole)
@@ -162,6 +186,11 @@ impl Store {
     /// Keys of all node records, in order.
     pub fn node_keys(&self) -> Result<Vec<Digest>, StoreError> {
         self.sharded_ids("nodes", ".json")
+    }
+
+    /// Keys of node records that begin with these hex digits, two at least, in order.
+    pub fn keys_beginning(&self, prefix: &str) -> Result<Vec<Digest>, StoreError> {
+        self.ids_beginning("nodes", ".json", prefix)
     }
 
     pub(super) fn node_path(&self, key: &Digest) -> PathBuf {
@@ -237,7 +266,14 @@ impl Store {
 
     /// Makes gc keep an artifact, and all that a look at it needs.
     pub fn pin(&self, id: &Digest) -> Result<(), StoreError> {
+        let _section = self.sharing()?;
+        self.need_artifacts([*id])?;
         self.write(&self.root.join("pins").join(id.to_string()), b"")
+    }
+
+    /// Undoes [`Store::pin`].
+    pub fn unpin(&self, id: &Digest) -> Result<(), StoreError> {
+        Ok(fs::remove_file(&self.root.join("pins").join(id.to_string()))?)
     }
 
     /// Ids that gc keeps, in order.

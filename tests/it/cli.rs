@@ -174,7 +174,11 @@ text {\"ID\":\"1\"}
     let near = sandbox.sami(&["cache", "cat", "upper", "uper.txt"]).exits(USAGE.into());
     assert!(near.stderr.contains("a file with a similar name exists: `upper.txt`"), "{}", near.stderr);
 
-    says(&sandbox, &["cache", "checkout", "upper", "out/there"], "out/there: metrics.json, upper.txt\n");
+    says(
+        &sandbox,
+        &["cache", "checkout", "upper", "out/there", "--link", "copy"],
+        "out/there: metrics.json, upper.txt (copied)\n",
+    );
     assert_eq!(sandbox.read("out/there/upper.txt"), text);
     // They are one's own now.
     sandbox.write("out/there/upper.txt", "mine");
@@ -200,8 +204,12 @@ fn gc_removes_what_no_recent_run_used() {
     let sandbox = project();
     let planned = sandbox.sami(&["cache", "gc", "--keep-runs", "1", "--dry-run"]).exits(0).stdout;
     assert!(planned.contains(": 2 artifacts, 2 objects, 2 node records, 2 runs,"), "{planned}");
-    let done = sandbox.sami(&["cache", "gc", "--keep-runs", "1"]).exits(0).stdout;
-    assert_eq!(done, planned.replace("would free", "freed"));
+    assert!(planned.contains("p/next@1") && planned.contains("files            2"), "{planned}");
+    // Without a terminal nobody can be asked.
+    let refused = sandbox.sami(&["cache", "gc", "--keep-runs", "1"]).exits(USAGE.into());
+    assert!(refused.stderr.contains("error[cli::not-confirmed]") && refused.stderr.contains(&planned), "{refused:?}");
+    let done = sandbox.sami(&["cache", "gc", "--keep-runs", "1", "--yes"]).exits(0).stdout;
+    assert_eq!(done, planned.lines().next().expect("a line").replace("would free", "freed") + "\n");
     assert_eq!(run_ids(&sandbox).len(), 1);
     sandbox.verify();
     assert_eq!(sandbox.run(&["--set", "word=bye"], 0).hits, 3);
@@ -246,7 +254,10 @@ fn json_has_the_shapes_that_scripts_know() {
         ["artifact", "external", "files", "made_by", "paths", "preview", "record", "size", "type", "used_by"];
     assert_eq!(keys(&shown), shown_keys);
     assert_eq!(shown["used_by"][0]["node"], "next@1");
-    assert_eq!(keys(&json(&["cache", "du"])), ["bytes", "parts"]);
+    assert_eq!(keys(&json(&["cache", "du"])), ["bytes", "kinds", "parts", "pipelines"]);
+    let frees = json(&["cache", "du", "upper"]);
+    assert_eq!(keys(&frees), ["bytes", "frees", "largest", "nodes", "pinned", "types", "what"]);
+    assert_eq!(keys(&json(&["cache", "gc", "--dry-run"])["removed"])[..2], ["artifacts", "bytes"]);
     assert_eq!(json(&["cache", "verify"])["ok"], true);
     assert_eq!(json(&["cache", "gc", "--dry-run"])["dry_run"], true);
     assert_eq!(json(&["cache", "checkout", "upper", "out"])["files"][1], "upper.txt");

@@ -90,7 +90,8 @@ fn plan_status_and_why_name_what_changed() {
     sandbox.write("posts.txt", "one\n2\nthree\n");
     assert_eq!(
         masked(&sandbox.sami(&["why", "p.toml", "draft"]).exits(0).stdout),
-        "draft has to run: input inputs.posts * -> *\nposts comes from outside and is not what it was"
+        "draft has to run: input inputs.posts * -> *\nposts comes from outside and is not what it was\n\
+         2 rows -> 2, 1 changed\nfields text in 1\n\nrow 1\ntext \"two\" -> \"2\""
     );
     // A row that is not.
     sandbox.write("posts.txt", "one\ntwo\n3\n");
@@ -101,4 +102,90 @@ fn plan_status_and_why_name_what_changed() {
     );
     let typo = sandbox.sami(&["why", "p.toml", "verdikt"]).exits(2).stderr;
     assert!(typo.contains("`verdict`"), "{typo}");
+}
+
+#[test]
+fn why_shows_lines_of_texts_rows_of_datasets_and_the_nearest_cell() {
+    let pipeline = |line: &str, scale: &str| {
+        format!(
+            r#"
+            [datasets.posts]
+            source = "posts.txt"
+            [nodes.draft]
+            kind = "command"
+            program = "sh"
+            args = ["-c", "sh {{script}} < {{input.posts}}/rows.jsonl > out"]
+            script = """
+# one
+# two
+{line}
+# four
+"""
+            inputs = {{ posts = "posts" }}
+            [nodes.sweep]
+            kind = "command"
+            program = "sh"
+            matrix = {{ scale = [{scale}] }}
+            args = ["-c", "echo $SCALE > out; cat {{input.draft}}/out >> out"]
+            env = {{ SCALE = "x${{scale}}" }}
+            inputs = {{ draft = "draft" }}
+            "#
+        )
+    };
+    let sandbox = Sandbox::with(&pipeline("cat", "1, 2"));
+    sandbox.write("posts.txt", "one\ntwo\nthree\n");
+    sandbox.run(&[], 0);
+    let why = |node: &str| masked(&sandbox.sami(&["why", "p.toml", node]).exits(0).stdout);
+    sandbox.write("p.toml", &pipeline("cat -", "1, 2"));
+    assert_eq!(why("draft"), "draft has to run:\nscript\n…\n# two\n- cat\n+ cat -\n# four");
+    // The same bytes come of it: what is below stays.
+    sandbox.run(&[], 0);
+    sandbox.write("posts.txt", "one\n2\nthree\nfour\n");
+    let told = why("sweep[scale=1]");
+    assert!(
+        told.starts_with("sweep[scale=1] is unknown until draft has run: input inputs.draft comes from it\n"),
+        "{told}"
+    );
+    assert!(
+        told.contains("posts comes from outside and is not what it was\n3 rows -> 4, 1 added, 1 changed\n"),
+        "{told}"
+    );
+    assert!(told.contains("row 1\ntext \"two\" -> \"2\"\n") && told.contains("+ row 3"), "{told}");
+    let json = sandbox.sami(&["why", "p.toml", "draft", "--json"]).exits(0).json();
+    assert_eq!((&json[0][1]["finding"], &json[0][1]["rows"]["changed"]), (&"source".into(), &1.into()));
+    sandbox.write("posts.txt", "one\ntwo\nthree\n");
+    sandbox.write("p.toml", &pipeline("cat -", "1, 2, 3"));
+    let told = why("sweep[scale=3]");
+    assert_eq!(
+        told,
+        "sweep[scale=3] has to run: never ran\nit is most like sweep[scale=1]: env.SCALE \"x1\" -> \"x3\""
+    );
+    // What a waiting node knows of itself already.
+    sandbox.write("p.toml", &pipeline("cat - # again", "1, 2").replace("$SCALE >", "$SCALE >>"));
+    let told = why("sweep[scale=1]");
+    assert!(told.contains("whatever that gives, it has to run: args[1] "), "{told}");
+}
+
+#[test]
+fn a_plan_says_how_long_nodes_are_likely_to_take() {
+    let pipeline = |tone: &str| {
+        format!(
+            "[nodes.a]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-c\", \"echo $TONE > out\"]\nenv = {{ TONE = \"{tone}\" }}\n"
+        )
+    };
+    let sandbox = Sandbox::with(&pipeline("0"));
+    assert!(!sandbox.sami(&["plan", "p.toml"]).exits(0).stdout.contains("time"));
+    for run in 1..=3 {
+        sandbox.run(&[], 0);
+        sandbox.write("p.toml", &pipeline(&run.to_string()));
+    }
+    let plan = sandbox.sami(&["plan", "p.toml", "--estimate"]).exits(0).stdout;
+    assert!(
+        plan.contains("one after another; from 3 earlier attempts") && plan.contains("its 3 attempts here"),
+        "{plan}"
+    );
+    let past = sandbox.sami(&["plan", "p.toml", "--json"]).exits(0).json()["nodes"][0]["estimate"]["past"].clone();
+    assert_eq!((&past["attempts"], &past["likeness"]), (&3.into(), &"node".into()));
+    let ends = ["low", "middle", "high"].map(|end| past["seconds"][end].as_f64().expect("a number"));
+    assert!(0.0 < ends[0] && ends[0] < ends[1] && ends[1] < ends[2], "{past}");
 }

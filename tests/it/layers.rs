@@ -13,16 +13,20 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // The name of a repository is the hub's word; what an endpoint is, the endpoint's.
     ("pipeline", &["depth", "diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
     ("graph", &["diag", "digest", "pipeline"]),
-    ("store", &["diag", "digest", "env", "fs"]),
-    ("lm", &["depth", "diag", "env", "fs"]),
-    ("archive", &["diag", "digest", "fs", "store"]),
+    ("pieces", &["digest", "fs"]),
+    ("store", &["diag", "digest", "env", "fs", "pieces"]),
+    ("lm", &["depth", "diag", "env", "fs", "pieces"]),
+    ("archive", &["diag", "digest", "fs", "pieces", "store"]),
     ("settings", &["diag"]),
-    ("remote", &["diag", "digest", "env", "fs", "secret", "settings", "store"]),
+    ("remote", &["diag", "digest", "env", "fs", "pieces", "secret", "settings", "store"]),
     ("compare", &["digest"]),
     ("hub", &["diag", "env", "fs", "secret"]),
     ("endpoint", &["diag", "env", "fs", "secret"]),
-    ("kinds", &["depth", "diag", "digest", "env", "fs", "secret", "pipeline", "store", "lm", "endpoint"]),
-    ("exec", &["diag", "digest", "env", "fs", "secret", "pipeline", "graph", "store", "hub", "endpoint", "kinds"]),
+    ("kinds", &["depth", "diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "store", "lm", "endpoint"]),
+    (
+        "exec",
+        &["diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub", "endpoint", "kinds"],
+    ),
 ];
 const MOST_LINES: usize = 500;
 

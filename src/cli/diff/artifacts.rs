@@ -122,7 +122,8 @@ fn file_lines(file: &FileChange, screen: Screen) -> Vec<String> {
     }
 }
 
-fn row_lines(rows: &RowChanges, screen: Screen) -> Vec<String> {
+/// Which rows came, went and changed, with samples.
+pub(in crate::cli) fn row_lines(rows: &RowChanges, screen: Screen) -> Vec<String> {
     let mut head = format!("  {} -> {}", plural(rows.before, "row"), count(rows.after));
     for (number, word) in [(rows.added, "added"), (rows.removed, "removed"), (rows.changed, "changed")] {
         if number > 0 {

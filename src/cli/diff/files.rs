@@ -132,7 +132,7 @@ fn weights(before: &Side, after: &Side, paths: &[BTreeMap<String, PathBuf>; 2]) 
     }
     let openings = |names: &BTreeMap<String, Blob>, paths: &BTreeMap<String, PathBuf>| -> Vec<Opening<'static>> {
         let opening = |path: PathBuf| -> Opening<'static> {
-            Box::new(move || Ok(Box::new(std::io::BufReader::new(fs_err::File::open(&path)?)) as Box<dyn Read>))
+            Box::new(move || Ok(Box::new(std::io::BufReader::new(crate::pieces::open(&path)?)) as Box<dyn Read>))
         };
         names.keys().filter_map(|name| paths.get(name)).cloned().map(opening).collect()
     };

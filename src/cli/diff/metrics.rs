@@ -109,9 +109,9 @@ mod tests {
         let shown = table(changes.iter().map(|change| ("", change)), 9);
         assert_eq!(
             shown,
-            "metric      before               95%   after               95%   change\n".to_owned()
-                + "new              -                        2\n"
-                + "rows           500                      480                         -20\n"
+            "metric      before  95%                after  95%                change\n".to_owned()
+                + "new              -                         2\n"
+                + "rows           500                       480                        -20\n"
                 + "win_rate.a  0.5000  0.4000 to 0.6000  0.6250  0.5500 to 0.7000  +0.1250\n"
         );
         assert!(table(changes.iter().map(|change| ("", change)), 1).ends_with("… 2 more; `--json` has all\n"));

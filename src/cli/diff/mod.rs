@@ -11,6 +11,8 @@ use crate::digest::Digest;
 use crate::graph::key::{self, Change};
 use crate::store::{NodeRecord, RunRecord, Store};
 
+pub(super) use artifacts::row_lines;
+
 mod artifacts;
 mod files;
 mod metrics;

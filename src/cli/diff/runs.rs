@@ -272,7 +272,38 @@ mod tests {
         let (_folder, store, _) = sample::store();
         let run = |id: &str| store.run(id).unwrap().unwrap();
         let diff = diff(&store, run("20260101-000000-aaaa"), run("20260102-000000-bbbb")).unwrap();
-        let shown = "";
+        let shown = "\
+before  20260101-000000-aaaa  of toy, 2026-01-01 00:00:00, took 2 m 05 s, ok
+after   20260102-000000-bbbb  of toy, 2026-01-02 00:00:00, took 2 m 05 s, ok
+nodes   4 not the same
+
+params
+  lr 5e-7 -> 1e-6
+
+changed first
+  generate@1: another artifact from the same inputs and fields
+  train@1
+    optimizer.lr 5e-7 -> 1e-6
+    input examples 9d66907c7eda -> f113093658be
+  train@2
+    optimizer.lr 5e-7 -> 1e-6
+    input examples ee28cb7155c3 -> 912c4df25f5a
+
+changed by what they take
+  generate@2: input model of train@1
+
+metrics
+  node     metric  before   after  change
+  train@1  bound   0.1000  0.1000   +5e-7
+  train@2  bound   0.2000  0.2000   +5e-7
+
+what it took
+  node        before    took  after    took
+  generate@1  ran     1.25 s  hit
+  train@1     ran     1.25 s  ran    1.25 s
+  generate@2  ran     1.25 s  ran    1.25 s
+  train@2     ran     1.25 s  ran    1.25 s
+";
         assert_eq!(text(&diff, Screen::plain(100)), shown);
     }
 }

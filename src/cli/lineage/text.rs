@@ -32,11 +32,9 @@ pub(super) fn text(lineage: &Lineage, store: &Store, screen: Screen) -> String {
     let nodes: BTreeSet<_> =
         lineage.items.iter().filter_map(|item| item.made.as_ref()).map(|made| (&made.pipeline, &made.node)).collect();
     parts.push(plural(nodes.len() as u64, "node"));
-    page.push_str(&screen.fit(&format!(
-        "\n{}{}",
-        parts.join(" of "),
-        if lineage.cut { "; more further away: raise `--depth`" } else { "" }
-    )));
+    let more = if lineage.cut { "; more further away: raise `--depth`" } else { "" };
+    page.push('\n');
+    page.push_str(&screen.fit(&format!("{}{more}", parts.join(" of "))));
     page.push('\n');
     let runs: BTreeSet<&str> = lineage.items.iter().filter_map(|item| Some(item.made.as_ref()?.run.as_str())).collect();
     if lineage.way == Way::Down && !runs.is_empty() {
@@ -190,4 +188,90 @@ fn principle_lines(item: &Item, rows: &[&Rows], store: &Store) -> Vec<String> {
         format!("principle {name} ({polarity})  {}", cut(text, 80))
     };
     drawn.into_iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::sample;
+    use super::super::follow::Follow;
+    use super::super::walk::walk;
+    use super::*;
+    use crate::digest::Digest;
+    use crate::store::Index;
+    use serde_json::json;
+
+    /// A chain of nodes that each take the two before them, too.
+    fn chain(length: usize) -> (tempfile::TempDir, Store, Index, Vec<Digest>) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("cache")).unwrap();
+        let mut index = Index::open(&store).unwrap();
+        let mut made: Vec<Digest> = Vec::new();
+        for at in 0..length {
+            let artifact = sample::put(&store, "files", &[("out", at.to_string())]);
+            let above: Vec<(String, Digest)> =
+                (0..at).rev().take(3).map(|other| (format!("inputs.n{other}"), made[other])).collect();
+            let inputs: Vec<(&str, Digest)> = above.iter().map(|(field, id)| (field.as_str(), *id)).collect();
+            let fields = json!({"args": [at]});
+            let record = sample::record(
+                "20260101-000000-aaaa",
+                &format!("n{at}"),
+                "command",
+                &inputs,
+                fields,
+                json!({}),
+                artifact,
+            );
+            store.put_node(&record).unwrap();
+            index.add_node(&record);
+            made.push(artifact);
+        }
+        (folder, store, index, made)
+    }
+
+    #[test]
+    fn what_is_in_several_places_is_drawn_once() {
+        let (_folder, store, index, made) = chain(4);
+        let shown = |at: usize, way: Way, depth: Option<usize>| {
+            let lineage = walk(&store, &index, &made[at..=at], way, &Follow::Nothing, depth).unwrap();
+            let text = text(&lineage, &store, Screen::plain(80));
+            let id = regex::Regex::new("  files [0-9a-f]{12}, 1 B").unwrap();
+            id.replace_all(&text, "").into_owned()
+        };
+        let up = "\
+n3
+├─ inputs.n0 = n0
+├─ inputs.n1 = n1
+│  └─ inputs.n0 = n0
+└─ inputs.n2 = n2
+   ├─ inputs.n0 = n0
+   └─ inputs.n1 = n1  (above)
+
+4 artifacts of 4 nodes
+";
+        assert_eq!(shown(3, Way::Up, None), up);
+        let down = "\
+n1
+├─ inputs.n1 = n2
+│  └─ inputs.n2 = n3
+└─ inputs.n1 = n3
+
+3 artifacts of 3 nodes
+made in 1 run: 20260101-000000-aaaa
+";
+        assert_eq!(shown(1, Way::Down, None), down);
+        assert!(shown(3, Way::Up, Some(1)).contains("more further away: raise `--depth`"));
+        assert_eq!(shown(3, Way::Up, Some(0)), "n3\n\n1 artifact of 1 node; more further away: raise `--depth`\n");
+    }
+
+    #[test]
+    fn long_chains_are_drawn_in_as_many_lines_as_they_have_inputs() {
+        let length = 150;
+        let (_folder, store, index, made) = chain(length);
+        let lineage = walk(&store, &index, &made[length - 1..], Way::Up, &Follow::Nothing, None).unwrap();
+        assert_eq!(lineage.items.len(), length);
+        let text = text(&lineage, &store, Screen::plain(80));
+        // A line for the root, for each input, and the two at the end.
+        assert_eq!(text.lines().count(), 1 + (3 * length - 6) + 2);
+        assert!(text.lines().all(|line| line.chars().count() <= 80));
+    }
 }

@@ -1,11 +1,12 @@
 //! An attempt from its start to its end, as the loop sees it.
 
 use super::{Scheduler, Stop};
-use crate::exec::attempt::{Attempt, Fault, Given, Made, Start, check_inputs};
+use crate::exec::attempt::{Attempt, Fault, Given, Made, Start};
 use crate::exec::job::{JobResult, Word};
 use crate::exec::phase::Phase;
 use crate::exec::records::Found;
 use crate::exec::room::Place;
+use crate::exec::verified::check_inputs;
 use crate::exec::{Event, ExecError, Reason};
 use crate::store::AttemptRecord;
 
@@ -31,19 +32,20 @@ impl Scheduler<'_> {
             return if self.waited.insert(node) { self.tell(&event) } else { Ok(()) };
         };
         // It may have been done elsewhere since the plan was made.
+        let section = self.store.sharing()?;
         if reason != Reason::Forced
             && let (Found::Whole(artifact), _) = self.plan.records.find_afresh(self.store, self.index, &key)?
         {
+            self.store.need_hits([(key, artifact)])?;
             self.room.leave(&place);
             self.hit(node, key, artifact)?;
             return self.settle(node);
         }
+        drop(section);
         let recipe = self.plan.recipe(self.pipeline, node);
         if let Some(wrong) = check_inputs(self.pipeline, self.store, self.plan, node, &recipe)? {
             self.room.leave(&place);
-            self.phases[node] = Phase::Failed { key, seconds: 0.0 };
-            let help = Some("run it again: what is damaged is made again first".to_owned());
-            return self.fail(node, Fault { attempt: 0, what: wrong, help, log: None, tail: Vec::new() });
+            return self.repair(node, key, wrong);
         }
         let Some((asking, allowance)) = self.admit(node, &place, &key)? else {
             self.room.leave(&place);
@@ -59,6 +61,7 @@ impl Scheduler<'_> {
             journal: &self.journal,
             program: &self.options.program,
             inbox: &self.outbox,
+            stamps: &self.plan.records.stamps,
             serial: self.serial,
         };
         let attempt = Attempt::start(&start, Given { node, number, reason, recipe, place, lock, allowance })?;
@@ -133,7 +136,8 @@ impl Scheduler<'_> {
             directory: ended.directory,
         });
         match ended.result {
-            JobResult::Done { artifact, metrics } => {
+            JobResult::Done { artifact, metrics, put } => {
+                self.store.trust(put);
                 let made =
                     Made { pipeline: self.pipeline, run: self.journal.run(), host: &self.host, artifact, metrics };
                 let record = attempt.record(made, seconds);

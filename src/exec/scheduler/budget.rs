@@ -77,7 +77,7 @@ impl Scheduler<'_> {
     ) -> Result<(), ExecError> {
         let made = match result {
             JobResult::Done { .. } if self.ledger.is_free() => Some((0, 0)),
-            JobResult::Done { artifact, metrics } => {
+            JobResult::Done { artifact, metrics, .. } => {
                 let count = |name: &str| metrics.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
                 Some((self.store.manifest(artifact)?.size(), count("tokens")))
             }

@@ -7,7 +7,7 @@
 //! moves its own dependants on in turn, which is early cutoff. (`phase` draws them.)
 //!
 //! Reading order: this file (the loop), `attempts` (an attempt from its start to its end), `settle` (what its end means for
-//! the other nodes).
+//! the other nodes), `repair` (an input that turns out to be damaged).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -34,6 +34,7 @@ use crate::store::{Index, RunNode, Store};
 
 mod attempts;
 mod budget;
+mod repair;
 mod settle;
 
 /// How often a key is tried that another process works at.
@@ -74,6 +75,7 @@ pub fn run(
         ready: BTreeMap::new(),
         held: BTreeSet::new(),
         waited: BTreeSet::new(),
+        repaired: BTreeSet::new(),
         keys: HashMap::new(),
         numbers: HashMap::new(),
         serial: 0,
@@ -117,6 +119,8 @@ struct Scheduler<'a> {
     held: BTreeSet<usize>,
     /// Those of which that was told.
     waited: BTreeSet<usize>,
+    /// Nodes that ran again because what they had made was damaged.
+    repaired: BTreeSet<usize>,
     /// Keys that attempts of this run are at, and nodes that wait for them because they have the same key.
     keys: HashMap<Digest, Vec<usize>>,
     running: BTreeMap<u64, Attempt>,

@@ -46,8 +46,11 @@ impl Scheduler<'_> {
                 if *inputs > 0 {
                     continue;
                 }
+                // gc does not take what is found between the look and the naming.
+                let _section = self.store.sharing()?;
                 match self.plan.decide(self.pipeline, self.store, self.index, dependant)? {
                     State::Hit { key, artifact } => {
+                        self.store.need_hits([(key, artifact)])?;
                         self.hit(dependant, key, artifact)?;
                         open.push(dependant);
                     }

@@ -1,0 +1,96 @@
+use super::*;
+use crate::store::record::tests::{record, run};
+
+fn filled(root: &Path) -> (Store, Vec<NodeRecord>) {
+    let store = Store::open(root).unwrap();
+    let a = record(&store, "a", "one").unwrap();
+    let mut b = record(&store, "b", "two").unwrap();
+    b.inputs.insert("data".into(), a.artifact);
+    for record in [&a, &b] {
+        store.put_node(record).unwrap();
+    }
+    store.put_run(&run(&a.run, &[&a, &b])).unwrap();
+    (store, vec![a, b])
+}
+
+#[test]
+fn the_index_is_made_from_the_files_whatever_is_in_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled(directory.path());
+    let path = directory.path().join("index.sqlite");
+    let garbage: &[&[u8]] = &[b"", b"not a database, but long enough to have a header of a hundred bytes............................................................"];
+    for garbage in garbage {
+        fs::write_atomic(&path, garbage).unwrap();
+        let index = Index::open(&store).unwrap();
+        assert_eq!(index.artifacts_by_key()[&records[0].key], records[0].artifact);
+        assert_eq!(index.latest_keys("toy")["b"], records[1].key);
+        assert_eq!(index.figures()[&records[0].key].0, 0.5);
+        assert_eq!(index.makers(&records[0].artifact)[0].node, "a");
+        assert_eq!(index.users(&records[0].artifact)[0].field, "data");
+    }
+    assert!(fs::list(&store.tmp()).unwrap().is_empty());
+}
+
+#[test]
+fn two_processes_share_it_and_seals_survive() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled(directory.path());
+    let (mut one, mut two) = (Index::open(&store).unwrap(), Index::open(&store).unwrap());
+    let keys = BTreeMap::from([("a".to_owned(), records[1].key)]);
+    one.set_latest("toy", &keys);
+    two.remember_source(&records[0].key, &records[0].artifact);
+    assert_eq!(two.latest_keys("toy")["a"], records[1].key);
+    assert_eq!(one.source(&records[0].key), Some(records[0].artifact));
+    std::thread::sleep(Duration::from_millis(60));
+    let mut stamps = one.stamps();
+    store.health(&records[0].artifact, &mut stamps).unwrap();
+    one.save_stamps(&stamps);
+    let mut stamps = two.stamps();
+    store.health(&records[0].artifact, &mut stamps).unwrap();
+    assert_eq!(stamps.changes().count(), 0);
+}
+
+#[test]
+#[ignore = "a measurement: writes 10,000 artifacts, then prints the time of the pass of a run with nothing to do"]
+#[expect(clippy::print_stderr, reason = "a measurement is for reading")]
+fn ten_thousand_nodes() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let mut keys = BTreeMap::new();
+    for number in 0..10_000 {
+        let name = format!("node-{number}");
+        let record = record(&store, &name, &name).unwrap();
+        store.put_node(&record).unwrap();
+        keys.insert(name, record.key);
+    }
+    std::thread::sleep(Duration::from_millis(60));
+    let mut index = Index::open(&store).unwrap();
+    index.set_latest("toy", &keys);
+    for pass in ["first", "second"] {
+        let start = std::time::Instant::now();
+        let (artifacts, mut stamps) = (index.artifacts_by_key(), index.stamps());
+        let (latest, figures) = (index.latest_keys("toy"), index.figures());
+        let loaded = start.elapsed();
+        let mut artifacts: Vec<_> = artifacts.into_values().collect();
+        artifacts.sort_unstable();
+        for artifact in &artifacts {
+            assert_eq!(store.health(artifact, &mut stamps).unwrap(), crate::store::Health::Whole);
+        }
+        eprintln!("{pass}: loaded {loaded:?}, in all {:?}; {} figures", start.elapsed(), figures.len());
+        assert_eq!(latest.len(), 10_000);
+        index.save_stamps(&stamps);
+    }
+}
+
+#[test]
+fn names_and_prefixes_resolve() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled(directory.path());
+    let index = Index::open(&store).unwrap();
+    let [a, b] = &records[..] else { panic!() };
+    assert_eq!(index.resolve(&store, "a").unwrap(), a.artifact);
+    assert_eq!(index.resolve(&store, &b.artifact.short()).unwrap(), b.artifact);
+    assert_eq!(index.resolve(&store, &b.key.short()).unwrap(), b.artifact);
+    assert!(matches!(index.resolve(&store, "nothing"), Err(StoreError::Unknown(_))));
+    assert!(matches!(index.resolve(&store, "ffffffffffff"), Err(StoreError::Unknown(_))));
+}
