@@ -31,6 +31,7 @@ mod judged;
 mod keys;
 mod kill;
 mod layers;
+mod limits;
 mod lm_families;
 mod lm_golden;
 mod memory;
