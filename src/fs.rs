@@ -3,7 +3,7 @@
 //! Every function that changes the disk first passes `operation`, which counts. With `SAMI_FAULT=store-op:N` (or
 //! `with_fault` in a test) the Nth operation fails as a full disk would, and nothing is changed by it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -17,11 +17,15 @@ use crate::env;
 
 mod plain;
 mod transfer;
+mod watch;
 
 pub use plain::{AtMost, open, read, read_text};
 pub use transfer::{copy_range, hard_link, mark, reflink, rename_all, symlink};
+pub use watch::{Aspect, Watch};
 
 thread_local! {
+    /// What is to be waited for later, if anything is.
+    static DEFERRED: RefCell<Option<Vec<PathBuf>>> = const { RefCell::new(None) };
     /// Operations left until the one that fails, in a test on this thread.
     static LEFT: Cell<Option<u64>> = const { Cell::new(None) };
 }
@@ -81,15 +85,26 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// As [`write_atomic`], with the directory named where the unfinished file lies; it is on the file system of `path`.
 pub fn write_atomic_via(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_if(directory, path, &mut |out| out.write_all(bytes).map(|()| true)).map(drop)
+}
+
+/// As [`write_atomic_via`], of what `write` writes, if that returns true; returns what it returned.
+pub fn write_if(
+    directory: &Path,
+    path: &Path,
+    write: &mut dyn FnMut(&mut dyn Write) -> io::Result<bool>,
+) -> io::Result<bool> {
     let unfinished = unfinished(directory);
     let written = (|| {
         let mut file = create(&unfinished)?;
         operation(&unfinished)?;
-        file.write_all(bytes)?;
+        if !write(&mut file)? {
+            return Ok(false);
+        }
         sync(&file)?;
-        rename(&unfinished, path)
+        rename(&unfinished, path).map(|()| true)
     })();
-    if written.is_err() {
+    if !matches!(written, Ok(true)) {
         discard(&unfinished);
     }
     written
@@ -190,19 +205,65 @@ pub fn each_block_of(
     }
 }
 
-/// Waits until the disk has the file.
+/// Waits until the disk has the file, or leaves that to the caller of [`deferred`].
 pub fn sync(file: &File) -> io::Result<()> {
     operation(file.path())?;
-    file.sync_all()
+    if defer(file.path()) { Ok(()) } else { file.sync_all() }
 }
 
-/// Renames, replacing what is there, and waits until the disk has the new name.
+/// Renames, replacing what is there, and waits until the disk has the new name, or leaves that to the caller of
+/// [`deferred`].
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     operation(to)?;
     fs_err::rename(from, to)?;
+    DEFERRED.with_borrow_mut(|deferred| {
+        deferred.iter_mut().flatten().filter(|path| *path == from).for_each(|path| to.clone_into(path));
+    });
     let Some(directory) = to.parent() else { return Ok(()) };
     operation(directory)?;
-    fs_err::File::open(directory)?.sync_all()
+    if defer(directory) { Ok(()) } else { fs_err::File::open(directory)?.sync_all() }
+}
+
+/// Does `work` without waiting for the disk. Returns the files and directories that would have been waited for, too: what
+/// was written is there when they went through [`settle`], and after a power cut may be torn until then.
+pub fn deferred<T>(work: impl FnOnce() -> T) -> (T, Vec<PathBuf>) {
+    let outer = DEFERRED.replace(Some(Vec::new()));
+    let done = work();
+    (done, DEFERRED.replace(outer).unwrap_or_default())
+}
+
+/// Has a path be waited for by the caller of [`deferred`], if there is one: what is there already may be what another
+/// process has not waited for yet.
+pub fn defer(path: &Path) -> bool {
+    DEFERRED.with_borrow_mut(|deferred| match deferred {
+        Some(paths) => {
+            paths.push(path.to_owned());
+            true
+        }
+        None => false,
+    })
+}
+
+/// Waits until the disk has these files and directories; those that are gone are passed over. Many are waited for
+/// together, with all else that is written on their file systems: the price of a wait is the wait, not the file.
+pub fn settle(paths: &[PathBuf]) -> io::Result<()> {
+    const FEW: usize = 6;
+    let Some(first) = paths.first() else { return Ok(()) };
+    operation(first)?;
+    let mut systems = std::collections::BTreeSet::new();
+    for path in paths {
+        let there = (|| {
+            if paths.len() <= FEW {
+                return File::open(path)?.sync_all();
+            }
+            if systems.insert(fs_err::metadata(path)?.dev()) {
+                rustix::fs::syncfs(File::open(path)?)?;
+            }
+            Ok(())
+        })();
+        absent_is_fine(there)?;
+    }
+    Ok(())
 }
 
 /// Renames without waiting for the disk: what is there only as long as processes live, and what is on its way out.
@@ -236,6 +297,16 @@ pub fn remove_file(path: &Path) -> io::Result<()> {
 pub fn remove_directory(path: &Path) -> io::Result<()> {
     operation(path)?;
     absent_is_fine(fs_err::remove_dir_all(path))
+}
+
+/// Removes all that is in a directory; one that is not there is empty already.
+pub fn empty_directory(path: &Path) -> io::Result<()> {
+    for entry in list(path)? {
+        operation(&entry)?;
+        let is_directory = fs_err::symlink_metadata(&entry)?.is_dir();
+        absent_is_fine(if is_directory { fs_err::remove_dir_all(&entry) } else { fs_err::remove_file(&entry) })?;
+    }
+    Ok(())
 }
 
 /// Removes a directory unless something is in it.

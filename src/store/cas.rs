@@ -115,6 +115,7 @@ impl Store {
         self.need_artifacts([id])?;
         if path.exists() {
             if fs_err::read(&path)? == bytes {
+                fs::defer(&path);
                 return Ok(id);
             }
             self.quarantine(&path)?;

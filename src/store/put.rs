@@ -240,9 +240,11 @@ impl Store {
         }
         if let Some(stamp) = Stamp::of(&path)? {
             if self.knows(&path, &stamp) {
+                fs::defer(&path);
                 return Ok(true);
             }
             if stamp.size == blob.size && hash_file(&path).is_ok_and(|read| read == *blob) {
+                fs::defer(&path);
                 if stamp.is_settled() {
                     self.trust([(path, stamp)]);
                 }

@@ -19,6 +19,7 @@ mod endpoint_run;
 mod endpoint_server;
 mod estimates;
 mod explain;
+mod fresh;
 mod fuzz;
 mod gc_beside;
 mod gguf;

@@ -70,6 +70,8 @@ impl<'a> Sweep<'a> {
                 garbage.bytes += bytes;
             })?;
         }
+        // They may say of a node that it is fresh whose record is gone.
+        store.forget_answers()?;
         // An index that cannot be opened is made again without them.
         if let Ok(mut index) = Index::open(store) {
             index.forget(&gone.iter().fold(Gone::default(), Gone::with));
