@@ -228,6 +228,7 @@ fn who_looks_never_fails_and_holds_no_one_up() {
             look(&["show", "a"]),
             look(&["cache", "show", "a"]),
             look(&["runs"]),
+            look(&["cache", "gc", "--dry-run"]),
         ];
         let rebuild = look(&["cache", "rebuild"]);
         for round in 0..6 {
