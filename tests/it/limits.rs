@@ -37,11 +37,7 @@ fn pipes_devices_and_directories_are_no_files() {
     };
     for (file, what) in [("pipe", "named pipe"), ("/dev/zero", "device"), ("dir", "directory")] {
         says(file, "", what);
-        says(
-            "p.toml",
-            &format!("[prompts]\np = {{ file = \"{file}\" }}\n{NODE}").replace("[prompts]\np", "[params]\np"),
-            what,
-        );
+        says("p.toml", &NODE.replace("\"out\"]", &format!("{{ file = \"{file}\" }}]")), what);
         for suffix in ["jsonl", "csv", "txt", "json.gz"] {
             let link = format!("{}.{suffix}", file.trim_start_matches("/dev/"));
             if !sandbox.path(&link).exists() {
