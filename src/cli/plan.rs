@@ -65,7 +65,7 @@ pub(super) fn planned(
         return Ok(None);
     }
     let (pipeline, graph) = context.load(args)?;
-    let store = Store::open(&root)?;
+    let store = Store::look(&root)?;
     let mut index = Index::open(&store)?;
     question.watch(&pipeline, &store);
     let options = PlanOptions { targets: targets.to_vec(), ..PlanOptions::default() };
