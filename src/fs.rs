@@ -129,6 +129,12 @@ pub fn writer(path: &Path) -> io::Result<Writer> {
     Ok(Writer { file: create(path)? })
 }
 
+/// As [`append`], without waiting: for what may be lost.
+pub fn append_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = change(path, || fs_err::OpenOptions::new().create(true).append(true).open(path))?;
+    Writer { file }.write_all(bytes)
+}
+
 /// A place where a test may have the process killed: `SAMI_FAULT=kill:PLACE:N` kills it at the Nth call with this
 /// place's name.
 pub fn kill_point(place: &str) {

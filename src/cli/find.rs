@@ -212,10 +212,22 @@ pub(super) fn names(store: &Store) -> Result<Vec<String>, Failure> {
 
 /// The latest run that had a node of this name, and the state that it ended in.
 pub(super) fn latest_state(store: &Store, node: &str) -> Result<Option<(String, String)>, StoreError> {
-    for id in store.run_ids()?.iter().rev() {
-        let state = store.run(id)?.and_then(|run| run.nodes.into_iter().find(|known| known.name == node));
-        if let Some(known) = state {
-            return Ok(Some((id.clone(), known.state)));
+    let mut runs = store.run_ids()?;
+    runs.reverse();
+    latest_state_in(store, &runs, node)
+}
+
+/// The first of these runs that had a node of this name, and the state that it ended in.
+pub(super) fn latest_state_in(
+    store: &Store,
+    runs: &[String],
+    node: &str,
+) -> Result<Option<(String, String)>, StoreError> {
+    for some in runs.chunks(8) {
+        let found = store.node_in_runs(some, node)?;
+        let mut found = some.iter().zip(found);
+        if let Some((run, state)) = found.find_map(|(run, state)| Some((run, state?.1))) {
+            return Ok(Some((run.clone(), state)));
         }
     }
     Ok(None)

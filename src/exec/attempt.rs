@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value};
 
+use super::class::class;
 use super::job::{Job, JobInput, JobResult};
 use super::journal::{Journal, tail};
 use super::local::{Message, Worker};
@@ -103,6 +104,7 @@ impl Attempt {
             threads: place.threads,
             micro_batch: pipeline.nodes[node].run.micro_batch,
             activation_checkpointing: pipeline.nodes[node].run.activation_checkpointing,
+            afresh: false,
             store: store.root().to_owned(),
             live: Some(store.live_file()?),
             scratch,
@@ -172,6 +174,8 @@ impl Attempt {
             host: made.host.to_owned(),
             device: self.place.device().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            class: class(made.pipeline, node, self.place.device()),
+            equal_to_within: None,
         }
     }
 

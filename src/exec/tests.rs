@@ -92,6 +92,8 @@ impl Project {
             usage: None,
             host: "here".into(),
             device: "cpu".into(),
+            class: None,
+            equal_to_within: None,
             version: "0.1.0".into(),
         }
     }

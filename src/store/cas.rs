@@ -196,6 +196,7 @@ impl Store {
     }
 
     /// Digests of all blobs, in order.
+    #[cfg(test)]
     pub(super) fn object_ids(&self) -> Result<Vec<Digest>, StoreError> {
         self.sharded_ids("objects", "")
     }

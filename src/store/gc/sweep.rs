@@ -100,12 +100,7 @@ impl<'a> Sweep<'a> {
                     }
                 }
                 Need::Artifact(id) => ids.push(id),
-                Need::Object(id) => {
-                    for path in self.store.object_files(&id) {
-                        self.store.restore("objects", &path)?;
-                    }
-                    self.needed.objects.insert(id);
-                }
+                Need::Object(id) => self.listen_to(id)?,
             }
         }
         for id in ids {
@@ -114,21 +109,30 @@ impl<'a> Sweep<'a> {
             }
             self.store.restore("artifacts", &self.store.manifest_path(&id))?;
             self.store.restore("external", &self.store.external_path(&id))?;
-            // One that is damaged or was never there needs nothing.
-            let Ok(manifest) = self.store.manifest(&id) else { continue };
+            let manifest = match self.store.manifest(&id) {
+                Ok(manifest) => manifest,
+                // One that is damaged or was never there needs nothing.
+                Err(StoreError::NoArtifact(_) | StoreError::Damaged { .. } | StoreError::BadName(_)) => continue,
+                Err(error) => return Err(error),
+            };
             for blob in manifest.files.values() {
-                for path in self.store.object_files(&blob.digest) {
-                    self.store.restore("objects", &path)?;
-                }
-                let parts = self.store.stands_on(&blob.digest)?;
-                for part in &parts {
-                    for path in self.store.object_files(part) {
-                        self.store.restore("objects", &path)?;
-                    }
-                }
-                self.needed.objects.extend(parts);
-                self.needed.objects.insert(blob.digest);
+                self.listen_to(blob.digest)?;
             }
+        }
+        Ok(())
+    }
+
+    /// An object is needed, and those that it lies in.
+    fn listen_to(&mut self, id: Digest) -> Result<(), StoreError> {
+        for path in self.store.object_files(&id) {
+            self.store.restore("objects", &path)?;
+        }
+        self.needed.objects.insert(id);
+        for part in self.store.kept_by(&id)? {
+            for path in self.store.object_files(&part) {
+                self.store.restore("objects", &path)?;
+            }
+            self.needed.objects.insert(part);
         }
         Ok(())
     }
