@@ -71,7 +71,7 @@ fn records(store: &Store, index: &Index, args: &AuditArgs) -> Result<Vec<NodeRec
     }
     for node in &args.nodes {
         match find::run_or_node(store, index, node)? {
-            Found::Node(record) => records.push(record),
+            Found::Node(record) => records.push(*record),
             Found::Run(run) => {
                 return Err(Diagnostic::error("cli::nothing-to-audit", format!("`{node}` is a run"))
                     .help(format!("`sami audit --run {}` audits its nodes", run.run))

@@ -46,6 +46,7 @@ mod show;
 mod table;
 mod trace;
 mod transfer;
+mod verify;
 mod why;
 mod worker;
 
@@ -388,7 +389,7 @@ pub enum CacheCommand {
     /// Forget results by name: their records go, with what nothing else needs
     Forget(ForgetArgs),
     /// Verify every byte against its digest
-    Verify,
+    Verify(verify::VerifyArgs),
     /// Remove what nothing that is wanted needs
     Gc(GcArgs),
     /// Have gc keep an artifact, and what its nodes took

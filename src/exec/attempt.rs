@@ -1,7 +1,6 @@
 //! One execution of a node, as the scheduler sees it: from its job file to its result.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::time::Instant;
@@ -115,7 +114,7 @@ impl Attempt {
         };
         let path = directory.join("job.json");
         let bytes = serde_json::to_vec_pretty(&job).map_err(crate::store::StoreError::from)?;
-        fs::create(&path)?.write_all(&bytes)?;
+        fs::write(&path, bytes)?;
         let log = directory.join("log.txt");
         let output = fs::create(&log)?;
         let (began, started) = (Instant::now(), fs::now().to_string());

@@ -113,9 +113,9 @@ fn attempt(job: &Job, mouth: &mut Mouth, cancel: &AtomicBool) -> Result<JobResul
 
 fn record(job: &Job, result: &JobResult) -> std::io::Result<()> {
     let unfinished = job.result.with_extension("tmp");
-    fs::create(&unfinished)?.write_all(&serde_json::to_vec(result)?)?;
+    fs::write(&unfinished, serde_json::to_vec(result)?)?;
     // Nothing rests on it once the machine has been off: it need not be on the disk, only whole.
-    fs_err::rename(unfinished, &job.result)
+    fs::rename_soon(&unfinished, &job.result)
 }
 
 /// The socket to the scheduler, if there is one. Sets `cancel` when told to stop, and ends this process's group when

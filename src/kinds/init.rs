@@ -231,7 +231,7 @@ init = { hidden_size = 128, layers = 3, heads = 4, tokenizer = { from = "documen
         let model = Model::random(config, self.seed, &crate::lm::device("cpu")?)?;
         model.save(&cx.staging)?;
         if let Some(template) = &self.chat_template {
-            fs_err::write(cx.staging.join("chat_template.jinja"), template)?;
+            crate::fs::write(&cx.staging.join("chat_template.jinja"), template)?;
         }
         let metrics = [
             ("parameters".to_owned(), json!(model.weights().values().map(Tensor::elem_count).sum::<usize>())),

@@ -205,7 +205,7 @@ require = 0.02
         }
         tell(&found, &queries, &shaped, per_principle);
         self.judge(&found)?;
-        fs_err::copy(&source, &path)?;
+        crate::fs::copy(&source, &path)?;
         let mut metrics = metrics(&found);
         metrics.insert("rows".to_owned(), json!(queries.len()));
         metrics.extend(answers.reuse(2).metrics(""));

@@ -24,6 +24,7 @@ impl Scheduler<'_> {
         self.plan.records.add(&record);
         self.index.add_node(&record);
         self.index.set_latest(&self.pipeline.name, &BTreeMap::from([(record.node.clone(), key)]));
+        crate::fs::kill_point("finish");
         let artifact = self.plan.handed_down(self.pipeline, self.store, node, &record)?;
         let equal_to_within = record.equal_to_within.filter(|equal| equal.artifact == artifact);
         let NodeRecord { seconds, metrics, .. } = record;

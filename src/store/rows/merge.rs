@@ -103,7 +103,7 @@ fn join(directory: &Path, number: usize, parts: &[PathBuf]) -> std::io::Result<(
         let mut rows: Vec<(Digest, Place)> = Vec::new();
         let mut seen: HashSet<Digest> = HashSet::new();
         let mut at = 0;
-        let mut file = std::io::BufWriter::with_capacity(1 << 20, fs::create(&unfinished)?);
+        let mut file = std::io::BufWriter::with_capacity(1 << 20, fs::writer(&unfinished)?);
         for part in parts {
             // Damaged lines end here: their rows were computed again, or will be.
             line::scan(part, 0, |line, _, bytes| {
@@ -116,7 +116,7 @@ fn join(directory: &Path, number: usize, parts: &[PathBuf]) -> std::io::Result<(
             })?;
         }
         let file = file.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-        fs::sync(&file)?;
+        file.sync()?;
         fs::rename(&unfinished, &joined)?;
         Table::of(rows).write(&joined)?;
         fs_err::OpenOptions::new().append(true).open(table::beside(&joined))?.file().set_modified(used)

@@ -89,7 +89,7 @@ impl Table {
         let directory = segment.parent().unwrap_or(Path::new("."));
         let unfinished = fs::unfinished(directory);
         let written = (|| {
-            let mut file = fs::create(&unfinished)?;
+            let mut file = fs::writer(&unfinished)?;
             file.write_all(&head(&self.0, size, &tail))?;
             file.write_all(&self.0)?;
             fs_err::rename(&unfinished, beside(segment))
