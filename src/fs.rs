@@ -1,9 +1,11 @@
 //! The only door to the disk for writes, so that tests can make the Nth of them fail; also time and file stamps.
 //!
-//! Every function that changes the disk first passes `operation`, which counts. With `SAMI_FAULT=store-op:N` (or
-//! `with_fault` in a test) the Nth operation fails as a full disk would, and nothing is changed by it.
+//! Every function that changes the disk counts what it does (`fault`): with `SAMI_FAULT=store-op:N` (or `with_fault` in
+//! a test) the Nth change fails, and nothing is changed by it. What was interrupted by a signal is done again, what was
+//! written in part is written on. A sync that failed is never tried again on the same file: the kernel may have dropped
+//! what it could not write and call the next sync a success, so whoever sees it fail writes a new file.
+//! (`crash` tells tests what a disk would have after the power went.)
 
-use std::cell::Cell;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -13,63 +15,40 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use fs_err::File;
 use serde::{Deserialize, Serialize};
 
-use crate::env;
+mod crash;
+mod fault;
 
 mod plain;
 mod transfer;
 
+pub use crash::told;
+#[cfg(test)]
+pub(crate) use fault::{Kind, with_fault, with_fault_of};
 pub use plain::{AtMost, open, read, read_text};
 pub use transfer::{copy_range, hard_link, mark, reflink, rename_all, symlink};
 
-thread_local! {
-    /// Operations left until the one that fails, in a test on this thread.
-    static LEFT: Cell<Option<u64>> = const { Cell::new(None) };
-}
-
-/// Operations of this process, counted only while `SAMI_FAULT` asks for it.
-static OPERATIONS: AtomicU64 = AtomicU64::new(0);
 /// Tells files apart that one process writes at once.
 static SERIAL: AtomicU64 = AtomicU64::new(0);
 
-fn fault(point: &str) -> Option<i64> {
-    env::FAULT.get()?.strip_prefix(point)?.strip_prefix(':')?.parse().ok()
-}
-
-/// Counts a change to the disk; errs if a test wants this one to fail.
-fn operation(path: &Path) -> io::Result<()> {
-    static FAILING: OnceLock<Option<i64>> = OnceLock::new();
-    if let Some(failing) = *FAILING.get_or_init(|| fault("store-op"))
-        && OPERATIONS.fetch_add(1, Ordering::Relaxed) + 1 == failing as u64
-    {
-        return Err(full(path));
-    }
-    match LEFT.get() {
-        Some(left) if left > 0 => {
-            LEFT.set(Some(left - 1));
-            if left == 1 { Err(full(path)) } else { Ok(()) }
+/// Makes a change to the disk. One that a signal interrupted is made again.
+fn change<T>(path: &Path, mut make: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match fault::pass(path).and_then(|()| make()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            made => return made,
         }
-        _ => Ok(()),
     }
 }
 
-fn full(path: &Path) -> io::Error {
-    io::Error::new(io::ErrorKind::StorageFull, format!("no space left on device: `{}`", path.display()))
-}
-
-/// Runs `work` with the `n`th disk operation of this thread failing (from 1). Returns whether it was reached, too.
-#[cfg(test)]
-pub(crate) fn with_fault<T>(n: u64, work: impl FnOnce() -> T) -> (T, bool) {
-    LEFT.set(Some(n));
-    let result = work();
-    let reached = LEFT.replace(None) == Some(0);
-    (result, reached)
+fn number(point: &str) -> Option<i64> {
+    fault::asked(point)?.parse().ok()
 }
 
 /// The time, for people and file names; nothing may rest on it alone, for clocks jump. `SAMI_FAULT=clock:SECONDS`
 /// moves it.
 pub fn now() -> jiff::Timestamp {
     static SHIFT: OnceLock<i64> = OnceLock::new();
-    let shift = *SHIFT.get_or_init(|| fault("clock").unwrap_or(0));
+    let shift = *SHIFT.get_or_init(|| number("clock").unwrap_or(0));
     let now = jiff::Timestamp::now();
     now.checked_add(jiff::SignedDuration::from_secs(shift)).unwrap_or(now)
 }
@@ -83,10 +62,9 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
 pub fn write_atomic_via(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let unfinished = unfinished(directory);
     let written = (|| {
-        let mut file = create(&unfinished)?;
-        operation(&unfinished)?;
+        let mut file = writer(&unfinished)?;
         file.write_all(bytes)?;
-        sync(&file)?;
+        file.sync()?;
         rename(&unfinished, path)
     })();
     if written.is_err() {
@@ -95,18 +73,66 @@ pub fn write_atomic_via(directory: &Path, path: &Path, bytes: &[u8]) -> io::Resu
     written
 }
 
+/// Writes a file on which nothing rests once the machine has been off: it need not be on the disk.
+pub fn write(path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+    writer(path)?.write_all(bytes.as_ref())
+}
+
 /// A fresh name in `directory` for a file that is being written.
 pub fn unfinished(directory: &Path) -> PathBuf {
     directory.join(format!(".{}-{}", std::process::id(), SERIAL.fetch_add(1, Ordering::Relaxed)))
 }
 
-/// Adds to the end of a file, which is made if it is absent, in one write, and waits until the disk has it.
+/// Adds to the end of a file, which is made if it is absent, and waits until the disk has it. What failed may be there
+/// in part: then nothing more is to be added to this file.
 pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    operation(path)?;
-    let mut file = fs_err::OpenOptions::new().create(true).append(true).open(path)?;
-    file.write_all(bytes)?;
-    operation(path)?;
-    file.sync_data()
+    let is_new = !path.exists();
+    let file = change(path, || fs_err::OpenOptions::new().create(true).append(true).open(path))?;
+    let mut writer = Writer { file };
+    if is_new {
+        crash::made(path)?;
+    }
+    writer.write_all(bytes)?;
+    writer.sync()?;
+    match path.parent() {
+        Some(directory) if is_new => sync_directory(directory),
+        _ => Ok(()),
+    }
+}
+
+/// A file that is being written. Each write is counted; that it may be short or interrupted is what `write_all` is for.
+#[derive(Debug)]
+pub struct Writer {
+    file: File,
+}
+
+impl Writer {
+    /// Waits until the disk has the file.
+    pub fn sync(&self) -> io::Result<()> {
+        sync(&self.file)
+    }
+}
+
+impl Write for Writer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let most = fault::pass_write(self.file.path(), bytes.len())?;
+        self.file.write(&bytes[..most])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Creates a file, or empties it, to be written.
+pub fn writer(path: &Path) -> io::Result<Writer> {
+    Ok(Writer { file: create(path)? })
+}
+
+/// As [`append`], without waiting: for what may be lost.
+pub fn append_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = change(path, || fs_err::OpenOptions::new().create(true).append(true).open(path))?;
+    Writer { file }.write_all(bytes)
 }
 
 /// A place where a test may have the process killed: `SAMI_FAULT=kill:PLACE:N` kills it at the Nth call with this
@@ -115,8 +141,8 @@ pub fn kill_point(place: &str) {
     static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
     static PASSED: AtomicU64 = AtomicU64::new(0);
     let wanted = WANTED.get_or_init(|| {
-        let text = env::FAULT.get()?;
-        let (place, count) = text.strip_prefix("kill:")?.split_once(':')?;
+        let text = fault::asked("kill")?;
+        let (place, count) = text.split_once(':')?;
         Some((place.to_owned(), count.parse().ok()?))
     });
     if let Some((wanted, count)) = wanted
@@ -130,42 +156,51 @@ pub fn kill_point(place: &str) {
 
 /// Opens a file to read and to write it, and makes it if it is absent; what it holds stays.
 pub fn open_or_create(path: &Path) -> io::Result<File> {
-    operation(path)?;
-    fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+    let open = || fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    let is_new = !path.exists();
+    let file = change(path, open)?;
+    if is_new {
+        crash::made(path)?;
+    }
+    Ok(file)
 }
 
 /// Replaces what a small file holds, in one write.
 pub fn overwrite(file: &File, bytes: &[u8]) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
-    operation(file.path())?;
-    file.file().write_all_at(bytes, 0)?;
+    change(file.path(), || file.file().write_all_at(bytes, 0))?;
     file.set_len(bytes.len() as u64)
 }
 
-/// Creates a file, or empties it.
+/// Creates a file, or empties it: one that is locked, or handed to another process or library. Else [`writer`].
 pub fn create(path: &Path) -> io::Result<File> {
-    operation(path)?;
-    File::create(path)
+    let file = change(path, || File::create(path))?;
+    crash::made(path)?;
+    Ok(file)
 }
 
 /// Writes a block to a file that is open.
 pub fn write_all(file: &mut File, block: &[u8]) -> io::Result<()> {
-    operation(file.path())?;
-    file.write_all(block)
+    change(&file.path().to_owned(), || file.write_all(block))
 }
 
 /// Copies `reader` into a new file, handing each block to `see`, and waits until the disk has it.
 pub fn copy_to(reader: &mut impl Read, path: &Path, mut see: impl FnMut(&[u8])) -> io::Result<u64> {
-    let mut file = create(path)?;
+    let mut file = writer(path)?;
     let mut size = 0;
     each_block(reader, |block| {
-        operation(path)?;
         see(block);
         size += block.len() as u64;
         file.write_all(block)
     })?;
-    sync(&file)?;
+    file.sync()?;
     Ok(size)
+}
+
+/// Copies a file on which nothing rests once the machine has been off.
+pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let mut file = writer(to)?;
+    each_block(&mut File::open(from)?, |block| file.write_all(block))
 }
 
 /// Reads to the end in blocks of a MiB at most.
@@ -192,70 +227,93 @@ pub fn each_block_of(
 
 /// Waits until the disk has the file.
 pub fn sync(file: &File) -> io::Result<()> {
-    operation(file.path())?;
-    file.sync_all()
+    let path = file.path();
+    crash::synced(path, || change(path, || fault::pass_sync(path).and_then(|()| file.sync_all())))
+}
+
+/// Waits until the disk has the names in a directory.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    change(directory, || File::open(directory)?.sync_all())?;
+    crash::settled(directory)
+}
+
+/// Waits until the disk has all that was done to the file system of a path.
+pub fn sync_system(path: &Path) -> io::Result<()> {
+    change(path, || Ok(rustix::fs::syncfs(File::open(path)?)?))
 }
 
 /// Renames, replacing what is there, and waits until the disk has the new name.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    operation(to)?;
-    fs_err::rename(from, to)?;
-    let Some(directory) = to.parent() else { return Ok(()) };
-    operation(directory)?;
-    fs_err::File::open(directory)?.sync_all()
+    rename_soon(from, to)?;
+    to.parent().map_or(Ok(()), sync_directory)
 }
 
 /// Renames without waiting for the disk: what is there only as long as processes live, and what is on its way out.
 pub fn rename_soon(from: &Path, to: &Path) -> io::Result<()> {
-    operation(to)?;
-    fs_err::rename(from, to)
-}
-
-/// Writes to the end of an open file without waiting for the disk.
-pub fn add(file: &mut File, bytes: &[u8]) -> io::Result<()> {
-    operation(file.path())?;
-    file.write_all(bytes)
+    change(to, || fs_err::rename(from, to))?;
+    crash::renamed(from, to)
 }
 
 /// Makes a directory and those above it.
 pub fn create_directory(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
+    create_directories(path).map(drop)
+}
+
+/// Makes a directory; errs if there is one. What is above it is there.
+pub fn create_new_directory(path: &Path) -> io::Result<()> {
+    change(path, || fs_err::create_dir(path))?;
+    crash::made(path)
+}
+
+/// As [`create_directory`], and waits until the disk has the names of all that were made.
+pub fn create_lasting_directory(path: &Path) -> io::Result<()> {
+    for made in create_directories(path)? {
+        made.parent().map_or(Ok(()), sync_directory)?;
     }
-    operation(path)?;
-    fs_err::create_dir_all(path)
+    Ok(())
+}
+
+/// Those that had to be made, the deepest first.
+fn create_directories(path: &Path) -> io::Result<Vec<&Path>> {
+    if path.is_dir() {
+        return Ok(Vec::new());
+    }
+    let absent = |path: &&Path| !path.as_os_str().is_empty() && !path.is_dir();
+    let made: Vec<&Path> = path.ancestors().take_while(absent).collect();
+    change(path, || fs_err::create_dir_all(path))?;
+    made.iter().rev().try_for_each(|path| crash::made(path))?;
+    Ok(made)
 }
 
 /// Removes a file; one that is not there is removed already.
 pub fn remove_file(path: &Path) -> io::Result<()> {
-    operation(path)?;
-    absent_is_fine(fs_err::remove_file(path))
+    absent_is_fine(change(path, || fs_err::remove_file(path)))?;
+    crash::removed(path)
 }
 
 /// Removes a directory and all in it; one that is not there is removed already.
 pub fn remove_directory(path: &Path) -> io::Result<()> {
-    operation(path)?;
-    absent_is_fine(fs_err::remove_dir_all(path))
+    absent_is_fine(change(path, || fs_err::remove_dir_all(path)))?;
+    crash::removed(path)
 }
 
 /// Removes a directory unless something is in it.
 pub fn remove_if_empty(path: &Path) -> io::Result<()> {
-    operation(path)?;
-    match fs_err::remove_dir(path) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty) => Ok(()),
-        other => absent_is_fine(other),
+    match change(path, || fs_err::remove_dir(path)) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty) => return Ok(()),
+        other => absent_is_fine(other)?,
     }
+    crash::removed(path)
 }
 
 /// Sets the permissions to read-only for everyone.
 pub fn protect(path: &Path) -> io::Result<()> {
-    operation(path)?;
-    fs_err::set_permissions(path, PermissionsExt::from_mode(0o444))
+    change(path, || fs_err::set_permissions(path, PermissionsExt::from_mode(0o444)))
 }
 
 /// Removes what an operation that failed left; that it cannot be removed is no news then.
 pub fn discard(path: &Path) {
-    let _ = fs_err::remove_file(path);
+    let _ = fs_err::remove_file(path).and_then(|()| crash::removed(path));
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -309,7 +367,7 @@ impl Stamp {
 /// Bytes that can still be written where a path is or will be; `None` where nobody says. `SAMI_FAULT=room:BYTES` says
 /// that there are so many.
 pub fn free(path: &Path) -> Option<u64> {
-    if let Some(bytes) = fault("room") {
+    if let Some(bytes) = number("room") {
         return u64::try_from(bytes).ok();
     }
     let path = std::path::absolute(path).ok()?;
@@ -348,22 +406,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_write_is_whole_or_absent_whatever_fails() {
+    fn a_write_is_whole_or_absent_whatever_goes_wrong() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         write_atomic(&path, b"old").unwrap();
-        for n in 1.. {
-            let (result, reached) = with_fault(n, || write_atomic(&path, b"new"));
-            let text = fs_err::read_to_string(&path).unwrap();
-            assert!(text == "old" || text == "new");
-            if !reached {
-                result.unwrap();
-                assert_eq!(text, "new");
-                assert!(n > 4);
-                break;
+        for kind in [Kind::Full, Kind::Broken, Kind::Interrupted, Kind::Short] {
+            for n in 1.. {
+                write_atomic(&path, b"old").unwrap();
+                let (result, reached) = with_fault_of(kind, n, || write_atomic(&path, b"new"));
+                let text = fs_err::read_to_string(&path).unwrap();
+                assert!(text == "old" || text == "new");
+                assert_eq!(list(directory.path()).unwrap(), std::slice::from_ref(&path));
+                if !reached {
+                    assert!(n > 4);
+                }
+                if !reached || matches!(kind, Kind::Interrupted | Kind::Short) {
+                    result.unwrap();
+                    assert_eq!(text, "new");
+                } else {
+                    let error = result.unwrap_err();
+                    assert_eq!(error.kind() == io::ErrorKind::StorageFull, kind == Kind::Full, "{error}");
+                }
+                if !reached {
+                    break;
+                }
             }
-            assert_eq!(result.unwrap_err().kind(), io::ErrorKind::StorageFull);
-            assert_eq!(list(directory.path()).unwrap(), std::slice::from_ref(&path));
+        }
+    }
+
+    #[test]
+    fn what_is_added_goes_on_after_a_signal_or_a_short_write() {
+        let directory = tempfile::tempdir().unwrap();
+        for kind in [Kind::Interrupted, Kind::Short] {
+            for n in 1..8 {
+                let path = directory.path().join(format!("{kind:?}-{n}"));
+                append(&path, b"one\n").unwrap();
+                with_fault_of(kind, n, || append(&path, b"two\n")).0.unwrap();
+                assert_eq!(fs_err::read_to_string(&path).unwrap(), "one\ntwo\n");
+            }
         }
     }
 

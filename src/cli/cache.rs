@@ -1,14 +1,12 @@
 //! `sami cache …`: looking into the store and tidying it.
 
-use std::io::{self, IsTerminal, Write};
+use std::io;
 
 use serde_json::json;
 
-use super::figures::{bytes, count, some};
-use super::page::LISTED;
 use super::{
-    CacheCommand, CommandResult, Context, DAMAGED, DONE, archive, artifact, checkout, context, du, find, forget, gc,
-    ls, pin,
+    CacheCommand, CommandResult, Context, DONE, archive, artifact, checkout, context, du, find, forget, gc, ls, memo,
+    pin, verify,
 };
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::pieces;
@@ -28,9 +26,10 @@ pub(crate) fn run(context: &Context, command: &CacheCommand) -> CommandResult {
         CacheCommand::Ls(args) => ls::run(context, store, args),
         CacheCommand::Show { id } => artifact::show(context, store, &Index::open(store)?, id),
         CacheCommand::Cat { id, file } => cat(store, id, file.as_deref()),
+        CacheCommand::Rows(args) => memo::run(context, store, args),
         CacheCommand::Du { what } => du::run(context, store, what),
         CacheCommand::Forget(args) => forget::run(context, store, args),
-        CacheCommand::Verify => verify(context, store),
+        CacheCommand::Verify(args) => verify::run(context, store, args),
         CacheCommand::Gc(args) => gc::run(context, store, args),
         CacheCommand::Pin { id } => pin::pin(context, store, id, true),
         CacheCommand::Unpin { id } => pin::pin(context, store, id, false),
@@ -61,45 +60,6 @@ fn cat(store: &Store, what: &str, file: Option<&str>) -> CommandResult {
     let mut file = pieces::open(path)?;
     context::write_out(|stdout| io::copy(&mut file, stdout).map(drop))?;
     Ok(DONE)
-}
-
-fn verify(context: &Context, store: &Store) -> CommandResult {
-    let terminal = io::stderr().is_terminal();
-    let mut shown = 0;
-    let seen = store.verify(&mut |done, total| {
-        let percent = done * 100 / total.max(1);
-        if terminal && percent != shown {
-            shown = percent;
-            // Progress that cannot be shown is no failure.
-            let _ = write!(io::stderr(), "\rverifying {percent}% of {}", bytes(total));
-        }
-    })?;
-    if terminal {
-        let _ = write!(io::stderr(), "\r\u{1b}[K");
-    }
-    let code = if seen.is_whole() { DONE } else { DAMAGED };
-    if context.json() {
-        context::print_json(&json!({"ok": seen.is_whole(), "verification": seen}))?;
-        return Ok(code);
-    }
-    let mut text = String::new();
-    for finding in &seen.findings {
-        let nodes = if finding.nodes.is_empty() { "no node".to_owned() } else { some(&finding.nodes, ", ", LISTED) };
-        text.push_str(&format!("{} {}: {}  (of {nodes})\n", finding.state, finding.what, finding.path.display()));
-    }
-    text.push_str(&format!(
-        "{} objects ({}), {} artifacts, {} node records: ",
-        count(seen.objects),
-        bytes(seen.bytes),
-        count(seen.artifacts),
-        count(seen.nodes)
-    ));
-    match seen.findings.len() {
-        0 => text.push_str("all whole\n"),
-        found => text.push_str(&format!("{found} not as they should be; `sami run` makes them again\n")),
-    }
-    context::print(&text)?;
-    Ok(code)
 }
 
 fn rebuild(context: &Context, store: &Store) -> CommandResult {

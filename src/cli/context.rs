@@ -48,8 +48,8 @@ impl From<StoreError> for Failure {
             | StoreError::NoArtifact(_)
             | StoreError::Unknown(_)
             | StoreError::Ambiguous { .. } => USAGE,
-            // A full or read-only disk is no damage, nor is another process at work.
-            StoreError::Io(_) | StoreError::InUse => FAILED,
+            // A full or read-only disk is no damage.
+            StoreError::Io(_) => FAILED,
             _ => DAMAGED,
         };
         Self { code, diagnostics: vec![error.diagnostic()] }
@@ -60,7 +60,7 @@ impl From<ExecError> for Failure {
     fn from(error: ExecError) -> Self {
         let code = match error {
             ExecError::Store(error) => return error.into(),
-            ExecError::Spawn(_) => FAILED,
+            ExecError::Spawn(_) | ExecError::Audit { .. } => FAILED,
             // The pipeline or what was typed is at fault.
             ExecError::Sources(_)
             | ExecError::UnknownNode { .. }

@@ -45,7 +45,7 @@ pub(super) struct Planned {
 
 pub(super) fn planned(context: &Context, args: &PipelineArgs, targets: &[String]) -> Result<Planned, context::Failure> {
     let (pipeline, graph) = context.load(args)?;
-    let store = Store::open(&context.cache_directory(Some(&args.pipeline))?)?;
+    let store = Store::look(&context.cache_directory(Some(&args.pipeline))?)?;
     let mut index = Index::open(&store)?;
     let options = PlanOptions { targets: targets.to_vec(), ..PlanOptions::default() };
     let plan = exec::plan(&pipeline, &graph, &store, &mut index, &options)?;

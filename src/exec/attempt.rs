@@ -1,13 +1,13 @@
 //! One execution of a node, as the scheduler sees it: from its job file to its result.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use serde_json::{Map, Value};
 
+use super::class::class;
 use super::job::{Job, JobInput, JobResult};
 use super::journal::{Journal, tail};
 use super::local::{Message, Worker};
@@ -104,6 +104,7 @@ impl Attempt {
             threads: place.threads,
             micro_batch: pipeline.nodes[node].run.micro_batch,
             activation_checkpointing: pipeline.nodes[node].run.activation_checkpointing,
+            afresh: false,
             store: store.root().to_owned(),
             live: Some(store.live_file()?),
             scratch,
@@ -113,7 +114,7 @@ impl Attempt {
         };
         let path = directory.join("job.json");
         let bytes = serde_json::to_vec_pretty(&job).map_err(crate::store::StoreError::from)?;
-        fs::create(&path)?.write_all(&bytes)?;
+        fs::write(&path, bytes)?;
         let log = directory.join("log.txt");
         let output = fs::create(&log)?;
         let (began, started) = (Instant::now(), fs::now().to_string());
@@ -173,6 +174,8 @@ impl Attempt {
             host: made.host.to_owned(),
             device: self.place.device().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            class: class(made.pipeline, node, self.place.device()),
+            equal_to_within: None,
         }
     }
 

@@ -17,7 +17,7 @@ const LONGEST: usize = 100;
 pub(super) struct Journal {
     record: RunRecord,
     directory: PathBuf,
-    events: io::BufWriter<fs_err::File>,
+    events: io::BufWriter<fs::Writer>,
     began: Instant,
 }
 
@@ -26,7 +26,7 @@ impl Journal {
     pub(super) fn begin(pipeline: &Pipeline, store: &Store, file: &str) -> Result<Self, ExecError> {
         let run = new_id(store)?;
         let directory = store.run_dir(&run);
-        let events = io::BufWriter::new(fs::create(&directory.join("events.jsonl"))?);
+        let events = io::BufWriter::new(fs::writer(&directory.join("events.jsonl"))?);
         let record = RunRecord {
             run,
             pipeline: pipeline.name.clone(),
@@ -71,6 +71,7 @@ impl Journal {
             }
             other => other,
         };
+        fs::told(|| serde_json::to_string(event).unwrap_or_default());
         serde_json::to_writer(&mut self.events, event).map_err(io::Error::from)?;
         Ok(self.events.write_all(b"\n")?)
     }
@@ -114,7 +115,7 @@ fn new_id(store: &Store) -> Result<String, ExecError> {
         hasher.number(u64::from(std::process::id())).text(&fs::now().to_string()).number(number);
         let run = format!("{}-{}", name(time), &hasher.finish().short()[..4]);
         number += 1;
-        match fs_err::create_dir(store.run_dir(&run)) {
+        match fs::create_new_directory(&store.run_dir(&run)) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             other => {
                 other?;

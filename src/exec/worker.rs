@@ -94,20 +94,28 @@ fn attempt(job: &Job, mouth: &mut Mouth, cancel: &AtomicBool) -> Result<JobResul
         threads: job.threads,
         micro_batch: job.micro_batch,
         activation_checkpointing: job.activation_checkpointing,
+        afresh: job.afresh,
         progress: &mut progress,
         purse,
         cancel,
     };
     let outputs = entry.run(&job.fields, &mut cx)?;
+    if job.afresh {
+        // An audit looks at the files where they are.
+        let files = serde_json::to_vec(&outputs.files).map_err(std::io::Error::from)?;
+        fs::create(&job.result.with_file_name("outputs.json"))?.write_all(&files)?;
+        let artifact = Store::identity(job.output.name(), &outputs.files)?;
+        return Ok(JobResult::Done { artifact, metrics: outputs.metrics, put: Vec::new() });
+    }
     let artifact = store.put_artifact(job.output.name(), &outputs.files)?;
     Ok(JobResult::Done { artifact, metrics: outputs.metrics, put: store.known(&artifact)? })
 }
 
 fn record(job: &Job, result: &JobResult) -> std::io::Result<()> {
     let unfinished = job.result.with_extension("tmp");
-    fs::create(&unfinished)?.write_all(&serde_json::to_vec(result)?)?;
+    fs::write(&unfinished, serde_json::to_vec(result)?)?;
     // Nothing rests on it once the machine has been off: it need not be on the disk, only whole.
-    fs_err::rename(unfinished, &job.result)
+    fs::rename_soon(&unfinished, &job.result)
 }
 
 /// The socket to the scheduler, if there is one. Sets `cancel` when told to stop, and ends this process's group when

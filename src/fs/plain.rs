@@ -9,6 +9,7 @@ use fs_err::File;
 /// Opens a file to read it, links followed. Errs on what is no plain file: a pipe, a socket or a device could keep a reader
 /// waiting forever, or never end.
 pub fn open(path: &Path) -> io::Result<File> {
+    super::fault::pass_read(path)?;
     let mut options = fs_err::OpenOptions::new();
     // Not to wait for who writes into a pipe; of no effect on plain files.
     options.read(true).options_mut().custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);

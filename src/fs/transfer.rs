@@ -1,20 +1,20 @@
 //! From one file to another without a detour: clones, links, copies within the kernel; and many new names at once.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fs_err::File;
 use rustix::io::Errno;
 
-use super::{create, discard, each_block, operation};
+use super::{change, crash, create, discard, each_block, rename_soon, sync_directory, write_all};
 
 /// Makes `to` a clone of `from`: it shares blocks with it until one of the two is written to. `false`, and no file, where
 /// the file system cannot or the two are on different ones.
 pub fn reflink(from: &File, to: &Path) -> io::Result<bool> {
     let file = create(to)?;
-    operation(to)?;
+    change(to, || Ok(()))?;
     match rustix::fs::ioctl_ficlone(file.file(), from.file()) {
         Ok(()) => Ok(true),
         Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::PERM) => {
@@ -30,9 +30,8 @@ pub fn reflink(from: &File, to: &Path) -> io::Result<bool> {
 
 /// Gives a file a second name. `false` where that cannot be: another file system, or one without such names.
 pub fn hard_link(from: &Path, to: &Path) -> io::Result<bool> {
-    operation(to)?;
-    match std::fs::hard_link(from, to) {
-        Ok(()) => Ok(true),
+    match change(to, || std::fs::hard_link(from, to)) {
+        Ok(()) => crash::made(to).map(|()| true),
         Err(error) if matches!(error.kind(), io::ErrorKind::CrossesDevices | io::ErrorKind::TooManyLinks) => Ok(false),
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS)) => Ok(false),
         Err(error) => Err(io::Error::new(error.kind(), format!("{error}: `{}`", to.display()))),
@@ -41,8 +40,8 @@ pub fn hard_link(from: &Path, to: &Path) -> io::Result<bool> {
 
 /// Makes a symbolic link at `to`.
 pub fn symlink(from: &Path, to: &Path) -> io::Result<()> {
-    operation(to)?;
-    fs_err::os::unix::fs::symlink(from, to)
+    change(to, || fs_err::os::unix::fs::symlink(from, to))?;
+    crash::made(to)
 }
 
 /// Adds `size` bytes of a file, from `at` on, to the end of another. The kernel does it, sharing blocks where the file
@@ -51,7 +50,7 @@ pub fn copy_range(from: &File, at: u64, size: u64, to: &mut File) -> io::Result<
     const MOST: u64 = 64 << 20;
     let (mut at, mut left) = (at, size);
     while left > 0 {
-        operation(to.path())?;
+        change(to.path(), || Ok(()))?;
         let step = left.min(MOST) as usize;
         match rustix::fs::copy_file_range(from.file(), Some(&mut at), to.file(), None, step) {
             // Nothing: at the end, or of a file system that has it wrong; reading tells.
@@ -76,9 +75,8 @@ fn read_range(from: &File, at: u64, size: u64, to: &mut File) -> io::Result<()> 
     source.seek(SeekFrom::Start(at))?;
     let mut copied = 0;
     each_block(&mut source.take(size), |block| {
-        operation(to.path())?;
         copied += block.len() as u64;
-        to.write_all(block)
+        write_all(to, block)
     })?;
     if copied == size {
         return Ok(());
@@ -90,29 +88,24 @@ fn read_range(from: &File, at: u64, size: u64, to: &mut File) -> io::Result<()> 
 /// Sets a file's modification time to now, to the nanosecond. The kernel's own times tick in milliseconds, so that whoever
 /// writes to it later leaves another time, however soon that is: its stamp can be gone by at once.
 pub fn mark(path: &Path) -> io::Result<()> {
-    operation(path)?;
     let nanoseconds = jiff::Timestamp::now().as_nanosecond().try_into().unwrap_or_default();
-    File::open(path)?.file().set_modified(UNIX_EPOCH + Duration::from_nanos(nanoseconds))
+    change(path, || File::open(path)?.file().set_modified(UNIX_EPOCH + Duration::from_nanos(nanoseconds)))
 }
 
 /// Renames many files, each replacing what is there, then waits until the disk has the new names: once per directory.
 pub fn rename_all<'a>(pairs: impl IntoIterator<Item = (&'a Path, &'a Path)>) -> io::Result<()> {
     let mut directories: BTreeSet<PathBuf> = BTreeSet::new();
     for (from, to) in pairs {
-        operation(to)?;
-        fs_err::rename(from, to)?;
+        rename_soon(from, to)?;
         directories.extend(to.parent().map(Path::to_owned));
     }
-    for directory in directories {
-        operation(&directory)?;
-        File::open(&directory)?.sync_all()?;
-    }
-    Ok(())
+    directories.iter().try_for_each(|directory| sync_directory(directory))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     #[test]
     fn a_write_right_after_a_mark_shows_in_the_stamp() {

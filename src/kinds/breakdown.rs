@@ -115,7 +115,7 @@ fn name(constitution: &Constitution) -> String {
 /// Writes the file.
 pub(super) fn write(path: &Path, report: &Value) -> Result<(), NodeError> {
     let text = serde_json::to_string_pretty(report).map_err(std::io::Error::from)?;
-    Ok(fs_err::write(path, text + "\n")?)
+    Ok(crate::fs::write(path, text + "\n")?)
 }
 
 /// The first text that comes twice.

@@ -12,11 +12,12 @@ use serde_json::{Map, Value, json};
 
 use super::check::{input, require};
 use super::environment::Environment;
-use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, rows};
+use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, Setting, rows};
+use crate::fs;
 use crate::pieces::Recipe;
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 use crate::secret::{Redacting, Secrets};
-use crate::store;
+use crate::store::{self, Reproduces};
 
 /// How often a running program is looked after.
 const POLL: Duration = Duration::from_millis(10);
@@ -132,6 +133,9 @@ and besides `RAYON_NUM_THREADS` what `env` passes on or sets. What it sets stand
 that a node runs again when the value changes. So a secret is passed on, never written down: `env = ["HF_TOKEN"]`. Where the program prints a value that was passed on because
 `env` names it, the log has `[value of NAME]`.
 
+What a program makes counts as not reproducible, so that `sami audit` skips it; `run = { reproducible = true }` says that it makes the same bytes
+from the same inputs.
+
 ```toml
 [nodes.count]
 kind = "command"
@@ -140,6 +144,13 @@ args = ["-c", "wc -l < {input.rows}/rows.jsonl > {output}/count.txt"]
 inputs = { rows = "generate" }
 ```
 "#;
+
+    fn reproduces(&self, given: &Setting<'_>) -> Reproduces {
+        match given.said {
+            Some(true) => Reproduces::BitExact,
+            _ => given.no("a program, of which `run.reproducible` says nothing else"),
+        }
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let mut places = BTreeMap::from([("{output}".to_owned(), display(&cx.staging))]);
@@ -151,7 +162,7 @@ inputs = { rows = "generate" }
         }
         if let Some(script) = &self.script {
             let path = cx.scratch.join("script");
-            fs_err::write(&path, script)?;
+            fs::write(&path, script)?;
             places.insert("{script}".to_owned(), display(&path));
         }
         let fill = |text: &String| places.iter().fold(text.clone(), |text, (place, path)| text.replace(place, path));
@@ -270,14 +281,12 @@ impl Printed {
 
 /// Puts the files of an input into a directory of their own, rows sliced.
 fn lay_out(input: &InputArtifact, directory: &Path) -> Result<PathBuf, NodeError> {
-    if directory.exists() {
-        fs_err::remove_dir_all(directory)?;
-    }
-    fs_err::create_dir_all(directory)?;
+    fs::remove_directory(directory)?;
+    fs::create_directory(directory)?;
     for (name, path) in &input.files {
         let place = directory.join(name);
         if let Some(parent) = place.parent() {
-            fs_err::create_dir_all(parent)?;
+            fs::create_directory(parent)?;
         }
         if name == "rows.jsonl" && (input.skip > 0 || input.take.is_some()) {
             rows::write(&place, &rows::read_input(input)?)?;
@@ -287,7 +296,7 @@ fn lay_out(input: &InputArtifact, directory: &Path) -> Result<PathBuf, NodeError
             let size = fs_err::metadata(&place)?.len();
             tracing::info!("`{name}` is kept in pieces: laid out as one file of {size} bytes for the program");
         } else {
-            fs_err::os::unix::fs::symlink(path, &place)?;
+            fs::symlink(path, &place)?;
         }
     }
     Ok(directory.to_owned())

@@ -399,7 +399,7 @@ counted), `similar.ONE+OTHER`; with a writer `written` (principles), `tries`, `t
         let mut text =
             serde_json::to_string_pretty(&constitutions).map_err(|error| NodeError::failed(error.to_string()))?;
         text.push('\n');
-        fs_err::write(&path, text)?;
+        crate::fs::write(&path, text)?;
         Ok(Outputs { files: [("constitutions.json".to_owned(), path)].into(), metrics })
     }
 }

@@ -281,7 +281,9 @@ optimizer = { name = "adamw", lr = 5e-7 }
         let device = crate::lm::device(&cx.device)?;
         let mut trainer = Trainer::new(&model.files, reference.as_ref(), examples, settings, &device)?;
         let checkpoints = cx.scratch.join("checkpoint");
-        crate::fs::create_directory(&checkpoints)?;
+        crate::fs::create_lasting_directory(&checkpoints)?;
+        // Nor did who made the scratch directory wait until the disk had its name.
+        cx.scratch.parent().map_or(Ok(()), crate::fs::sync_directory)?;
         if trainer.resume(&checkpoints)? {
             tracing::info!("goes on after step {}", trainer.step_count());
         }
@@ -410,18 +412,18 @@ impl Finetune {
         }
         if self.lora.is_some() {
             let folder = cx.staging.join(if self.merge { adapter::MERGED } else { adapter::FOLDER });
-            fs_err::create_dir_all(&folder)?;
+            crate::fs::create_directory(&folder)?;
             trainer.save_adapter(&folder)?;
         }
         let lines: Vec<String> = trainer.records().iter().map(|record| json!(record).to_string()).collect();
-        fs_err::write(cx.staging.join("train.jsonl"), lines.join("\n") + "\n")?;
+        crate::fs::write(&cx.staging.join("train.jsonl"), lines.join("\n") + "\n")?;
         // A GGUF file has the tokenizer in it; other programs want it in files.
         if model.files.contains_key(gguf::FILE) {
             Tokenizer::load(&model.files)?.save(&cx.staging)?;
         }
         for name in TOKENIZER_FILES {
             if let Some(path) = model.files.get(*name) {
-                fs_err::copy(path, cx.staging.join(name))?;
+                crate::fs::copy(path, &cx.staging.join(name))?;
             }
         }
         files.extend(super::command::collect(&cx.staging)?);

@@ -5,9 +5,10 @@ use serde_json::{Value, json};
 
 use super::check::{input, require};
 use super::estimate::{self, Estimate, Known};
-use super::{Cx, NodeError, NodeKind, Outputs, command, rows};
+use super::{Cx, NodeError, NodeKind, Outputs, Setting, command, rows};
 use crate::lm::{ChatTemplate, Config, Experts, Family, Model, Tensor, Tokenizer, TokenizerKind};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
+use crate::store::Reproduces;
 
 /// `tokenizer = { … }`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -201,6 +202,10 @@ init = { hidden_size = 128, layers = 3, heads = 4, tokenizer = { from = "documen
         estimate::init(self)
     }
 
+    fn reproduces(&self, _given: &Setting<'_>) -> Reproduces {
+        Reproduces::BitExact
+    }
+
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let rows = rows::read_input(cx.input("tokenizer.from")?)?;
         let field = &self.tokenizer.field;
@@ -226,7 +231,7 @@ init = { hidden_size = 128, layers = 3, heads = 4, tokenizer = { from = "documen
         let model = Model::random(config, self.seed, &crate::lm::device("cpu")?)?;
         model.save(&cx.staging)?;
         if let Some(template) = &self.chat_template {
-            fs_err::write(cx.staging.join("chat_template.jinja"), template)?;
+            crate::fs::write(&cx.staging.join("chat_template.jinja"), template)?;
         }
         let metrics = [
             ("parameters".to_owned(), json!(model.weights().values().map(Tensor::elem_count).sum::<usize>())),

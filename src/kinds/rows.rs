@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::{InputArtifact, NodeError};
+use crate::fs;
 
 /// A row; its id is under `id` as a string.
 pub type Row = Map<String, Value>;
@@ -42,7 +43,7 @@ pub fn id(row: &Row) -> Result<&str, NodeError> {
 
 /// Writes rows, a line each.
 pub fn write(path: &Path, rows: &[Row]) -> Result<(), NodeError> {
-    let mut file = BufWriter::new(fs_err::File::create(path)?);
+    let mut file = BufWriter::new(fs::writer(path)?);
     for row in rows {
         serde_json::to_writer(&mut file, row).map_err(std::io::Error::from)?;
         file.write_all(b"\n")?;

@@ -203,7 +203,7 @@ pub fn save(directory: &Path, settings: &LoraSettings, adapters: &Adapters, base
         "use_dora": false,
         "use_rslora": false,
     });
-    fs_err::write(directory.join(CONFIG), format!("{config:#}\n"))?;
+    crate::fs::write(&directory.join(CONFIG), format!("{config:#}\n"))?;
     let named = adapters.iter().flat_map(|(name, adapter)| adapter.named(name));
     let tensors = named.map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor.clone())).collect();
     weights::save(&directory.join(WEIGHTS), &tensors)

@@ -345,7 +345,8 @@ impl Model {
         if let Some((name, _)) = self.config.tensors().into_iter().find(|(name, _)| !self.weights.contains_key(name)) {
             return Err(LmError::MissingTensor { name });
         }
-        let write = |name: &str, json: serde_json::Value| fs_err::write(directory.join(name), format!("{json:#}\n"));
+        let write =
+            |name: &str, json: serde_json::Value| crate::fs::write(&directory.join(name), format!("{json:#}\n"));
         write("config.json", self.config.to_json())?;
         write("generation_config.json", self.config.generation_json())?;
         weights::save(&directory.join("model.safetensors"), &self.weights)

@@ -199,7 +199,7 @@ impl Tokenizer {
     /// Writes `tokenizer.json` and `tokenizer_config.json` into a directory that exists; a loaded tokenizer's as they were.
     pub fn save(&self, directory: &Path) -> Result<(), LmError> {
         for (name, bytes) in &self.files {
-            fs_err::write(directory.join(name), bytes)?;
+            crate::fs::write(&directory.join(name), bytes)?;
         }
         Ok(())
     }

@@ -5,7 +5,6 @@ use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use candle_core::{DType, Device, Storage, Tensor};
-use fs_err::File;
 use half::{bf16, f16};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -245,7 +244,7 @@ pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<(), LmErr
     let mut header = serde_json::to_vec(&Value::Object(header)).expect("strings and numbers are JSON");
     // The reference implementation aligns the numbers to eight bytes with spaces.
     header.resize(header.len().next_multiple_of(8), b' ');
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    let mut file = BufWriter::with_capacity(1 << 20, crate::fs::writer(path)?);
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
     for tensor in tensors.values() {

@@ -47,14 +47,14 @@ impl Store {
     /// Gives a file its place as an object, or as pieces if it is one to be cut. The caller has read it, and it is what
     /// `blob` says.
     pub fn take_object(&self, path: &Path, blob: &Blob) -> Result<(), StoreError> {
+        let _section = self.sharing()?;
+        self.need_objects([blob.digest])?;
         if self.cuts(&mut fs_err::File::open(path)?)?.is_some() {
             let put = self.take(path)?;
             let other = || StoreError::Damaged { what: format!("what arrived as object {}", blob.digest.short()) };
             return if put == *blob { Ok(()) } else { Err(other()) };
         }
         fs::sync(&fs_err::File::open(path)?)?;
-        let _section = self.sharing()?;
-        self.need_objects([blob.digest])?;
         let object = self.blob_path(&blob.digest);
         if std::fs::symlink_metadata(&object).is_ok_and(|found| !found.is_file() || found.len() != blob.size) {
             self.quarantine(&object)?;

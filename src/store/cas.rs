@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hash::hash_file;
 use super::put::marked;
-use super::{Store, StoreError};
+use super::{Store, StoreError, is_no_file};
 use crate::digest::Digest;
 use crate::fs;
 
@@ -114,7 +114,8 @@ impl Store {
         let _section = self.sharing()?;
         self.need_artifacts([id])?;
         if path.exists() {
-            if fs_err::read(&path)? == bytes {
+            if path.is_file() && fs::read(&path, LARGEST_MANIFEST)? == bytes {
+                path.parent().map_or(Ok(()), fs::sync_directory)?;
                 return Ok(id);
             }
             self.quarantine(&path)?;
@@ -135,7 +136,7 @@ impl Store {
         let id = self.put_manifest(&Manifest { kind: kind.to_owned(), files: files.clone() })?;
         let bytes = serde_json::to_vec(external)?;
         let path = self.external_path(&id);
-        if std::fs::metadata(&path).is_err() || fs_err::read(&path)? != bytes {
+        if std::fs::metadata(&path).is_err() || fs::read(&path, LARGEST_EXTERNAL)? != bytes {
             self.write(&path, &bytes)?;
         }
         Ok(id)
@@ -149,7 +150,7 @@ impl Store {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(StoreError::NoArtifact(*id)),
             Err(error) if error.kind() == ErrorKind::FileTooLarge => return Err(damaged("is far too large")),
-            Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::IsADirectory) => {
+            Err(error) if is_no_file(&error) => {
                 return Err(damaged("is no plain file"));
             }
             Err(error) => return Err(error.into()),
@@ -195,6 +196,7 @@ impl Store {
     }
 
     /// Digests of all blobs, in order.
+    #[cfg(test)]
     pub(super) fn object_ids(&self) -> Result<Vec<Digest>, StoreError> {
         self.sharded_ids("objects", "")
     }
@@ -204,14 +206,7 @@ impl Store {
         match fs::read(&self.external_path(id), LARGEST_EXTERNAL) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
             // One that is no such file says nothing: the artifact's files are missing then.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::NotFound | ErrorKind::FileTooLarge | ErrorKind::InvalidInput | ErrorKind::IsADirectory
-                ) =>
-            {
-                Ok(None)
-            }
+            Err(error) if error.kind() == ErrorKind::NotFound || is_no_file(&error) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

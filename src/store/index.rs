@@ -19,6 +19,7 @@ mod edges;
 mod forget;
 mod insert;
 mod list;
+mod restore;
 
 pub use list::{Line, Lines, Maker, Order, Wanted};
 
@@ -61,6 +62,7 @@ const INDEXES: &str = "
     CREATE INDEX artifacts_made ON artifacts (made);
     CREATE INDEX artifacts_type ON artifacts (type, made);
     CREATE INDEX artifacts_size ON artifacts (size);
+    CREATE INDEX artifacts_type_size ON artifacts (type, size);
 ";
 
 /// The open index.

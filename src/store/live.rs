@@ -216,7 +216,7 @@ impl Store {
             Some(live) => live,
             none => none.insert(self.make_live()?),
         };
-        Ok(fs::add(&mut live.file, text.as_bytes())?)
+        Ok(fs::write_all(&mut live.file, text.as_bytes())?)
     }
 
     /// The live file of this process, made if absent, for the workers that it starts: see [`Store::join`].

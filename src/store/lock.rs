@@ -89,6 +89,17 @@ impl Store {
     }
 }
 
+/// Takes the lock of a whole store for this process alone, or errs.
+pub(super) fn whole(root: &Path) -> Result<fs_err::File, StoreError> {
+    fs::create_directory(&root.join("locks"))?;
+    let file = fs::create(&root.join("locks/store"))?;
+    match file.file().try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse),
+        Err(TryLockError::Error(error)) => Err(error.into()),
+    }
+}
+
 /// Whether a file is still the one at its path.
 fn is_at(file: &fs_err::File, path: &Path) -> bool {
     let inode = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());

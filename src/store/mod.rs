@@ -8,7 +8,7 @@
 //!   artifacts/ab/cdef….json manifests: {"type", "files": {name: {digest, size}}}; named by the digest of their bytes
 //!   external/ID.json        {"directory", "at"}: where a model artifact's files are that were not copied in
 //!   nodes/ab/cdef….json     node records: key → artifact, preimage, metrics, provenance
-//!   rows/SPACE/…jsonl       row memos, one append-only segment per attempt
+//!   rows/SPACE/             row memos, see `rows`
 //!   partial/KEY/            scratch of unfinished attempts (checkpoints)
 //!   runs/RUN/               run.json, events.jsonl, NODE.ATTEMPT/{job.json,log.txt,result.json}
 //!   pins/ID                 artifacts that gc keeps
@@ -22,10 +22,11 @@
 //! ```
 //!
 //! Reading order: this file (layout, versions), `cas` (artifacts), `put` and `thin` (blobs, whole and in pieces), `checkout`
-//! (getting them out), `record` (nodes and runs), `health` (is it still what it was), `index` (the view), `lock` and `claim`,
-//! `live` (how runs and gc go on beside each other), `gc`, `inventory` (all of it in memory), `usage`, `verify`, `preview`,
+//! (getting them out), `record` (nodes and runs), `health` (is it still what it was), `rows` (the row memo), `index` (the view), `lock` and `claim`,
+//! `live` (how runs and gc go on beside each other), `gc`, `inventory` (all of it in memory), `usage`, `verify`, `migrate`, `preview`,
 //! `arrive` (what comes from elsewhere).
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -36,19 +37,23 @@ mod arrive;
 mod cas;
 mod checkout;
 mod claim;
+mod class;
 mod error;
 mod gc;
 mod glance;
 mod hash;
 mod health;
+mod identity;
 mod ids;
 mod index;
 mod inventory;
 mod live;
 mod lock;
+mod migrate;
 mod preview;
 mod put;
 mod record;
+pub mod rows;
 mod thin;
 mod usage;
 mod uses;
@@ -57,6 +62,7 @@ mod verify;
 pub use cas::{Blob, External, Manifest};
 pub use checkout::{Link, copy};
 pub use claim::Holder;
+pub use class::{Class, EqualToWithin, Reproduces, Tolerance, Worst};
 pub use error::StoreError;
 pub use gc::{Budget, By, Class as GcClass, Forgetting, Garbage, Going, Plan as GcPlan, Room, Roots, Selection};
 pub use health::{Health, Stamps};
@@ -67,9 +73,9 @@ pub use preview::{Preview, preview};
 pub use record::{AttemptRecord, GPU, NodeRecord, RunNode, RunRecord, Usage};
 pub use usage::{Share, Shares};
 pub use uses::Use;
-pub use verify::{Finding, Verification};
+pub use verify::{Finding, State, Verification};
 
-/// The format that this program writes; it reads every one up to it.
+/// The format that this program writes; it reads every one up to it (`migrate` says how a new one is made).
 const FORMAT: u32 = 1;
 
 const DIRECTORIES: &[&str] =
@@ -94,8 +100,9 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         let root = std::path::absolute(root)?;
         match version(&root)? {
-            Some(found) => known(&root, found)?,
+            Some(found) => up_to_date(&root, found)?,
             None if is_empty(&root)? => {
+                fs::create_lasting_directory(&root)?;
                 for directory in DIRECTORIES {
                     fs::create_directory(&root.join(directory))?;
                 }
@@ -104,7 +111,7 @@ impl Store {
             }
             // Another process may have made it just now.
             None => match version(&root)? {
-                Some(found) => known(&root, found)?,
+                Some(found) => up_to_date(&root, found)?,
                 None => return Err(StoreError::NotAStore { directory: root }),
             },
         }
@@ -115,8 +122,19 @@ impl Store {
     pub fn open_existing(root: &Path) -> Result<Self, StoreError> {
         let root = std::path::absolute(root)?;
         match version(&root)? {
-            Some(found) => known(&root, found)?,
+            Some(found) => up_to_date(&root, found)?,
             None => return Err(StoreError::Absent { directory: root }),
+        }
+        Self::at(root)
+    }
+
+    /// Opens the store at `root` to look at it. Where there is none yet, none is made: there is nothing in it.
+    pub fn look(root: &Path) -> Result<Self, StoreError> {
+        let root = std::path::absolute(root)?;
+        match version(&root)? {
+            Some(found) => up_to_date(&root, found)?,
+            None if is_empty(&root)? => {}
+            None => return Err(StoreError::NotAStore { directory: root }),
         }
         Self::at(root)
     }
@@ -144,9 +162,12 @@ impl Store {
     /// Writes a file of the store whole or not at all.
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         if let Some(directory) = path.parent() {
-            fs::create_directory(directory)?;
+            fs::create_lasting_directory(directory)?;
         }
         fs::create_directory(&self.tmp())?;
+        if path.is_dir() {
+            self.quarantine(path)?;
+        }
         Ok(fs::write_atomic_via(&self.tmp(), path, bytes)?)
     }
 
@@ -182,6 +203,11 @@ fn name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// Whether what was to be read is there and is no plain file, or one larger than any that a store writes.
+fn is_no_file(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::IsADirectory | ErrorKind::InvalidInput | ErrorKind::FileTooLarge)
+}
+
 fn is_empty(root: &Path) -> Result<bool, StoreError> {
     let known = |path: &PathBuf| {
         let name = name(path);
@@ -197,20 +223,23 @@ fn version(root: &Path) -> Result<Option<u32>, StoreError> {
     let path = root.join("VERSION");
     let text = match fs::read_text(&path, 64) {
         Ok(text) => text,
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Ok(None);
         }
         Err(error) => return Err(error.into()),
     };
     let what = || format!("`{}` should hold a number and holds `{}`", path.display(), text.trim());
-    text.trim().parse().map(Some).map_err(|_| StoreError::Damaged { what: what() })
+    let found = text.trim().parse().ok().filter(|found| *found > 0);
+    found.map(Some).ok_or_else(|| StoreError::Damaged { what: what() })
 }
 
-fn known(root: &Path, found: u32) -> Result<(), StoreError> {
-    if found > FORMAT {
-        return Err(StoreError::NewerFormat { directory: root.to_owned(), found, known: FORMAT });
+/// Brings a store of an earlier version up to this program's; errs if it is of a later one.
+fn up_to_date(root: &Path, found: u32) -> Result<(), StoreError> {
+    match found {
+        FORMAT => Ok(()),
+        newer if newer > FORMAT => Err(StoreError::NewerFormat { directory: root.to_owned(), found, known: FORMAT }),
+        _ => migrate::migrate(root, migrate::STEPS),
     }
-    Ok(())
 }
 
 #[cfg(test)]

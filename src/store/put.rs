@@ -243,6 +243,8 @@ impl Store {
                 return Ok(true);
             }
             if stamp.size == blob.size && hash_file(&path).is_ok_and(|read| read == *blob) {
+                // Whoever put it may have been killed before its name was on the disk.
+                path.parent().map_or(Ok(()), fs::sync_directory)?;
                 if stamp.is_settled() {
                     self.trust([(path, stamp)]);
                 }
@@ -258,7 +260,7 @@ impl Store {
         let object = self.blob_path(&blob.digest);
         fs::protect(path)?;
         if let Some(directory) = object.parent() {
-            fs::create_directory(directory)?;
+            fs::create_lasting_directory(directory)?;
         }
         fs::rename(path, &object)?;
         self.learn(&object, marked)

@@ -8,12 +8,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Health, Stamps, Store, StoreError, name};
+use super::{Class, EqualToWithin, Health, Stamps, Store, StoreError, is_no_file, name};
 use crate::digest::Digest;
 use crate::fs;
 
 /// A run of a hundred thousand nodes with their metrics stays below.
-const LARGEST_RECORD: u64 = 256 << 20;
+pub(super) const LARGEST_RECORD: u64 = 256 << 20;
 
 /// What is remembered of a node's work: the truth behind a hit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,6 +56,12 @@ pub struct NodeRecord {
     pub device: String,
     /// Version of sami.
     pub version: String,
+    /// What may be expected of computing it again; none of a record of an older version, of which that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<Class>,
+    /// The earlier artifact that this one counts as for what is below, if the node has a tolerance and it is within it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub equal_to_within: Option<EqualToWithin>,
 }
 
 /// What an attempt used, as far as it was measured.
@@ -179,7 +185,7 @@ impl Store {
         {
             return Ok(Some(first));
         }
-        self.write(&self.node_path(&record.key), &serde_json::to_vec_pretty(record)?)?;
+        self.write(&self.node_path(&record.key), &checked(record)?)?;
         Ok(None)
     }
 
@@ -220,7 +226,7 @@ impl Store {
     /// The directory of a row memo; made if absent.
     pub fn rows_dir(&self, space: &Digest) -> Result<PathBuf, StoreError> {
         let directory = self.root.join("rows").join(space.to_string());
-        fs::create_directory(&directory)?;
+        fs::create_lasting_directory(&directory)?;
         Ok(directory)
     }
 
@@ -231,7 +237,10 @@ impl Store {
 
     /// Records a run, as far as it is.
     pub fn put_run(&self, record: &RunRecord) -> Result<(), StoreError> {
-        self.write(&self.run_dir(&record.run).join("run.json"), &serde_json::to_vec_pretty(record)?)
+        let directory = self.run_dir(&record.run);
+        self.write(&directory.join("run.json"), &checked(record)?)?;
+        // Who made the run's directory did not wait for that.
+        Ok(directory.parent().map_or(Ok(()), fs::sync_directory)?)
     }
 
     /// Ids of all runs, oldest first.
@@ -282,20 +291,51 @@ impl Store {
     }
 }
 
+/// The name under which a record has its own digest. Records of earlier versions have none.
+const CHECK: &str = "check";
+
+/// A record as it is written: with the digest of all else that is in it.
+fn checked(record: &impl Serialize) -> Result<Vec<u8>, StoreError> {
+    let mut value = serde_json::to_value(record)?;
+    let check = serde_json::to_value(Digest::of_value(&value))?;
+    if let Value::Object(fields) = &mut value {
+        fields.insert(CHECK.to_owned(), check);
+    }
+    Ok(serde_json::to_vec_pretty(&value)?)
+}
+
+/// Reads a record, `None` if there is none. What is wrong with it is told in words.
+pub(super) fn sound<T: DeserializeOwned>(path: &std::path::Path) -> Result<Option<T>, String> {
+    let bytes = match fs::read(path, LARGEST_RECORD) {
+        Ok(bytes) => bytes,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    parse(&bytes).map(Some)
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let mut value: Value = serde_json::from_slice(bytes).map_err(|error| format!("it is no JSON: {error}"))?;
+    if let Some(check) = value.as_object_mut().and_then(|fields| fields.remove(CHECK))
+        && serde_json::to_value(Digest::of_value(&value)).ok() != Some(check)
+    {
+        return Err("it does not have the digest that it gives".to_owned());
+    }
+    serde_json::from_value(value).map_err(|error| format!("it is no record: {error}"))
+}
+
 /// Reads JSON; `None` if the file is absent or is not what it should be, which a warning tells.
 pub(super) fn read_json<T: DeserializeOwned>(path: &std::path::Path) -> Result<Option<T>, StoreError> {
     let bytes = match fs::read(path, LARGEST_RECORD) {
         Ok(bytes) => bytes,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
-        Err(error)
-            if matches!(error.kind(), ErrorKind::FileTooLarge | ErrorKind::InvalidInput | ErrorKind::IsADirectory) =>
-        {
+        Err(error) if is_no_file(&error) => {
             tracing::warn!("passed over: {error}");
             return Ok(None);
         }
         Err(error) => return Err(error.into()),
     };
-    Ok(serde_json::from_slice(&bytes)
+    Ok(parse(&bytes)
         .inspect_err(|error| tracing::warn!("`{}` is damaged and passed over: {error}", path.display()))
         .ok())
 }
@@ -330,6 +370,8 @@ pub(super) mod tests {
             host: "here".into(),
             device: "cpu".into(),
             version: "0.1.0".into(),
+            class: None,
+            equal_to_within: None,
         })
     }
 

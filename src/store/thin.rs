@@ -28,7 +28,7 @@ const SMALL: u64 = 64 << 10;
 const LONGEST_HEADER: u64 = 100_000_000;
 
 /// What is wrong with a blob.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Flaw {
     /// A file is not there.
     Missing(PathBuf),
@@ -207,7 +207,7 @@ impl Store {
                 if !fresh.contains_key(digest) && !self.has_whole_object(&Blob { digest: *digest, size: *size })? {
                     let (unfinished, object) = (self.unfinished()?, self.blob_path(digest));
                     if let Some(directory) = object.parent() {
-                        fs::create_directory(directory)?;
+                        fs::create_lasting_directory(directory)?;
                     }
                     fresh.insert(*digest, (unfinished.clone(), object));
                     let mut file = fs::create(&unfinished)?;
@@ -233,6 +233,7 @@ impl Store {
             if std::fs::symlink_metadata(&recipe).is_ok() {
                 let stamp = Stamp::of(&recipe)?;
                 if fs_err::read(&recipe).is_ok_and(|there| there == bytes) {
+                    recipe.parent().map_or(Ok(()), fs::sync_directory)?;
                     self.trust(stamp.filter(Stamp::is_settled).map(|stamp| (recipe, stamp)));
                     return Ok(());
                 }

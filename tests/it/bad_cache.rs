@@ -99,6 +99,58 @@ fn a_full_disk() {
     assert!(done[0].contains("\"hits\":2") && done[1].contains("\"ran\":2"), "{output:?}");
 }
 
+/// A disk of any size that is too small: what was done before it was full stays, and with room the rest is done.
+#[test]
+fn a_disk_that_is_full_in_the_middle_of_a_run() {
+    let sandbox = Sandbox::new();
+    let mut text = String::new();
+    for (node, input) in [("a", ""), ("b", "inputs.x = \"a\""), ("c", "inputs.x = \"b\""), ("d", "inputs.x = \"c\"")] {
+        let args = format!("args = [\"-ec\", \"head -c 90000 /dev/zero | tr '\\\\0' {node} > {{output}}/x\"]");
+        text.push_str(&format!("[nodes.{node}]\nkind = \"command\"\nprogram = \"sh\"\n{input}\n{args}\n"));
+    }
+    sandbox.write("p.toml", &text);
+    let script = "$SAMI run p.toml --cache calm --json | tail -n 1 | sed 's/\"seconds\":[0-9.e-]*//g' > calm.txt
+        for size in 48 96 160 200 256 300 350 400 450 500 560 620; do
+            mkdir disk; mount -t tmpfs -o size=${size}k none disk || exit 99
+            $SAMI run p.toml --cache disk/cache; echo code $?
+            test ! -e disk/cache/VERSION || $SAMI cache verify --cache disk/cache || exit 97
+            mount -o remount,size=9m disk
+            $SAMI run p.toml --cache disk/cache --json > ran.txt || exit 96
+            tail -n 1 ran.txt | grep -o '\"artifact\":\"[0-9a-f]*\"' > ids.txt
+            grep -o '\"artifact\":\"[0-9a-f]*\"' calm.txt | cmp - ids.txt || exit 95
+            tail -n 1 ran.txt | grep -o '\"hits\":[0-9]*'
+            $SAMI cache verify --cache disk/cache || exit 94
+            umount disk; rmdir disk
+        done";
+    let Some(output) = in_own_mounts(&sandbox, script).filter(|output| output.code != 99) else {
+        return skipped("disks that fill up", "no mount namespaces here");
+    };
+    assert_eq!(output.code, 0, "{output:?}");
+    assert!(output.stderr.contains("store::full") || output.stderr.contains("No space left"), "{output:?}");
+    let codes = |code: &str| output.stdout.lines().filter(|line| *line == code).count();
+    assert!(codes("code 1") >= 4 && codes("code 0") + codes("code 1") == 12, "{output:?}");
+    // Some were full before anything was done, some in the middle.
+    assert!(output.stdout.contains("\"hits\":0") && output.stdout.contains("\"hits\":2"), "{output:?}");
+}
+
+#[test]
+fn who_only_looks_makes_no_cache() {
+    let sandbox = Sandbox::new();
+    sandbox.write("good.toml", SOUND);
+    sandbox.write("posts.jsonl", ROWS);
+    for args in [
+        &["plan", "good.toml"][..],
+        &["status", "good.toml"],
+        &["why", "good.toml", "count"],
+        &["dag", "good.toml"],
+        &["check", "good.toml"],
+    ] {
+        let output = sandbox.sami(args).exits(DONE.into());
+        assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{args:?}: {output:?}");
+        assert!(!sandbox.path("cache").exists(), "{args:?}");
+    }
+}
+
 /// As on a disk that fills up at the Nth change: whichever it is, the error says so, the cache stays whole, and the
 /// same command with room on the disk ends well.
 #[test]

@@ -111,6 +111,14 @@ impl Sandbox {
         self.sami(&args).exits(code).done()
     }
 
+    /// As [`Sandbox::verify`] of the cache of this name, without a process.
+    #[track_caller]
+    pub(crate) fn verify_here(&self, cache: &str) {
+        let store = sami::store::Store::open_existing(&self.path(cache)).expect("it opens");
+        let seen = store.verify(&mut |_, _| {}).expect("it can be read");
+        assert!(seen.is_whole(), "{cache}: {:?}", seen.findings);
+    }
+
     /// Asserts that every byte of the cache is what it should be.
     #[track_caller]
     pub(crate) fn verify(&self) {

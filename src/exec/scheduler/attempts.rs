@@ -35,8 +35,9 @@ impl Scheduler<'_> {
         // It may have been done elsewhere since the plan was made.
         let section = self.store.sharing()?;
         if reason != Reason::Forced
-            && let (Found::Whole(artifact), _) = self.plan.records.find_afresh(self.store, self.index, &key)?
+            && let (Found::Whole(_), Some(record)) = self.plan.records.find_afresh(self.store, self.index, &key)?
         {
+            let artifact = self.plan.handed_down(self.pipeline, self.store, node, &record)?;
             self.store.need_hits([(key, artifact)])?;
             self.room.leave(&place);
             self.hit(node, key, artifact)?;

@@ -6,12 +6,17 @@ use super::{Scheduler, Stop};
 use crate::digest::Digest;
 use crate::exec::attempt::Fault;
 use crate::exec::phase::Phase;
+use crate::exec::tolerance;
 use crate::exec::{Event, ExecError, Reason, State};
 use crate::store::NodeRecord;
 
 impl Scheduler<'_> {
     /// Makes it true that an attempt succeeded: its node's record goes into the store, then into the index.
-    pub(super) fn commit(&mut self, node: usize, record: NodeRecord) -> Result<(), ExecError> {
+    pub(super) fn commit(&mut self, node: usize, mut record: NodeRecord) -> Result<(), ExecError> {
+        let tolerance = self.pipeline.nodes[node].tolerance;
+        let records = &mut self.plan.records;
+        let latest = records.latest(&record.node).copied();
+        tolerance::settle(self.store, &mut records.stamps, tolerance, latest.as_ref(), &mut record)?;
         let (key, made) = (record.key, record.artifact);
         // The first artifact under a key stays as long as it is whole, and so do its figures.
         let record = self.store.put_node(&record)?.unwrap_or(record);
@@ -19,12 +24,15 @@ impl Scheduler<'_> {
         self.plan.records.add(&record);
         self.index.add_node(&record);
         self.index.set_latest(&self.pipeline.name, &BTreeMap::from([(record.node.clone(), key)]));
-        let NodeRecord { artifact, seconds, metrics, .. } = record;
+        crate::fs::kill_point("finish");
+        let artifact = self.plan.handed_down(self.pipeline, self.store, node, &record)?;
+        let equal_to_within = record.equal_to_within.filter(|equal| equal.artifact == artifact);
+        let NodeRecord { seconds, metrics, .. } = record;
         self.plan.nodes[node] = State::Hit { key, artifact };
         self.phases[node] = Phase::Ran { key, artifact, seconds, metrics: metrics.clone() };
         let (name, kind) = (self.pipeline.nodes[node].name.clone(), self.pipeline.nodes[node].kind.name.to_owned());
-        let other = (made != artifact).then_some(made);
-        self.tell(&Event::NodeFinish { node: name, kind, key, artifact, other, seconds, metrics })?;
+        let other = (made != artifact && equal_to_within.is_none()).then_some(made);
+        self.tell(&Event::NodeFinish { node: name, kind, key, artifact, other, equal_to_within, seconds, metrics })?;
         self.settle(node)
     }
 

@@ -133,7 +133,7 @@ fn bytes(numbers: &[f32], mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> io::
 /// Writes a checkpoint into a directory that exists, in place of the one there.
 pub(super) fn write(directory: &Path, state: &State, tensors: &[(String, Source<'_>)]) -> Result<(), LmError> {
     let unfinished = directory.join(UNFINISHED);
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(&unfinished)?);
+    let mut file = BufWriter::with_capacity(1 << 20, crate::fs::writer(&unfinished)?);
     let mut hasher = blake3::Hasher::new();
     let mut put = |bytes: &[u8]| {
         hasher.update(bytes);
@@ -147,11 +147,8 @@ pub(super) fn write(directory: &Path, state: &State, tensors: &[(String, Source<
     }
     let checksum = hasher.finalize();
     file.write_all(checksum.as_bytes())?;
-    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-    fs_err::rename(&unfinished, directory.join(FILE))?;
-    // The rename itself must reach the disk too.
-    File::open(directory)?.sync_all()?;
-    Ok(())
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync()?;
+    Ok(crate::fs::rename(&unfinished, &directory.join(FILE))?)
 }
 
 /// Bytes of a number.

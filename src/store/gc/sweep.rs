@@ -44,6 +44,29 @@ impl<'a> Sweep<'a> {
     /// Removes the items, which are in order; then scratch, if that is wanted. Tells the index.
     pub(super) fn run(mut self, items: Vec<Item>, scratch: bool) -> Result<Garbage, StoreError> {
         debug_assert!(items.is_sorted());
+        let stepped = self.steps(items);
+        // From here on nothing in the trash can be needed: who looks for it does not find it.
+        let Self { store, mut garbage, gone, .. } = self;
+        // An index that cannot be opened is made again without them. Before they are deleted, and when a step failed, too: an
+        // index that knows what is neither in its place nor in the trash would mean that it was lost.
+        if let Ok(mut index) = Index::open(store) {
+            index.forget(&gone.iter().fold(Gone::default(), Gone::with));
+        }
+        stepped?;
+        // No record comes back after the power went when the objects that it stands on do not.
+        fs::sync_system(&store.root)?;
+        store.empty_trash()?;
+        if scratch {
+            let keys = gone.iter().filter_map(|item| if let Item::Node(key) = item { Some(*key) } else { None });
+            store.sweep_scratch(&keys.collect(), &mut |files, bytes| {
+                garbage.files += files;
+                garbage.bytes += bytes;
+            })?;
+        }
+        Ok(garbage)
+    }
+
+    fn steps(&mut self, items: Vec<Item>) -> Result<(), StoreError> {
         let mut left = items.into_iter().peekable();
         // At least one step, and that tells whether anything can be written.
         loop {
@@ -57,24 +80,9 @@ impl<'a> Sweep<'a> {
             drop(alone);
             fs::kill_point("gc-step");
             if last {
-                break;
+                return Ok(());
             }
         }
-        // From here on nothing in the trash can be needed: who looks for it does not find it.
-        let Self { store, mut garbage, gone, .. } = self;
-        store.empty_trash()?;
-        if scratch {
-            let keys = gone.iter().filter_map(|item| if let Item::Node(key) = item { Some(*key) } else { None });
-            store.sweep_scratch(&keys.collect(), &mut |files, bytes| {
-                garbage.files += files;
-                garbage.bytes += bytes;
-            })?;
-        }
-        // An index that cannot be opened is made again without them.
-        if let Ok(mut index) = Index::open(store) {
-            index.forget(&gone.iter().fold(Gone::default(), Gone::with));
-        }
-        Ok(garbage)
     }
 
     /// Hears what was named since the last step; moves back what of it an earlier step moved away.
@@ -92,12 +100,7 @@ impl<'a> Sweep<'a> {
                     }
                 }
                 Need::Artifact(id) => ids.push(id),
-                Need::Object(id) => {
-                    for path in self.store.object_files(&id) {
-                        self.store.restore("objects", &path)?;
-                    }
-                    self.needed.objects.insert(id);
-                }
+                Need::Object(id) => self.listen_to(id)?,
             }
         }
         for id in ids {
@@ -106,21 +109,30 @@ impl<'a> Sweep<'a> {
             }
             self.store.restore("artifacts", &self.store.manifest_path(&id))?;
             self.store.restore("external", &self.store.external_path(&id))?;
-            // One that is damaged or was never there needs nothing.
-            let Ok(manifest) = self.store.manifest(&id) else { continue };
+            let manifest = match self.store.manifest(&id) {
+                Ok(manifest) => manifest,
+                // One that is damaged or was never there needs nothing.
+                Err(StoreError::NoArtifact(_) | StoreError::Damaged { .. } | StoreError::BadName(_)) => continue,
+                Err(error) => return Err(error),
+            };
             for blob in manifest.files.values() {
-                for path in self.store.object_files(&blob.digest) {
-                    self.store.restore("objects", &path)?;
-                }
-                let parts = self.store.stands_on(&blob.digest)?;
-                for part in &parts {
-                    for path in self.store.object_files(part) {
-                        self.store.restore("objects", &path)?;
-                    }
-                }
-                self.needed.objects.extend(parts);
-                self.needed.objects.insert(blob.digest);
+                self.listen_to(blob.digest)?;
             }
+        }
+        Ok(())
+    }
+
+    /// An object is needed, and those that it lies in.
+    fn listen_to(&mut self, id: Digest) -> Result<(), StoreError> {
+        for path in self.store.object_files(&id) {
+            self.store.restore("objects", &path)?;
+        }
+        self.needed.objects.insert(id);
+        for part in self.store.kept_by(&id)? {
+            for path in self.store.object_files(&part) {
+                self.store.restore("objects", &path)?;
+            }
+            self.needed.objects.insert(part);
         }
         Ok(())
     }
