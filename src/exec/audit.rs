@@ -252,7 +252,8 @@ fn job(store: &Store, record: &NodeRecord, options: &AuditOptions, place: &Place
         store: store.root().to_owned(),
         scratch: place.part("scratch"),
         staging: place.part("staging"),
-        result: place.part("result.json"),
+        log: None,
+        result: Some(place.part("result.json")),
     })
 }
 
