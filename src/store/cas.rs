@@ -196,12 +196,6 @@ impl Store {
         self.ids_beginning("artifacts", ".json", prefix)
     }
 
-    /// Digests of all blobs, in order.
-    #[cfg(test)]
-    pub(super) fn object_ids(&self) -> Result<Vec<Digest>, StoreError> {
-        self.sharded_ids("objects", "")
-    }
-
     /// Where an artifact's files were left, if they were not copied in.
     pub fn external(&self, id: &Digest) -> Result<Option<External>, StoreError> {
         match fs::read(&self.external_path(id), LARGEST_EXTERNAL) {

@@ -29,13 +29,13 @@ pub(super) use insert::{bytes, digest};
 use insert::{insert_latest, insert_node, insert_run};
 
 /// Raised with the tables; an index of another schema is made again.
-const SCHEMA: i64 = 3;
+const SCHEMA: i64 = 4;
 
 const TABLES: &str = "
     CREATE TABLE nodes (key BLOB PRIMARY KEY, node TEXT, pipeline TEXT, kind TEXT, artifact BLOB, run TEXT,
         attempt INTEGER, started TEXT, seconds REAL, metrics TEXT, device TEXT, price REAL, made INTEGER,
-        bytes INTEGER)
-        WITHOUT ROWID;
+        bytes INTEGER,
+        equal BLOB) WITHOUT ROWID;
     CREATE TABLE inputs (key BLOB, field TEXT, artifact BLOB, PRIMARY KEY (key, field)) WITHOUT ROWID;
     CREATE TABLE artifacts (id BLOB PRIMARY KEY, type TEXT, size INTEGER, files INTEGER, bytes INTEGER, objects BLOB,
         made INTEGER, maker BLOB) WITHOUT ROWID;

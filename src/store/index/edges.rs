@@ -65,10 +65,10 @@ impl Index {
         Ok(())
     }
 
-    /// Hands on all records, in the order of keys, each with its inputs.
+    /// Hands on all records, in the order of keys, each with its inputs, and with the artifact that its own counts as.
     pub(in crate::store) fn each_node(&self, mut see: impl FnMut(&NodeEdges<'_>, &[Digest])) -> Result<(), StoreError> {
         let mut nodes = self.connection.prepare(
-            "SELECT key, artifact, pipeline, node, kind, run, started, seconds, device, price, bytes
+            "SELECT key, artifact, pipeline, node, kind, run, started, seconds, device, price, bytes, equal
                 FROM nodes ORDER BY key",
         )?;
         let mut inputs = self.connection.prepare("SELECT key, artifact FROM inputs ORDER BY key")?;
@@ -95,6 +95,9 @@ impl Index {
                     Some(row) => Some((digest(row, 0)?, digest(row, 1)?)),
                     None => break,
                 };
+            }
+            if let Some(equal) = row.get::<_, Option<[u8; 32]>>(11)? {
+                taken.push(Digest::from_bytes(equal));
             }
             let node = NodeEdges {
                 key,
