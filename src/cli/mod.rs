@@ -21,6 +21,7 @@ mod estimate;
 mod figures;
 mod find;
 mod forget;
+mod fresh;
 mod gc;
 mod help;
 mod lineage;
@@ -179,8 +180,8 @@ pub enum Command {
     /// Execute one attempt (started by the scheduler)
     #[command(hide = true)]
     Worker {
-        /// Job file
-        job: PathBuf,
+        /// Job file (default: jobs come over the socket on standard input)
+        job: Option<PathBuf>,
     },
 }
 
@@ -492,6 +493,6 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Remote(args) => push::survey(context, args),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
-        Command::Worker { job } => worker::run(job),
+        Command::Worker { job } => worker::run(job.as_deref()),
     }
 }

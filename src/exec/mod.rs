@@ -15,12 +15,14 @@ use budget::{Budget, Needs};
 
 mod attempt;
 pub mod budget;
+mod commit;
 mod device;
 mod elsewhere;
 mod error;
 mod estimate;
 mod event;
 mod fetch;
+mod fresh;
 mod history;
 mod interrupt;
 mod job;
@@ -47,6 +49,7 @@ pub use error::ExecError;
 pub use estimate::{Estimates, estimate};
 pub use event::Event;
 pub use fetch::fetch;
+pub use fresh::{FreshRun, nodes_as_text, remember, run_fresh, watched};
 pub use history::{Likely, Likeness, Past, sum as sum_of_likely};
 pub use journal::attempt_directory;
 pub use keys::{absent_keys, require_keys};
@@ -55,7 +58,7 @@ pub use reason::Reason;
 pub use scheduler::run;
 pub use select::{Bare, select};
 pub use why::{Finding, Step, rows_now, why};
-pub use worker::work;
+pub use worker::{serve, work};
 
 /// How to run.
 #[derive(Debug, Clone)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command as Process, Stdio};
+use std::process::{Child, Command as Process, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 use crate::secret::{Redacting, Secrets};
 use crate::store;
 
-/// How often a running program is looked after.
-const POLL: Duration = Duration::from_millis(10);
+/// How often an interrupt is looked for while a program runs.
+const POLL: Duration = Duration::from_millis(20);
 
 /// The fields of kind `command`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -145,8 +145,9 @@ inputs = { rows = "generate" }
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let mut places = BTreeMap::from([("{output}".to_owned(), display(&cx.staging))]);
         let mut variables = BTreeMap::from([("SAMI_OUTPUT".to_owned(), display(&cx.staging))]);
-        for name in self.inputs.keys() {
-            let place = display(&lay_out(cx.input(&format!("inputs.{name}"))?, &cx.scratch.join("inputs").join(name))?);
+        for (number, name) in self.inputs.keys().enumerate() {
+            let directory = cx.scratch.join(input_place(number));
+            let place = display(&lay_out(cx.input(&format!("inputs.{name}"))?, &directory)?);
             variables.insert(format!("SAMI_INPUT_{}", name.to_uppercase().replace('-', "_")), place.clone());
             places.insert(format!("{{input.{name}}}"), place);
         }
@@ -227,7 +228,7 @@ fn run_to_end(cx: &Cx<'_>, mut process: Process, program: &str, secrets: Secrets
             child.wait()?;
             return Err(NodeError::Interrupted);
         }
-        std::thread::sleep(POLL);
+        rest(&child);
     };
     // It holds the writing end, too.
     drop(process);
@@ -241,6 +242,27 @@ fn run_to_end(cx: &Cx<'_>, mut process: Process, program: &str, secrets: Secrets
         format!("`{program}` failed: {status}"),
         "what it printed is in the log: `sami logs NODE`",
     ))
+}
+
+/// Waits until a program has ended, but no longer than [`POLL`].
+fn rest(child: &Child) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    let ended = Pid::from_raw(child.id().cast_signed()).and_then(|id| pidfd_open(id, PidfdFlags::empty()).ok());
+    match &ended {
+        Some(ended) => {
+            let limit = Timespec { tv_sec: 0, tv_nsec: POLL.as_nanos() as i64 };
+            // Whatever it says, the program is looked after next.
+            let _ = poll(&mut [PollFd::new(ended, PollFlags::IN)], Some(&limit));
+        }
+        // A kernel without such descriptors.
+        None => std::thread::sleep(POLL),
+    }
+}
+
+/// Where the files of an input are laid out in the scratch directory.
+pub(crate) fn input_place(number: usize) -> String {
+    format!("inputs/{number}")
 }
 
 /// What a program prints, on its way to the log.
@@ -271,7 +293,8 @@ impl Printed {
 
 /// Puts the files of an input into a directory of their own, rows sliced.
 fn lay_out(input: &InputArtifact, directory: &Path) -> Result<PathBuf, NodeError> {
-    fs::remove_directory(directory)?;
+    // It is there and empty if another attempt had one before.
+    fs::empty_directory(directory)?;
     fs::create_directory(directory)?;
     for (name, path) in &input.files {
         let place = directory.join(name);

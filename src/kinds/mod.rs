@@ -121,6 +121,8 @@ impl Entry {
     }
 }
 
+pub(crate) use command::input_place;
+
 /// All kinds.
 pub static KINDS: &[Entry] = &[
     Entry::of::<constitutions::ConstitutionsKind>(),

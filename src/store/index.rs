@@ -14,6 +14,7 @@ use super::{AttemptRecord, NodeRecord, RunRecord, Stamps, Store, StoreError};
 use crate::digest::Digest;
 use crate::fs;
 
+mod batch;
 mod catch_up;
 mod edges;
 mod forget;
@@ -145,7 +146,7 @@ impl Index {
             return;
         }
         self.write(|connection| {
-            let transaction = connection.transaction()?;
+            let transaction = connection.savepoint()?;
             for (node, key) in keys {
                 insert_latest(&transaction, pipeline, node, key)?;
             }
@@ -153,7 +154,7 @@ impl Index {
         });
     }
 
-    /// The key that the node of this name had latest in any pipeline, that of the latest run if there are several.
+    /// The key that the node of this name had latest in any pipeline: that of the latest run.
     pub fn latest_of(&self, node: &str) -> Option<Digest> {
         let query = "SELECT latest.key FROM latest LEFT JOIN nodes ON nodes.key = latest.key WHERE latest.node = ?1
             ORDER BY nodes.run DESC, latest.pipeline LIMIT 1";
@@ -189,7 +190,7 @@ impl Index {
     /// Adds a node record that is in the store.
     pub fn add_node(&mut self, record: &NodeRecord) {
         self.write(|connection| {
-            let transaction = connection.transaction()?;
+            let transaction = connection.savepoint()?;
             // Whose maker is another one now is found out when somebody lists them.
             let unlist = "INSERT OR IGNORE INTO unlisted SELECT artifact FROM nodes WHERE key = ?1 UNION SELECT ?2";
             transaction.prepare_cached(unlist)?.execute([bytes(&record.key), bytes(&record.artifact)])?;
@@ -202,10 +203,8 @@ impl Index {
     pub fn add_attempt(&mut self, attempt: &AttemptRecord) {
         let insert = "INSERT OR REPLACE INTO attempts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
         let AttemptRecord { run, node, attempt, key, state, error, seconds, directory } = attempt;
-        self.write(|connection| {
-            let row = params![run, node, attempt, bytes(key), state, error, seconds, directory];
-            connection.prepare_cached(insert)?.execute(row).map(drop)
-        });
+        let row = params![run, node, attempt, bytes(key), state, error, seconds, directory];
+        self.write(|connection| connection.prepare_cached(insert)?.execute(row).map(drop));
     }
 
     /// Adds or updates a run.
@@ -310,11 +309,11 @@ fn fresh(connection: Connection) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// No WAL: its shared memory fails on network file systems. No syncs: after a power cut the index is made again.
+/// No WAL: its shared memory fails on network file systems. No syncs: after a power cut the index is made again. The
+/// journal stays where it is: to make a file and remove it costs more than to write it.
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(Duration::from_secs(10))?;
-    connection.pragma_update(None, "synchronous", "OFF")?;
-    connection.pragma_update(None, "cache_size", -8192)
+    connection.execute_batch("PRAGMA synchronous = OFF; PRAGMA journal_mode = TRUNCATE; PRAGMA cache_size = -8192")
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@
 //!   nodes/ab/cdef….json     node records: key → artifact, preimage, metrics, provenance
 //!   rows/SPACE/…jsonl       row memos, one append-only segment per attempt
 //!   partial/KEY/            scratch of unfinished attempts (checkpoints)
-//!   runs/RUN/               run.json, events.jsonl, NODE.ATTEMPT/{job.json,log.txt,result.json}
+//!   runs/RUN/               run.json, events.jsonl, NODE.ATTEMPT/{job.json,log.txt,result.json}; of `command` nodes
+//!                           NODE.ATTEMPT.log
 //!   pins/ID                 artifacts that gc keeps
 //!   quarantine/             damaged files that were replaced
 //!   live/                   one file per living process: what it needs, whatever gc thinks
@@ -18,12 +19,14 @@
 //!                           things away; `gc` and `gate`: see `live`
 //!   trash/                  what a gc moved away and is about to delete
 //!   tmp/                    what is being written
+//!   fresh/                  answers of commands that found everything fresh; can be deleted
 //!   index.sqlite            a view of the above; can be deleted
 //! ```
 //!
 //! Reading order: this file (layout, versions), `cas` (artifacts), `put` and `thin` (blobs, whole and in pieces), `checkout`
-//! (getting them out), `record` (nodes and runs), `health` (is it still what it was), `index` (the view), `lock` and `claim`,
-//! `live` (how runs and gc go on beside each other), `gc`, `inventory` (all of it in memory), `usage`, `verify`, `migrate`, `preview`,
+//! (getting them out), `record` (nodes and runs), `health` (is it still what it was), `fresh` (is everything), `index` (the
+//! view), `lock` and `claim`, `live` (how runs and gc go on beside each other), `gc`, `inventory` (all of it in memory), `usage`,
+//! `verify`, `migrate`, `preview`,
 //! `arrive` (what comes from elsewhere).
 
 use std::io::ErrorKind;
@@ -38,6 +41,7 @@ mod cas;
 mod checkout;
 mod claim;
 mod error;
+mod fresh;
 mod gc;
 mod glance;
 mod hash;
@@ -60,6 +64,7 @@ pub use cas::{Blob, External, Manifest};
 pub use checkout::{Link, copy};
 pub use claim::Holder;
 pub use error::StoreError;
+pub use fresh::Fresh;
 pub use gc::{Budget, By, Class as GcClass, Forgetting, Garbage, Going, Plan as GcPlan, Room, Roots, Selection};
 pub use health::{Health, Stamps};
 pub use index::{Index, Line, Lines, Maker, Order, Wanted};
@@ -75,7 +80,7 @@ pub use verify::{Finding, State, Verification};
 const FORMAT: u32 = 1;
 
 const DIRECTORIES: &[&str] =
-    &["artifacts", "external", "live", "locks", "nodes", "objects", "partial", "pins", "rows", "runs", "tmp"];
+    &["artifacts", "external", "fresh", "live", "locks", "nodes", "objects", "partial", "pins", "rows", "runs", "tmp"];
 
 /// An open store.
 #[derive(Debug)]
@@ -151,7 +156,8 @@ impl Store {
         &self.root
     }
 
-    fn tmp(&self) -> PathBuf {
+    /// Where what is being made lies until it is done.
+    pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
     }
 

@@ -21,6 +21,7 @@ mod endpoint_server;
 mod estimates;
 mod explain;
 mod formats;
+mod fresh;
 mod fuzz;
 mod gc_beside;
 mod gguf;

@@ -1,7 +1,5 @@
 //! What an attempt's end means for the other nodes: those that waited for what it made, and those that never get it.
 
-use std::collections::BTreeMap;
-
 use super::{Scheduler, Stop};
 use crate::digest::Digest;
 use crate::exec::attempt::Fault;
@@ -10,17 +8,12 @@ use crate::exec::{Event, ExecError, Reason, State};
 use crate::store::NodeRecord;
 
 impl Scheduler<'_> {
-    /// Makes it true that an attempt succeeded: its node's record goes into the store, then into the index.
-    pub(super) fn commit(&mut self, node: usize, record: NodeRecord) -> Result<(), ExecError> {
-        let (key, made) = (record.key, record.artifact);
-        // The first artifact under a key stays as long as it is whole, and so do its figures.
-        let record = self.store.put_node(&record)?.unwrap_or(record);
-        self.store.clear_partial(&key)?;
+    /// A node's record is in the store: tells so. `made` is what its attempt made, which is not what is recorded if another
+    /// was first.
+    pub(super) fn succeed(&mut self, node: usize, record: NodeRecord, made: Digest) -> Result<(), ExecError> {
         self.plan.records.add(&record);
-        self.index.add_node(&record);
-        self.index.set_latest(&self.pipeline.name, &BTreeMap::from([(record.node.clone(), key)]));
         crate::fs::kill_point("finish");
-        let NodeRecord { artifact, seconds, metrics, .. } = record;
+        let NodeRecord { key, artifact, seconds, metrics, .. } = record;
         self.plan.nodes[node] = State::Hit { key, artifact };
         self.phases[node] = Phase::Ran { key, artifact, seconds, metrics: metrics.clone() };
         let (name, kind) = (self.pipeline.nodes[node].name.clone(), self.pipeline.nodes[node].kind.name.to_owned());
