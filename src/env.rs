@@ -17,6 +17,12 @@ pub const CACHE: Variable = Variable {
     doc: "The cache directory. `--cache` wins over it; without both it is `cache/` beside the nearest `sami.toml` or `pipelines/`.",
 };
 
+/// How much room row memos may take.
+pub const ROWS_LIMIT: Variable = Variable {
+    name: "SAMI_ROWS_LIMIT",
+    doc: "How many bytes the row memo may take, such as `50GB`, `500MiB` or `none`. Nodes that add rows evict what was used least recently above it; answers of endpoints stay unless `sami cache rows --evict --paid SPACE` names them. Default `20GB`.",
+};
+
 /// What the log says.
 pub const LOG: Variable = Variable {
     name: "SAMI_LOG",
@@ -174,7 +180,7 @@ pub const TEST_CUDA_BIN: Variable = Variable {
 /// Where a test makes the process fail.
 pub const FAULT: Variable = Variable {
     name: "SAMI_FAULT",
-    doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth change to the disk fails; `store-op:12:eio`, also `enospc`, `eintr`, `short` and `kill`, says how, `store-op:12:eio:FILE` counts those of all processes together), `read-op:12:eio` (the twelfth read of a file of the store) or `kill:batch:3` (the process is killed after its third batch; also `checkpoint`, `progress`); `room:1000` has the disk say that a thousand bytes are free; `crash-log:DIRECTORY` writes down what the disk would have after the power went. Several are separated by commas.",
+    doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth change to the disk fails; `store-op:12:eio`, also `enospc`, `eintr`, `short` and `kill`, says how, `store-op:12:eio:FILE` counts those of all processes together), `read-op:12:eio` (the twelfth read of a file of the store) or `kill:batch:3` (the process is killed after its third batch; also `checkpoint`, `progress`, `send`, `arrive`); `room:1000` has the disk say that a thousand bytes are free; `crash-log:DIRECTORY` writes down what the disk would have after the power went. Several are separated by commas.",
 };
 
 /// Whether tests write the documents that they check.
@@ -198,6 +204,7 @@ pub const VISIBLE: Variable = Variable {
 /// All of them, in the order of the documentation.
 pub const ALL: &[&Variable] = &[
     &CACHE,
+    &ROWS_LIMIT,
     &LOG,
     &NO_COLOR,
     &HF_HUB_CACHE,

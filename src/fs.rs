@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use fs_err::File;
 
 mod crash;
-mod defer;
+mod deferred;
 mod fault;
 
 mod plain;
@@ -24,7 +24,7 @@ mod transfer;
 mod watch;
 
 pub use crash::told;
-pub use defer::{defer, deferred, settle};
+pub use deferred::{defer, deferred, settle};
 #[cfg(test)]
 pub(crate) use fault::{Kind, with_fault, with_fault_of};
 pub use plain::{AtMost, open, read, read_text};
@@ -143,6 +143,12 @@ impl Write for Writer {
 /// Creates a file, or empties it, to be written.
 pub fn writer(path: &Path) -> io::Result<Writer> {
     Ok(Writer { file: create(path)? })
+}
+
+/// As [`append`], without waiting: for what may be lost.
+pub fn append_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = change(path, || fs_err::OpenOptions::new().create(true).append(true).open(path))?;
+    Writer { file }.write_all(bytes)
 }
 
 /// A place where a test may have the process killed: `SAMI_FAULT=kill:PLACE:N` kills it at the Nth call with this
@@ -270,7 +276,7 @@ pub fn sync_system(path: &Path) -> io::Result<()> {
 /// [`deferred`].
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     rename_soon(from, to)?;
-    defer::renamed(from, to);
+    deferred::renamed(from, to);
     to.parent().map_or(Ok(()), sync_directory)
 }
 

@@ -152,7 +152,7 @@ impl Packing {
 enum Packer<W: Write> {
     Plain(W),
     Zstd(Box<zstd::Encoder<'static, W>>),
-    Gzip(flate2::write::GzEncoder<W>),
+    Gzip(Box<flate2::write::GzEncoder<W>>),
 }
 
 impl<W: Write> Packer<W> {
@@ -165,7 +165,10 @@ impl<W: Write> Packer<W> {
                 encoder.include_checksum(true)?;
                 Self::Zstd(Box::new(encoder))
             }
-            Packing::Gzip => Self::Gzip(flate2::GzBuilder::new().mtime(0).write(sink, flate2::Compression::default())),
+            Packing::Gzip => {
+                let encoder = flate2::GzBuilder::new().mtime(0).write(sink, flate2::Compression::default());
+                Self::Gzip(Box::new(encoder))
+            }
         })
     }
 

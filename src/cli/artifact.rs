@@ -135,6 +135,7 @@ artifact  912c4df25f5a8e1e9849384785b7c59754d3671f01e1e34fba91c247728af3ad
 node      generate@2  of pipeline toy, kind generate
 key       985d2520a40517413e70637a048cfd29a54a272a95a87986396b4e7c8924d0b8
 made      2026-01-02 00:00:01 in 1.25 s on here (cpu), sami 0.1.0
+again     bit-exact on cpu
 run       20260102-000000-bbbb attempt 1
 inputs    model = b55d84d05365  model of train@1
 recipe    temperature = 0.7

@@ -5,8 +5,8 @@ use std::io;
 use serde_json::json;
 
 use super::{
-    CacheCommand, CommandResult, Context, DONE, archive, artifact, checkout, context, du, find, forget, gc, ls, pin,
-    verify,
+    CacheCommand, CommandResult, Context, DONE, archive, artifact, checkout, context, du, find, forget, gc, ls, memo,
+    pin, verify,
 };
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::pieces;
@@ -26,6 +26,7 @@ pub(crate) fn run(context: &Context, command: &CacheCommand) -> CommandResult {
         CacheCommand::Ls(args) => ls::run(context, store, args),
         CacheCommand::Show { id } => artifact::show(context, store, &Index::open(store)?, id),
         CacheCommand::Cat { id, file } => cat(store, id, file.as_deref()),
+        CacheCommand::Rows(args) => memo::run(context, store, args),
         CacheCommand::Du { what } => du::run(context, store, what),
         CacheCommand::Forget(args) => forget::run(context, store, args),
         CacheCommand::Verify(args) => verify::run(context, store, args),

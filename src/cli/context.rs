@@ -48,8 +48,8 @@ impl From<StoreError> for Failure {
             | StoreError::NoArtifact(_)
             | StoreError::Unknown(_)
             | StoreError::Ambiguous { .. } => USAGE,
-            // A full or read-only disk is no damage, nor is another process at work.
-            StoreError::Io(_) | StoreError::InUse => FAILED,
+            // A full or read-only disk is no damage.
+            StoreError::Io(_) => FAILED,
             _ => DAMAGED,
         };
         Self { code, diagnostics: vec![error.diagnostic()] }
@@ -60,7 +60,7 @@ impl From<ExecError> for Failure {
     fn from(error: ExecError) -> Self {
         let code = match error {
             ExecError::Store(error) => return error.into(),
-            ExecError::Spawn(_) => FAILED,
+            ExecError::Spawn(_) | ExecError::Audit { .. } => FAILED,
             // The pipeline or what was typed is at fault.
             ExecError::Sources(_)
             | ExecError::UnknownNode { .. }
@@ -132,7 +132,7 @@ impl Context {
     }
 
     /// What `sami.toml` says, the one beside the cache that is used without `--cache`.
-    pub(crate) fn settings(&self, pipeline: Option<&Path>) -> Result<Settings, Failure> {
+    pub(crate) fn settings(pipeline: Option<&Path>) -> Result<Settings, Failure> {
         let path = project_of(pipeline)?.join("sami.toml");
         // Named as people would type it, where that is shorter.
         let short = std::env::current_dir()?;
@@ -140,8 +140,8 @@ impl Context {
     }
 
     /// The remote cache: that of a URL that was typed, or else of the settings.
-    pub(crate) fn remote(&self, url: Option<&str>, pipeline: Option<&Path>) -> Result<Option<RemoteSettings>, Failure> {
-        let settings = self.settings(pipeline)?.remote;
+    pub(crate) fn remote(url: Option<&str>, pipeline: Option<&Path>) -> Result<Option<RemoteSettings>, Failure> {
+        let settings = Self::settings(pipeline)?.remote;
         let Some(url) = url else { return Ok(settings) };
         let allow_http = settings.as_ref().is_some_and(|settings| settings.allow_http);
         let place = settings::parse_url(url, allow_http)?;

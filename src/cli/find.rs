@@ -16,20 +16,20 @@ pub(super) enum Found {
     /// An invocation.
     Run(RunRecord),
     /// What a node made.
-    Node(NodeRecord),
+    Node(Box<NodeRecord>),
 }
 
 /// The run or the node's latest record that a name, an id or the beginning of an id means.
 pub(super) fn run_or_node(store: &Store, index: &Index, what: &str) -> Result<Found, Failure> {
     if let Some(record) = node(store, index, what)? {
-        return Ok(Found::Node(record));
+        return Ok(Found::Node(Box::new(record)));
     }
     let runs = beginning(store.run_ids()?, what);
     let keys = if is_hex(what) { store.keys_beginning(what)? } else { Vec::new() };
     match (&runs[..], &keys[..]) {
         ([run], []) => Ok(Found::Run(run_record(store, run)?)),
         ([], [key]) => match store.node(key)? {
-            Some(record) => Ok(Found::Node(record)),
+            Some(record) => Ok(Found::Node(Box::new(record))),
             None => Err(StoreError::Damaged { what: format!("the record of key {}", key.short()) }.into()),
         },
         ([], []) => {
@@ -212,10 +212,22 @@ pub(super) fn names(store: &Store) -> Result<Vec<String>, Failure> {
 
 /// The latest run that had a node of this name, and the state that it ended in.
 pub(super) fn latest_state(store: &Store, node: &str) -> Result<Option<(String, String)>, StoreError> {
-    for id in store.run_ids()?.iter().rev() {
-        let state = store.run(id)?.and_then(|run| run.nodes.into_iter().find(|known| known.name == node));
-        if let Some(known) = state {
-            return Ok(Some((id.clone(), known.state)));
+    let mut runs = store.run_ids()?;
+    runs.reverse();
+    latest_state_in(store, &runs, node)
+}
+
+/// The first of these runs that had a node of this name, and the state that it ended in.
+pub(super) fn latest_state_in(
+    store: &Store,
+    runs: &[String],
+    node: &str,
+) -> Result<Option<(String, String)>, StoreError> {
+    for some in runs.chunks(8) {
+        let found = store.node_in_runs(some, node)?;
+        let mut found = some.iter().zip(found);
+        if let Some((run, state)) = found.find_map(|(run, state)| Some((run, state?.1))) {
+            return Ok(Some((run.clone(), state)));
         }
     }
     Ok(None)

@@ -26,7 +26,7 @@ pub(super) fn run(context: &Context, store: &Store, args: &LsArgs) -> CommandRes
         last: args.last,
     });
     if context.json() {
-        let rows: Vec<_> = page.lines.iter().map(line_json).collect();
+        let rows: Vec<_> = page.lines.iter().map(|line| line_json(store, line)).collect();
         context::print_json(&rows)?;
         return Ok(DONE);
     }
@@ -52,8 +52,9 @@ pub(super) fn run(context: &Context, store: &Store, args: &LsArgs) -> CommandRes
     Ok(DONE)
 }
 
-fn line_json(line: &Line) -> Value {
+fn line_json(store: &Store, line: &Line) -> Value {
     let maker = line.maker.as_ref();
+    let record = maker.and_then(|maker| store.node(&maker.key).ok().flatten());
     json!({
         "artifact": line.id,
         "type": line.kind,
@@ -64,6 +65,7 @@ fn line_json(line: &Line) -> Value {
         "key": maker.map(|maker| maker.key),
         "run": maker.map(|maker| &maker.run),
         "started": maker.map(|maker| &maker.started),
+        "class": record.and_then(|record| record.class),
     })
 }
 

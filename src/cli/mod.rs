@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 mod amount;
 mod archive;
 mod artifact;
+mod audit;
 mod breakdown;
 mod cache;
 mod check;
@@ -27,6 +28,7 @@ mod help;
 mod lineage;
 mod logs;
 mod ls;
+mod memo;
 mod page;
 mod pin;
 mod plan;
@@ -158,6 +160,8 @@ pub enum Command {
         #[arg(long)]
         run: Option<String>,
     },
+    /// Compute again what the cache has, and compare
+    Audit(AuditArgs),
     /// Look into the artifact cache
     Cache {
         /// What to do.
@@ -308,6 +312,57 @@ pub enum Linking {
 /// Types of artifacts.
 const TYPES: [&str; 7] = ["dataset", "constitutions", "responses", "scores", "model", "evaluation", "files"];
 
+/// Arguments of `audit`.
+#[derive(Debug, Clone, Args)]
+pub struct AuditArgs {
+    /// Nodes to audit, by name, key or prefix (default: all nodes of the latest run)
+    #[arg(value_name = "NODE")]
+    pub nodes: Vec<String>,
+    /// The run whose nodes are audited: its id or a prefix
+    #[arg(long)]
+    pub run: Option<String>,
+    /// Rows to compute again of a kind whose rows are made one by one
+    #[arg(long, value_name = "K", default_value_t = 10)]
+    pub rows: usize,
+    /// Compute all rows again
+    #[arg(long, conflicts_with = "rows")]
+    pub whole: bool,
+    /// Which rows are sampled
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Compute, too, what may come out otherwise; that it does is no failure then
+    #[arg(long)]
+    pub any: bool,
+    /// Device to compute on: `cpu` or `cuda:N`
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+}
+
+/// Arguments of `cache rows`.
+#[derive(Debug, Clone, Args)]
+pub struct RowsArgs {
+    /// Space to show rows of: its id, or the beginning of it (default: list the spaces)
+    pub space: Option<String>,
+    /// How many of its rows to show, those kept last
+    #[arg(long, default_value_t = 10)]
+    pub last: usize,
+    /// Only rows that hold this text, in what was asked (as far as that is kept) or in the result
+    #[arg(long, value_name = "TEXT")]
+    pub grep: Option<String>,
+    /// Remove what was used least recently until the rest fits the limit
+    #[arg(long, conflicts_with_all = ["space", "grep"])]
+    pub evict: bool,
+    /// The limit, such as `20GB` (default: `SAMI_ROWS_LIMIT`)
+    #[arg(long, value_name = "SIZE", requires = "evict")]
+    pub limit: Option<String>,
+    /// Let this space go, too, though its rows may have cost money (repeatable)
+    #[arg(long, value_name = "SPACE", requires = "evict")]
+    pub paid: Vec<String>,
+    /// Say what would be removed, remove nothing
+    #[arg(long, requires = "evict")]
+    pub dry_run: bool,
+}
+
 /// Commands on the cache.
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
@@ -325,6 +380,8 @@ pub enum CacheCommand {
         /// File in the artifact (default: its main or its only file)
         file: Option<String>,
     },
+    /// Look into the row memo: what is remembered of single rows
+    Rows(RowsArgs),
     /// Show what takes how much room, or what forgetting something would free
     Du {
         /// Nodes, pipelines, or the beginnings of ids of runs, artifacts or keys (default: all)
@@ -482,6 +539,7 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Status(args) => plan::status(context, args),
         Command::Why { pipeline, node } => why::why(context, pipeline, node),
         Command::Dag { pipeline, format } => dag::run(context, pipeline, *format),
+        Command::Audit(args) => audit::audit(context, args),
         Command::Cache { command } => cache::run(context, command),
         Command::Runs { last } => runs::list(context, *last),
         Command::Show { what } => show::run(context, what),

@@ -72,6 +72,17 @@ impl Page {
         self.line("key", &record.key.to_string());
         let (when, took) = (clock(&record.started), seconds(record.seconds));
         self.line("made", &format!("{when} in {took} on {} ({}), sami {}", record.host, record.device, record.version));
+        match &record.class {
+            Some(class) => self.line("again", &class.to_string()),
+            None => self.line("again", "not known what would come out: made by an older version"),
+        }
+        if let Some(equal) = &record.equal_to_within {
+            let (artifact, tolerance) = (equal.artifact.short(), &equal.tolerance);
+            self.lines(
+                "counts as",
+                [format!("{artifact} for what is below, by a tolerance of {tolerance}"), equal.worst.to_string()],
+            );
+        }
         self.line("run", &format!("{} attempt {}", record.run, record.attempt));
         self.inputs(store, index, record);
         self.recipe(record);

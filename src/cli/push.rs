@@ -94,8 +94,8 @@ pub(super) fn unnamed() -> Diagnostic {
 }
 
 /// The remote of the command line or of the settings; errs if neither names one.
-fn open(context: &Context, args: &RemoteArgs, access: Access) -> Result<Remote, Failure> {
-    let Some(settings) = context.remote(args.remote.as_deref(), None)? else {
+fn open(args: &RemoteArgs, access: Access) -> Result<Remote, Failure> {
+    let Some(settings) = Context::remote(args.remote.as_deref(), None)? else {
         return Err(unnamed().into());
     };
     Ok(Remote::open(&settings, Patience::Long, access)?)
@@ -109,7 +109,7 @@ pub(crate) fn push(context: &Context, args: &PushArgs) -> CommandResult {
     } else {
         here(&store, &index, &args.what)?
     };
-    let remote = open(context, &args.remote, Access::Write)?;
+    let remote = open(&args.remote, Access::Write)?;
     let transfer = Transfer::new("pushing");
     let moved = remote.push(&store, &wanted, args.again, &|moving| transfer.tell(moving));
     transfer.end();
@@ -118,7 +118,7 @@ pub(crate) fn push(context: &Context, args: &PushArgs) -> CommandResult {
 
 /// Brings artifacts from the remote cache.
 pub(crate) fn pull(context: &Context, args: &PullArgs) -> CommandResult {
-    let remote = open(context, &args.remote, Access::Read)?;
+    let remote = open(&args.remote, Access::Read)?;
     remote.marker()?;
     if args.list {
         return list(context, &remote);
@@ -260,7 +260,7 @@ fn list(context: &Context, remote: &Remote) -> CommandResult {
 /// Shows what the remote cache has.
 pub(crate) fn survey(context: &Context, args: &SurveyArgs) -> CommandResult {
     // What can only be read is looked at all the same.
-    let remote = open(context, &args.remote, Access::Read)?;
+    let remote = open(&args.remote, Access::Read)?;
     let transfer = Transfer::new("reading");
     let survey = remote.survey(args.verify, &|moving| transfer.tell(moving));
     transfer.end();

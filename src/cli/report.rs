@@ -169,11 +169,15 @@ impl Report {
             Event::NodeWait { node, by, .. } => {
                 say("wait", node, &format!("{} is at it", by.as_deref().unwrap_or("another process")));
             }
-            Event::NodeFinish { node, seconds: took, metrics, other, .. } => {
+            Event::NodeFinish { node, seconds: took, metrics, other, equal_to_within, .. } => {
                 let mut parts = vec![seconds(*took)];
                 parts.extend(headline(metrics));
                 if let Some(other) = other {
                     parts.push(format!("made {}, but what it made first stays", other.short()));
+                }
+                if let Some(equal) = equal_to_within {
+                    let (artifact, worst) = (equal.artifact.short(), &equal.worst);
+                    parts.push(format!("counts as {artifact} within its tolerance: {worst}"));
                 }
                 say("ran", node, &parts.join(" · "));
             }
@@ -298,7 +302,10 @@ pub(super) fn headline(metrics: &Map<String, Value>) -> Vec<String> {
             // Of a figure that candidates have, the one without a candidate is that of one of them.
             let twice = candidate.is_empty() && metrics.keys().any(|other| of_candidate(other, stem));
             if stem == *wanted && !twice && (candidate.is_empty() || *wanted != "dropped") {
-                shown.push(format!("{name} {}", with_interval(metrics, stem, candidate, value)));
+                shown.push(match reuse(metrics, name) {
+                    Some(reuse) => reuse,
+                    None => format!("{name} {}", with_interval(metrics, stem, candidate, value)),
+                });
             }
         }
     }
@@ -307,6 +314,16 @@ pub(super) fn headline(metrics: &Map<String, Value>) -> Vec<String> {
     }
     shown.truncate(LISTED);
     shown
+}
+
+/// `reused 2,400 of 2,500 rows`, where a metric counts rows that were remembered and it is known of how many.
+fn reuse(metrics: &Map<String, Value>, name: &str) -> Option<String> {
+    let asked = metrics.get("rows_asked").filter(|_| name == "rows_reused")?.as_u64()?;
+    let mut told = format!("reused {} of {}", count(metrics.get(name)?.as_u64()?), plural(asked, "row"));
+    if let Some((reused, asked)) = metrics.get("judge.rows_reused").zip(metrics.get("judge.rows_asked")) {
+        told.push_str(&format!(" and {} of {}", figure(reused), plural(asked.as_u64()?, "ruling")));
+    }
+    Some(told)
 }
 
 fn of_candidate(name: &str, stem: &str) -> bool {
@@ -370,6 +387,11 @@ mod tests {
             json!({"win_rate.sami": 0.7, "win_rate_low.sami": 0.61, "win_rate_high.sami": 0.78, "adherence.sami": 0.8});
         assert_eq!(headline(&metrics(evaluate)), ["win_rate.sami 0.7000 (0.6100 to 0.7800)", "adherence.sami 0.8000"]);
         assert_eq!(headline(&metrics(json!({"lines": 3}))), ["lines 3"]);
+        let reused = json!({"rows": 2490, "rows_asked": 2500, "rows_reused": 2400});
+        assert_eq!(headline(&metrics(reused)), ["rows 2,490", "reused 2,400 of 2,500 rows"]);
+        let judged = json!({"rows_asked": 4, "rows_reused": 2, "judge.rows_asked": 1, "judge.rows_reused": 0});
+        assert_eq!(headline(&metrics(judged)), ["reused 2 of 4 rows and 0 of 1 ruling"]);
+        assert_eq!(headline(&metrics(json!({"rows_reused": 2}))), ["rows_reused 2"], "of an older record");
     }
 
     #[test]

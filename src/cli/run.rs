@@ -25,7 +25,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let budget = args.budget.as_deref().map(Budget::parse).transpose()?.unwrap_or_default();
     let root = context.cache_directory(Some(&args.pipeline.pipeline))?;
     let mut question = Question::new(&format!("run on {}", args.device), &args.pipeline, &args.targets)?;
-    let (pull, push) = remotes(context, args)?;
+    let (pull, push) = remotes(args)?;
     // Fresh nodes are pushed, too, if the remote cache lacks them.
     if push.is_none()
         && let Some(done) = fresh::run(context, args, &question, &root)
@@ -38,7 +38,12 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let wanted = PlanOptions { targets: args.targets.clone(), force: args.force.clone(), put_sources: true };
     let mut report = Report::new(context.json());
     question.watch(&pipeline, &store);
-    exec::require_keys(&pipeline, &graph, &store, &mut index, &wanted)?;
+    let source = match pull {
+        Some(settings) => Some(Arc::new(Source::new(settings, Store::open(store.root())?))),
+        None => None,
+    };
+    let elsewhere = source.as_deref().map(|source| source as &dyn Elsewhere);
+    exec::require_keys(&pipeline, &graph, &store, &mut index, &wanted, elsewhere)?;
     exec::fetch(&pipeline, &graph, &args.targets, &mut |event| report.tell(event))?;
     // What the plan finds, gc leaves alone: from the look on by this section, then by what the run names. Where nothing is
     // stale the section lasts to the end.
@@ -47,11 +52,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     plan.hold(&store)?;
     let is_stale = |plan: &exec::Plan| plan.order.iter().any(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
     // To bring what is elsewhere may take long.
-    let mut section = Some(section).filter(|_| pull.is_none() || !is_stale(&plan));
-    let source = match pull {
-        Some(settings) => Some(Arc::new(Source::new(settings, Store::open(store.root())?))),
-        None => None,
-    };
+    let mut section = Some(section).filter(|_| source.is_none() || !is_stale(&plan));
     if let Some(source) = &source {
         exec::bring(&pipeline, &graph, &store, &mut index, &mut plan, &args.targets, &**source)?;
         source.report();
@@ -107,9 +108,9 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
 }
 
 /// The remote cache that is asked before nodes run, and the one that is given what they made.
-fn remotes(context: &Context, args: &RunArgs) -> Result<(Option<RemoteSettings>, Option<RemoteSettings>), Failure> {
+fn remotes(args: &RunArgs) -> Result<(Option<RemoteSettings>, Option<RemoteSettings>), Failure> {
     // What is wrong in the file is an error whatever is asked for.
-    let settings = context.remote(None, Some(&args.pipeline.pipeline))?.filter(|_| !args.no_remote);
+    let settings = Context::remote(None, Some(&args.pipeline.pipeline))?.filter(|_| !args.no_remote);
     if settings.is_none() && (args.pull || args.push) {
         return Err(push::unnamed().into());
     }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::digest::Digest;
 use crate::graph::key;
-use crate::store::{Index, NodeRecord, RunNode, RunRecord, Store};
+use crate::store::{Class, Index, NodeRecord, Reproduces, RunNode, RunRecord, Store};
 
 /// A directory that is removed when dropped, the store in it, and its index. Two iterations of `generate` and
 /// `train`; the second run had another learning rate.
@@ -84,6 +84,8 @@ pub(super) fn record(
         usage: None,
         host: "here".to_owned(),
         device: "cpu".to_owned(),
+        class: Some(Class { reproduces: Reproduces::BitExact, on: "cpu".into() }),
+        equal_to_within: None,
         version: "0.1.0".to_owned(),
     }
 }

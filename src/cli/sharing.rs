@@ -26,6 +26,8 @@ pub(super) struct Source {
     found: Mutex<HashMap<Digest, Found>>,
     moved: Mutex<Moved>,
     down: AtomicBool,
+    /// Whether the run draws on the terminal by now.
+    quiet: AtomicBool,
 }
 
 impl std::fmt::Debug for Source {
@@ -42,7 +44,7 @@ impl Source {
     /// `store` is where things come to; a handle of its own, for it is used by another thread.
     pub(super) fn new(settings: RemoteSettings, store: Store) -> Self {
         let (remote, found, moved) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { settings, store, remote, found, moved, down: AtomicBool::new(false) }
+        Self { settings, store, remote, found, moved, down: AtomicBool::new(false), quiet: AtomicBool::new(false) }
     }
 
     /// Does something with the remote; what goes wrong is told once, and then it is left alone.
@@ -70,13 +72,14 @@ impl Source {
         })
     }
 
-    /// Tells what came, if something did.
+    /// Tells what came, if something did. From then on nothing is drawn while things come.
     pub(super) fn report(&self) {
+        self.quiet.store(true, Ordering::Relaxed);
         let moved = std::mem::take(&mut *held(&self.moved));
-        if moved != Moved::default() {
+        if moved.nodes + moved.artifacts + moved.objects > 0 {
             say(&format!("pulled {} from {}", line(&moved), self.settings.url));
-            context::complain(&as_warnings(&moved));
         }
+        context::complain(&as_warnings(&moved));
     }
 }
 

@@ -15,8 +15,8 @@ use crate::store::{Index, NodeRecord, RunRecord, Store, StoreError, preview};
 
 /// Results that stand side by side.
 const SIDE_BY_SIDE: usize = 4;
-/// Runs that are looked through for earlier results.
-const LOOKED_THROUGH: usize = 100;
+/// Runs of the pipeline that are looked through for results of earlier runs.
+const LOOKED_THROUGH: usize = 20;
 /// Metrics of a node in a run's table.
 const METRICS: usize = 4;
 /// Widest value in the table of results.
@@ -75,7 +75,7 @@ fn run_page(run: &RunRecord) -> String {
 }
 
 fn show_node(context: &Context, store: &Store, index: &Index, record: &NodeRecord) -> CommandResult {
-    let earlier = earlier(store, record)?;
+    let earlier = earlier(store, index, record)?;
     if context.json() {
         context::print_json(&json!({"record": record, "earlier": earlier}))?;
     } else {
@@ -99,7 +99,10 @@ fn node_page(store: &Store, index: &Index, record: &NodeRecord, earlier: &[NodeR
         Err(_) => page.line("artifact", &format!("{}  is not in the cache any more", record.artifact)),
     }
     let node = quoted(&record.node);
-    if let Some((run, state)) = find::latest_state(store, &record.node)?.filter(|(_, state)| state == "failed") {
+    if let Some((run, state)) =
+        find::latest_state_in(store, &index.runs_of(&record.pipeline, LOOKED_THROUGH), &record.node)?
+            .filter(|(_, state)| state == "failed")
+    {
         page.line("since", &format!("{state} in run {run}"));
     }
     page.line("more", &format!("sami cache show {} · sami logs {node}", record.artifact.short()));
@@ -114,15 +117,13 @@ fn node_page(store: &Store, index: &Index, record: &NodeRecord, earlier: &[NodeR
 }
 
 /// Records that the node had under other keys, those of later runs first.
-fn earlier(store: &Store, latest: &NodeRecord) -> Result<Vec<NodeRecord>, context::Failure> {
+fn earlier(store: &Store, index: &Index, latest: &NodeRecord) -> Result<Vec<NodeRecord>, context::Failure> {
+    let runs = index.runs_of(&latest.pipeline, LOOKED_THROUGH);
+    let used = store.node_in_runs(&runs, &latest.node)?.into_iter().flatten().filter_map(|(key, _)| key);
     let mut seen: BTreeSet<Digest> = [latest.key].into();
     let mut records = Vec::new();
-    for id in store.run_ids()?.iter().rev().take(LOOKED_THROUGH) {
-        let Some(run) = store.run(id)?.filter(|run| run.pipeline == latest.pipeline) else { continue };
-        let key = run.nodes.iter().find(|node| node.name == latest.node).and_then(|node| node.key);
-        if let Some(key) = key
-            && seen.insert(key)
-        {
+    for key in used.chain(index.keys_of_node(&latest.pipeline, &latest.node, LOOKED_THROUGH)) {
+        if seen.insert(key) {
             records.extend(store.node(&key)?);
         }
     }
@@ -230,11 +231,12 @@ train@2     finetune  ran       1.25  e381ca5c1018  bound 0.2000 · kl 0.01000
     fn a_node_stands_beside_its_earlier_results() {
         let (_folder, store, index) = sample::store();
         let Found::Node(record) = find::run_or_node(&store, &index, "train").unwrap() else { panic!("no node") };
-        let page = node_page(&store, &index, &record, &earlier(&store, &record).unwrap()).unwrap();
+        let page = node_page(&store, &index, &record, &earlier(&store, &index, &record).unwrap()).unwrap();
         let shown = "\
 node      train@2  of pipeline toy, kind finetune
 key       47ba4569a19642e438b0f7f4fa2a3523204d662c873ad51b23ab968860077b86
 made      2026-01-02 00:00:01 in 1.25 s on here (cpu), sami 0.1.0
+again     bit-exact on cpu
 run       20260102-000000-bbbb attempt 1
 inputs    examples = 912c4df25f5a  responses of generate@2
 recipe    optimizer = {\"lr\":1e-6,\"name\":\"adamw\"}

@@ -12,8 +12,9 @@ use super::screen::Screen;
 use super::{CommandResult, Context, DONE, PipelineArgs, context};
 use crate::compare::{self, RowChanges};
 use crate::digest::Digest;
-use crate::exec::{self, Bare, Finding, Reason, Step};
+use crate::exec::{self, Bare, Finding, Reason, State, Step};
 use crate::graph::key::Change;
+use crate::pipeline::Target;
 
 /// Steps of an explanation that are drawn; of a longer one those in the middle that only wait are left out.
 const STEPS: usize = 12;
@@ -74,7 +75,9 @@ fn step_lines(planned: &Planned, step: &Step, screen: Screen) -> Result<Vec<Stri
             let made = planned.store.node(key)?.map(|record| {
                 format!(", made {} in {} by run {}", clock(&record.started), seconds(record.seconds), record.run)
             });
-            vec![format!("{name} is fresh: artifact {}{}", artifact.short(), made.unwrap_or_default())]
+            let mut lines = vec![format!("{name} is fresh: artifact {}{}", artifact.short(), made.unwrap_or_default())];
+            lines.extend(cut_off(planned, name)?);
+            lines
         }
         Finding::Waits { inputs, changes } => {
             let is_absent = |name: &str| planned.pipeline.nodes.iter().all(|node| node.name != name);
@@ -152,6 +155,27 @@ fn row_changes(planned: &Planned, old: &Digest, new: Option<&Digest>, taken: &(u
     }
     after.flush().ok()?;
     compare::rows(&before, after.path(), ROWS).ok()
+}
+
+/// What a node, or one that it takes from, made and counts as an earlier artifact by its tolerance.
+fn cut_off(planned: &Planned, name: &str) -> Result<Vec<String>, Failure> {
+    let nodes = &planned.pipeline.nodes;
+    let Some(node) = nodes.iter().position(|node| node.name == name) else { return Ok(Vec::new()) };
+    let inputs = nodes[node].links.iter().filter_map(|link| match link.target {
+        Target::Node(input) => Some(input),
+        _ => None,
+    });
+    let mut lines = Vec::new();
+    for at in std::iter::once(node).chain(inputs).filter(|at| nodes[*at].tolerance.is_some()) {
+        let State::Hit { key, artifact } = &planned.plan.nodes[at] else { continue };
+        let Some(record) = planned.store.node(key)? else { continue };
+        if let Some(equal) = record.equal_to_within.filter(|equal| equal.artifact == *artifact) {
+            let (made, counts_as) = (record.artifact.short(), artifact.short());
+            let (who, worst) = (&nodes[at].name, &equal.worst);
+            lines.push(format!("  {who} made {made}, which counts as {counts_as} by its tolerance: {worst}"));
+        }
+    }
+    Ok(lines)
 }
 
 fn row_lines(rows: &RowChanges, screen: Screen) -> Vec<String> {

@@ -5,7 +5,7 @@
 //! only those of a share of the ids are, and the files are read once for each share: the memory is bounded, whatever
 //! the size.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -67,7 +67,7 @@ fn rows_holding(before: &Path, after: &Path, samples: usize, held: usize) -> io:
     let mut changes = RowChanges::default();
     let mut sides = [Side::open(before)?, Side::open(after)?];
     let mut wanted =
-        Wanted { most: samples, changed: BTreeMap::new(), removed: BTreeMap::new(), added: BTreeMap::new() };
+        Wanted { most: samples, changed: BTreeMap::new(), removed: BTreeSet::new(), added: BTreeSet::new() };
     // Shares of the ids that are still to be compared, as a remainder and what it is one of.
     let mut open = vec![(0, 1)];
     while let Some((share, mut shares)) = open.pop() {
@@ -112,12 +112,13 @@ struct Side {
 struct Wanted {
     most: usize,
     changed: BTreeMap<u64, u64>,
-    removed: BTreeMap<u64, ()>,
-    added: BTreeMap<u64, ()>,
+    removed: BTreeSet<u64>,
+    added: BTreeSet<u64>,
 }
 
-fn keep_first<V>(places: &mut BTreeMap<u64, V>, at: u64, value: V, most: usize) {
-    places.insert(at, value);
+/// Keeps the first places.
+fn keep_first(places: &mut BTreeSet<u64>, at: u64, most: usize) {
+    places.insert(at);
     if places.len() > most {
         places.pop_last();
     }
@@ -244,10 +245,10 @@ fn merge(
             && let Some(old) = left.next()
         {
             changes.removed += 1;
-            keep_first(&mut wanted.removed, old.at, (), wanted.most);
+            keep_first(&mut wanted.removed, old.at, wanted.most);
         } else if let Some(new) = right.next() {
             changes.added += 1;
-            keep_first(&mut wanted.added, new.at, (), wanted.most);
+            keep_first(&mut wanted.added, new.at, wanted.most);
         }
     }
     pairs.sort_unstable();
@@ -269,7 +270,10 @@ fn compare(
             continue;
         }
         changes.changed += 1;
-        keep_first(&mut wanted.changed, at, other, wanted.most);
+        wanted.changed.insert(at, other);
+        if wanted.changed.len() > wanted.most {
+            wanted.changed.pop_last();
+        }
         if let (Value::Object(before), Value::Object(after)) = (&before, &after) {
             let gone = before.keys().filter(|name| !after.contains_key(*name));
             let differ = after.iter().filter(|(name, value)| before.get(*name) != Some(value));
@@ -295,11 +299,11 @@ impl Wanted {
             let ((id, before), (_, after)) = (named(old, at)?, new.row(other)?);
             samples.push(Differing { id, before: Some(before), after: Some(after) });
         }
-        for at in self.removed.into_keys() {
+        for at in self.removed {
             let (id, row) = named(old, at)?;
             samples.push(Differing { id, before: Some(row), after: None });
         }
-        for at in self.added.into_keys() {
+        for at in self.added {
             let (id, row) = named(new, at)?;
             samples.push(Differing { id, before: None, after: Some(row) });
         }

@@ -64,19 +64,23 @@ fn pieces<'a>(old_text: &'a str, new_text: &'a str, old: &[&'a str], new: &[&'a 
     };
     let mut found = Found { old: (old_text, 0), new: (new_text, 0), pieces: Vec::new() };
     let length = |words: &[&str]| words.iter().map(|word| word.len()).sum::<usize>();
-    found.same(length(&old[..shared]));
+    found.keep(length(&old[..shared]));
     for op in ops {
         match op {
-            DiffOp::Equal { old_index, len, .. } => found.same(length(&old_part[old_index..old_index + len])),
-            DiffOp::Delete { old_index, old_len, .. } => found.old(length(&old_part[old_index..old_index + old_len])),
-            DiffOp::Insert { new_index, new_len, .. } => found.new(length(&new_part[new_index..new_index + new_len])),
+            DiffOp::Equal { old_index, len, .. } => found.keep(length(&old_part[old_index..old_index + len])),
+            DiffOp::Delete { old_index, old_len, .. } => {
+                found.drop_old(length(&old_part[old_index..old_index + old_len]))
+            }
+            DiffOp::Insert { new_index, new_len, .. } => {
+                found.add_new(length(&new_part[new_index..new_index + new_len]))
+            }
             DiffOp::Replace { old_index, old_len, new_index, new_len } => {
-                found.old(length(&old_part[old_index..old_index + old_len]));
-                found.new(length(&new_part[new_index..new_index + new_len]));
+                found.drop_old(length(&old_part[old_index..old_index + old_len]));
+                found.add_new(length(&new_part[new_index..new_index + new_len]));
             }
         }
     }
-    found.same(length(&old_rest[old_part.len()..]));
+    found.keep(length(&old_rest[old_part.len()..]));
     found.pieces
 }
 
@@ -88,7 +92,7 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
-    fn same(&mut self, bytes: usize) {
+    fn keep(&mut self, bytes: usize) {
         if bytes > 0 {
             let (text, at) = self.old;
             self.pieces.push(Piece::Same(&text[at..at + bytes]));
@@ -97,7 +101,7 @@ impl Found<'_> {
         }
     }
 
-    fn old(&mut self, bytes: usize) {
+    fn drop_old(&mut self, bytes: usize) {
         if bytes > 0 {
             let (text, at) = self.old;
             self.pieces.push(Piece::Old(&text[at..at + bytes]));
@@ -105,7 +109,7 @@ impl Found<'_> {
         }
     }
 
-    fn new(&mut self, bytes: usize) {
+    fn add_new(&mut self, bytes: usize) {
         if bytes > 0 {
             let (text, at) = self.new;
             self.pieces.push(Piece::New(&text[at..at + bytes]));

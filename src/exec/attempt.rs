@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value};
 
+use super::class::class;
 use super::job::{Job, JobInput, JobResult};
 use super::journal::{Journal, tail};
 use super::local::{Message, Worker};
@@ -108,6 +109,7 @@ impl Attempt {
             threads: place.threads,
             micro_batch: pipeline.nodes[node].run.micro_batch,
             activation_checkpointing: pipeline.nodes[node].run.activation_checkpointing,
+            afresh: false,
             store: store.root().to_owned(),
             live: Some(store.live_file()?),
             scratch: PathBuf::new(),
@@ -195,6 +197,8 @@ impl Attempt {
             host: made.host.to_owned(),
             device: self.place.device().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            class: class(made.pipeline, node, self.place.device()),
+            equal_to_within: None,
         }
     }
 

@@ -173,7 +173,10 @@ mod tests {
 
     #[test]
     fn what_is_typed_wrong_is_told_with_its_fix() {
-        assert_eq!(budget(" gpu-hours = 4,judge-calls=1_000 , disk=1.5 GiB,").bounds[&Item::Disk], 1.5 * 1073741824.0);
+        assert_eq!(
+            budget(" gpu-hours = 4,judge-calls=1_000 , disk=1.5 GiB,").bounds[&Item::Disk],
+            1.5 * 1_073_741_824.0
+        );
         let fault = |text: &str| {
             let fault = Budget::parse(text).expect_err("wrong");
             format!("{}; {}", fault.title, fault.help.join(" "))

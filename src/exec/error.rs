@@ -38,6 +38,18 @@ pub enum ExecError {
     /// A worker could not be started.
     #[error("a worker cannot be started: {0}")]
     Spawn(io::Error),
+    /// A node cannot be computed again.
+    #[error("node `{node}` cannot be audited: {what}")]
+    Audit {
+        /// Its name.
+        node: String,
+        /// Why.
+        what: String,
+        /// What to do about it.
+        help: String,
+        /// The last lines of the worker's log, if there was one.
+        tail: Vec<String>,
+    },
     /// The worker's job file cannot be used.
     #[error("`{}` is no job: {what}", .path.display())]
     BadJob {
@@ -76,6 +88,14 @@ impl ExecError {
             Self::Store(error) => error.diagnostic(),
             Self::Spawn(_) => Diagnostic::error("exec::spawn", title)
                 .help("see that the machine has processes and memory left; `-j 1` starts one worker at a time"),
+            Self::Audit { help, tail, .. } => {
+                let finding = Diagnostic::error("exec::no-audit", title).help(help.clone());
+                if tail.is_empty() {
+                    finding
+                } else {
+                    finding.note(format!("the last lines of its log:\n{}", tail.join("\n")))
+                }
+            }
             Self::BadJob { .. } => {
                 Diagnostic::error("exec::bad-job", title).help("`sami run` writes job files and starts workers on them")
             }

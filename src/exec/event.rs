@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::digest::Digest;
 use crate::kinds::Progress;
-use crate::store::RunNode;
+use crate::store::{EqualToWithin, RunNode};
 
 /// Something that happened in a run. As JSON it has its name under `event`: `start`, `node-start`, …, `done`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -98,6 +98,9 @@ pub enum Event {
         artifact: Digest,
         /// What the attempt made, if that is another artifact than the one recorded first, which stays.
         other: Option<Digest>,
+        /// The artifact that it counts as for what is below it, which is `artifact` then; what it made is in its record.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        equal_to_within: Option<EqualToWithin>,
         /// Wall seconds.
         seconds: f64,
         /// Its metrics.

@@ -152,7 +152,11 @@ impl Unit {
     fn of_metrics(self, metrics: &Map<String, Value>) -> Option<f64> {
         let number = |name: &str| metrics.get(name).and_then(Value::as_f64);
         let work = match self {
-            Self::Rows => number("rows")? + number("dropped").unwrap_or(0.0) - number("rows_reused").unwrap_or(0.0),
+            Self::Rows => {
+                let (rows, reused) = (number("rows")? + number("dropped").unwrap_or(0.0), number("rows_reused"));
+                // Records of before rows were counted as asked for say how many of the rows themselves were remembered.
+                rows * (1.0 - reused.unwrap_or(0.0) / number("rows_asked").unwrap_or(rows).max(1.0))
+            }
             Self::Steps => number("steps")?,
             Self::Attempts => 1.0,
         };
@@ -309,6 +313,8 @@ mod tests {
         let done = metrics(serde_json::json!({"rows": 90, "dropped": 10, "rows_reused": 40}));
         assert_eq!(Unit::Rows.of_metrics(&done), Some(60.0));
         assert_eq!(Unit::Rows.of_metrics(&metrics(serde_json::json!({"rows": 9, "rows_reused": 9}))), None);
+        let two_candidates = metrics(serde_json::json!({"rows": 100, "rows_asked": 200, "rows_reused": 150}));
+        assert_eq!(Unit::Rows.of_metrics(&two_candidates), Some(25.0));
         assert_eq!(Unit::Steps.of_metrics(&metrics(serde_json::json!({"steps": 30}))), Some(30.0));
     }
 }

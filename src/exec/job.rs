@@ -41,6 +41,9 @@ pub(super) struct Job {
     pub(super) micro_batch: Option<usize>,
     /// Whether to keep little for gradients, if the user said.
     pub(super) activation_checkpointing: Option<bool>,
+    /// Whether remembered rows are computed again, for an audit.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) afresh: bool,
     /// Root of the store.
     pub(super) store: PathBuf,
     /// Where the run names what gc is to leave alone; the worker does, too.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{ExecError, PlanOptions, State, plan};
+use super::{Elsewhere, ExecError, PlanOptions, State, bring, plan};
 use crate::diag::Diagnostic;
 use crate::graph::Graph;
 use crate::pipeline::{Origin, Pipeline, Target};
@@ -23,7 +23,7 @@ pub fn absent_keys(pipeline: &Pipeline, nodes: impl IntoIterator<Item = usize>) 
 }
 
 /// Sees to it that the key of every endpoint is there that a run may speak to: before anything is downloaded or computed.
-/// Nodes that are fresh speak to no one, and need none.
+/// Nodes that are fresh, or that another cache has, speak to no one, and need none.
 ///
 /// Errs with every endpoint whose key is not there.
 pub fn require_keys(
@@ -32,11 +32,15 @@ pub fn require_keys(
     store: &Store,
     index: &mut Index,
     options: &PlanOptions,
+    elsewhere: Option<&dyn Elsewhere>,
 ) -> Result<(), ExecError> {
     if absent_keys(pipeline, 0..pipeline.nodes.len()).is_empty() {
         return Ok(());
     }
-    let plan = plan(pipeline, graph, store, index, &PlanOptions { put_sources: false, ..options.clone() })?;
+    let mut plan = plan(pipeline, graph, store, index, &PlanOptions { put_sources: false, ..options.clone() })?;
+    if let Some(elsewhere) = elsewhere {
+        bring(pipeline, graph, store, index, &mut plan, &options.targets, elsewhere)?;
+    }
     let may_run = |node: &usize| matches!(plan.nodes[*node], State::Run { .. } | State::Unknown { .. });
     let absent = absent_keys(pipeline, plan.order.iter().copied().filter(may_run));
     if absent.is_empty() { Ok(()) } else { Err(ExecError::Sources(absent)) }

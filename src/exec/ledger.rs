@@ -194,7 +194,7 @@ impl Ledger {
             running.spent.judge_calls = running.allowance.judge_calls.unwrap_or(running.spent.judge_calls);
             running.spent.dollars = running.allowance.dollars.unwrap_or(running.spent.dollars);
         }
-        for (item, _) in &self.budget.bounds {
+        for item in self.budget.bounds.keys() {
             let used = match (item, made) {
                 (Item::Disk, made) => made.map_or(0.0, |(bytes, _)| bytes as f64),
                 (Item::Tokens, Some((_, tokens))) => tokens.max(running.spent.tokens) as f64,
@@ -256,13 +256,7 @@ impl Ledger {
         let rate = |item: Item| -> f64 {
             let running = self.running.values().filter(|running| !running.told);
             match item {
-                Item::Hours => {
-                    if running.count() > 0 {
-                        1.0
-                    } else {
-                        0.0
-                    }
-                }
+                Item::Hours => f64::from(u8::from(running.count() > 0)),
                 Item::GpuHours => running.filter(|running| running.asking.gpu).count() as f64,
                 Item::CpuHours => {
                     running.filter(|running| !running.asking.gpu).map(|running| running.asking.threads as f64).sum()

@@ -14,8 +14,11 @@ use crate::store::RunNode;
 use budget::{Budget, Needs};
 
 mod attempt;
+mod audit;
 pub mod budget;
+mod class;
 mod commit;
+mod compare;
 mod device;
 mod elsewhere;
 mod error;
@@ -40,10 +43,12 @@ mod room;
 mod scheduler;
 mod select;
 mod source;
+mod tolerance;
 mod verified;
 mod why;
 mod worker;
 
+pub use audit::{AuditOptions, Audited, Verdict, audit};
 pub use elsewhere::{Elsewhere, bring};
 pub use error::ExecError;
 pub use estimate::{Estimates, estimate};

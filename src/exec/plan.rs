@@ -7,11 +7,11 @@ use serde_json::Value;
 use super::records::{Found, Records};
 use super::select::{Bare, select};
 use super::source::Sources;
-use super::{ExecError, Reason};
+use super::{ExecError, Reason, tolerance};
 use crate::digest::Digest;
 use crate::graph::{Graph, key};
 use crate::pipeline::{Pipeline, Target};
-use crate::store::{Index, Store};
+use crate::store::{Index, NodeRecord, Store};
 
 /// Nodes that an unknown one is said to wait for, at most: so that a plan is linear in the pipeline.
 const MOST_UNTIL: usize = 8;
@@ -208,6 +208,20 @@ impl Plan {
         }
     }
 
+    /// The artifact that a node hands down to those below it, of what its record says.
+    pub(super) fn handed_down(
+        &mut self,
+        pipeline: &Pipeline,
+        store: &Store,
+        node: usize,
+        record: &NodeRecord,
+    ) -> Result<Digest, ExecError> {
+        match pipeline.nodes[node].tolerance {
+            Some(tolerance) => Ok(tolerance::handed_down(store, &mut self.records.stamps, tolerance, record)?),
+            None => Ok(record.artifact),
+        }
+    }
+
     /// Whether a node whose inputs are all known is fresh or has to run.
     pub(super) fn decide(
         &mut self,
@@ -221,7 +235,17 @@ impl Plan {
             return Ok(State::Run { key, reason: Reason::Forced });
         }
         Ok(match self.records.find(store, index, &key)? {
-            Found::Whole(artifact) => State::Hit { key, artifact },
+            Found::Whole(artifact) => {
+                let record = match pipeline.nodes[node].tolerance {
+                    Some(_) => store.node(&key)?,
+                    None => None,
+                };
+                let artifact = match record {
+                    Some(record) => self.handed_down(pipeline, store, node, &record)?,
+                    None => artifact,
+                };
+                State::Hit { key, artifact }
+            }
             found => {
                 let reason = self.records.reason(store, &pipeline.nodes[node].name, &key, &preimage, found)?;
                 State::Run { key, reason }

@@ -92,6 +92,8 @@ impl Project {
             usage: None,
             host: "here".into(),
             device: "cpu".into(),
+            class: None,
+            equal_to_within: None,
             version: "0.1.0".into(),
         }
     }
@@ -330,4 +332,30 @@ fn long_chains_and_nested_diamonds_are_planned_in_one_pass() {
     }
     assert_eq!(project.complete(&text, &[]).len(), 8 * 19 + 1);
     assert!(project.states(&text).iter().all(|state| state == "hit"));
+}
+
+#[test]
+#[ignore = "a measurement: 10,000 nodes with results, then prints the time of an explanation"]
+#[expect(clippy::print_stderr, reason = "a measurement is for reading")]
+fn an_explanation_of_ten_thousand_nodes() {
+    let mut project = Project::new();
+    let text = |first: &str| {
+        let mut text = node("n0", first, &[]);
+        for at in 1..10_000 {
+            // A hundred chains of a hundred nodes.
+            let above = if at % 100 == 0 { 0 } else { at - 1 };
+            text.push_str(&node(&format!("n{at}"), &format!("x{at}"), &[&format!("n{above}")]));
+        }
+        text
+    };
+    project.complete(&text("x"), &[]);
+    let (pipeline, graph) = project.load(&text("y"));
+    for pass in ["first", "second"] {
+        let plan = project.plan(&pipeline, &graph);
+        let start = std::time::Instant::now();
+        let waits = why(&pipeline, &project.store, &project.index, &plan, 9_999).unwrap();
+        let took = start.elapsed();
+        eprintln!("{pass}: {} steps in {took:?}", waits.len());
+        assert!(matches!(waits.last().unwrap().finding, Finding::Runs { .. }));
+    }
 }

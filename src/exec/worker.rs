@@ -179,11 +179,21 @@ fn attempt(
         threads: job.threads,
         micro_batch: job.micro_batch,
         activation_checkpointing: job.activation_checkpointing,
+        afresh: job.afresh,
         progress: &mut progress,
         purse,
         cancel,
     };
     let outputs = entry.run(&job.fields, &mut cx)?;
+    if job.afresh {
+        // An audit looks at the files where they are.
+        let files = serde_json::to_vec(&outputs.files).map_err(std::io::Error::from)?;
+        if let Some(result) = &job.result {
+            fs::write(&result.with_file_name("outputs.json"), files)?;
+        }
+        let artifact = Store::identity(job.output.name(), &outputs.files)?;
+        return Ok(JobResult::Done { artifact, metrics: outputs.metrics, put: Vec::new(), unsettled: Vec::new() });
+    }
     let put = || store.put_artifact(job.output.name(), &outputs.files);
     // The scheduler waits for the disk where attempts end faster than that can be waited for one by one.
     let (artifact, unsettled) = if job.log.is_some() { fs::deferred(put) } else { (put(), Vec::new()) };

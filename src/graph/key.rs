@@ -43,7 +43,7 @@ pub fn preimage(node: &Node, inputs: &BTreeMap<String, Digest>) -> Value {
 }
 
 /// The value at a dotted path; a key may hold dots itself.
-fn field_mut<'a>(fields: &'a mut Value, path: &str) -> Option<&'a mut Value> {
+pub fn field_mut<'a>(fields: &'a mut Value, path: &str) -> Option<&'a mut Value> {
     let map = fields.as_object_mut()?;
     if map.contains_key(path) {
         return map.get_mut(path);

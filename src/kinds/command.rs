@@ -12,12 +12,12 @@ use serde_json::{Map, Value, json};
 
 use super::check::{input, require};
 use super::environment::Environment;
-use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, rows};
+use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, Setting, rows};
 use crate::fs;
 use crate::pieces::Recipe;
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 use crate::secret::{Redacting, Secrets};
-use crate::store;
+use crate::store::{self, Reproduces};
 
 /// How often an interrupt is looked for while a program runs.
 const POLL: Duration = Duration::from_millis(20);
@@ -133,6 +133,9 @@ and besides `RAYON_NUM_THREADS` what `env` passes on or sets. What it sets stand
 that a node runs again when the value changes. So a secret is passed on, never written down: `env = ["HF_TOKEN"]`. Where the program prints a value that was passed on because
 `env` names it, the log has `[value of NAME]`.
 
+What a program makes counts as not reproducible, so that `sami audit` skips it; `run = { reproducible = true }` says that it makes the same bytes
+from the same inputs.
+
 ```toml
 [nodes.count]
 kind = "command"
@@ -141,6 +144,13 @@ args = ["-c", "wc -l < {input.rows}/rows.jsonl > {output}/count.txt"]
 inputs = { rows = "generate" }
 ```
 "#;
+
+    fn reproduces(&self, given: &Setting<'_>) -> Reproduces {
+        match given.said {
+            Some(true) => Reproduces::BitExact,
+            _ => given.no("a program, of which `run.reproducible` says nothing else"),
+        }
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let mut places = BTreeMap::from([("{output}".to_owned(), display(&cx.staging))]);

@@ -274,7 +274,7 @@ Of each candidate also `adherence.NAME`, `well_formed.NAME` (with rules), `mean_
 `gap.NAME`, `accuracy_row.NAME`, `accuracy_column.NAME`, `kl.NAME` (of the candidate from `against`, nats a token, on its own responses). Of the
 judge: `judge.rulings` (orders judged), `judge.identical` (comparisons it was not asked about), `judge.asked_again`, `judge.unparsed`, `judge.split`
 (comparisons of which the orders came to different results), `judge.for_first` (verdicts for the response shown first). Of endpoints what their calls came to, as in `generate`: `judge.calls`, `calls.NAME`, …. And
-`bound_ceiling`, `rows`, `rows_reused`, `tokens`. With exactly one candidate besides `against`, its win rates and `ties` also stand without a name.
+`bound_ceiling`, `rows`, `rows_asked` and `rows_reused` (answers of all candidates to a query), `judge.rows_asked` and `judge.rows_reused` (rulings), `tokens`. With exactly one candidate besides `against`, its win rates and `ties` also stand without a name.
 Where a candidate's responses are more than 1.5 times as long as those of `against`, the node's log has a warning: length alone pleases many
 judges.
 
@@ -295,6 +295,8 @@ rules.principles.brief = { definition = { max_sentences = 2 }, antithesis = { mi
     fn estimate(&self, known: &Known<'_>) -> Estimate {
         estimate::evaluate(self, known)
     }
+
+    const ROWS_OF: Option<&'static str> = Some("queries");
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let (path, report) = (cx.staging.join("rows.jsonl"), cx.staging.join(breakdown::FILE));

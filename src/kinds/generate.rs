@@ -182,7 +182,7 @@ have, such as a label that they begin with, is taken to be meant.
 
 Makes `rows.jsonl`: `{id, …query fields, constitutions: [{text, format, principles}], responses: [{text, tokens, finish}]}`.
 Responses are stripped of white space at both ends, and stand constitution by constitution; `tokens` are those that were sampled, a
-reasoning's too. With `after` a response also has `raw`, the text with what was taken off. Metrics: `rows`, `rows_reused`, `tokens`,
+reasoning's too. With `after` a response also has `raw`, the text with what was taken off. Metrics: `rows`, `rows_asked`, `rows_reused`, `tokens`,
 `mean_length`, `dropped`, `dropped.*`; of an endpoint also `calls`, `calls_reused`, `retries`, `prompt_tokens`, `completion_tokens`
 and, with `price`, `cost`.
 
@@ -201,6 +201,8 @@ temperature = 1.0
     fn estimate(&self, known: &Known<'_>) -> Estimate {
         estimate::generate(self, known)
     }
+
+    const ROWS_OF: Option<&'static str> = Some("queries");
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let constitutions = query::read_constitutions(cx.input("constitutions")?)?;
@@ -375,11 +377,11 @@ impl Generate {
         }
         let mut metrics = Map::from_iter([
             ("rows".to_owned(), json!(kept.len())),
-            ("rows_reused".to_owned(), json!(answers.groups_reused(size))),
             ("tokens".to_owned(), json!(tokens_in_all)),
             ("mean_length".to_owned(), json!(length as f64 / (kept.len() * size) as f64)),
             ("dropped".to_owned(), json!(posed - kept.len())),
         ]);
+        metrics.extend(answers.reuse(size).metrics(""));
         metrics.extend(counts.into_iter().map(|(filter, count)| (format!("dropped.{filter}"), json!(count))));
         Ok((kept, metrics))
     }

@@ -5,9 +5,10 @@ use serde_json::{Value, json};
 
 use super::check::{input, require};
 use super::estimate::{self, Estimate, Known};
-use super::{Cx, NodeError, NodeKind, Outputs, command, rows};
+use super::{Cx, NodeError, NodeKind, Outputs, Setting, command, rows};
 use crate::lm::{ChatTemplate, Config, Experts, Family, Model, Tensor, Tokenizer, TokenizerKind};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
+use crate::store::Reproduces;
 
 /// `tokenizer = { … }`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -199,6 +200,10 @@ init = { hidden_size = 128, layers = 3, heads = 4, tokenizer = { from = "documen
 
     fn estimate(&self, _: &Known<'_>) -> Estimate {
         estimate::init(self)
+    }
+
+    fn reproduces(&self, _given: &Setting<'_>) -> Reproduces {
+        Reproduces::BitExact
     }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {

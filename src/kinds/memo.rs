@@ -1,138 +1,166 @@
-//! The row memo: results of single rows, kept across attempts, nodes and pipelines.
+//! The row memo as kinds see it: typed results of single rows, kept across attempts, nodes and pipelines.
 //!
-//! A *space* holds the rows of one computation (one model, one set of sampling fields); within it a row goes by the
-//! digest of what else decides its result (prompt text and seed). A space is a directory of append-only segments, one
-//! per attempt, a line per row: the row's key, a digest of the result, the result. A line that was torn by a kill, or
-//! damaged since, does not match its digest and is passed over: its row is computed again.
-
-use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+//! A *space* holds the rows of one computation (models by content, fields that decide results, class of device); within it a
+//! row goes by the digest of what else decides its result (prompt text and seed). [`crate::store::rows`] keeps them.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-use super::NodeError;
-use crate::digest::Digest;
-use crate::fs;
+use super::{Cx, NodeError};
+use crate::digest::{Digest, Hasher};
 use crate::store::Store;
+use crate::store::rows::{About, NewRow, RowSpace};
 
-/// An open space of the row memo.
-#[derive(Debug)]
-pub(super) struct RowMemo<V> {
-    rows: HashMap<Digest, V>,
-    segment: PathBuf,
+/// Raised when equal rows would give other results.
+const VERSION: u64 = 1;
+/// The class of device that is not in a space's id: rows that were kept before there were classes are of it.
+const DEFAULT_CLASS: &str = "cpu";
+/// Letters of the beginning and of the end of what was asked that are kept with a result.
+const SHOWN: usize = 60;
+
+/// A computation whose rows are remembered.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Space {
+    /// What its rows are kept under.
+    pub(super) id: Digest,
+    /// The same for people.
+    pub(super) about: About,
 }
 
-impl<V: Serialize + DeserializeOwned> RowMemo<V> {
-    /// Reads a space.
-    pub(super) fn open(store: &Store, space: &Digest) -> Result<Self, NodeError> {
-        static SERIAL: AtomicU64 = AtomicU64::new(0);
-        let directory = store.rows_dir(space)?;
-        let mut rows = HashMap::new();
-        for path in fs::list(&directory)? {
-            if path.extension().is_some_and(|extension| extension == "jsonl") {
-                read_segment(&path, &mut rows)?;
-            }
-        }
-        // No two attempts write to one segment: the name holds the process, the time and a number within the process.
-        let (process, time) = (std::process::id(), fs::now().as_nanosecond());
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { rows, segment: directory.join(format!("{time}-{process}-{serial}.jsonl")) })
+impl Space {
+    /// What is computed here on a class of device with these models, by content, and fields.
+    pub(super) fn here(what: &str, models: &[&Digest], fields: Value, class: &str) -> Self {
+        Self::new(what, models, fields, Some(class.to_owned()))
     }
 
-    /// The result of a row, if it is known.
-    pub(super) fn get(&self, key: &Digest) -> Option<&V> {
-        self.rows.get(key)
+    /// What an endpoint says; its rows cost money.
+    pub(super) fn called(what: &str, endpoint: &Digest, model: &str, fields: Value) -> Self {
+        let mut space = Self::new(what, &[endpoint], fields, None);
+        space.about.paid = true;
+        space.about.model = Some(model.to_owned());
+        space
     }
 
-    /// Adds the results of a batch; once this returns they survive anything.
-    pub(super) fn add(&mut self, batch: Vec<(Digest, V)>) -> Result<(), NodeError> {
-        let mut text = String::new();
-        for (key, value) in &batch {
-            let value = serde_json::to_string(value)
-                .map_err(|error| NodeError::failed(format!("a row's result cannot be kept: {error}")))?;
-            text.push_str(&format!("{key} {} {value}\n", checksum(key, &value)));
+    fn new(what: &str, models: &[&Digest], fields: Value, class: Option<String>) -> Self {
+        let mut hasher = Hasher::new();
+        hasher.text(what).number(VERSION).digest(&Digest::of_value(&fields));
+        for model in models {
+            hasher.digest(model);
         }
-        fs::append(&self.segment, text.as_bytes())?;
-        fs::kill_point("batch");
-        self.rows.extend(batch);
+        if let Some(class) = class.as_ref().filter(|class| *class != DEFAULT_CLASS) {
+            hasher.text("class").text(class);
+        }
+        let models = models.iter().map(|model| **model).collect();
+        let about = About { what: what.to_owned(), models, fields, class, paid: false, model: None };
+        Self { id: hasher.finish(), about }
+    }
+}
+
+/// An open space; one that remembers nothing where a node is audited.
+pub(super) struct RowMemo {
+    space: Option<RowSpace>,
+    added: bool,
+}
+
+impl RowMemo {
+    /// Opens a space for a node.
+    pub(super) fn open(cx: &Cx<'_>, space: &Space) -> Result<Self, NodeError> {
+        let space = if cx.afresh { None } else { Some(cx.store.open_rows(&space.id, space.about.clone())?) };
+        Ok(Self { space, added: false })
+    }
+
+    /// The results of rows, where they are known.
+    pub(super) fn find<V: DeserializeOwned>(&mut self, keys: &[Digest]) -> Result<Vec<Option<V>>, NodeError> {
+        let mut values: Vec<Option<V>> = keys.iter().map(|_| None).collect();
+        if let Some(space) = &mut self.space {
+            space.read(keys, |at, value| {
+                values[at] = serde_json::from_str(value).ok();
+                values[at].is_some()
+            })?;
+        }
+        Ok(values)
+    }
+
+    /// Adds the results of a batch, each with a word on what was asked; once this returns they survive anything.
+    pub(super) fn add<V: Serialize>(&mut self, batch: &[(Digest, V, String)]) -> Result<(), NodeError> {
+        let Some(space) = &mut self.space else { return Ok(()) };
+        let mut values = Vec::with_capacity(batch.len());
+        for (_, value, _) in batch {
+            let value = serde_json::to_string(value);
+            values.push(value.map_err(|error| NodeError::failed(format!("a row's result cannot be kept: {error}")))?);
+        }
+        let rows = batch.iter().zip(&values);
+        let rows: Vec<NewRow<'_>> =
+            rows.map(|((key, _, note), value)| NewRow { key: *key, value, note: Some(note) }).collect();
+        space.add(&rows)?;
+        self.added = true;
+        crate::fs::kill_point("batch");
         Ok(())
     }
-}
 
-fn checksum(key: &Digest, value: &str) -> String {
-    Digest::of(format!("{key} {value}").as_bytes()).short()
-}
-
-fn read_segment<V: DeserializeOwned>(path: &Path, rows: &mut HashMap<Digest, V>) -> Result<(), NodeError> {
-    let mut passed_over = 0;
-    for line in BufReader::new(fs_err::File::open(path)?).split(b'\n') {
-        let line = line?;
-        let row = std::str::from_utf8(&line).ok().and_then(|line| {
-            let (key, rest) = line.split_once(' ')?;
-            let (check, value) = rest.split_once(' ')?;
-            let key: Digest = key.parse().ok()?;
-            let whole = checksum(&key, value) == check;
-            Some((key, whole.then(|| serde_json::from_str(value).ok()).flatten()?))
-        });
-        match row {
-            Some((key, value)) => {
-                rows.insert(key, value);
-            }
-            None => passed_over += 1,
+    /// Ends the use of the space, by a node of this name.
+    pub(super) fn finish(self, store: &Store, node: &str) {
+        if let Some(space) = self.space {
+            space.finish(node);
+        }
+        if self.added {
+            store.bound_rows();
         }
     }
-    if passed_over > 0 {
-        tracing::warn!("{passed_over} torn or damaged rows of {} are computed again", path.display());
+}
+
+/// The beginning and the end of a text, to be shown beside a result.
+pub(super) fn note(text: &str) -> String {
+    let count = text.chars().count();
+    if count <= 2 * SHOWN + 3 {
+        return text.to_owned();
     }
-    Ok(())
+    let begin: String = text.chars().take(SHOWN).collect();
+    let end: String = text.chars().skip(count - SHOWN).collect();
+    format!("{begin} … {end}")
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
-    fn rows_survive_and_torn_or_damaged_ones_are_passed_over() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let store = Store::open(&folder.path().join("cache")).expect("a store");
-        let space = Digest::of(b"space");
-        let key = |n: u8| Digest::of(&[n]);
-        let mut memo: RowMemo<String> = RowMemo::open(&store, &space).expect("opens");
-        memo.add(vec![(key(1), "one".to_owned()), (key(2), "two\n".to_owned())]).expect("adds");
-        memo.add(vec![(key(3), "three".to_owned()), (key(4), "four".to_owned())]).expect("adds");
-        assert_eq!(memo.get(&key(3)).map(String::as_str), Some("three"));
-        let bytes = fs_err::read(&memo.segment).expect("reads");
-        // Every possible torn end, and one flipped letter.
-        for length in 0..bytes.len() {
-            fs_err::write(&memo.segment, &bytes[..length]).expect("writes");
-            let memo: RowMemo<String> = RowMemo::open(&store, &space).expect("opens");
-            let whole = bytes[..length].split(|byte| *byte == b'\n').count() - 1;
-            assert!(memo.rows.len() == whole || memo.rows.len() == whole + 1, "{length}");
-            for (n, text) in [(1, "one"), (2, "two\n"), (3, "three"), (4, "four")] {
-                assert!(memo.get(&key(n)).is_none_or(|found| found == text));
-            }
+    fn whatever_decides_results_is_in_the_id_and_the_cpu_is_not() {
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        let space =
+            |what: &str, models: &[&Digest], fields: Value, class: &str| Space::here(what, models, fields, class).id;
+        let base = space("kl", &[&a, &b], json!({"top_p": 1.0}), "cpu");
+        let others = [
+            space("sample", &[&a, &b], json!({"top_p": 1.0}), "cpu"),
+            space("kl", &[&b, &a], json!({"top_p": 1.0}), "cpu"),
+            space("kl", &[&a], json!({"top_p": 1.0}), "cpu"),
+            space("kl", &[&a, &b], json!({"top_p": 0.9}), "cpu"),
+            space("kl", &[&a, &b], json!({"top_p": 1.0}), "cuda:sm_90"),
+            space("kl", &[&a, &b], json!({"top_p": 1.0}), "cuda:sm_80"),
+        ];
+        for (at, other) in others.iter().enumerate() {
+            assert!(*other != base && !others[..at].contains(other), "{at}");
         }
-        let mut flipped = bytes.clone();
-        let at = bytes.windows(3).position(|window| window == b"two").expect("is there");
-        flipped[at] = b'T';
-        fs_err::write(&memo.segment, &flipped).expect("writes");
-        let memo: RowMemo<String> = RowMemo::open(&store, &space).expect("opens");
-        assert_eq!((memo.rows.len(), memo.get(&key(2))), (3, None));
+        // As spaces were named before there were classes.
+        let mut hasher = Hasher::new();
+        hasher.text("kl").number(1).digest(&Digest::of_value(&json!({"top_p": 1.0}))).digest(&a).digest(&b);
+        assert_eq!(base, hasher.finish());
+        // What is called is the same wherever it is called from.
+        let mut hasher = Hasher::new();
+        hasher.text("speak").number(1).digest(&Digest::of_value(&json!({}))).digest(&a);
+        let called = Space::called("speak", &a, "gpt", json!({}));
+        assert_eq!((called.id, called.about.paid), (hasher.finish(), true));
     }
 
     #[test]
-    fn two_attempts_write_beside_each_other() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let store = Store::open(&folder.path().join("cache")).expect("a store");
-        let space = Digest::of(b"space");
-        let mut one: RowMemo<u32> = RowMemo::open(&store, &space).expect("opens");
-        let mut two: RowMemo<u32> = RowMemo::open(&store, &space).expect("opens");
-        one.add(vec![(Digest::of(b"1"), 1)]).expect("adds");
-        two.add(vec![(Digest::of(b"2"), 2)]).expect("adds");
-        let all: RowMemo<u32> = RowMemo::open(&store, &space).expect("opens");
-        assert_eq!(all.rows.len(), 2);
+    fn notes_show_both_ends() {
+        assert_eq!(note("why?"), "why?");
+        let long = format!("rules{}why?", "ü".repeat(200));
+        let note = note(&long);
+        assert!(note.starts_with("rulesü") && note.contains(" … ") && note.ends_with("üwhy?"));
+        assert_eq!(note.chars().count(), 2 * SHOWN + 3);
     }
 }

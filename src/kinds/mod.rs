@@ -14,7 +14,7 @@ use self::estimate::{Estimate, Known};
 use crate::digest::Digest;
 use crate::endpoint::{Calling, Purse};
 use crate::pipeline::{ArtifactType, KindSpec, Spec};
-use crate::store::Store;
+use crate::store::{Reproduces, Store, Tolerance};
 
 mod alike;
 mod breakdown;
@@ -73,6 +73,15 @@ pub trait NodeKind: Spec + Serialize + DeserializeOwned + Sized + 'static {
         Estimate::default()
     }
 
+    /// What may be expected of computing a node again. By default: the same bytes on a CPU; on GPUs nothing, as rounding
+    /// there depends on which rows go together.
+    fn reproduces(&self, given: &Setting<'_>) -> Reproduces {
+        given.sampled()
+    }
+
+    /// The input whose rows the node's rows are made from one by one, by their `id`: then some of them can be made again.
+    const ROWS_OF: Option<&'static str> = None;
+
     /// Does the node's work. May be killed at any moment and called again with the same scratch directory.
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError>;
 }
@@ -84,6 +93,9 @@ pub struct Entry {
     pub spec: KindSpec,
     run: fn(&Value, &mut Cx<'_>) -> Result<Outputs, NodeError>,
     estimate: fn(&dyn Spec, &Known<'_>) -> Estimate,
+    reproduces: fn(&dyn Spec, &Setting<'_>) -> Option<Reproduces>,
+    /// The input whose rows the node's rows are made from one by one, if they are.
+    pub rows_of: Option<&'static str>,
 }
 
 impl Entry {
@@ -107,12 +119,22 @@ impl Entry {
                 let spec: &dyn Any = spec;
                 spec.downcast_ref::<K>().map(|kind| kind.estimate(known)).unwrap_or_default()
             },
+            reproduces: |spec, given| {
+                let spec: &dyn Any = spec;
+                spec.downcast_ref::<K>().map(|kind| kind.reproduces(given))
+            },
+            rows_of: K::ROWS_OF,
         }
     }
 
     /// What a node of this kind will come to.
     pub fn estimate(&self, spec: &dyn Spec, known: &Known<'_>) -> Estimate {
         (self.estimate)(spec, known)
+    }
+
+    /// What may be expected of computing a node of this kind again.
+    pub fn reproduces(&self, spec: &dyn Spec, given: &Setting<'_>) -> Reproduces {
+        (self.reproduces)(spec, given).unwrap_or_else(|| given.no("a kind that is not known"))
     }
 
     /// Runs a node of this kind from the fields that [`Spec::fields`] gave.
@@ -122,6 +144,44 @@ impl Entry {
 }
 
 pub(crate) use command::input_place;
+/// What decides, beside a kind and its fields, whether what it makes can be made again.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting<'a> {
+    /// The class of the device, as [`device_class`] has it.
+    pub class: &'a str,
+    /// Whether an endpoint is called.
+    pub called: bool,
+    /// What the pipeline says of a program.
+    pub said: Option<bool>,
+}
+
+impl Setting<'_> {
+    /// Of what is computed in the same order whatever the company: on GPUs as near as this.
+    fn computed(&self, apart: Tolerance) -> Reproduces {
+        match (self.called, self.class) {
+            (true, _) => self.no("an endpoint may answer otherwise"),
+            (_, "cpu") => Reproduces::BitExact,
+            _ => Reproduces::Within(apart),
+        }
+    }
+
+    /// Of what is sampled or trained: where rounding differs, texts part and errors grow.
+    fn sampled(&self) -> Reproduces {
+        match self.computed(Tolerance::default()) {
+            Reproduces::Within(_) => self.no("on a GPU rounding depends on which rows go together"),
+            other => other,
+        }
+    }
+
+    fn no(&self, because: &str) -> Reproduces {
+        Reproduces::No { because: because.to_owned() }
+    }
+}
+
+/// The class of a device, see [`crate::lm::device::class`].
+pub fn device_class(device: &str) -> Result<String, NodeError> {
+    Ok(crate::lm::device::class(device)?)
+}
 
 /// All kinds.
 pub static KINDS: &[Entry] = &[
@@ -185,6 +245,8 @@ pub struct Cx<'a> {
     pub micro_batch: Option<usize>,
     /// Whether to keep little for gradients and compute more, if the user said.
     pub activation_checkpointing: Option<bool>,
+    /// Whether every row is computed, remembered or not, and none is remembered: it is an audit.
+    pub afresh: bool,
     /// Where progress goes.
     pub progress: &'a mut dyn FnMut(Progress),
     /// What may be spent on calls to endpoints.

@@ -1,13 +1,11 @@
 //! The language model as the row-wise kinds use it: rows remembered, batches sized, progress told, interrupts heeded.
 
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::memo::RowMemo;
+use super::memo::{Space, note};
 use super::{Cx, InputArtifact, NodeError, Progress};
 use crate::digest::{Digest, Hasher};
 use crate::lm::logprobs::{response_kl, response_logprobs};
@@ -16,19 +14,13 @@ use crate::lm::{Finish, Join, LmError, Model, Prompt, Response, SamplingSettings
 
 mod batches;
 mod fit;
+mod keeper;
 
-use batches::{batches, first_of_each};
+use batches::batches;
 use fit::Fit;
 pub(super) use fit::TooLong;
-
-/// Raised when equal rows would give other results.
-const VERSION: u64 = 1;
-
-/// Finished rows that are kept together, so that a kill loses little and the disk is not asked for every row.
-const KEPT_TOGETHER: usize = 16;
-
-/// How long finished rows wait for others to be kept with.
-const KEPT_AFTER: Duration = Duration::from_secs(2);
+use keeper::Keeper;
+pub(super) use keeper::{Reuse, Rows};
 
 /// A model that is loaded once it is needed: with every row remembered it never is.
 pub(super) struct Policy {
@@ -78,6 +70,13 @@ pub(super) struct Pair {
     pub(super) eos: bool,
 }
 
+impl Pair {
+    /// What it asks, in a word.
+    fn note(&self) -> String {
+        note(&format!("{} → {}", self.prompt, self.response))
+    }
+}
+
 /// A sum over the tokens of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct Sum {
@@ -92,15 +91,6 @@ pub(super) fn per_token(sums: &[Sum]) -> f64 {
     let nats: f64 = sums.iter().map(|sum| sum.nats).sum();
     let tokens: usize = sums.iter().map(|sum| sum.tokens).sum();
     nats / tokens.max(1) as f64
-}
-
-/// Results in the order of what was asked for.
-#[derive(Debug)]
-pub(super) struct Rows<V> {
-    /// The results.
-    pub(super) values: Vec<V>,
-    /// Whether each was remembered.
-    pub(super) reused: Vec<bool>,
 }
 
 /// Counts what is done over the phases of a node.
@@ -135,7 +125,7 @@ impl<'a, 'cx> Work<'a, 'cx> {
         settings: &SamplingSettings,
         asks: &[Ask],
     ) -> Result<Rows<Answer>, NodeError> {
-        let space = space("sample", &[&policy.input.id], &json!(settings));
+        let space = Space::here("sample", &[&policy.input.id], json!(settings), &policy.class()?);
         let key = |ask: &Ask| {
             let mut hasher = Hasher::new();
             hasher.text(&ask.prompt).number(ask.seed);
@@ -146,40 +136,50 @@ impl<'a, 'cx> Work<'a, 'cx> {
         };
         let keys: Vec<Digest> = asks.iter().map(key).collect();
         let limits = Limits { rows: self.cx.micro_batch };
-        self.remembered(&space, &keys, |missing, keeper| {
-            let fit = policy.fit()?;
-            let (model, tokenizer) = (fit.model, fit.tokenizer);
-            let mut prompts = Vec::with_capacity(missing.len());
-            for at in missing {
-                let Ask { row, prompt, seed, .. } = &asks[*at];
-                prompts.push(Prompt { ids: fit.prompt(row, prompt, settings.max_new_tokens)?, seed: *seed });
-            }
-            let answer = |(at, response): (usize, Response)| {
-                let Response { ids, mut text, finish } = response;
-                if asks[missing[at]].continues {
-                    text = following(tokenizer, &prompts[at].ids, &ids, &text)?;
+        self.remembered(
+            &space,
+            &keys,
+            |at| note(&asks[at].prompt),
+            |missing, keeper| {
+                let fit = policy.fit()?;
+                let (model, tokenizer) = (fit.model, fit.tokenizer);
+                let mut prompts = Vec::with_capacity(missing.len());
+                for at in missing {
+                    let Ask { row, prompt, seed, .. } = &asks[*at];
+                    prompts.push(Prompt { ids: fit.prompt(row, prompt, settings.max_new_tokens)?, seed: *seed });
                 }
-                Ok::<_, LmError>((at, Answer { text, tokens: ids.len(), finish }))
-            };
-            let finished = |responses: Vec<_>| {
-                let answers: Vec<_> = responses.into_iter().map(answer).collect::<Result<_, _>>()?;
-                keeper.take(answers.into_iter())
-            };
-            sample_each(model, tokenizer, &prompts, settings, limits, finished).map_err(|error| match error {
-                NodeError::Lm(error) => named(error, |at| &asks[missing[at]].row),
-                other => other,
-            })
-        })
+                let answer = |(at, response): (usize, Response)| {
+                    let Response { ids, mut text, finish } = response;
+                    if asks[missing[at]].continues {
+                        text = following(tokenizer, &prompts[at].ids, &ids, &text)?;
+                    }
+                    Ok::<_, LmError>((at, Answer { text, tokens: ids.len(), finish }))
+                };
+                let finished = |responses: Vec<_>| {
+                    let answers: Vec<_> = responses.into_iter().map(answer).collect::<Result<_, _>>()?;
+                    keeper.take(answers.into_iter())
+                };
+                sample_each(model, tokenizer, &prompts, settings, limits, finished).map_err(|error| match error {
+                    NodeError::Lm(error) => named(error, |at| &asks[missing[at]].row),
+                    other => other,
+                })
+            },
+        )
     }
 
     /// The log-probability of each response after its prompt.
     pub(super) fn logprobs(&mut self, policy: &mut Policy, pairs: &[Pair]) -> Result<Rows<Sum>, NodeError> {
-        let space = space("logprobs", &[&policy.input.id], &Value::Null);
+        let space = Space::here("logprobs", &[&policy.input.id], Value::Null, &policy.class()?);
         let keys: Vec<Digest> = pairs.iter().map(pair_key).collect();
-        self.remembered(&space, &keys, |missing, keeper| {
-            let fit = policy.fit()?;
-            sums(&fit, pairs, missing, keeper, |batch| response_logprobs(fit.model, batch))
-        })
+        self.remembered(
+            &space,
+            &keys,
+            |at| pairs[at].note(),
+            |missing, keeper| {
+                let fit = policy.fit()?;
+                sums(&fit, pairs, missing, keeper, |batch| response_logprobs(fit.model, batch))
+            },
+        )
     }
 
     /// KL(policy‖reference) over the tokens of each response after its prompt, exact over the vocabulary.
@@ -189,95 +189,32 @@ impl<'a, 'cx> Work<'a, 'cx> {
         reference: &mut Policy,
         pairs: &[Pair],
     ) -> Result<Rows<Sum>, NodeError> {
-        let space = space("kl", &[&policy.input.id, &reference.input.id], &Value::Null);
+        let space = Space::here("kl", &[&policy.input.id, &reference.input.id], Value::Null, &policy.class()?);
         let keys: Vec<Digest> = pairs.iter().map(pair_key).collect();
         let same = policy.input.id == reference.input.id;
-        self.remembered(&space, &keys, |missing, keeper| {
-            let fit = policy.fit()?;
-            let model = fit.model;
-            if same {
-                // A model does not differ from itself.
-                let nothing =
-                    |batch: &[Sequence]| Ok(batch.iter().map(|one| vec![0.0; response_tokens(one)]).collect());
-                return sums(&fit, pairs, missing, keeper, nothing);
-            }
-            let reference = reference.loaded()?.0;
-            if reference.config().vocab_size != model.config().vocab_size {
-                return Err(NodeError::with_help(
-                    "KL needs two models with one vocabulary, and theirs differ in size",
-                    "give a reference that the model was trained from",
-                ));
-            }
-            sums(&fit, pairs, missing, keeper, |batch| response_kl(model, reference, batch))
-        })
-    }
-
-    /// Looks rows up and computes the missing ones. `compute` gets their places, and hands each result over with its place
-    /// among them; what it has handed over is kept even if it errs.
-    pub(super) fn remembered<V: Clone + Serialize + DeserializeOwned>(
-        &mut self,
-        space: &Digest,
-        keys: &[Digest],
-        compute: impl FnOnce(&[usize], &mut Keeper<'_, 'a, 'cx, V>) -> Result<(), NodeError>,
-    ) -> Result<Rows<V>, NodeError> {
-        let memo: RowMemo<V> = RowMemo::open(self.cx.store, space)?;
-        let reused: Vec<bool> = keys.iter().map(|key| memo.get(key).is_some()).collect();
-        let missing = first_of_each(keys.iter().enumerate().filter(|(at, _)| !reused[*at]));
-        self.advance(keys.len() - missing.len());
-        let missing_keys = missing.iter().map(|at| keys[*at]).collect();
-        let mut keeper = Keeper { memo, work: self, keys: missing_keys, pending: Vec::new(), kept: Instant::now() };
-        if !missing.is_empty() {
-            keeper.work.cx.check_interrupt()?;
-            let result = compute(&missing, &mut keeper);
-            keeper.keep()?;
-            result?;
-        }
-        let memo = keeper.memo;
-        let value = |key| memo.get(key).cloned().ok_or_else(|| NodeError::failed("a row was not computed"));
-        Ok(Rows { values: keys.iter().map(value).collect::<Result<_, _>>()?, reused })
-    }
-}
-
-/// Keeps rows as they are finished.
-pub(super) struct Keeper<'w, 'a, 'cx, V> {
-    memo: RowMemo<V>,
-    work: &'w mut Work<'a, 'cx>,
-    /// Of the rows that are computed.
-    keys: Vec<Digest>,
-    /// Finished, and not kept yet.
-    pending: Vec<(Digest, V)>,
-    kept: Instant,
-}
-
-impl<V: Serialize + DeserializeOwned> Keeper<'_, '_, '_, V> {
-    /// Takes finished rows; errs once the run is interrupted.
-    pub(super) fn take(&mut self, rows: impl Iterator<Item = (usize, V)>) -> Result<(), NodeError> {
-        self.pending.extend(rows.map(|(at, value)| (self.keys[at], value)));
-        let enough = self.work.cx.micro_batch.unwrap_or(KEPT_TOGETHER).min(KEPT_TOGETHER);
-        if self.pending.len() >= enough || self.kept.elapsed() >= KEPT_AFTER {
-            self.keep()?;
-        }
-        self.work.cx.check_interrupt()
-    }
-
-    /// Writes down what is finished.
-    pub(super) fn keep(&mut self) -> Result<(), NodeError> {
-        self.kept = Instant::now();
-        if self.pending.is_empty() {
-            return Ok(());
-        }
-        let rows = std::mem::take(&mut self.pending);
-        let count = rows.len();
-        self.memo.add(rows)?;
-        self.work.advance(count);
-        Ok(())
-    }
-}
-
-impl<V> Rows<V> {
-    /// How many groups of `size` results in a row were remembered whole.
-    pub(super) fn groups_reused(&self, size: usize) -> usize {
-        self.reused.chunks(size.max(1)).filter(|group| group.iter().all(|reused| *reused)).count()
+        self.remembered(
+            &space,
+            &keys,
+            |at| pairs[at].note(),
+            |missing, keeper| {
+                let fit = policy.fit()?;
+                let model = fit.model;
+                if same {
+                    // A model does not differ from itself.
+                    let nothing =
+                        |batch: &[Sequence]| Ok(batch.iter().map(|one| vec![0.0; response_tokens(one)]).collect());
+                    return sums(&fit, pairs, missing, keeper, nothing);
+                }
+                let reference = reference.loaded()?.0;
+                if reference.config().vocab_size != model.config().vocab_size {
+                    return Err(NodeError::with_help(
+                        "KL needs two models with one vocabulary, and theirs differ in size",
+                        "give a reference that the model was trained from",
+                    ));
+                }
+                sums(&fit, pairs, missing, keeper, |batch| response_kl(model, reference, batch))
+            },
+        )
     }
 }
 
@@ -290,6 +227,11 @@ impl Policy {
     /// Does so with prompts that are too long.
     pub(super) fn with(self, too_long: TooLong) -> Self {
         Self { too_long, ..self }
+    }
+
+    /// The class of the device that it computes on.
+    fn class(&self) -> Result<String, NodeError> {
+        Ok(crate::lm::device::class(&self.device)?)
     }
 
     /// The model, loaded if it was not, and what prompts must fit.
@@ -331,16 +273,6 @@ fn following(tokenizer: &Tokenizer, prompt: &[u32], ids: &[u32], text: &str) -> 
 /// The seed of a response: it depends on what the user seeded, the row and the place of the constitution only.
 pub(super) fn response_seed(seed: u64, row: &str, place: usize) -> u64 {
     Hasher::new().text("response").number(seed).text(row).number(place as u64).seed()
-}
-
-/// The space of a computation with these models, by content, and fields.
-pub(super) fn space(what: &str, models: &[&Digest], fields: &Value) -> Digest {
-    let mut hasher = Hasher::new();
-    hasher.text(what).number(VERSION).digest(&Digest::of_value(fields));
-    for model in models {
-        hasher.digest(model);
-    }
-    hasher.finish()
 }
 
 fn pair_key(pair: &Pair) -> Digest {

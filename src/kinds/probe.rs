@@ -144,7 +144,7 @@ The log has a response of each kind to the first query, and a table; it says of 
 the model does not tell it from its antithesis. More queries or `samples` make that surer. Metrics: `bound.PRINCIPLE` (InfoNCE lower bound, nats, at most `bound_ceiling` = ln 2) with its 95% interval over queries,
 `bound_low.PRINCIPLE` and `bound_high.PRINCIPLE`, `gap.PRINCIPLE`, `accuracy_row.PRINCIPLE`, `accuracy_column.PRINCIPLE`,
 `mean_length.PRINCIPLE`, `identical.PRINCIPLE` (share of pairs of one text), `no_contrast` (principles that are not told apart),
-`rows`, `rows_reused`, `tokens`.
+`rows`, `rows_asked`, `rows_reused`, `tokens`.
 
 ```toml
 [nodes.probe]
@@ -208,7 +208,7 @@ require = 0.02
         crate::fs::copy(&source, &path)?;
         let mut metrics = metrics(&found);
         metrics.insert("rows".to_owned(), json!(queries.len()));
-        metrics.insert("rows_reused".to_owned(), json!(answers.groups_reused(2)));
+        metrics.extend(answers.reuse(2).metrics(""));
         let tokens: usize = answers.values.iter().map(|answer: &Answer| answer.tokens).sum();
         metrics.insert("tokens".to_owned(), json!(tokens));
         Ok(Outputs { files: [("constitutions.json".to_owned(), path)].into(), metrics })

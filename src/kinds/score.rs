@@ -10,10 +10,11 @@ use super::generate::is_false;
 use super::policy::{Pair, Policy, Sum, TooLong, Work, per_token};
 use super::prompter::{Prompter, check_system};
 use super::responses::{self, Answered, Scoring};
-use super::{Cx, NodeError, NodeKind, Outputs, rows, template};
+use super::{Cx, NodeError, NodeKind, Outputs, Setting, rows, template};
 use crate::digest::Hasher;
 use crate::lm::Join;
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
+use crate::store::{Reproduces, Tolerance};
 
 /// The fields of kind `score`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -97,7 +98,7 @@ Makes `rows.jsonl`: the row of the responses with `prompts` (a text per constitu
 are constitutions, columns are responses; C×CM with M responses to each, constitution by constitution), `lengths` (tokens of each
 response), and `prompts_join` where `join` is `"none"`: `finetune` trains with the same. Metrics: `bound` (InfoNCE lower bound on
 the conditional mutual information from summed log-probs, nats), `bound_ceiling` (ln C), `gap` (the authors' mean log-ratio, without a ceiling),
-`accuracy_row`, `accuracy_column`, `mean_length`, `kl` (with `reference`), `rows`, `rows_reused`, `tokens`.
+`accuracy_row`, `accuracy_column`, `mean_length`, `kl` (with `reference`), `rows`, `rows_asked`, `rows_reused`, `tokens`.
 
 ```toml
 [loop.nodes.score]
@@ -110,6 +111,13 @@ prompt = "rules : {{ constitution }} q : {{ query }} a :"
 
     fn estimate(&self, known: &Known<'_>) -> Estimate {
         estimate::score(self, known)
+    }
+
+    const ROWS_OF: Option<&'static str> = Some("responses");
+
+    fn reproduces(&self, given: &Setting<'_>) -> Reproduces {
+        // Sums over a few hundred tokens, each within what `docs/gpu.md` holds bf16 to.
+        given.computed(Tolerance { relative: 1e-2, absolute: 0.1 })
     }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
@@ -147,9 +155,9 @@ prompt = "rules : {{ constitution }} q : {{ query }} a :"
         let mut metrics = figures.metrics("");
         metrics.extend([
             ("rows".to_owned(), json!(scored.len())),
-            ("rows_reused".to_owned(), json!(sums.groups_reused(matrix))),
             ("tokens".to_owned(), json!(sums.values.iter().map(|sum| sum.tokens).sum::<usize>())),
         ]);
+        metrics.extend(sums.reuse(matrix).metrics(""));
         if let Some(kl) = kl {
             metrics.insert("kl".to_owned(), json!(per_token(&kl.values)));
         }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::policy::{Answer, Ask, Policy, Rows, Work, space};
+use super::memo::{Space, note};
+use super::policy::{Answer, Ask, Policy, Rows, Work};
 use super::{Cx, NodeError};
 use crate::digest::{Digest, Hasher};
 use crate::endpoint::{
@@ -223,7 +224,7 @@ impl Work<'_, '_> {
         settings: &SpeakSettings,
         says: &[Say],
     ) -> Result<Rows<Answer>, NodeError> {
-        let space = space("speak", &[&remote.id], &json!(settings));
+        let space = Space::called("speak", &remote.id, &remote.endpoint.model, json!(settings));
         let key = |say: &Say| {
             let mut hasher = Hasher::new();
             hasher.number(u64::from(say.system.is_some())).text(say.system.as_deref().unwrap_or_default());
@@ -232,7 +233,8 @@ impl Work<'_, '_> {
         let keys: Vec<Digest> = says.iter().map(key).collect();
         let RemoteSpeaker { endpoint, calling, client, tally, asked, purse, judge, .. } = remote;
         let cancel = self.cancel();
-        let rows: Rows<Remembered> = self.remembered(&space, &keys, |missing, keeper| {
+        let told = |at: usize| note(&says[at].user);
+        let rows: Rows<Remembered> = self.remembered(&space, &keys, told, |missing, keeper| {
             let client = match client {
                 Some(client) => client,
                 None => {

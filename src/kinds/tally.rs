@@ -7,8 +7,9 @@ use serde_json::{Map, Value, json};
 use super::check::{input, require};
 use super::stats::{Trials, paired};
 use super::versus::{Ties, Versus, paired_metrics, paired_report};
-use super::{Cx, NodeError, NodeKind, Outputs, breakdown, rows};
+use super::{Cx, NodeError, NodeKind, Outputs, Setting, breakdown, rows};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
+use crate::store::Reproduces;
 
 /// The fields of kind `tally`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -76,6 +77,10 @@ verdicts = "judged"
 ties = "loss"
 ```
 "#;
+
+    fn reproduces(&self, _: &Setting<'_>) -> Reproduces {
+        Reproduces::BitExact
+    }
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let given = rows::read_input(cx.input("verdicts")?)?;

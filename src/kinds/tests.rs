@@ -8,6 +8,7 @@ use super::*;
 
 mod contrasts;
 mod objectives;
+mod reuse;
 
 /// A store, and nodes run in it.
 struct Bench {
@@ -16,13 +17,15 @@ struct Bench {
     cancel: AtomicBool,
     /// Calls of the progress function after which the node is interrupted.
     patience: Option<usize>,
+    /// Whether rows are computed whether they are remembered or not.
+    afresh: bool,
 }
 
 impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Store::open(&folder.path().join("cache")).expect("a store");
-        Self { folder, store, cancel: AtomicBool::new(false), patience: None }
+        Self { folder, store, cancel: AtomicBool::new(false), patience: None, afresh: false }
     }
 
     fn rows(&self, rows: &[Value]) -> InputArtifact {
@@ -69,6 +72,7 @@ impl Bench {
             threads: 1,
             micro_batch: Some(8),
             activation_checkpointing: None,
+            afresh: self.afresh,
             progress: &mut progress,
             purse: std::sync::Arc::default(),
             cancel: &self.cancel,

@@ -168,6 +168,7 @@ impl Writer<'_> {
                     metrics.extend([
                         ("written".to_owned(), json!(asked.len())),
                         ("tries".to_owned(), json!(attempt)),
+                        ("rows_asked".to_owned(), json!(attempt)),
                         ("rows_reused".to_owned(), json!(reused)),
                         ("tokens".to_owned(), json!(tokens)),
                     ]);

@@ -45,6 +45,23 @@ pub fn device(name: &str) -> Result<Device, LmError> {
     open(ordinal).map_err(|error| fail(error.to_string()))
 }
 
+/// The class of a device: `cpu`, or `cuda:sm_90` by compute capability. What one of a class computes another computes to the
+/// same bits, or on GPUs as near as rounding lets it; what devices of two classes compute differs.
+///
+/// On CPUs every sum runs in one order, whatever the processor, so that all are one class. On GPUs it counts which kernels
+/// compute, see `SAMI_KERNELS`. Errs if there is no such device.
+pub fn class(name: &str) -> Result<String, LmError> {
+    if device(name)?.is_cpu() {
+        return Ok("cpu".to_owned());
+    }
+    let fail = |what: String| LmError::Device { name: name.to_owned(), what };
+    let ordinal: usize = name.rsplit(':').next().and_then(|ordinal| ordinal.parse().ok()).unwrap_or(0);
+    let gpus = cuda().map_err(fail)?.gpus;
+    let gpu = gpus.get(ordinal).ok_or_else(|| fail("it is gone".to_owned()))?;
+    let kernels = crate::env::KERNELS.get().map_or_else(String::new, |kernels| format!(" kernels {kernels}"));
+    Ok(format!("cuda:sm_{}{kernels}", gpu.capability.replace('.', "")))
+}
+
 /// What the driver says, if this build can use it here. Errs with the reason why not.
 ///
 /// Asked before candle touches a GPU: it panics where a library is missing.
@@ -156,6 +173,8 @@ mod tests {
     #[test]
     fn names_of_devices_are_checked_before_anything_is_opened() {
         assert!(device("cpu").expect("always there").is_cpu());
+        assert_eq!(class("cpu").expect("always there"), "cpu");
+        assert!(class("gpu").is_err());
         for name in ["", "gpu", "cuda:", "cuda:x", "cuda0", "CPU"] {
             let error = device(name).expect_err("no such name").to_string();
             assert!(error.contains(&format!("`{name}` cannot be used: no such name")), "{error}");

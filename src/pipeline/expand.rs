@@ -15,11 +15,18 @@ use super::kind::{InputField, KindSpec, Spec};
 use super::matrix::{self, Axis};
 use super::reference::{self, Cell, Reference, Resolved};
 use super::tree::{Entry, Tree, TreeError, TreeErrorKind, TreeValue, from_tree};
-use super::{Link, Node, RunFields, Target};
+use super::{Link, Node, RunFields, Target, Tolerance};
 use crate::diag::Diagnostic;
 
 /// More nodes than this are a slip of the pen.
 pub(super) const MOST_NODES: usize = 100_000;
+
+/// What every node may have beside the fields of its kind, as it stands in the file.
+#[derive(Clone)]
+struct Common {
+    run: Option<Entry>,
+    tolerance: Option<Entry>,
+}
 
 /// A declaration in one iteration and one cell of its own matrix.
 pub(super) struct Draft {
@@ -33,6 +40,7 @@ pub(super) struct Draft {
     pub(super) references: Vec<(InputField, Range<usize>, Option<Resolved>)>,
     spec: Box<dyn Spec>,
     run: RunFields,
+    tolerance: Option<Tolerance>,
 }
 
 impl Draft {
@@ -118,9 +126,9 @@ impl Expander<'_> {
     ) {
         let declaration = &declared.nodes[at];
         let mut take = |key: &str| tree.table_mut().and_then(|table| table.shift_remove(key));
-        let run = take("run");
+        let common = Common { run: take("run"), tolerance: take("tolerance") };
         let Some(matrix) = take("matrix") else {
-            self.type_draft(at, iteration, tree, run, scope, Cell::new(), declared, drafts);
+            self.type_draft(at, iteration, tree, common, scope, Cell::new(), declared, drafts);
             return;
         };
         let mut matrix = matrix.value;
@@ -155,7 +163,7 @@ impl Expander<'_> {
                 }
             }
             self.evaluator.used.clear();
-            self.type_draft(at, iteration, tree, run.clone(), &scope, own, declared, drafts);
+            self.type_draft(at, iteration, tree, common.clone(), &scope, own, declared, drafts);
             for ((used, axis), &is_field) in used.iter_mut().zip(&axes).zip(&fields) {
                 *used |= is_field || self.evaluator.used.contains(&axis.variable);
             }
@@ -176,7 +184,7 @@ impl Expander<'_> {
         at: usize,
         iteration: usize,
         mut tree: Tree,
-        run: Option<Entry>,
+        common: Common,
         scope: &Scope,
         own: Cell,
         declared: &Declarations,
@@ -190,14 +198,15 @@ impl Expander<'_> {
         };
         self.evaluator.evaluate(&mut tree, scope, self.findings);
         self.includer.include(&mut tree, self.findings);
-        let run = run.map_or_else(RunFields::default, |entry| {
+        let tolerance = common.tolerance.and_then(|entry| self.tolerance(entry.value, scope, &declaration.name));
+        let run = common.run.map_or_else(RunFields::default, |entry| {
             let mut run = entry.value;
             self.evaluator.evaluate(&mut run, scope, self.findings);
             let what = format!("`run` of node `{}`", declaration.name);
             let (fields, sound) = self.findings.fit(&what, &mut run, from_tree::<RunFields>);
             let fields = fields.unwrap_or_default();
             if sound {
-                self.check_run(&fields, &run, &what);
+                self.check_run(&fields, &run, &what, declaration.kind.name);
             }
             fields
         });
@@ -226,10 +235,27 @@ impl Expander<'_> {
                 (field, span, resolved)
             })
             .collect();
-        drafts.push(Draft { declaration: at, iteration, own, references, spec, run });
+        drafts.push(Draft { declaration: at, iteration, own, references, spec, run, tolerance });
     }
 
-    fn check_run(&mut self, run: &RunFields, tree: &Tree, what: &str) {
+    /// The `tolerance` of a node.
+    fn tolerance(&mut self, mut tree: Tree, scope: &Scope, node: &str) -> Option<Tolerance> {
+        self.evaluator.evaluate(&mut tree, scope, self.findings);
+        let what = format!("`tolerance` of node `{node}`");
+        let (tolerance, sound) = self.findings.fit(&what, &mut tree, from_tree::<Tolerance>);
+        let tolerance = tolerance?;
+        if sound && !tolerance.is_sound() {
+            let source = Arc::clone(&self.findings.source);
+            self.findings.add(
+                Diagnostic::error("pipeline::bad-tolerance", format!("{what} does not fit"))
+                    .label(&source, tree.span.clone(), "not a distance")
+                    .help("give a number of 0 or more, such as `1e-4`, or `{ relative = 1e-4, absolute = 1e-6 }`"),
+            );
+        }
+        Some(tolerance)
+    }
+
+    fn check_run(&mut self, run: &RunFields, tree: &Tree, what: &str, kind: &str) {
         let device = run.device.as_deref().is_none_or(|device| {
             matches!(device, "auto" | "cpu") || device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok())
         });
@@ -239,6 +265,11 @@ impl Expander<'_> {
             (zero(run.threads), "threads", "give 1 or more"),
             (zero(run.micro_batch), "micro_batch", "give 1 or more"),
             (zero(run.shards), "shards", "give 1 or more"),
+            (
+                run.reproducible.is_some() && kind != "command",
+                "reproducible",
+                "leave it out: of all kinds but `command` it is known",
+            ),
         ];
         for (_, key, help) in faults.into_iter().filter(|(fault, ..)| *fault) {
             let source = Arc::clone(&self.findings.source);
@@ -295,6 +326,7 @@ fn assemble(drafts: Vec<Draft>, cells: &matrix::Cells, declared: &Declarations) 
                 spec: Arc::clone(&spec),
                 links,
                 run: draft.run.clone(),
+                tolerance: draft.tolerance,
                 span: declaration.span.clone(),
             });
         };

@@ -35,6 +35,7 @@ mod random;
 mod reference;
 mod rows;
 mod source;
+mod tolerance;
 pub mod tree;
 mod typed;
 
@@ -45,6 +46,7 @@ use findings::Findings;
 use include::Includer;
 
 pub use kind::{ArtifactType, Input, InputField, KindSpec, Problem, Spec};
+pub use tolerance::Tolerance;
 
 /// A pipeline, expanded: no expression, loop or matrix is left, every reference is resolved.
 #[derive(Debug)]
@@ -118,6 +120,9 @@ pub struct Node {
     pub links: Vec<Link>,
     /// Execution fields, not in the key.
     pub run: RunFields,
+    /// `tolerance`: how far the numbers it makes may be from earlier ones and still count as the same for what is below it.
+    /// Not in the key.
+    pub tolerance: Option<Tolerance>,
     /// Place of the node's header (key of its table).
     pub span: Range<usize>,
 }
@@ -160,6 +165,8 @@ pub struct RunFields {
     pub shards: Option<usize>,
     /// Times that a failed attempt is made again.
     pub retries: Option<u32>,
+    /// Whether a `command` makes the same bytes from the same inputs, as its author says.
+    pub reproducible: Option<bool>,
 }
 
 /// Reads a pipeline file and expands it. `sets` are `NAME=VALUE` overrides of params. Errs with every error of the

@@ -2,7 +2,7 @@
 //! and nowhere else.
 
 use std::error::Error as _;
-use std::io;
+use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,7 +72,15 @@ impl Client {
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("remote").enable_all().build()?;
         let (prefix, opened) = match &settings.place {
             Place::Directory(directory) => (String::new(), directory_store(directory, settings, access)?),
-            Place::S3 { bucket, prefix } => (prefix.clone(), s3(bucket, settings, patience)),
+            Place::S3 { bucket, prefix } => {
+                if !settings.anonymous && !has_credentials() {
+                    let what = "no credentials for `s3://` are in the environment (`AWS_ACCESS_KEY_ID` and \
+                                `AWS_SECRET_ACCESS_KEY`), and this machine has no role; a public bucket needs \
+                                `anonymous = true`";
+                    return Err(RemoteError::Setup { what: what.to_owned() });
+                }
+                (prefix.clone(), s3(bucket, settings, patience))
+            }
             Place::Gs { bucket, prefix } => (prefix.clone(), gs(bucket, settings, patience)),
             Place::Http(url) => (String::new(), http(url, settings, patience)),
         };
@@ -149,7 +157,7 @@ impl Client {
                 Err(RemoteError::WrongBytes { name: name.to_owned(), what: format!("it is {size} bytes large") })
             }
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(self.fault(name, &error)),
+            Err(error) => Err(Self::fault(name, &error)),
         }
     }
 
@@ -159,7 +167,7 @@ impl Client {
         match self.wait(name, self.store.head(&path))? {
             Ok(meta) => Ok(Some(meta.size)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(self.fault(name, &error)),
+            Err(error) => Err(Self::fault(name, &error)),
         }
     }
 
@@ -173,7 +181,7 @@ impl Client {
                 Err(RemoteError::Incomplete { name: name.to_owned(), of: "an artifact".to_owned() })
             }
             Err(error) if ignores_ranges(&error) => Ok(None),
-            Err(error) => Err(self.fault(name, &error)),
+            Err(error) => Err(Self::fault(name, &error)),
         }
     }
 
@@ -182,7 +190,7 @@ impl Client {
         self.may_write()?;
         let path = self.path(name);
         let done = self.block_on(self.store.put(&path, PutPayload::from(bytes)));
-        done.map(drop).map_err(|error| self.fault(name, &error))
+        done.map(drop).map_err(|error| Self::fault(name, &error))
     }
 
     /// Puts bytes under a name if there is nothing; returns whether there was nothing.
@@ -193,7 +201,7 @@ impl Client {
         match self.block_on(self.store.put_opts(&path, PutPayload::from(bytes), options)) {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
-            Err(error) => Err(self.fault(name, &error)),
+            Err(error) => Err(Self::fault(name, &error)),
         }
     }
 
@@ -202,7 +210,7 @@ impl Client {
         self.may_write()?;
         match self.block_on(self.store.delete(&self.path(name))) {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(self.fault(name, &error)),
+            Err(error) => Err(Self::fault(name, &error)),
         }
     }
 
@@ -221,8 +229,14 @@ impl Client {
         });
         match found {
             Ok(found) => Ok(found),
-            Err(object_store::Error::NotFound { .. }) => Ok(Vec::new()),
-            Err(error) => Err(self.fault(folder, &error)),
+            Err(object_store::Error::NotFound { .. }) if !self.read_only => Ok(Vec::new()),
+            Err(error) if self.read_only => {
+                let what = shown(&error.to_string());
+                Err(RemoteError::Answer {
+                    what: format!("a web server need not list what it has: name whole keys or ids ({what})"),
+                })
+            }
+            Err(error) => Err(Self::fault(folder, &error)),
         }
     }
 
@@ -231,7 +245,7 @@ impl Client {
     }
 
     /// What an error means.
-    pub(super) fn fault(&self, name: &str, error: &object_store::Error) -> RemoteError {
+    pub(super) fn fault(name: &str, error: &object_store::Error) -> RemoteError {
         use object_store::Error as E;
         let what = shown(&error.to_string());
         if matches!(error, E::PermissionDenied { .. } | E::Unauthenticated { .. }) {
@@ -247,11 +261,10 @@ impl Client {
             {
                 return RemoteError::Unreachable { what };
             }
-            match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
-                Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
-                    return RemoteError::Denied { what };
-                }
-                Some(_) | None => {}
+            if let Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) =
+                cause.downcast_ref::<io::Error>().map(io::Error::kind)
+            {
+                return RemoteError::Denied { what };
             }
             source = cause.source();
         }
@@ -266,7 +279,7 @@ impl Client {
     }
 
     /// Waits before a transfer is taken up again.
-    pub(super) fn pause(&self, tried: u32) {
+    pub(super) fn pause(tried: u32) {
         std::thread::sleep(Duration::from_millis(200 << tried.min(6)));
     }
 }
@@ -316,6 +329,35 @@ fn over_network(settings: &RemoteSettings, patience: Patience) -> (ClientOptions
     let backoff =
         BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(10), base: 2.0 };
     (options, RetryConfig { backoff, max_retries, retry_timeout })
+}
+
+/// Whether there are credentials for S3: in the environment, of a role, or of the machine, which is asked for them at an
+/// address that answers nowhere else; to find that out by trying takes minutes.
+fn has_credentials() -> bool {
+    const NAMES: [&str; 4] = [
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_METADATA_ENDPOINT",
+    ];
+    env::AWS_ACCESS_KEY_ID.get().is_some()
+        || NAMES.iter().any(|name| env::named(name).is_some())
+        || machine_has_role().unwrap_or(false)
+}
+
+/// Whether this is a machine at Amazon's that may have a role.
+fn machine_has_role() -> io::Result<bool> {
+    const METADATA: ([u8; 4], u16) = ([169, 254, 169, 254], 80);
+    const LIMIT: Duration = Duration::from_secs(1);
+    let mut stream = std::net::TcpStream::connect_timeout(&METADATA.into(), LIMIT)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.write_all(
+        b"PUT /latest/api/token HTTP/1.1\r\nhost: 169.254.169.254\r\ncontent-length: 0\r\nconnection: close\r\n\
+          x-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n",
+    )?;
+    let mut first = [0; 12];
+    stream.read_exact(&mut first)?;
+    Ok(first.ends_with(b" 200"))
 }
 
 fn s3(bucket: &str, settings: &RemoteSettings, patience: Patience) -> object_store::Result<Opened> {

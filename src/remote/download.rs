@@ -114,7 +114,7 @@ fn receive(
                     return Err(error);
                 }
                 tracing::debug!("`{name}` broke off at {have} of {} bytes: {error}", blob.size);
-                client.pause(tried);
+                Client::pause(tried);
             }
             Err(error) => return Err(error),
         }
@@ -176,7 +176,7 @@ fn drain(
         return Ok(Came::Wrong(sizes(found.meta.size, blob)));
     }
     let mut blocks = found.into_stream();
-    while let Some(block) = client.block_on(blocks.try_next()).map_err(|error| client.fault(name, &error))? {
+    while let Some(block) = client.block_on(blocks.try_next()).map_err(|error| Client::fault(name, &error))? {
         if sink.write(&block)? {
             return Ok(Came::Wrong(format!("it goes on after {} bytes", blob.size)));
         }
@@ -196,7 +196,7 @@ fn ranges(client: &Client, name: &str, blob: &Blob, from: u64, sink: &mut Sink<'
         return Ok(Came::Wrong(sizes(found.meta.size, blob)));
     }
     let mut blocks = found.into_stream();
-    while let Some(block) = client.block_on(blocks.try_next()).map_err(|error| client.fault(name, &error))? {
+    while let Some(block) = client.block_on(blocks.try_next()).map_err(|error| Client::fault(name, &error))? {
         if sink.write(&block)? {
             return Ok(Came::Wrong(format!("it goes on after {} bytes", blob.size)));
         }
@@ -210,10 +210,14 @@ fn ranges(client: &Client, name: &str, blob: &Blob, from: u64, sink: &mut Sink<'
         })
         .buffered(AHEAD);
     while let Some(block) = client.block_on(rest.next()) {
-        let block = block.map_err(|error| client.fault(name, &error))?;
+        let block = block.map_err(|error| Client::fault(name, &error))?;
         if sink.write(&block)? {
             return Ok(Came::Wrong(format!("it goes on after {} bytes", blob.size)));
         }
+    }
+    if *sink.have < blob.size {
+        let what = format!("`{name}` ended after {} of {} bytes", *sink.have, blob.size);
+        return Err(RemoteError::Unreachable { what });
     }
     Ok(Came::All)
 }

@@ -3,9 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-use super::{Failed, Found, MOST_MANIFEST, Moved, Moving, Other, Remote, RemoteError, Tell, Wanted, download, names};
+use super::{
+    Failed, Found, MOST_MANIFEST, MOST_RECORD, Moved, Moving, Other, Remote, RemoteError, Tell, Wanted, download, names,
+};
 use crate::digest::Digest;
+use crate::pieces::Recipe;
 use crate::store::{Blob, Manifest, NodeRecord, Store, StoreError};
+
+/// Blobs smaller than this never lie in parts.
+const LARGE: u64 = 1 << 20;
+
+/// Objects to fetch, and the list of parts that they are of.
+type Expanded = (Vec<Blob>, Option<(Blob, Recipe, Vec<u8>)>);
 
 /// What several threads find out.
 #[derive(Default)]
@@ -83,9 +92,24 @@ impl Remote {
                 missing.push(blob);
             }
         }
-        missing.sort_by_key(|blob| std::cmp::Reverse(blob.size));
-        tell(Moving::Begins { objects: missing.len() as u64, bytes: missing.iter().map(|blob| blob.size).sum() });
+        let expanded = Mutex::new((Vec::new(), Vec::new()));
         self.each(missing, |blob| {
+            match self.expand(store, &blob) {
+                Ok((objects, recipe)) => {
+                    let mut expanded = expanded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    expanded.0.extend(objects);
+                    expanded.1.extend(recipe);
+                }
+                Err(error) => lock().breaks(blob.digest, names::object(&blob.digest), error)?,
+            }
+            Ok(())
+        })?;
+        let (objects, recipes) = expanded.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let objects: BTreeMap<Digest, Blob> = objects.into_iter().map(|blob: Blob| (blob.digest, blob)).collect();
+        let mut objects: Vec<Blob> = objects.into_values().collect();
+        objects.sort_by_key(|blob| std::cmp::Reverse(blob.size));
+        tell(Moving::Begins { objects: objects.len() as u64, bytes: objects.iter().map(|blob| blob.size).sum() });
+        self.each(objects, |blob| {
             match download::object(&self.client, store, &blob, tell) {
                 Ok(()) => {
                     let moved = &mut lock().moved;
@@ -96,6 +120,18 @@ impl Remote {
             tell(Moving::Object);
             Ok(())
         })?;
+        for (blob, recipe, bytes) in recipes {
+            let name = names::recipe(&blob.digest);
+            if recipe.parts.iter().any(|(part, _)| lock().broken.contains(part)) {
+                lock().broken.insert(blob.digest);
+            } else if let Err(error) = store.take_recipe(&blob, &bytes) {
+                let error = match error {
+                    StoreError::Damaged { what } => RemoteError::WrongBytes { name: name.clone(), what },
+                    error => error.into(),
+                };
+                lock().breaks(blob.digest, name, error)?;
+            }
+        }
         let Shared { mut moved, manifests, mut broken } = std::mem::take(&mut *lock());
         for (id, manifest) in &manifests {
             if manifest.files.values().any(|blob| broken.contains(&blob.digest)) {
@@ -125,6 +161,26 @@ impl Remote {
         }
         moved.sort();
         Ok(Pulled { moved, records })
+    }
+
+    /// The objects to fetch for a blob: itself, or those of its parts that are not here, with the list of all of them.
+    fn expand(&self, store: &Store, blob: &Blob) -> Result<Expanded, RemoteError> {
+        // Lists of parts are for large ones; of the others it shows when they are fetched that they are not there.
+        if blob.size < LARGE || self.client.size(&names::object(&blob.digest))?.is_some() {
+            return Ok((vec![*blob], None));
+        }
+        let name = names::recipe(&blob.digest);
+        let Some(bytes) = self.client.get(&name, MOST_RECORD)? else { return Ok((vec![*blob], None)) };
+        let wrong = |error: StoreError| RemoteError::WrongBytes { name: name.clone(), what: error.to_string() };
+        let recipe = Store::arrived_recipe(blob, &bytes).map_err(wrong)?;
+        let parts = recipe.parts.iter().map(|(digest, size)| Blob { digest: *digest, size: *size });
+        let mut missing = Vec::new();
+        for part in parts {
+            if !store.keeps_object(&part)? {
+                missing.push(part);
+            }
+        }
+        Ok((missing, Some((*blob, recipe, bytes))))
     }
 
     /// A manifest that lies there; it is asked for twice if it comes wrong.

@@ -7,7 +7,11 @@ use std::sync::Mutex;
 use super::client::in_parallel;
 use super::{Failed, Found, Moved, Moving, Other, Remote, RemoteError, Tell, Wanted, marker, names, upload};
 use crate::digest::Digest;
+use crate::pieces::Recipe;
 use crate::store::{Blob, NodeRecord, Store, StoreError};
+
+/// Objects with where they lie, and blobs that go as lists of parts.
+type Gathered = (Vec<(Blob, PathBuf)>, Vec<Blob>);
 
 /// What several threads find out.
 #[derive(Default)]
@@ -19,6 +23,8 @@ struct Shared {
     artifacts: BTreeMap<Digest, Vec<Digest>>,
     /// Their objects, each with its size and where it lies.
     objects: BTreeMap<Digest, (Blob, PathBuf)>,
+    /// Of those of them that lie in pieces here, the lists of these.
+    recipes: BTreeMap<Digest, Blob>,
     /// What cannot go.
     broken: BTreeSet<Digest>,
 }
@@ -42,7 +48,7 @@ impl Remote {
             };
             match self.node(&key)? {
                 Some(found) if found.record.artifact != record.artifact => {
-                    lock().moved.others.push(other(&record, &found))
+                    lock().moved.others.push(other(&record, &found));
                 }
                 Some(_) if !again => lock().moved.known += 1,
                 _ => lock().records.push(record),
@@ -56,17 +62,16 @@ impl Remote {
             if !again && self.client.size(&names::artifact(&id))?.is_some() {
                 return Ok(());
             }
-            let read = store.manifest(&id).and_then(|manifest| Ok((manifest, store.files(&id)?)));
-            let mut shared = lock();
-            match read {
-                Ok((manifest, files)) => {
-                    let blobs =
-                        manifest.files.into_iter().map(|(name, blob)| (blob.digest, (blob, files[&name].clone())));
-                    let blobs: Vec<_> = blobs.collect();
-                    shared.artifacts.insert(id, blobs.iter().map(|(digest, _)| *digest).collect());
-                    shared.objects.extend(blobs);
+            match self.gather(store, &id, again)? {
+                Ok((objects, recipes)) => {
+                    let needed =
+                        objects.iter().map(|(blob, _)| blob.digest).chain(recipes.iter().map(|blob| blob.digest));
+                    let mut shared = lock();
+                    shared.artifacts.insert(id, needed.collect());
+                    shared.objects.extend(objects.into_iter().map(|(blob, path)| (blob.digest, (blob, path))));
+                    shared.recipes.extend(recipes.into_iter().map(|blob| (blob.digest, blob)));
                 }
-                Err(error) => shared.breaks(id, format!("artifact {}", id.short()), &error),
+                Err(error) => lock().breaks(id, format!("artifact {}", id.short()), &error),
             }
             Ok(())
         })?;
@@ -92,6 +97,13 @@ impl Remote {
                 }
             }
             tell(Moving::Object);
+            Ok(())
+        })?;
+        let recipes = std::mem::take(&mut lock().recipes);
+        self.each(recipes.into_values().collect(), |blob| {
+            if let Err(error) = self.send_recipe(store, &blob, again)? {
+                lock().breaks(blob.digest, format!("list of parts {}", blob.digest.short()), &error);
+            }
             Ok(())
         })?;
         let artifacts = std::mem::take(&mut lock().artifacts);
@@ -126,9 +138,9 @@ impl Remote {
             }
             let moved = &mut lock().moved;
             if created {
-                moved.nodes += 1
+                moved.nodes += 1;
             } else {
-                moved.known += 1
+                moved.known += 1;
             }
             Ok(())
         })?;
@@ -141,6 +153,53 @@ impl Remote {
         let mut moved = std::mem::take(&mut lock().moved);
         moved.sort();
         Ok(moved)
+    }
+
+    /// The objects that an artifact needs there, each with where it lies here, and the blobs that go as lists of parts.
+    /// The inner error is that of this artifact alone.
+    fn gather(&self, store: &Store, id: &Digest, again: bool) -> Result<Result<Gathered, StoreError>, RemoteError> {
+        let (mut objects, mut recipes) = (Vec::new(), Vec::new());
+        let (manifest, files) = match store.manifest(id).and_then(|manifest| Ok((manifest, store.files(id)?))) {
+            Ok(read) => read,
+            Err(error) => return Ok(Err(error)),
+        };
+        for (name, blob) in manifest.files {
+            let path = &files[&name];
+            if !Recipe::is_at(path) {
+                objects.push((blob, path.clone()));
+                continue;
+            }
+            // Someone whose cache had it whole may have sent it so.
+            if !again && self.client.size(&names::object(&blob.digest))? == Some(blob.size) {
+                continue;
+            }
+            let recipe = match Recipe::read(path) {
+                Ok(recipe) => recipe,
+                Err(error) => return Ok(Err(error.into())),
+            };
+            let parts =
+                recipe.parts.into_iter().map(|(digest, size)| (Blob { digest, size }, store.blob_path(&digest)));
+            objects.extend(parts);
+            recipes.push(blob);
+        }
+        Ok(Ok((objects, recipes)))
+    }
+
+    /// Sends the list of a blob's parts, which are there. The inner error is that of this blob alone.
+    fn send_recipe(&self, store: &Store, blob: &Blob, again: bool) -> Result<Result<(), StoreError>, RemoteError> {
+        let name = names::recipe(&blob.digest);
+        if !again && self.client.size(&name)?.is_some() {
+            return Ok(Ok(()));
+        }
+        match store.has_whole(blob) {
+            Ok(true) => {}
+            Ok(false) => {
+                return Ok(Err(StoreError::Damaged { what: "its parts are not what they should be".to_owned() }));
+            }
+            Err(error) => return Ok(Err(error)),
+        }
+        self.client.put(&name, fs_err::read(store.recipe_path(&blob.digest))?)?;
+        Ok(Ok(()))
     }
 
     pub(super) fn each<T: Send>(

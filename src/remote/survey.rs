@@ -6,8 +6,10 @@ use std::sync::Mutex;
 use futures_util::TryStreamExt;
 use serde::Serialize;
 
-use super::{Marker, Moving, Remote, RemoteError, Tell, marker, names};
+use super::client::Client;
+use super::{MOST_RECORD, Marker, Moving, Remote, RemoteError, Tell, marker, names};
 use crate::digest::Digest;
+use crate::pieces::Recipe;
 
 /// How much there is of something.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -49,14 +51,15 @@ impl Remote {
     /// held to its digest.
     pub fn survey(&self, every_byte: bool, tell: Tell<'_>) -> Result<Survey, RemoteError> {
         let marker = self.marker()?;
-        let conditional_put = match self.client.is_read_only() {
-            true => None,
-            false => match marker::probe(&self.client) {
+        let conditional_put = if self.client.is_read_only() {
+            None
+        } else {
+            match marker::probe(&self.client) {
                 Ok(kept) => Some(kept),
                 // Who may only read is told the rest all the same.
                 Err(RemoteError::Denied { .. }) => None,
                 Err(error) => return Err(error),
-            },
+            }
         };
         let mut folders = Vec::new();
         let mut sizes: BTreeMap<String, u64> = BTreeMap::new();
@@ -89,7 +92,11 @@ impl Remote {
         };
         tell(Moving::Begins { objects: of(names::OBJECTS).len() as u64, bytes: sizes.values().sum() });
         self.each(of(names::OBJECTS), |(name, digest)| {
-            if self.digest(&name, tell)? != Some(digest) {
+            if names::is_recipe(&name) {
+                if let Some(what) = self.recipe_flaw(&name, &digest)? {
+                    add(flaw(&name, "damaged", &what));
+                }
+            } else if self.digest(std::slice::from_ref(&name), tell)? != Some(digest) {
                 add(flaw(&name, "damaged", "its bytes are not those of its name"));
             }
             tell(Moving::Object);
@@ -101,6 +108,7 @@ impl Remote {
                     for blob in manifest.files.values() {
                         let object = names::object(&blob.digest);
                         match sizes.get(&object) {
+                            None if sizes.contains_key(&names::recipe(&blob.digest)) => {}
                             None => add(flaw(&object, "missing", &format!("artifact {} needs it", id.short()))),
                             Some(size) if *size != blob.size => {
                                 add(flaw(&object, "damaged", &format!("it has {size} bytes, not {}", blob.size)));
@@ -132,24 +140,40 @@ impl Remote {
         Ok(())
     }
 
-    /// The digest of what is under a name; `None` if it cannot be read to its end.
-    fn digest(&self, name: &str, tell: Tell<'_>) -> Result<Option<Digest>, RemoteError> {
-        let Some(found) = self.client.open(name, None)? else { return Ok(None) };
+    /// What is wrong with a list of parts, or with them together.
+    fn recipe_flaw(&self, name: &str, digest: &Digest) -> Result<Option<String>, RemoteError> {
+        let bytes = self.client.get(name, MOST_RECORD)?.unwrap_or_default();
+        let Ok(recipe) = serde_json::from_slice::<Recipe>(&bytes) else { return Ok(Some("it is no list".to_owned())) };
+        let parts: Vec<String> = recipe.parts.iter().map(|(part, _)| names::object(part)).collect();
+        match self.digest(&parts, &|_| {}) {
+            Ok(found) if found == Some(*digest) => Ok(None),
+            Ok(_) => Ok(Some("its parts make up another file".to_owned())),
+            Err(RemoteError::Incomplete { name, .. }) => Ok(Some(format!("`{name}`, a part, is not there"))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The digest of what is under names, one after the other; `None` if it cannot be read to its end.
+    fn digest(&self, names: &[String], tell: Tell<'_>) -> Result<Option<Digest>, RemoteError> {
         let mut hasher = blake3::Hasher::new();
-        let mut blocks = found.into_stream();
-        loop {
-            match self.client.block_on(blocks.try_next()) {
-                Ok(Some(block)) => {
-                    hasher.update(&block);
-                    tell(Moving::Bytes(block.len() as u64));
+        for name in names {
+            let Some(found) = self.client.open(name, None)? else { return Ok(None) };
+            let mut blocks = found.into_stream();
+            loop {
+                match self.client.block_on(blocks.try_next()) {
+                    Ok(Some(block)) => {
+                        hasher.update(&block);
+                        tell(Moving::Bytes(block.len() as u64));
+                    }
+                    Ok(None) => break,
+                    Err(error) => match Client::fault(name, &error) {
+                        RemoteError::Answer { .. } => return Ok(None),
+                        fault => return Err(fault),
+                    },
                 }
-                Ok(None) => return Ok(Some(hasher.finalize().into())),
-                Err(error) => match self.client.fault(name, &error) {
-                    RemoteError::Answer { .. } => return Ok(None),
-                    fault => return Err(fault),
-                },
             }
         }
+        Ok(Some(hasher.finalize().into()))
     }
 }
 

@@ -44,21 +44,54 @@ impl Store {
         Ok(there)
     }
 
-    /// Gives a file its place as an object. The caller has read it, and it is what `blob` says.
+    /// Gives a file its place as an object, or as pieces if it is one to be cut. The caller has read it, and it is what
+    /// `blob` says.
     pub fn take_object(&self, path: &Path, blob: &Blob) -> Result<(), StoreError> {
+        let _section = self.sharing()?;
+        self.need_objects([blob.digest])?;
         if self.cuts(&mut fs_err::File::open(path)?)?.is_some() {
             let put = self.take(path)?;
             let other = || StoreError::Damaged { what: format!("what arrived as object {}", blob.digest.short()) };
             return if put == *blob { Ok(()) } else { Err(other()) };
         }
         fs::sync(&fs_err::File::open(path)?)?;
-        let _section = self.sharing()?;
-        self.need_objects([blob.digest])?;
         let object = self.blob_path(&blob.digest);
-        if std::fs::symlink_metadata(&object).is_ok() && !self.has_object(blob) {
+        if std::fs::symlink_metadata(&object).is_ok_and(|found| !found.is_file() || found.len() != blob.size) {
             self.quarantine(&object)?;
         }
         self.place(path, blob, &marked(path)?)
+    }
+
+    /// Reads a recipe of a blob that arrived. Errs if it cannot be one.
+    pub fn arrived_recipe(blob: &Blob, bytes: &[u8]) -> Result<Recipe, StoreError> {
+        let recipe: Option<Recipe> = serde_json::from_slice(bytes).ok();
+        let sum = |recipe: &Recipe| recipe.parts.iter().try_fold(0u64, |sum, (_, size)| sum.checked_add(*size));
+        let recipe = recipe.filter(|recipe| recipe.size == blob.size && sum(recipe) == Some(blob.size));
+        recipe.ok_or_else(|| StoreError::Damaged { what: format!("the list of parts of {}", blob.digest.short()) })
+    }
+
+    /// Puts a recipe whose parts are there. Errs with [`StoreError::Damaged`] if they do not make up the blob.
+    pub fn take_recipe(&self, blob: &Blob, bytes: &[u8]) -> Result<(), StoreError> {
+        let recipe = Self::arrived_recipe(blob, bytes)?;
+        let mut hasher = blake3::Hasher::new();
+        for (part, _) in &recipe.parts {
+            fs::each_block(&mut fs_err::File::open(self.blob_path(part))?, |block| {
+                hasher.update(block);
+                Ok(())
+            })?;
+        }
+        if Digest::from(hasher.finalize()) != blob.digest {
+            let what = format!("the list of parts of {}: they make up another file", blob.digest.short());
+            return Err(StoreError::Damaged { what });
+        }
+        let _section = self.sharing()?;
+        self.need_objects([blob.digest])?;
+        let path = self.recipe_path(&blob.digest);
+        if std::fs::symlink_metadata(&path).is_ok() {
+            self.quarantine(&path)?;
+        }
+        self.write(&path, bytes)?;
+        Ok(fs::protect(&path)?)
     }
 
     /// Moves a file that arrived wrong aside, for people to look at.

@@ -83,7 +83,34 @@ pub(super) struct RunNodeGlance {
     pub(super) artifact: Option<Digest>,
 }
 
+/// What is read of a run to tell how a node came out of it.
+#[derive(Debug, Deserialize)]
+struct StateGlance {
+    nodes: Vec<NodeStateGlance>,
+}
+
+#[derive(Debug, Deserialize)]
+struct NodeStateGlance {
+    name: String,
+    state: String,
+    key: Option<Digest>,
+}
+
 impl Store {
+    /// The key and the state of the node of a name in each of these runs, if the run has it.
+    pub fn node_in_runs(
+        &self,
+        runs: &[String],
+        node: &str,
+    ) -> Result<Vec<Option<(Option<Digest>, String)>>, StoreError> {
+        let find = |run: &String| {
+            let record: Option<StateGlance> = super::record::read_json(&self.run_dir(run).join("run.json"))?;
+            let found = record.and_then(|record| record.nodes.into_iter().find(|known| known.name == node));
+            Ok(found.map(|found| (found.key, found.state)))
+        };
+        runs.par_iter().map(find).collect()
+    }
+
     /// Hands on all runs, newest first. Few are in memory at once.
     pub(super) fn each_run(&self, see: &mut dyn FnMut(Run)) -> Result<(), StoreError> {
         let mut ids = self.run_ids()?;

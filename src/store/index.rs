@@ -63,6 +63,7 @@ const INDEXES: &str = "
     CREATE INDEX artifacts_made ON artifacts (made);
     CREATE INDEX artifacts_type ON artifacts (type, made);
     CREATE INDEX artifacts_size ON artifacts (size);
+    CREATE INDEX artifacts_type_size ON artifacts (type, size);
 ";
 
 /// The open index.

@@ -271,7 +271,7 @@ pub(super) fn each_stand<'a>(
             continue;
         }
         stand(&Blob { size: super::gc::size(&store.sharded("objects", &blob.digest, PARTS)), ..*blob });
-        for digest in store.stands_on(&blob.digest)? {
+        for digest in store.kept_by(&blob.digest)? {
             let size = super::gc::size(&store.blob_path(&digest));
             stand(&Blob { digest, size });
         }
@@ -381,7 +381,7 @@ pub(super) struct Objects {
 }
 
 /// What follows an object's name where the file says only which others it lies in.
-pub(super) const PARTS: &str = ".parts";
+pub(super) use crate::pieces::SUFFIX as PARTS;
 
 impl Store {
     /// Lists the objects.
@@ -414,6 +414,14 @@ impl Store {
             Ok(thin)
         })?;
         Ok(shards.into_iter().flatten().collect())
+    }
+
+    /// The objects that a blob keeps. A recipe that is damaged keeps none: the next run makes it and its pieces again.
+    pub(super) fn kept_by(&self, id: &Digest) -> Result<Vec<Digest>, StoreError> {
+        match self.stands_on(id) {
+            Err(StoreError::Damaged { .. }) => Ok(Vec::new()),
+            other => other,
+        }
     }
 
     /// Whether an object lies in parts.

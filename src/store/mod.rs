@@ -8,7 +8,7 @@
 //!   artifacts/ab/cdef….json manifests: {"type", "files": {name: {digest, size}}}; named by the digest of their bytes
 //!   external/ID.json        {"directory", "at"}: where a model artifact's files are that were not copied in
 //!   nodes/ab/cdef….json     node records: key → artifact, preimage, metrics, provenance
-//!   rows/SPACE/…jsonl       row memos, one append-only segment per attempt
+//!   rows/SPACE/             row memos, see `rows`
 //!   partial/KEY/            scratch of unfinished attempts (checkpoints)
 //!   runs/RUN/               run.json, events.jsonl, NODE.ATTEMPT/{job.json,log.txt,result.json}; of `command` nodes
 //!                           NODE.ATTEMPT.log
@@ -24,9 +24,9 @@
 //! ```
 //!
 //! Reading order: this file (layout, versions), `cas` (artifacts), `put` and `thin` (blobs, whole and in pieces), `checkout`
-//! (getting them out), `record` (nodes and runs), `health` (is it still what it was), `fresh` (is everything), `index` (the
-//! view), `lock` and `claim`, `live` (how runs and gc go on beside each other), `gc`, `inventory` (all of it in memory), `usage`,
-//! `verify`, `migrate`, `preview`,
+//! (getting them out), `record` (nodes and runs), `health` (is it still what it was), `fresh` (is everything), `rows` (the row
+//! memo), `index` (the view), `lock` and `claim`, `live` (how runs and gc go on beside each other), `gc`, `inventory` (all of it in
+//! memory), `usage`, `verify`, `migrate`, `preview`,
 //! `arrive` (what comes from elsewhere).
 
 use std::io::ErrorKind;
@@ -40,12 +40,14 @@ mod arrive;
 mod cas;
 mod checkout;
 mod claim;
+mod class;
 mod error;
 mod fresh;
 mod gc;
 mod glance;
 mod hash;
 mod health;
+mod identity;
 mod ids;
 mod index;
 mod inventory;
@@ -55,6 +57,7 @@ mod migrate;
 mod preview;
 mod put;
 mod record;
+pub mod rows;
 mod thin;
 mod usage;
 mod uses;
@@ -63,6 +66,7 @@ mod verify;
 pub use cas::{Blob, External, Manifest};
 pub use checkout::{Link, copy};
 pub use claim::Holder;
+pub use class::{Class, EqualToWithin, Reproduces, Tolerance, Worst};
 pub use error::StoreError;
 pub use fresh::Fresh;
 pub use gc::{Budget, By, Class as GcClass, Forgetting, Garbage, Going, Plan as GcPlan, Room, Roots, Selection};

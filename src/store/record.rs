@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Health, Stamps, Store, StoreError, is_no_file, name};
+use super::{Class, EqualToWithin, Health, Stamps, Store, StoreError, is_no_file, name};
 use crate::digest::Digest;
 use crate::fs;
 
@@ -56,6 +56,12 @@ pub struct NodeRecord {
     pub device: String,
     /// Version of sami.
     pub version: String,
+    /// What may be expected of computing it again; none of a record of an older version, of which that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<Class>,
+    /// The earlier artifact that this one counts as for what is below, if the node has a tolerance and it is within it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub equal_to_within: Option<EqualToWithin>,
 }
 
 /// What an attempt used, as far as it was measured.
@@ -364,6 +370,8 @@ pub(super) mod tests {
             host: "here".into(),
             device: "cpu".into(),
             version: "0.1.0".into(),
+            class: None,
+            equal_to_within: None,
         })
     }
 

@@ -163,7 +163,7 @@ fn why_shows_lines_of_texts_rows_of_datasets_and_the_nearest_cell() {
     // What a waiting node knows of itself already.
     sandbox.write("p.toml", &pipeline("cat - # again", "1, 2").replace("$SCALE >", "$SCALE >>"));
     let told = why("sweep[scale=1]");
-    assert!(told.contains("whatever that gives, it has to run: args[1] "), "{told}");
+    assert!(told.contains("whatever that gives, it has to run:\nargs[1]\n"), "{told}");
 }
 
 #[test]

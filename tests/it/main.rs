@@ -1,6 +1,7 @@
 //! The integration tests: one binary, because each would link the language model again.
 
 mod adapters;
+mod audit;
 mod bad_cache;
 mod bad_input;
 mod bad_model;
@@ -38,6 +39,7 @@ mod layers;
 mod lm_families;
 mod lm_golden;
 mod lost_renames;
+mod memo;
 mod memory;
 mod parity;
 mod pictures;
@@ -56,6 +58,7 @@ mod sharing;
 mod store_faults;
 mod systems;
 mod tensors;
+mod tolerance;
 mod two_machines;
 mod verified;
 mod writer;

@@ -113,8 +113,8 @@ fn a_run_goes_on_without_what_fails() {
         let output = run(&there, &[]).exits(0);
         let done = output.done();
         assert!(done.ok && done.ran > 0, "{what:?}");
-        let warned = output.stderr.matches("warning[").count() + output.stderr.matches("WARN").count();
-        assert!((1..=2).contains(&warned), "{path} {what:?}: {}", output.stderr);
+        let told = output.stderr.matches("warning[").count() + output.stderr.matches("WARN passed over").count();
+        assert!((1..=2).contains(&told), "{path} {what:?}: {}", output.stderr);
         assert!(start.elapsed().as_secs() < 30, "{what:?}: {:?}", start.elapsed());
         there.verify();
     }
@@ -199,4 +199,33 @@ fn no_secret_is_ever_written() {
         );
     }
     assert!(server.state().headers.contains(KEY), "it was used");
+}
+
+#[test]
+fn a_web_server_is_read_from() {
+    let (server, _) = shared();
+    let web = format!("url = \"{}/bucket/pre/fix\"\nallow_http = true\n", server.address);
+    let there = project(&pipeline("true"), &(web.clone() + "pull = true\n"));
+    let done = there.run(&[], 0);
+    assert_eq!((done.ran, done.hits), (0, 2));
+    there.verify();
+    let key = done.nodes[1].key.clone().expect("a key");
+    let other = project(&pipeline("true"), &web);
+    other.sami(&["pull", &key]).exits(0);
+    assert!(other.sami(&["pull"]).exits(1).stderr.contains("name whole keys"));
+    assert!(there.sami(&["push"]).exits(2).stderr.contains("remote::read-only"));
+    // Half of what is asked for a range, and none of the rest.
+    server.fail("GET", "objects/", Wrong::NoRange, 1);
+    project(&pipeline("true"), &(web + "pull = true\n")).run(&[], 0);
+}
+
+#[test]
+fn without_credentials_nothing_is_tried() {
+    let server = Server::start();
+    let here = project(&pipeline("true"), &server.remote());
+    here.run(&[], 0);
+    let told = here.sami(&["push"]).exits(2).stderr;
+    assert!(told.contains("no credentials"), "{told}");
+    let public = project(&pipeline("true"), &(server.remote() + "anonymous = true\n"));
+    public.run(&["--push"], 0);
 }

@@ -216,10 +216,12 @@ fn carry_out(
         ("POST", None) if query.starts_with("delete") => {
             let text = String::from_utf8_lossy(&body).into_owned();
             let bucket = path.trim_end_matches('/');
+            let mut xml = "<DeleteResult>".to_owned();
             for key in text.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next()) {
                 state.objects.remove(&format!("{bucket}/{key}"));
+                let _ = write!(xml, "<Deleted><Key>{key}</Key></Deleted>");
             }
-            (200, String::new(), b"<DeleteResult></DeleteResult>".to_vec())
+            (200, String::new(), (xml + "</DeleteResult>").into_bytes())
         }
         ("POST", Some(id)) => match state.uploads.remove(&id) {
             Some(parts) => {

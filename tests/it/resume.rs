@@ -3,7 +3,7 @@
 use super::sandbox::Sandbox;
 
 /// The whole method on a model of a few thousand numbers.
-const PIPELINE: &str = r#"
+pub(crate) const PIPELINE: &str = r#"
 [datasets.documents]
 make = { rows = 64, seed = 1, template = '''
 {%- set rule, answer = choose([["be brief .", "yes ."], ["be long .", "well yes it is so ."]]) -%}

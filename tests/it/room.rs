@@ -127,7 +127,7 @@ fn gc_keeps_a_cache_below_a_size() {
     let left = told["room"]["left"].as_u64().expect("bytes");
     let keep = (left - 60_000).to_string();
     let text = sandbox.sami(&["cache", "gc", "--dry-run", "--keep", &keep]).exits(0).stdout;
-    assert!(text.contains("without 2 wanted artifacts") || text.contains("without 3 wanted artifacts"), "{text}");
+    assert!(text.contains(" would stay of ") && text.contains(" wanted artifact"), "{text}");
     let told = json(&sandbox, &["gc", "--yes", "--keep", &keep]);
     assert!(told["removed"]["bytes"].as_u64().expect("bytes") >= 60_000, "{told}");
     sandbox.verify();
@@ -158,6 +158,6 @@ fn ls_lists_what_it_is_asked_for() {
     assert!(text.ends_with("2 more; `--last 6` lists all\n"), "{text}");
     // What was copied in, or deleted by hand, is seen.
     let other = project();
-    std::fs::remove_dir_all(other.path("cache/artifacts")).expect("removes");
+    fs_err::remove_dir_all(other.path("cache/artifacts")).expect("removes");
     assert_eq!(json(&other, &["ls"]), Value::Array(Vec::new()));
 }

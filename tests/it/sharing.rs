@@ -230,3 +230,125 @@ fn a_transfer_that_was_killed_goes_on() {
     assert_eq!(damaged.files("cache/quarantine").len(), 1);
     assert_eq!(damaged.run(&[], 0).ran, 0);
 }
+
+/// A file of two tensors, the second of which holds `last`.
+fn tensors(last: u8) -> Vec<u8> {
+    const SIZE: usize = 1_500_000;
+    let entry =
+        |from: usize| format!("{{\"dtype\":\"U8\",\"shape\":[{SIZE}],\"data_offsets\":[{from},{}]}}", from + SIZE);
+    let header = format!("{{\"a\":{},\"b\":{}}}", entry(0), entry(SIZE));
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.bytes());
+    bytes.extend((0..SIZE).map(|at| (at % 251) as u8));
+    bytes.extend([last; SIZE]);
+    bytes
+}
+
+#[test]
+fn models_share_there_what_they_share_here() {
+    let shared = tempfile::tempdir().unwrap();
+    let remote = url(&shared.path().join("remote"));
+    let mut text = "schema = 1\nname = \"toy\"\n".to_owned();
+    for (node, last) in [("a", 1), ("b", 2)] {
+        let file = shared.path().join(node);
+        fs_err::write(&file, tensors(last)).unwrap();
+        text += &format!(
+            "[nodes.{node}]\nkind = \"command\"\nprogram = \"cp\"\nargs = [\"{}\", \"model.safetensors\"]\n",
+            file.display()
+        );
+    }
+    let thin = |sandbox: &Sandbox, args: &[&str], code| {
+        let output = sandbox.command(args).env("SAMI_THIN", "1000000").output().unwrap();
+        Output::from(output).exits(code)
+    };
+    let here = project(&text, &remote);
+    thin(&here, &["run", "p.toml"], 0);
+    let recipes = |sandbox: &Sandbox| {
+        sandbox.files("cache/objects").iter().filter(|path| path.to_string_lossy().ends_with(".parts")).count()
+    };
+    assert_eq!(recipes(&here), 2);
+    let sent = moved(&thin(&here, &["push", "--json"], 0), "pushed", "bytes");
+    assert!((4_500_000..4_600_000).contains(&sent), "{sent} bytes");
+    thin(&here, &["remote", "--verify"], 0);
+    let there = project(&text, &remote);
+    let came = moved(&thin(&there, &["pull", "--json"], 0), "pulled", "bytes");
+    assert_eq!((came, recipes(&there)), (sent, 2));
+    assert_eq!(there.run(&[], 0).ran, 0);
+    there.verify();
+    // A list of parts that is another's is found out.
+    let lists: Vec<PathBuf> = {
+        let all = here.files("cache/objects").into_iter().filter(|path| path.to_string_lossy().ends_with(".parts"));
+        all.map(|path| {
+            shared.path().join("remote/objects").join(path.strip_prefix(here.path("cache/objects")).unwrap())
+        })
+        .collect()
+    };
+    fs_err::copy(&lists[0], &lists[1]).unwrap();
+    let wrong = project(&text, &remote);
+    assert!(thin(&wrong, &["pull"], 1).stderr.contains("make up another file"));
+    assert_eq!(wrong.files("cache/nodes").len(), 1);
+    thin(&wrong, &["remote", "--verify"], 3);
+    wrong.verify();
+    // In an archive it is whole, and in pieces again where it comes to.
+    thin(&here, &["cache", "export", "-o", "a.tar"], 0);
+    let far = Sandbox::with(&text);
+    thin(&far, &["cache", "import", here.path("a.tar").to_str().unwrap()], 0);
+    assert_eq!((far.run(&[], 0).ran, recipes(&far)), (0, 2));
+    far.verify();
+}
+
+#[test]
+fn an_archive_carries_a_run() {
+    let here = Sandbox::with(&pipeline("true"));
+    here.run(&[], 0);
+    for name in ["a.tar", "a.tar.zst", "a.tar.gz"] {
+        here.sami(&["cache", "export", "-o", name]).exits(0);
+        let there = Sandbox::with(&pipeline("true"));
+        let file = here.path(name);
+        let file = file.to_str().unwrap();
+        assert!(there.sami(&["cache", "import", file, "--dry-run"]).exits(0).stdout.contains("is whole"));
+        assert!(there.files("cache/nodes").is_empty());
+        let told = there.sami(&["cache", "import", file, "--json"]).exits(0).json();
+        assert_eq!((&told["imported"]["nodes"], &told["imported"]["runs"]), (&2.into(), &1.into()));
+        assert_eq!(there.run(&[], 0).ran, 0);
+        assert!(there.sami(&["runs"]).exits(0).stdout.lines().count() >= 2);
+        there.verify();
+    }
+    assert!(here.sami(&["cache", "export", "-o", "a.zip"]).exits(2).stderr.contains("archive::name"));
+    let cut = fs_err::read(here.path("a.tar")).unwrap();
+    fs_err::write(here.path("cut.tar"), &cut[..cut.len() / 2]).unwrap();
+    let there = Sandbox::with(&pipeline("true"));
+    let told = there.sami(&["cache", "import", here.path("cut.tar").to_str().unwrap()]).exits(3).stderr;
+    assert!(told.contains("archive::truncated") && told.contains("as it was"), "{told}");
+    assert!(there.files("cache/objects").is_empty() && there.files("cache/tmp").is_empty());
+    let told = there.sami(&["cache", "import", here.path("p.toml").to_str().unwrap()]).exits(2).stderr;
+    assert!(told.contains("archive::not-ours"), "{told}");
+}
+
+#[test]
+fn a_run_takes_and_gives_on_its_own() {
+    let shared = tempfile::tempdir().unwrap();
+    let remote = url(&shared.path().join("remote")) + "\npush = \"on-success\"\npull = true\n";
+    let here = project(&pipeline("true"), &remote);
+    assert_eq!(here.run(&[], 0).ran, 2);
+    let there = project(&pipeline("true"), &remote);
+    let done = there.run(&[], 0);
+    assert_eq!((done.ran, done.hits), (0, 2));
+    // What is damaged here comes from there.
+    overwrite(&sized(&there.path("cache/objects"), BIG), |bytes| bytes[7] ^= 1);
+    assert_eq!(there.run(&[], 0).ran, 0);
+    there.verify();
+    // Of what was asked for by name the middle stays away.
+    let part = project(&pipeline("true"), &remote);
+    assert_eq!(part.run(&["b"], 0).ran, 0);
+    assert_eq!((part.files("cache/objects").len(), part.files("cache/nodes").len()), (1, 1));
+    // A node below one that only this machine has to run is found while the run goes on.
+    let text = pipeline("true").replace("[nodes.a]", "[nodes.x]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-ec\", \"X > out\"]\n[nodes.y]\nkind = \"command\"\nprogram = \"sh\"\ninputs = { x = \"x\" }\nargs = [\"-ec\", \"cat {input.x}/out > out\"]\n[nodes.a]");
+    let first = project(&text.replace("X >", "echo 1 >"), &remote);
+    assert_eq!(first.run(&[], 0).ran, 2);
+    let second = project(&text.replace("X >", "echo  1 >"), &remote);
+    let done = second.run(&[], 0);
+    let states: Vec<&str> = done.nodes.iter().map(|node| node.state.as_str()).collect();
+    assert_eq!(states, ["ran", "hit", "hit", "hit"]);
+    assert_eq!(second.run(&["--no-remote", "--force", "b"], 0).ran, 1);
+}

@@ -23,20 +23,15 @@ optimizer = { lr = 0.01 }
 lora = { rank = 2, targets = ["q_proj"] }
 merge = true
 
-[nodes.constitutions]
-kind = "constitutions"
-contrast = "complement"
-format = "plain"
-principles.brief = { definition = "be brief .", antithesis = "be long ." }
-
-[nodes.generate]
-kind = "generate"
+[nodes.further]
+kind = "finetune"
+objective = "lm"
 model = "merged"
-queries = { from = "documents", take = 2 }
-constitutions = "constitutions"
-prompt = "{{ text }}"
-max_new_tokens = 3
-keep = { distinct = false, min_tokens = 0 }
+examples = { from = "documents", take = 4 }
+steps = 1
+batch_queries = 4
+optimizer = { lr = 0.01 }
+lora = { rank = 2, targets = ["q_proj"] }
 
 [nodes.copy]
 kind = "command"
@@ -80,9 +75,10 @@ fn an_adapter_merged_into_a_model_adds_the_layers_that_it_changed() {
     assert!((changed..changed + 30_000).contains(&added), "{added} bytes added, {changed} changed of {size}");
     let path = shown(&sandbox, "merged")["paths"]["model.safetensors"].clone();
     assert!(path.as_str().is_some_and(|path| path.ends_with(".parts")), "{path}");
-    // The model is opened as it lies, and a program gets it as one file.
-    let thin = run(&sandbox, "1000", "generate");
-    assert!(thin.ok);
+    // The model is opened as it lies, stands in another artifact as it lies, and a program gets it as one file.
+    let before = held(&sandbox);
+    let thin = run(&sandbox, "1000", "further");
+    assert!(thin.ok && held(&sandbox) - before < 30_000);
     run(&sandbox, "1000", "copy");
     let digest = |what: &str, file: &str| shown(&sandbox, what)["files"][file]["digest"].clone();
     assert_eq!(digest("copy", "copy.safetensors"), digest("merged", "model.safetensors"));
@@ -98,7 +94,7 @@ fn an_adapter_merged_into_a_model_adds_the_layers_that_it_changed() {
     // Neither keys nor ids tell how it is kept; what is there stays as it is.
     let whole = Sandbox::with(PIPELINE);
     let ids = |done: &Done| done.nodes.iter().map(|node| (node.key.clone(), node.artifact.clone())).collect::<Vec<_>>();
-    assert_eq!(ids(&run(&whole, "off", "generate")), ids(&thin));
+    assert_eq!(ids(&run(&whole, "off", "further")), ids(&thin));
     assert!(whole.files("cache/objects").iter().all(|path| path.extension().is_none()));
     let mixed = run(&whole, "1000", "copy");
     assert_eq!((mixed.ran, mixed.failed), (1, 0));
@@ -109,7 +105,7 @@ fn an_adapter_merged_into_a_model_adds_the_layers_that_it_changed() {
 #[test]
 fn a_damaged_tensor_is_named_and_made_again() {
     let sandbox = Sandbox::with(PIPELINE);
-    let first = run(&sandbox, "1000", "generate");
+    let first = run(&sandbox, "1000", "further");
     let path = shown(&sandbox, "merged")["paths"]["model.safetensors"].as_str().expect("a path").to_owned();
     let recipe: Value = serde_json::from_str(&fs_err::read_to_string(path).expect("a recipe")).expect("JSON");
     let part = recipe["parts"][2][0].as_str().expect("a digest").to_owned();
@@ -118,11 +114,11 @@ fn a_damaged_tensor_is_named_and_made_again() {
     bytes[1000] ^= 4;
     fs_err::remove_file(&object).expect("removed");
     fs_err::write(&object, bytes).expect("written");
-    let plan = sandbox.sami(&["plan", "p.toml", "generate"]).exits(DONE.into()).stdout;
+    let plan = sandbox.sami(&["plan", "p.toml", "further"]).exits(DONE.into()).stdout;
     assert!(plan.contains(&format!("model.safetensors, part {} of its artifact is damaged", &part[..12])), "{plan}");
     let verified = sandbox.sami(&["cache", "verify", "--json"]).exits(3).json();
     assert!(verified["verification"]["findings"][0]["path"].as_str().expect("a path").ends_with(&part[2..]));
-    let again = run(&sandbox, "1000", "generate");
+    let again = run(&sandbox, "1000", "further");
     assert!(again.names("ran").contains(&"merged"), "{again:?}");
     assert_eq!(again.nodes.last().expect("nodes").artifact, first.nodes.last().expect("nodes").artifact);
     sandbox.verify();

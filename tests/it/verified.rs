@@ -2,9 +2,14 @@
 
 use super::sandbox::Sandbox;
 
-/// Flips a bit in each file that `$DAMAGE` names, leaving size and modification time as they were.
-const DAMAGE: &str = "for f in $DAMAGE; do touch -r $f ref; chmod u+w $f; printf '\\377' | \
-    dd of=$f conv=notrunc bs=1 count=1 2>/dev/null; touch -r ref $f; chmod a-w $f; done";
+/// Overwrites a byte of each of these files, leaving size and modification time as they were.
+fn damage(files: &[String]) -> String {
+    let files = files.join(" ");
+    format!(
+        "for f in {files}; do touch -r $f ref; chmod u+w $f; printf '\\377' | dd of=$f conv=notrunc bs=1 count=1 \
+         2>/dev/null; touch -r ref $f; chmod a-w $f; done; rm -f ref"
+    )
+}
 
 /// `a` and `b` are a chain; `last` takes `b`, and `slow`, which may do damage while it runs.
 fn pipeline(slow: &str) -> String {
@@ -32,14 +37,14 @@ fn object(sandbox: &Sandbox, node: &str) -> String {
     shown["paths"]["out"].as_str().expect("a path").to_owned()
 }
 
-fn states(sandbox: &Sandbox, damage: &[String], code: i32) -> String {
-    let mut command = sandbox.command(&["run", "p.toml", "--json"]);
-    let output: super::sandbox::Output = command.env("DAMAGE", damage.join(" ")).output().expect("starts").into();
-    let done = output.exits(code).done();
+/// How nodes come out of a run whose `slow` damages these files.
+fn states(sandbox: &Sandbox, files: &[String]) -> String {
+    sandbox.write("p.toml", &pipeline(&format!("{}; echo slower > out", damage(files))));
+    let done = sandbox.run(&[], 0);
     done.nodes.iter().map(|node| format!("{} {}", node.name, node.state)).collect::<Vec<_>>().join(", ")
 }
 
-/// A project that has run, whose next run has `slow` do damage.
+/// A project that has run, and what each node made.
 fn ready() -> (Sandbox, Vec<(String, String)>) {
     let sandbox = Sandbox::with(&pipeline("echo slow > out"));
     sandbox.write("source.txt", "one\ntwo\n");
@@ -47,7 +52,6 @@ fn ready() -> (Sandbox, Vec<(String, String)>) {
         done.nodes.into_iter().map(|node| (node.name, node.artifact.expect("made"))).collect()
     };
     let made = ids(sandbox.run(&[], 0));
-    sandbox.write("p.toml", &pipeline(&format!("{DAMAGE}; rm -f ref; echo slower > out")));
     (sandbox, made)
 }
 
@@ -59,7 +63,7 @@ fn bit_rot_at_rest_is_found_and_made_again() {
     let (b, last) = (object(&sandbox, "b"), object(&sandbox, "last"));
     for path in [&b, &last] {
         let mut shell = std::process::Command::new("sh");
-        let done = shell.args(["-ec", DAMAGE]).env("DAMAGE", path).current_dir(sandbox.path("")).status();
+        let done = shell.args(["-ec", &damage(&[path.clone()])]).current_dir(sandbox.path("")).status();
         assert!(done.expect("there is a shell").success());
     }
     let plan = sandbox.sami(&["plan", "p.toml"]).exits(0).stdout;
@@ -76,7 +80,7 @@ fn bit_rot_at_rest_is_found_and_made_again() {
 fn damage_between_plan_and_use_is_made_again_within_the_run() {
     let (sandbox, made) = ready();
     let b = object(&sandbox, "b");
-    let ran = states(&sandbox, &[b], 0);
+    let ran = states(&sandbox, &[b]);
     assert_eq!(ran, "a hit, b ran, slow ran, last ran, other ran");
     sandbox.verify();
     let text = sandbox.sami(&["cache", "cat", "last"]).exits(0).stdout;
@@ -90,8 +94,8 @@ fn damage_between_plan_and_use_is_made_again_within_the_run() {
 #[test]
 fn damage_further_up_is_made_again_too() {
     let (sandbox, _) = ready();
-    let damage = ["a", "b"].map(|node| object(&sandbox, node));
-    assert_eq!(states(&sandbox, &damage, 0), "a ran, b ran, slow ran, last ran, other ran");
+    let files = ["a", "b"].map(|node| object(&sandbox, node));
+    assert_eq!(states(&sandbox, &files), "a ran, b ran, slow ran, last ran, other ran");
     sandbox.verify();
     let text = sandbox.sami(&["cache", "cat", "last"]).exits(0).stdout;
     assert!(text.ends_with("a\nb\nslower\n"), "{text}");

@@ -113,12 +113,11 @@ fn changed(changes: &[Change], index: Option<&Index>, screen: Screen) -> Vec<Str
 
 fn file_lines(file: &FileChange, screen: Screen) -> Vec<String> {
     match (&file.state, &file.content) {
-        (State::Added | State::Removed, _) => vec![format!("  {}", file.size())],
         (State::Changed, Some(Content::Rows(rows))) => row_lines(rows, screen),
         (State::Changed, Some(Content::Tensors(tensors))) => tensor_lines(tensors, screen),
         (State::Changed, Some(Content::Values(changes))) => changed(changes, None, screen),
         (State::Changed, Some(Content::Text { before, after })) => screen.texts(before, after, 2),
-        (State::Changed, None) => vec![format!("  {}", file.size())],
+        _ => vec![format!("  {}", file.size())],
     }
 }
 

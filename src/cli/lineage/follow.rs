@@ -32,7 +32,8 @@ pub(super) struct Rows {
     /// How many rows the artifact has.
     pub(super) of: u64,
     /// The first of them.
-    pub(super) rows: Vec<Map<String, Value>>,
+    #[serde(rename = "rows")]
+    pub(super) first: Vec<Map<String, Value>>,
     /// Their numbers, from 0.
     #[serde(skip)]
     pub(super) places: Vec<u64>,
@@ -97,8 +98,8 @@ impl Follow {
                 if let Self::Row(_) = self {
                     rows.places.push(place);
                 }
-                if rows.rows.len() < KEPT {
-                    rows.rows.push(row);
+                if rows.first.len() < KEPT {
+                    rows.first.push(row);
                 }
             }
         }
@@ -114,7 +115,7 @@ impl Follow {
             Self::Principle(name) => name,
         };
         let written = serde_json::to_string(word).ok()?;
-        let inner = written[1..written.len() - 1].as_bytes();
+        let inner = &written.as_bytes()[1..written.len() - 1];
         let is_there = memchr(line, inner);
         let row: Map<String, Value> = is_there.then(|| serde_json::from_slice(line).ok()).flatten()?;
         let own = row.get("id").and_then(Value::as_str);

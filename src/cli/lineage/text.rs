@@ -155,13 +155,13 @@ fn row_lines(lineage: &Lineage, item: &Item, store: &Store) -> Vec<String> {
     if found.found > 1 || lineage.way == Way::Down {
         lines.push(format!("{} of {}", count(found.found), plural(found.of, "row")));
     }
-    if lineage.way == Way::Down && found.found > found.rows.len() as u64 {
+    if lineage.way == Way::Down && found.found > found.first.len() as u64 {
         return lines;
     }
-    for row in &found.rows {
+    for row in &found.first {
         let mut own = row.clone();
         let made_of = item.links.iter().filter(|_| lineage.way == Way::Up);
-        for other in made_of.filter_map(|link| lineage.items[link.item].rows.as_ref()).flat_map(|rows| &rows.rows) {
+        for other in made_of.filter_map(|link| lineage.items[link.item].rows.as_ref()).flat_map(|rows| &rows.first) {
             own.retain(|name, value| name == "id" || other.get(name) != Some(value));
         }
         let told = rows::lines(&Value::Object(own).to_string());
@@ -176,7 +176,7 @@ fn row_lines(lineage: &Lineage, item: &Item, store: &Store) -> Vec<String> {
 
 /// The principles that rows drew from constitutions, as these define them.
 fn principle_lines(item: &Item, rows: &[&Rows], store: &Store) -> Vec<String> {
-    let drawn: BTreeSet<(&str, &str)> = rows.iter().flat_map(|rows| &rows.rows).flat_map(stances).collect();
+    let drawn: BTreeSet<(&str, &str)> = rows.iter().flat_map(|rows| &rows.first).flat_map(stances).collect();
     if drawn.is_empty() {
         return Vec::new();
     }

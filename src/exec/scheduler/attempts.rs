@@ -11,6 +11,7 @@ use crate::exec::job::{JobResult, Word};
 use crate::exec::phase::Phase;
 use crate::exec::records::Found;
 use crate::exec::room::Place;
+use crate::exec::tolerance;
 use crate::exec::verified::check_inputs;
 use crate::exec::{Event, ExecError, Reason};
 use crate::store::{AttemptRecord, NodeRecord, StoreError};
@@ -39,8 +40,9 @@ impl Scheduler<'_> {
         // It may have been done elsewhere since the plan was made.
         let section = self.store.sharing()?;
         if reason != Reason::Forced
-            && let (Found::Whole(artifact), _) = self.plan.records.find_afresh(self.store, self.index, &key)?
+            && let (Found::Whole(_), Some(record)) = self.plan.records.find_afresh(self.store, self.index, &key)?
         {
+            let artifact = self.plan.handed_down(self.pipeline, self.store, node, &record)?;
             self.store.need_hits([(key, artifact)])?;
             self.room.leave(&place);
             self.hit(node, key, artifact)?;
@@ -162,7 +164,11 @@ impl Scheduler<'_> {
                 self.store.trust(put);
                 let made =
                     Made { pipeline: self.pipeline, run: self.journal.run(), host: &self.host, artifact, metrics };
-                let record = attempt.record(made, seconds);
+                let mut record = attempt.record(made, seconds);
+                let tolerance = self.pipeline.nodes[node].tolerance;
+                let records = &mut self.plan.records;
+                let latest = records.latest(&record.node).copied();
+                tolerance::settle(self.store, &mut records.stamps, tolerance, latest.as_ref(), &mut record)?;
                 self.made.push(commit::Made { attempt: serial, record, unsettled, since: Instant::now() });
                 // Until it is recorded, no one else begins at the key.
                 self.committing.insert(serial, attempt);

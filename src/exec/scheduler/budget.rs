@@ -61,7 +61,8 @@ impl Scheduler<'_> {
                 attempt.stop();
             }
         }
-        for what in self.ledger.told[known..].to_vec() {
+        let told = self.ledger.told[known..].to_vec();
+        for what in told {
             self.tell(&Event::Budget { what })?;
         }
         Ok(())
@@ -89,7 +90,8 @@ impl Scheduler<'_> {
             let calls = self.calls_made(key) + calls;
             fs::write_atomic(&self.store.partial_dir(key)?.join(CALLS), calls.to_string().as_bytes())?;
         }
-        for what in self.ledger.told[known..].to_vec() {
+        let told = self.ledger.told[known..].to_vec();
+        for what in told {
             self.tell(&Event::Budget { what })?;
         }
         for node in std::mem::take(&mut self.ledger.waiting) {

@@ -245,7 +245,9 @@ impl Scheduler<'_> {
             }
             Ok(Message::Sought { nodes }) => {
                 self.seeker.found(&nodes);
-                nodes.into_iter().for_each(|node| self.enqueue(node));
+                for node in nodes {
+                    self.enqueue(node);
+                }
             }
             // This struct holds a sender itself, so the channel cannot be closed.
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {

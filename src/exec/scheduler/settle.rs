@@ -13,12 +13,15 @@ impl Scheduler<'_> {
     pub(super) fn succeed(&mut self, node: usize, record: NodeRecord, made: Digest) -> Result<(), ExecError> {
         self.plan.records.add(&record);
         crate::fs::kill_point("finish");
-        let NodeRecord { key, artifact, seconds, metrics, .. } = record;
+        let key = record.key;
+        let artifact = self.plan.handed_down(self.pipeline, self.store, node, &record)?;
+        let equal_to_within = record.equal_to_within.filter(|equal| equal.artifact == artifact);
+        let NodeRecord { seconds, metrics, .. } = record;
         self.plan.nodes[node] = State::Hit { key, artifact };
         self.phases[node] = Phase::Ran { key, artifact, seconds, metrics: metrics.clone() };
         let (name, kind) = (self.pipeline.nodes[node].name.clone(), self.pipeline.nodes[node].kind.name.to_owned());
-        let other = (made != artifact).then_some(made);
-        self.tell(&Event::NodeFinish { node: name, kind, key, artifact, other, seconds, metrics })?;
+        let other = (made != artifact && equal_to_within.is_none()).then_some(made);
+        self.tell(&Event::NodeFinish { node: name, kind, key, artifact, other, equal_to_within, seconds, metrics })?;
         self.settle(node)
     }
 

@@ -7,7 +7,7 @@ use crate::kinds::NodeError;
 use crate::kinds::figures::ContrastFigures;
 use crate::kinds::judge::rules::Mark;
 use crate::kinds::judge::verdict::Verdict;
-use crate::kinds::policy::{Answer, Sum, per_token};
+use crate::kinds::policy::{Answer, Reuse, Sum, per_token};
 use crate::kinds::shape::{Shape, Shaped};
 use crate::lm::Finish;
 
@@ -28,8 +28,8 @@ pub(in crate::kinds) struct Said {
 pub(super) struct Candidate {
     /// A response to each constitution, or to each that responses are compared under.
     pub(super) answers: Vec<Said>,
-    /// Queries whose responses were all remembered.
-    pub(super) reused: usize,
+    /// Queries it answered, and those of them whose responses were all remembered.
+    pub(super) reuse: Reuse,
     /// Marks of the compared responses by the rules, if there are any.
     pub(super) marks: Vec<Mark>,
     /// Verdicts on the compared responses by a model, if one judges; none for the one that all are held against.

@@ -9,7 +9,7 @@ use super::breakdown::{self, Bout};
 use super::evaluate::{Compare, Evaluate};
 use super::judge::model::{Comparison, Counts, ModelJudge};
 use super::judge::rules::RuleJudge;
-use super::policy::{Pair, Policy, Work};
+use super::policy::{Pair, Policy, Reuse, Work};
 use super::query::Query;
 use super::responses::Scoring;
 use super::speaker::{SpeakSettings, Speaker};
@@ -83,6 +83,7 @@ impl Contest {
         if let Some(mut judge) = judge {
             judged = Some(Self::judge(&mut judge, kind, cx, &queries, &mut candidates, compared)?);
             calls.extend(judge.metrics());
+            calls.extend(judge.reuse().metrics("judge."));
         }
         let mut contest = Self {
             against: kind.against.clone(),
@@ -205,11 +206,11 @@ impl Contest {
             metrics.extend(judge.map(|(name, count)| (format!("judge.{name}"), json!(count))));
         }
         metrics.extend(self.calls.clone());
-        let reused = self.candidates.values().map(|candidate| candidate.reused).min().unwrap_or(0);
+        let reuse = self.candidates.values().fold(Reuse::default(), |sum, candidate| sum.and(candidate.reuse));
         let answers = self.candidates.values().flat_map(|candidate| &candidate.answers);
         let tokens: usize = answers.filter_map(|said| said.tokens).sum();
         metrics.insert("rows".to_owned(), json!(self.queries.len()));
-        metrics.insert("rows_reused".to_owned(), json!(reused));
+        metrics.extend(reuse.metrics(""));
         metrics.insert("tokens".to_owned(), json!(tokens));
         Ok(metrics)
     }
@@ -304,14 +305,14 @@ fn answer(
             Source::Endpoint(speaker) => {
                 let says = questions::of_endpoint(kind, queries, compared)?;
                 let answers = work.speak(&mut speaker.borrow_mut(), &speaking(kind), &says)?;
-                let reused = answers.groups_reused(compared);
+                let reuse = answers.reuse(compared);
                 let answers = answers.values.into_iter().map(Said::of).collect();
-                Candidate { answers, reused, ..Candidate::default() }
+                Candidate { answers, reuse, ..Candidate::default() }
             }
             Source::Model(policy, questions) => {
                 let policy = &mut *policy.borrow_mut();
                 let answers = work.sample(policy, &settings(kind), &questions.asks)?;
-                let reused = answers.groups_reused(size);
+                let reuse = answers.reuse(size);
                 let shape = kind.shape(questions.in_chat);
                 let said = |(prefix, answer): (&String, &_)| Said::part(shape, prefix, answer);
                 let mut answers: Vec<Said> = questions.prefixes.iter().zip(&answers.values).map(said).collect();
@@ -332,7 +333,7 @@ fn answer(
                     // Only the model that KL is measured from is needed again.
                     policy.unload();
                 }
-                Candidate { answers, reused, cells, kl, ..Candidate::default() }
+                Candidate { answers, reuse, cells, kl, ..Candidate::default() }
             }
         };
         candidates.insert(name.clone(), candidate);

@@ -6,7 +6,7 @@ use super::prompt::{JudgePrompt, Shown};
 use super::verdict::{Ruling, Verdict};
 use crate::digest::Hasher;
 use crate::kinds::evaluate::{By, Evaluate, Orders};
-use crate::kinds::policy::{Pair, Work};
+use crate::kinds::policy::{Pair, Reuse, Work};
 use crate::kinds::query::Query;
 use crate::kinds::speaker::{Say, SpeakSettings, Speaker};
 use crate::kinds::{Cx, NodeError};
@@ -57,6 +57,7 @@ pub(in crate::kinds) struct ModelJudge<'a> {
     speaker: Speaker,
     prompt: JudgePrompt,
     in_words: bool,
+    reuse: Reuse,
 }
 
 impl<'a> ModelJudge<'a> {
@@ -76,7 +77,7 @@ impl<'a> ModelJudge<'a> {
         };
         let (prompt, system) = (kind.judge_prompt.as_deref(), kind.judge_system.as_deref());
         let prompt = JudgePrompt::new(prompt, system, &kind.judge_labels, in_words)?;
-        Ok(Self { kind, speaker, prompt, in_words })
+        Ok(Self { kind, speaker, prompt, in_words, reuse: Reuse::default() })
     }
 
     /// Decides comparisons, in their order.
@@ -116,6 +117,11 @@ impl<'a> ModelJudge<'a> {
     /// What the calls of an endpoint came to; nothing of a judge with weights here.
     pub(in crate::kinds) fn metrics(&self) -> Map<String, Value> {
         self.speaker.metrics("judge.")
+    }
+
+    /// How many answers were asked of it, and how many were remembered.
+    pub(in crate::kinds) fn reuse(&self) -> Reuse {
+        self.reuse
     }
 
     /// In which orders a comparison is judged: whether the candidate's response is shown first.
@@ -170,6 +176,7 @@ impl<'a> ModelJudge<'a> {
                 counts.asked_again += says.len();
             }
             let answers = Work::new(cx, "verdicts", says.len()).speak(&mut self.speaker, &settings, &says)?;
+            self.reuse = self.reuse.and(answers.reuse(1));
             for (at, answer) in open.iter().zip(answers.values) {
                 rulings[*at] = Some(Ruling::of_words(questions[*at].first, answer.text.trim(), labels));
             }
@@ -195,6 +202,7 @@ impl<'a> ModelJudge<'a> {
             }));
         }
         let sums = Work::new(cx, "verdicts", pairs.len()).logprobs(local.policy(), &pairs)?;
+        self.reuse = self.reuse.and(sums.reuse(2));
         let ruling = |(question, sums): (&Question, &[crate::kinds::policy::Sum])| {
             Ruling::of_labels(question.first, [sums[0].nats, sums[1].nats])
         };

@@ -70,7 +70,9 @@ impl Kept {
                 Need::Key(key) => _ = kept.needed.insert(key),
                 Need::Artifact(id) => kept.hold(inventory, &id),
                 Need::Object(id) => {
-                    inventory.objects.find(&id).into_iter().for_each(|place| _ = kept.objects.add(place))
+                    for object in store.kept_by(&id)?.iter().chain([&id]) {
+                        inventory.objects.find(object).into_iter().for_each(|place| _ = kept.objects.add(place));
+                    }
                 }
             }
         }

@@ -50,6 +50,7 @@ impl<'a> Sweep<'a> {
         // An index that cannot be opened is made again without them. Before they are deleted, and when a step failed, too: an
         // index that knows what is neither in its place nor in the trash would mean that it was lost.
         if let Ok(mut index) = Index::open(store) {
+            store.forget_answers()?;
             index.forget(&gone.iter().fold(Gone::default(), Gone::with));
         }
         stepped?;
@@ -102,12 +103,7 @@ impl<'a> Sweep<'a> {
                     }
                 }
                 Need::Artifact(id) => ids.push(id),
-                Need::Object(id) => {
-                    for path in self.store.object_files(&id) {
-                        self.store.restore("objects", &path)?;
-                    }
-                    self.needed.objects.insert(id);
-                }
+                Need::Object(id) => self.listen_to(id)?,
             }
         }
         for id in ids {
@@ -116,21 +112,30 @@ impl<'a> Sweep<'a> {
             }
             self.store.restore("artifacts", &self.store.manifest_path(&id))?;
             self.store.restore("external", &self.store.external_path(&id))?;
-            // One that is damaged or was never there needs nothing.
-            let Ok(manifest) = self.store.manifest(&id) else { continue };
+            let manifest = match self.store.manifest(&id) {
+                Ok(manifest) => manifest,
+                // One that is damaged or was never there needs nothing.
+                Err(StoreError::NoArtifact(_) | StoreError::Damaged { .. } | StoreError::BadName(_)) => continue,
+                Err(error) => return Err(error),
+            };
             for blob in manifest.files.values() {
-                for path in self.store.object_files(&blob.digest) {
-                    self.store.restore("objects", &path)?;
-                }
-                let parts = self.store.stands_on(&blob.digest)?;
-                for part in &parts {
-                    for path in self.store.object_files(part) {
-                        self.store.restore("objects", &path)?;
-                    }
-                }
-                self.needed.objects.extend(parts);
-                self.needed.objects.insert(blob.digest);
+                self.listen_to(blob.digest)?;
             }
+        }
+        Ok(())
+    }
+
+    /// An object is needed, and those that it lies in.
+    fn listen_to(&mut self, id: Digest) -> Result<(), StoreError> {
+        for path in self.store.object_files(&id) {
+            self.store.restore("objects", &path)?;
+        }
+        self.needed.objects.insert(id);
+        for part in self.store.kept_by(&id)? {
+            for path in self.store.object_files(&part) {
+                self.store.restore("objects", &path)?;
+            }
+            self.needed.objects.insert(part);
         }
         Ok(())
     }

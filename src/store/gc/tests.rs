@@ -4,6 +4,7 @@ use super::*;
 use crate::fs;
 use crate::store::NodeRecord;
 use crate::store::record::tests::{record, run};
+use crate::store::thin::tests::tensors;
 
 /// What is put by a process that has ended since.
 fn put(directory: &Path) -> Store {
@@ -277,11 +278,11 @@ fn below_a_budget_the_cheapest_goes_first_and_the_oldest() {
     let goes = |by, less| evicted(directory.path(), &all, by, less).0;
     assert_eq!(goes(By::Price, 0), "");
     assert_eq!(goes(By::Price, 1), "cheap");
-    assert_eq!(goes(By::Price, 10_500), "cheap small");
+    assert_eq!(goes(By::Price, 11_200), "cheap small");
     assert_eq!(goes(By::Price, 15_000), "cheap dear small");
     assert_eq!(goes(By::Price, 25_000), "cheap dear gpu small");
     assert_eq!(goes(By::Age, 1), "dear");
-    assert_eq!(goes(By::Age, 10_500), "dear small");
+    assert_eq!(goes(By::Age, 11_200), "dear small");
     assert_eq!(goes(By::Age, 15_000), "dear gpu small");
 }
 
@@ -299,7 +300,7 @@ fn what_was_made_of_what_is_gone_is_dearer() {
     let goes = |less| evicted(directory.path(), &all, By::Price, less).0;
     // For a byte `base` is cheapest; without it `leaf` costs 510 seconds and `other` 50, with it 10.
     assert_eq!(goes(1), "base");
-    assert_eq!(goes(100_500), "base other");
+    assert_eq!(goes(101_200), "base other");
     assert_eq!(goes(103_000), "base leaf other");
 }
 
@@ -366,4 +367,36 @@ fn checkpoints_and_shared_objects_count_and_go_by_rule() {
     drop(lock);
     store.collect(&roots(0), &mut |_| true, &mut || {}).unwrap();
     assert!(!store.root.join("partial").join(killed.to_string()).exists());
+}
+
+#[test]
+fn models_in_pieces_keep_the_pieces_that_they_share() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = put(directory.path());
+    store.thin_from = 1;
+    let model = |name: &str, values: &[u8]| {
+        let path = store.tmp().join(name);
+        let file = tensors(&[("a", &[values[0]; 100_000]), ("b", &[values[1]; 100_000])]);
+        fs::write_atomic(&path, &file).unwrap();
+        let artifact = store.put_artifact("model", &[("model.safetensors".to_owned(), path)].into()).unwrap();
+        let made = NodeRecord { artifact, key: Digest::of(name.as_bytes()), ..record(&store, name, name).unwrap() };
+        store.put_node(&made).unwrap();
+        store.put_run(&run(&format!("2026010{}-000000-aaaa", values[1]), &[&made])).unwrap();
+        made
+    };
+    let (base, tuned) = (model("base", &[1, 2]), model("tuned", &[1, 3]));
+    assert_eq!(store.recipe_ids().unwrap().len(), 2);
+    drop(store);
+    let store = Store::open(directory.path()).unwrap();
+    // Of the base alone are one tensor (the headers are the same) and its recipe; and the text that `record` put, twice.
+    let planned = store.gc(1, true).unwrap();
+    assert_eq!((planned.nodes, planned.objects), (1, 4));
+    assert_eq!(store.gc(1, false).unwrap(), planned);
+    assert_eq!(store.recipe_ids().unwrap().len(), 1);
+    assert!(store.node(&base.key).unwrap().is_none());
+    assert_eq!(
+        store.health(&tuned.artifact, &mut crate::store::Stamps::default()).unwrap(),
+        crate::store::Health::Whole
+    );
+    assert!(store.verify(&mut |_, _| {}).unwrap().is_whole());
 }

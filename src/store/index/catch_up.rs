@@ -21,8 +21,8 @@ use crate::store::{NodeRecord, Store, StoreError};
 
 /// A directory that changed a shorter while ago could change once more at the same time.
 const TICK: i64 = 20_000_000;
-/// Directories that are read at once: in memory are the records of twice as many.
-const AT_ONCE: usize = 8;
+/// Directories that are read at once: in memory are the records of three times as many.
+const AT_ONCE: usize = 4;
 
 /// A manifest as a row.
 struct ArtifactRow {
@@ -189,7 +189,7 @@ fn each_row<T: Send>(
     mut see: impl FnMut(T) -> rusqlite::Result<()>,
 ) -> Result<(), StoreError> {
     std::thread::scope(|scope| {
-        let (sender, receiver) = sync_channel(2);
+        let (sender, receiver) = sync_channel(1);
         let read = &read;
         scope.spawn(move || {
             for some in (0..=255_u8).collect::<Vec<_>>().chunks(AT_ONCE) {
@@ -223,7 +223,11 @@ fn read_node(store: &Store, key: &Digest) -> Result<Option<NodeRow>, StoreError>
     // A record that is damaged is none; one that went since it was listed, too.
     let Some(bytes) = crate::store::inventory::read(&store.node_path(key))? else { return Ok(None) };
     let record: Option<NodeRecord> = serde_json::from_slice(&bytes).ok();
-    Ok(record.filter(|record| record.key == *key).map(|record| (record, bytes.len() as u64)))
+    Ok(record.filter(|record| record.key == *key).map(|mut record| {
+        // The largest part, which the index has no room for, is not to wait in memory with the others.
+        record.preimage = serde_json::Value::Null;
+        (record, bytes.len() as u64)
+    }))
 }
 
 fn read_artifact(

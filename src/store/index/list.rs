@@ -96,6 +96,18 @@ impl Index {
         self.collect("SELECT DISTINCT node FROM nodes ORDER BY node", [], |row| row.get(0))
     }
 
+    /// The latest runs of a pipeline, newest first.
+    pub fn runs_of(&self, pipeline: &str, most: usize) -> Vec<String> {
+        let query = "SELECT run FROM runs WHERE pipeline = ?1 ORDER BY run DESC LIMIT ?2";
+        self.collect(query, rusqlite::params![pipeline, most as i64], |row| row.get(0))
+    }
+
+    /// The keys of the latest records that a node of a pipeline made, newest first.
+    pub fn keys_of_node(&self, pipeline: &str, node: &str, most: usize) -> Vec<Digest> {
+        let query = "SELECT key FROM nodes WHERE node = ?1 AND pipeline = ?2 ORDER BY made DESC, key DESC LIMIT ?3";
+        self.collect(query, rusqlite::params![node, pipeline, most as i64], |row| digest(row, 0))
+    }
+
     /// A page of the artifacts that the index knows: [`Index::catch_up`] first.
     pub fn list(&self, wanted: &Wanted) -> Lines {
         let (tables, conditions, values, order) = wanted.query();
@@ -142,17 +154,22 @@ impl Wanted {
         if let Some(kind) = &self.kind {
             add("a.type = ?", Box::new(kind.clone()));
         }
+        // A plus keeps the planner from an index that is in another order than the one asked for.
+        let (size_is, made_is) = match self.order {
+            Order::Age => ("+a.size", "a.made"),
+            Order::Size => ("a.size", "+a.made"),
+        };
         if let Some(size) = self.larger {
-            add("a.size >= ?", Box::new(i64::try_from(size).unwrap_or(i64::MAX)));
+            add(&format!("{size_is} >= ?"), Box::new(i64::try_from(size).unwrap_or(i64::MAX)));
         }
         if let Some(size) = self.smaller {
-            add("a.size < ?", Box::new(i64::try_from(size).unwrap_or(i64::MAX)));
+            add(&format!("{size_is} < ?"), Box::new(i64::try_from(size).unwrap_or(i64::MAX)));
         }
         if let Some(time) = self.since {
-            add("a.made >= ?", Box::new(made_since(time)));
+            add(&format!("{made_is} >= ?"), Box::new(made_since(time)));
         }
         if let Some(time) = self.before {
-            add("a.made < ?", Box::new(made_since(time)));
+            add(&format!("{made_is} < ?"), Box::new(made_since(time)));
         }
         let by_node = self.pipeline.is_some() || self.node.is_some();
         if let Some(pipeline) = &self.pipeline {

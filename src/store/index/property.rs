@@ -76,7 +76,8 @@ fn happen(store: &Store, index: &mut Index, what: &Happens) {
             made.run = run_id(*number);
             // Several in a run, some at the same time.
             made.started = format!("2026-01-0{}T00:00:0{}Z", number + 1, text % 3);
-            made.key = Digest::of(&[*node, *pipeline, *text, *input]);
+            // Another run has another key: a record that is written over is told of, or the index does not hear of it.
+            made.key = Digest::of(&[*node, *pipeline, *text, *input, *number]);
             made.device = if text % 2 == 0 { "cpu" } else { "cuda:0" }.into();
             store.put_node(&made).unwrap();
             let mut record = store.run(&made.run).unwrap().unwrap_or_else(|| run(&made.run, &[]));
