@@ -388,7 +388,13 @@ pub fn walk(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut left = vec![directory.to_owned()];
     while let Some(directory) = left.pop() {
         for path in list(&directory)? {
-            if fs_err::symlink_metadata(&path)?.is_dir() { left.push(path) } else { files.push(path) }
+            match fs_err::symlink_metadata(&path) {
+                Ok(metadata) if metadata.is_dir() => left.push(path),
+                Ok(_) => files.push(path),
+                // Removed since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
     }
     files.sort_unstable();

@@ -48,8 +48,8 @@ impl From<StoreError> for Failure {
             | StoreError::NoArtifact(_)
             | StoreError::Unknown(_)
             | StoreError::Ambiguous { .. } => USAGE,
-            // A full or read-only disk is no damage.
-            StoreError::Io(_) => FAILED,
+            // A full or read-only disk is no damage, nor is another process at work.
+            StoreError::Io(_) | StoreError::InUse => FAILED,
             _ => DAMAGED,
         };
         Self { code, diagnostics: vec![error.diagnostic()] }

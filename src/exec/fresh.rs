@@ -18,6 +18,9 @@ use crate::store::{Fresh, Index, RunNode, Store, StoreError};
 /// All that loading and planning a pipeline reads besides the cache, as it was before that; to be taken between the two.
 /// `None` if that cannot be told: something changed just now, or is asked of the hub.
 pub fn watched(pipeline: &Pipeline, store: &Store) -> Option<Vec<Watch>> {
+    if pipeline.nodes.iter().any(|node| node.spec.depends_on_environment()) {
+        return None;
+    }
     let mut watches: Vec<Watch> = pipeline.read.iter().cloned().collect::<Option<_>>()?;
     let mut add = |path: &Path, aspect| Watch::of(path, aspect).ok().flatten().map(|watch| watches.push(watch));
     // Another program may make other keys, or say something else.

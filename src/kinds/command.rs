@@ -66,6 +66,10 @@ impl Spec for Command {
         json!(self)
     }
 
+    fn depends_on_environment(&self) -> bool {
+        self.env.passes_on()
+    }
+
     fn validate(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         require(&mut problems, !self.program.is_empty(), "program", "no program", "give its name or path");

@@ -128,6 +128,9 @@ impl<'a> Reader<'a> {
             self.blanks();
             path.push(self.key()?);
             self.blanks();
+            if path.len() > DEEPEST {
+                return None;
+            }
             if self.take(b'.').is_none() {
                 self.take(b']')?;
                 let span = start..self.at;

@@ -130,9 +130,9 @@ impl StoreError {
             Self::BadName(_) => diagnostic("store::bad-name"),
             Self::Ambiguous { .. } => diagnostic("store::ambiguous").help("type more of it"),
             Self::Unknown(_) => diagnostic("store::unknown").help("`sami cache ls` lists what there is"),
+            Self::InUse => diagnostic("store::in-use").help("wait for the other `sami` to end, then try again"),
             Self::NoLink { .. } => diagnostic("store::no-link").help("give `--link copy`, or leave it out"),
             Self::Setting { .. } => diagnostic("store::setting").help("give a number of bytes, or `off`"),
-            Self::InUse => diagnostic("store::in-use").help("wait for the other `sami` to end, then try again"),
         }
     }
 }

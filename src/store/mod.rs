@@ -204,6 +204,12 @@ impl Store {
     }
 }
 
+/// The sizes of the pieces that a file of tensors would be cut into; for tests.
+#[doc(hidden)]
+pub fn cuts(bytes: &[u8]) -> Option<Vec<u64>> {
+    thin::cuts(&mut &*bytes, bytes.len() as u64)
+}
+
 /// The last part of a path as text.
 fn name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()

@@ -36,6 +36,7 @@ mod keys;
 mod kill;
 mod kills;
 mod layers;
+mod limits;
 mod lm_families;
 mod lm_golden;
 mod lost_renames;

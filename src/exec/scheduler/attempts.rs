@@ -90,15 +90,6 @@ impl Scheduler<'_> {
         self.tell(&event)
     }
 
-    /// The artifact that another process has recorded under a key since this one began at it.
-    fn done_elsewhere(&mut self, key: &Digest, reason: &Reason) -> Result<Option<Digest>, ExecError> {
-        if *reason == Reason::Forced {
-            return Ok(None);
-        }
-        let (found, _) = self.plan.records.find_afresh(self.store, self.index, key)?;
-        Ok(if let Found::Whole(artifact) = found { Some(artifact) } else { None })
-    }
-
     /// Takes a worker's word.
     pub(super) fn hear(&mut self, serial: u64, word: Word) -> Result<(), ExecError> {
         let Some(attempt) = self.running.get_mut(&serial) else { return Ok(()) };
@@ -154,11 +145,6 @@ impl Scheduler<'_> {
             seconds,
             directory: ended.directory,
         });
-        // Someone may have taken this process for dead, and done the work meanwhile.
-        let elsewhere = match &ended.result {
-            JobResult::Failed { .. } if !told => self.done_elsewhere(&key, &attempt.reason)?,
-            _ => None,
-        };
         match ended.result {
             JobResult::Done { artifact, metrics, put, unsettled } => {
                 self.store.trust(put);
@@ -184,11 +170,10 @@ impl Scheduler<'_> {
                 self.phases[node] = Phase::Failed { key, seconds };
                 self.fail(node, Fault::of(&attempt.log, attempt.number, what.to_owned(), Some(help.to_owned())))?;
             }
-            JobResult::Failed { .. } if elsewhere.is_some() => {
-                if let Some(artifact) = elsewhere {
-                    self.hit(node, key, artifact)?;
-                    self.settle(node)?;
-                }
+            // Someone took this process for dead, and its files away, and does the work now.
+            JobResult::Failed { .. } if !attempt.lock.holds() => {
+                self.phases[node] = Phase::Held { key, reason: attempt.reason.clone() };
+                self.held.insert(node);
             }
             JobResult::Failed { what, help } => {
                 let retries = self.pipeline.nodes[node].run.retries.unwrap_or(0);
