@@ -7,19 +7,19 @@
 //! (`crash` tells tests what a disk would have after the power went.)
 
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fs_err::File;
-use serde::{Deserialize, Serialize};
 
 mod crash;
 mod deferred;
 mod fault;
 
 mod plain;
+mod stamp;
 mod transfer;
 mod watch;
 
@@ -28,6 +28,7 @@ pub use deferred::{defer, deferred, settle};
 #[cfg(test)]
 pub(crate) use fault::{Kind, with_fault, with_fault_of};
 pub use plain::{AtMost, list, open, read, read_text, walk};
+pub use stamp::Stamp;
 pub use transfer::{copy_range, hard_link, mark, reflink, rename_all, symlink};
 pub use watch::{Aspect, Watch};
 
@@ -242,20 +243,28 @@ pub fn each_block_of(
 
 /// Waits until the disk has the file, or leaves that to the caller of [`deferred`].
 pub fn sync(file: &File) -> io::Result<()> {
+    if defer(file.path()) { Ok(()) } else { sync_now(file) }
+}
+
+fn sync_now(file: &File) -> io::Result<()> {
     let path = file.path();
-    if defer(path) {
-        return Ok(());
-    }
     crash::synced(path, || change(path, || fault::pass_sync(path).and_then(|()| file.sync_all())))
 }
 
-/// Waits until the disk has the names in a directory.
+/// Waits until the disk has the names in a directory, or leaves that to the caller of [`deferred`].
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
-    if defer(directory) {
-        return Ok(());
-    }
+    if defer(directory) { Ok(()) } else { sync_directory_now(directory) }
+}
+
+fn sync_directory_now(directory: &Path) -> io::Result<()> {
     change(directory, || File::open(directory)?.sync_all())?;
     crash::settled(directory)
+}
+
+/// Waits until the disk has a file that someone else wrote, and its name, or leaves that to the caller of [`deferred`].
+pub fn sync_named(path: &Path) -> io::Result<()> {
+    sync(&File::open(path)?)?;
+    path.parent().map_or(Ok(()), sync_directory)
 }
 
 /// Waits until the disk has all that was done to the file system of a path.
@@ -347,51 +356,17 @@ pub fn discard(path: &Path) {
     let _ = fs_err::remove_file(path).and_then(|()| crash::removed(path));
 }
 
+fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
-    }
-}
-
-/// What tells, without reading it, that a file is as it was. The change time is what an overwrite that sets the
-/// modification time back cannot set back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stamp {
-    /// Bytes.
-    pub size: u64,
-    /// Modification time in nanoseconds.
-    pub modified: i64,
-    /// Change time in nanoseconds.
-    pub changed: i64,
-    /// Inode.
-    pub inode: u64,
-    /// Device of the file system: inodes of two may be the same.
-    pub device: u64,
-}
-
-impl Stamp {
-    /// The stamp of a file, links followed; `None` if it is not there or no file.
-    pub fn of(path: &Path) -> io::Result<Option<Self>> {
-        match std::fs::metadata(path) {
-            Ok(metadata) if metadata.is_file() => Ok(Some(Self {
-                size: metadata.size(),
-                modified: metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
-                changed: metadata.ctime() * 1_000_000_000 + metadata.ctime_nsec(),
-                inode: metadata.ino(),
-                device: metadata.dev(),
-            })),
-            Ok(_) => Ok(None),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
-            Err(error) => Err(io::Error::new(error.kind(), format!("{error}: `{}`", path.display()))),
-        }
-    }
-
-    /// Whether the file could no longer change without its stamp changing: file systems tick in milliseconds, so a
-    /// file that changed just now could do so again within the tick.
-    pub fn is_settled(&self) -> bool {
-        const TICK: i128 = 20_000_000;
-        jiff::Timestamp::now().as_nanosecond() - i128::from(self.changed) > TICK
     }
 }
 
@@ -451,22 +426,5 @@ mod tests {
                 assert_eq!(fs_err::read_to_string(&path).unwrap(), "one\ntwo\n");
             }
         }
-    }
-
-    #[test]
-    fn a_stamp_sees_an_overwrite_that_restores_the_modification_time() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("file");
-        write_atomic(&path, b"abc").unwrap();
-        let before = Stamp::of(&path).unwrap().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        let mut file = fs_err::OpenOptions::new().write(true).open(&path).unwrap();
-        file.write_all(b"xyz").unwrap();
-        let modified = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(before.modified as u64);
-        file.file().set_modified(modified).unwrap();
-        let after = Stamp::of(&path).unwrap().unwrap();
-        assert_eq!((after.size, after.modified, after.inode), (before.size, before.modified, before.inode));
-        assert_ne!(after, before);
-        assert_eq!(Stamp::of(&directory.path().join("none")).unwrap(), None);
     }
 }

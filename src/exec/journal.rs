@@ -19,7 +19,8 @@ const LONGEST: usize = 100;
 pub(super) struct Journal {
     record: RunRecord,
     directory: PathBuf,
-    events: io::BufWriter<fs::Writer>,
+    /// `None` in a store that cannot be written: what needs no work needs no journal.
+    events: Option<io::BufWriter<fs::Writer>>,
     began: Instant,
 }
 
@@ -31,9 +32,15 @@ impl Journal {
         store: &Store,
         file: &str,
     ) -> Result<Self, ExecError> {
-        let run = new_id(store)?;
+        let begun = new_id(store).and_then(|run| {
+            let events = fs::writer(&store.run_dir(&run).join("events.jsonl"))?;
+            Ok((run, Some(io::BufWriter::new(events))))
+        });
+        let (run, events) = match begun {
+            Err(ExecError::Store(error)) if error.is_read_only() => ("unwritten".to_owned(), None),
+            begun => begun?,
+        };
         let directory = store.run_dir(&run);
-        let events = io::BufWriter::new(fs::writer(&directory.join("events.jsonl"))?);
         let record = RunRecord {
             run,
             pipeline: pipeline.to_owned(),
@@ -79,13 +86,14 @@ impl Journal {
             other => other,
         };
         fs::told(|| serde_json::to_string(event).unwrap_or_default());
-        serde_json::to_writer(&mut self.events, event).map_err(io::Error::from)?;
-        Ok(self.events.write_all(b"\n")?)
+        let Some(events) = &mut self.events else { return Ok(()) };
+        serde_json::to_writer(&mut *events, event).map_err(io::Error::from)?;
+        Ok(events.write_all(b"\n")?)
     }
 
     /// Lets followers of `events.jsonl` see what was written down.
     pub(super) fn flush(&mut self) -> Result<(), ExecError> {
-        Ok(self.events.flush()?)
+        Ok(self.events.as_mut().map_or(Ok(()), Write::flush)?)
     }
 
     /// Makes the directory of an attempt.
@@ -102,6 +110,9 @@ impl Journal {
 
     /// Records that the run is over.
     pub(super) fn end(&mut self, store: &Store, ok: bool, nodes: &mut Vec<RunNode>) -> Result<(), ExecError> {
+        if self.events.is_none() {
+            return Ok(());
+        }
         self.record.finished = Some(fs::now().to_string());
         self.record.ok = Some(ok);
         // Lent: there may be many.
@@ -121,6 +132,9 @@ impl Journal {
         nodes: &mut dyn FnMut(&mut dyn Write) -> io::Result<bool>,
     ) -> Result<bool, ExecError> {
         const NONE: &[u8] = b"[]\n}";
+        if self.events.is_none() {
+            return Ok(nodes(&mut io::sink())?);
+        }
         self.record.finished = Some(fs::now().to_string());
         self.record.ok = Some(true);
         let front = serde_json::to_vec_pretty(&self.record).map_err(crate::store::StoreError::from)?;
@@ -137,7 +151,7 @@ impl Journal {
 
     /// Removes what is there of a run that was none.
     pub(super) fn undo(self) -> Result<(), ExecError> {
-        Ok(fs::remove_directory(&self.directory)?)
+        if self.events.is_none() { Ok(()) } else { Ok(fs::remove_directory(&self.directory)?) }
     }
 }
 

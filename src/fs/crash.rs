@@ -21,11 +21,6 @@ fn directory() -> Option<&'static Path> {
     DIRECTORY.get_or_init(|| fault::asked("crash-log").map(PathBuf::from)).as_deref()
 }
 
-/// Whether a test wants to know of every file and directory.
-pub(super) fn is_watched() -> bool {
-    directory().is_some()
-}
-
 /// A line goes in one write, so that those of several processes do not mix.
 fn log(line: &Value) -> io::Result<()> {
     let Some(directory) = directory() else { return Ok(()) };
@@ -71,6 +66,14 @@ pub(super) fn synced(path: &Path, sync: impl FnOnce() -> io::Result<()>) -> io::
     let op = if done.is_ok() { "synced" } else { "failed" };
     log(&json!({"op": op, "path": path, "inode": inode, "bytes": name}))?;
     done
+}
+
+/// All that was done to a file or directory was synced with much else.
+pub(super) fn lasting(path: &Path) -> io::Result<()> {
+    if directory().is_none() || !path.exists() {
+        return Ok(());
+    }
+    if path.is_dir() { settled(path) } else { synced(path, || Ok(())) }
 }
 
 pub(super) fn settled(path: &Path) -> io::Result<()> {

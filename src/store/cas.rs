@@ -115,8 +115,8 @@ impl Store {
         self.need_artifacts([id])?;
         if path.exists() {
             if path.is_file() && fs::read(&path, LARGEST_MANIFEST)? == bytes {
-                fs::defer(&path);
-                path.parent().map_or(Ok(()), fs::sync_directory)?;
+                // Whoever put it may not have waited for the disk yet, or been killed before.
+                fs::sync_named(&path)?;
                 return Ok(id);
             }
             self.quarantine(&path)?;

@@ -91,6 +91,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether it is that the store cannot be written.
+    pub fn is_read_only(&self) -> bool {
+        let Self::Io(error) = self else { return false };
+        matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
+    }
+
     /// As data that the command line draws.
     pub fn diagnostic(&self) -> Diagnostic {
         let diagnostic = |id| Diagnostic::error(id, self.to_string());

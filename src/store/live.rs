@@ -219,7 +219,12 @@ impl Store {
         let mut live = self.live.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let live = match &mut *live {
             Some(live) => live,
-            none => none.insert(self.make_live()?),
+            none => match self.make_live() {
+                Ok(live) => none.insert(live),
+                // Nothing can be moved away either, by us.
+                Err(error) if error.is_read_only() => return Ok(()),
+                Err(error) => return Err(error),
+            },
         };
         Ok(fs::write_all(&mut live.file, text.as_bytes())?)
     }

@@ -244,9 +244,8 @@ impl Store {
                 return Ok(true);
             }
             if stamp.size == blob.size && hash_file(&path).is_ok_and(|read| read == *blob) {
-                fs::defer(&path);
-                // Whoever put it may have been killed before its name was on the disk.
-                path.parent().map_or(Ok(()), fs::sync_directory)?;
+                // Whoever put it may not have waited for the disk yet, or been killed before.
+                fs::sync_named(&path)?;
                 if stamp.is_settled() {
                     self.trust([(path, stamp)]);
                 }

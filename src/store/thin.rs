@@ -233,7 +233,7 @@ impl Store {
             if std::fs::symlink_metadata(&recipe).is_ok() {
                 let stamp = Stamp::of(&recipe)?;
                 if fs_err::read(&recipe).is_ok_and(|there| there == bytes) {
-                    recipe.parent().map_or(Ok(()), fs::sync_directory)?;
+                    fs::sync_named(&recipe)?;
                     self.trust(stamp.filter(Stamp::is_settled).map(|stamp| (recipe, stamp)));
                     return Ok(());
                 }

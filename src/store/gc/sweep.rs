@@ -54,6 +54,8 @@ impl<'a> Sweep<'a> {
             index.forget(&gone.iter().fold(Gone::default(), Gone::with));
         }
         stepped?;
+        // They may say of a node that it is fresh whose record is gone.
+        store.forget_answers()?;
         // No record comes back after the power went when the objects that it stands on do not.
         fs::sync_system(&store.root)?;
         store.empty_trash()?;
