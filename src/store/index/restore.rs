@@ -16,7 +16,7 @@ impl Index {
         };
         let Some(connection) = opened else { return Ok(None) };
         match connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0)) {
-            Ok(said) if said == "ok" => Ok(Some(Self { connection })),
+            Ok(said) if said == "ok" => Ok(Some(Self { connection, at: None })),
             Ok(said) => Err(said),
             Err(error) => Err(error.to_string()),
         }
