@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::context::Failure;
 use super::report::Report;
-use super::{CommandResult, Context, DONE, PipelineArgs, RunArgs, context};
+use super::run::RunArgs;
+use super::{CommandResult, Context, DONE, PipelineArgs, context};
 use crate::digest::{Digest, Hasher};
 use crate::exec::{self, FreshRun, Plan, Summary};
 use crate::fs::Watch;

@@ -1,16 +1,45 @@
 //! `sami plan`, `status` and `why`.
 
+use clap::Args;
 use serde_json::json;
 
 use super::estimate::{self, Totals};
 use super::figures::{bytes, count, cut, plural, seconds};
 use super::fresh::Question;
 use super::table::Table;
-use super::{CommandResult, Context, DONE, PipelineArgs, PlanArgs, StatusArgs, context, doctor, run};
+use super::{CommandResult, Context, DONE, PipelineArgs, context, doctor, run};
 use crate::diag::Diagnostic;
 use crate::exec::{self, Estimates, Plan, PlanOptions, State};
 use crate::pipeline::Pipeline;
 use crate::store::{Index, Store};
+
+/// Arguments of `plan`.
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    /// Pipeline and params.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Nodes to look at, with all they need (default: all)
+    #[arg(value_name = "TARGET")]
+    pub targets: Vec<String>,
+    /// Estimate node by node: rows, tokens, memory, disk, calls
+    #[arg(long)]
+    pub estimate: bool,
+    /// Device to estimate for, of nodes that name none: cpu, cuda, or auto (as `run` takes it)
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// Pipeline and params.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Nodes to look at, with all they need (default: all)
+    #[arg(value_name = "TARGET")]
+    pub targets: Vec<String>,
+}
 
 /// Hits that `plan` lists; of more it tells the number.
 const HITS: usize = 40;

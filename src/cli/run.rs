@@ -4,18 +4,55 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use clap::Args;
+
 use super::context::Failure;
 use super::estimate::Totals;
 use super::fresh::{self, Question};
 use super::report::{Report, outcomes};
 use super::sharing::Source;
-use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, RunArgs};
+use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, PipelineArgs};
 use super::{context, doctor, push, sharing};
 use crate::diag::Diagnostic;
 use crate::exec::budget::{Budget, Needs};
 use crate::exec::{self, Elsewhere, Event, PlanOptions, RunOptions, State};
 use crate::settings::{Push, RemoteSettings};
 use crate::store::{Index, Store};
+
+/// Arguments of `run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Pipeline and params.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Nodes to bring up to date, with all they need (default: all)
+    #[arg(value_name = "TARGET")]
+    pub targets: Vec<String>,
+    /// Run this node even if it is fresh (repeatable)
+    #[arg(long, value_name = "NODE")]
+    pub force: Vec<String>,
+    /// Go on with what does not depend on a failed node
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Attempts at once (default: as many as the threads of the machine allow)
+    #[arg(short, long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// Stop before the run comes to more than this, such as 'gpu-hours=4, judge-calls=1000': hours, gpu-hours, cpu-hours, calls, judge-calls, dollars, tokens, disk (with a unit)
+    #[arg(long, value_name = "BOUNDS")]
+    pub budget: Option<String>,
+    /// Device for nodes that name none: cpu, cuda:N, or auto (the GPUs shared out, the CPU if there are none)
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Take from the remote cache what would have to run, whatever `pull` in sami.toml says
+    #[arg(long)]
+    pub pull: bool,
+    /// Send what was made, and what it was made from, to the remote cache; that this fails is a failure then
+    #[arg(long)]
+    pub push: bool,
+    /// Leave the remote cache alone, whatever sami.toml says
+    #[arg(long, conflicts_with_all = ["pull", "push"])]
+    pub no_remote: bool,
+}
 
 /// What the budget kept from being done that is listed.
 const TOLD: usize = 12;
