@@ -16,16 +16,20 @@ use fs_err::File;
 use serde::{Deserialize, Serialize};
 
 mod crash;
+mod deferred;
 mod fault;
 
 mod plain;
 mod transfer;
+mod watch;
 
 pub use crash::told;
+pub use deferred::{defer, deferred, settle};
 #[cfg(test)]
 pub(crate) use fault::{Kind, with_fault, with_fault_of};
-pub use plain::{AtMost, open, read, read_text};
+pub use plain::{AtMost, list, open, read, read_text, walk};
 pub use transfer::{copy_range, hard_link, mark, reflink, rename_all, symlink};
+pub use watch::{Aspect, Watch};
 
 /// Tells files apart that one process writes at once.
 static SERIAL: AtomicU64 = AtomicU64::new(0);
@@ -60,14 +64,25 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// As [`write_atomic`], with the directory named where the unfinished file lies; it is on the file system of `path`.
 pub fn write_atomic_via(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_if(directory, path, &mut |out| out.write_all(bytes).map(|()| true)).map(drop)
+}
+
+/// As [`write_atomic_via`], of what `write` writes, if that returns true; returns what it returned.
+pub fn write_if(
+    directory: &Path,
+    path: &Path,
+    write: &mut dyn FnMut(&mut dyn Write) -> io::Result<bool>,
+) -> io::Result<bool> {
     let unfinished = unfinished(directory);
     let written = (|| {
         let mut file = writer(&unfinished)?;
-        file.write_all(bytes)?;
+        if !write(&mut file)? {
+            return Ok(false);
+        }
         file.sync()?;
-        rename(&unfinished, path)
+        rename(&unfinished, path).map(|()| true)
     })();
-    if written.is_err() {
+    if !matches!(written, Ok(true)) {
         discard(&unfinished);
     }
     written
@@ -225,14 +240,20 @@ pub fn each_block_of(
     }
 }
 
-/// Waits until the disk has the file.
+/// Waits until the disk has the file, or leaves that to the caller of [`deferred`].
 pub fn sync(file: &File) -> io::Result<()> {
     let path = file.path();
+    if defer(path) {
+        return Ok(());
+    }
     crash::synced(path, || change(path, || fault::pass_sync(path).and_then(|()| file.sync_all())))
 }
 
 /// Waits until the disk has the names in a directory.
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    if defer(directory) {
+        return Ok(());
+    }
     change(directory, || File::open(directory)?.sync_all())?;
     crash::settled(directory)
 }
@@ -242,9 +263,11 @@ pub fn sync_system(path: &Path) -> io::Result<()> {
     change(path, || Ok(rustix::fs::syncfs(File::open(path)?)?))
 }
 
-/// Renames, replacing what is there, and waits until the disk has the new name.
+/// Renames, replacing what is there, and waits until the disk has the new name, or leaves that to the caller of
+/// [`deferred`].
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     rename_soon(from, to)?;
+    deferred::renamed(from, to);
     to.parent().map_or(Ok(()), sync_directory)
 }
 
@@ -295,6 +318,14 @@ pub fn remove_file(path: &Path) -> io::Result<()> {
 pub fn remove_directory(path: &Path) -> io::Result<()> {
     absent_is_fine(change(path, || fs_err::remove_dir_all(path)))?;
     crash::removed(path)
+}
+
+/// Removes all that is in a directory; one that is not there is empty already.
+pub fn empty_directory(path: &Path) -> io::Result<()> {
+    for entry in list(path)? {
+        if fs_err::symlink_metadata(&entry)?.is_dir() { remove_directory(&entry)? } else { remove_file(&entry)? }
+    }
+    Ok(())
 }
 
 /// Removes a directory unless something is in it.
@@ -374,31 +405,6 @@ pub fn free(path: &Path) -> Option<u64> {
     let there = path.ancestors().find(|ancestor| ancestor.exists())?;
     let system = rustix::fs::statvfs(there).ok()?;
     Some(system.f_bavail.saturating_mul(system.f_frsize))
-}
-
-/// The files under a directory, in the order of their paths; none if it is not there. Links are not followed.
-pub fn walk(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    let mut left = vec![directory.to_owned()];
-    while let Some(directory) = left.pop() {
-        for path in list(&directory)? {
-            if fs_err::symlink_metadata(&path)?.is_dir() { left.push(path) } else { files.push(path) }
-        }
-    }
-    files.sort_unstable();
-    Ok(files)
-}
-
-/// What is in a directory, in order; nothing if it is not there.
-pub fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match fs_err::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
-    paths.sort_unstable();
-    Ok(paths)
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ mod estimate;
 mod figures;
 mod find;
 mod forget;
+mod fresh;
 mod gc;
 mod help;
 mod lineage;
@@ -183,8 +184,8 @@ pub enum Command {
     /// Execute one attempt (started by the scheduler)
     #[command(hide = true)]
     Worker {
-        /// Job file
-        job: PathBuf,
+        /// Job file (default: jobs come over the socket on standard input)
+        job: Option<PathBuf>,
     },
 }
 
@@ -332,6 +333,12 @@ pub struct AuditArgs {
     /// Compute, too, what may come out otherwise; that it does is no failure then
     #[arg(long)]
     pub any: bool,
+    /// Run programs, too, as the `command` nodes of this pipeline say
+    #[arg(long, value_name = "FILE")]
+    pub pipeline: Option<PathBuf>,
+    /// Override a param of that pipeline
+    #[arg(long, value_name = "NAME=VALUE", requires = "pipeline")]
+    pub set: Vec<String>,
     /// Device to compute on: `cpu` or `cuda:N`
     #[arg(long, default_value = "cpu")]
     pub device: String,
@@ -550,6 +557,6 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Remote(args) => push::survey(context, args),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
-        Command::Worker { job } => worker::run(job),
+        Command::Worker { job } => worker::run(job.as_deref()),
     }
 }

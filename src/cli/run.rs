@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::context::Failure;
 use super::estimate::Totals;
-use super::report::Report;
+use super::fresh::{self, Question};
+use super::report::{Report, outcomes};
 use super::sharing::Source;
 use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, RunArgs};
 use super::{context, doctor, push, sharing};
@@ -22,12 +23,21 @@ const TOLD: usize = 12;
 /// Brings nodes up to date.
 pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let budget = args.budget.as_deref().map(Budget::parse).transpose()?.unwrap_or_default();
-    let (pipeline, graph) = context.load(&args.pipeline)?;
+    let root = context.cache_directory(Some(&args.pipeline.pipeline))?;
+    let mut question = Question::new(&format!("run on {}", args.device), &args.pipeline, &args.targets)?;
     let (pull, push) = remotes(args)?;
-    let store = Store::open(&context.cache_directory(Some(&args.pipeline.pipeline))?)?;
+    // Fresh nodes are pushed, too, if the remote cache lacks them.
+    if push.is_none()
+        && let Some(done) = fresh::run(context, args, &question, &root)
+    {
+        return done;
+    }
+    let (pipeline, graph) = context.load(&args.pipeline)?;
+    let store = Store::open(&root)?;
     let mut index = Index::open(&store)?;
     let wanted = PlanOptions { targets: args.targets.clone(), force: args.force.clone(), put_sources: true };
     let mut report = Report::new(context.json());
+    question.watch(&pipeline, &store);
     let source = match pull {
         Some(settings) => Some(Arc::new(Source::new(settings, Store::open(store.root())?))),
         None => None,
@@ -74,6 +84,9 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell)?;
     drop(section);
     report.end(&summary);
+    if !stale && summary.ok() {
+        question.remember_run(&store, &pipeline, &plan, &summary, outcomes(&summary.nodes));
+    }
     if let Some(source) = &source {
         source.report();
     }

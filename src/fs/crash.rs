@@ -21,6 +21,11 @@ fn directory() -> Option<&'static Path> {
     DIRECTORY.get_or_init(|| fault::asked("crash-log").map(PathBuf::from)).as_deref()
 }
 
+/// Whether a test wants to know of every file and directory.
+pub(super) fn is_watched() -> bool {
+    directory().is_some()
+}
+
 /// A line goes in one write, so that those of several processes do not mix.
 fn log(line: &Value) -> io::Result<()> {
     let Some(directory) = directory() else { return Ok(()) };

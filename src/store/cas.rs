@@ -115,6 +115,7 @@ impl Store {
         self.need_artifacts([id])?;
         if path.exists() {
             if path.is_file() && fs::read(&path, LARGEST_MANIFEST)? == bytes {
+                fs::defer(&path);
                 path.parent().map_or(Ok(()), fs::sync_directory)?;
                 return Ok(id);
             }

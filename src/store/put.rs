@@ -240,9 +240,11 @@ impl Store {
         }
         if let Some(stamp) = Stamp::of(&path)? {
             if self.knows(&path, &stamp) {
+                fs::defer(&path);
                 return Ok(true);
             }
             if stamp.size == blob.size && hash_file(&path).is_ok_and(|read| read == *blob) {
+                fs::defer(&path);
                 // Whoever put it may have been killed before its name was on the disk.
                 path.parent().map_or(Ok(()), fs::sync_directory)?;
                 if stamp.is_settled() {

@@ -71,7 +71,7 @@ pub(super) fn cuts(file: &mut (impl Read + ?Sized), size: u64) -> Option<Vec<u64
         }
     }
     sizes.extend((small > 0).then_some(small));
-    (8 + length + end == size).then_some(sizes)
+    (size - 8 - length == end).then_some(sizes)
 }
 
 /// A file's digest and those of its pieces, from one read.

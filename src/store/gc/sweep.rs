@@ -50,6 +50,7 @@ impl<'a> Sweep<'a> {
         // An index that cannot be opened is made again without them. Before they are deleted, and when a step failed, too: an
         // index that knows what is neither in its place nor in the trash would mean that it was lost.
         if let Ok(mut index) = Index::open(store) {
+            store.forget_answers()?;
             index.forget(&gone.iter().fold(Gone::default(), Gone::with));
         }
         stepped?;

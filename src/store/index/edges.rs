@@ -1,6 +1,6 @@
 //! Everything that the index knows of artifacts and records, in the order of ids: what an inventory is made of.
 
-use super::{Index, digest, existing};
+use super::{Index, digest};
 use crate::digest::Digest;
 use crate::store::{Store, StoreError};
 
@@ -43,7 +43,7 @@ impl Index {
         self.connection.path().filter(|path| !path.is_empty())?;
         let path = store.root().join("index.sqlite");
         let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-        existing(&path, flags).ok().flatten().map(|connection| Self { connection })
+        Self::existing(&path, flags).ok().flatten()
     }
 
     /// Ids of artifacts, in order.
