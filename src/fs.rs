@@ -27,7 +27,7 @@ pub use crash::told;
 pub use deferred::{defer, deferred, settle};
 #[cfg(test)]
 pub(crate) use fault::{Kind, with_fault, with_fault_of};
-pub use plain::{AtMost, open, read, read_text};
+pub use plain::{AtMost, list, open, read, read_text, walk};
 pub use transfer::{copy_range, hard_link, mark, reflink, rename_all, symlink};
 pub use watch::{Aspect, Watch};
 
@@ -405,37 +405,6 @@ pub fn free(path: &Path) -> Option<u64> {
     let there = path.ancestors().find(|ancestor| ancestor.exists())?;
     let system = rustix::fs::statvfs(there).ok()?;
     Some(system.f_bavail.saturating_mul(system.f_frsize))
-}
-
-/// The files under a directory, in the order of their paths; none if it is not there. Links are not followed.
-pub fn walk(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    let mut left = vec![directory.to_owned()];
-    while let Some(directory) = left.pop() {
-        for path in list(&directory)? {
-            match fs_err::symlink_metadata(&path) {
-                Ok(metadata) if metadata.is_dir() => left.push(path),
-                Ok(_) => files.push(path),
-                // Removed since it was listed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    files.sort_unstable();
-    Ok(files)
-}
-
-/// What is in a directory, in order; nothing if it is not there.
-pub fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match fs_err::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
-    paths.sort_unstable();
-    Ok(paths)
 }
 
 #[cfg(test)]

@@ -270,6 +270,12 @@ pub struct AuditArgs {
     /// Compute, too, what may come out otherwise; that it does is no failure then
     #[arg(long)]
     pub any: bool,
+    /// Run programs, too, as the `command` nodes of this pipeline say
+    #[arg(long, value_name = "FILE")]
+    pub pipeline: Option<PathBuf>,
+    /// Override a param of that pipeline
+    #[arg(long, value_name = "NAME=VALUE", requires = "pipeline")]
+    pub set: Vec<String>,
     /// Device to compute on: `cpu` or `cuda:N`
     #[arg(long, default_value = "cpu")]
     pub device: String,

@@ -296,30 +296,31 @@ fn how_far(progress: &Progress, passed: f64) -> String {
 /// The metrics that matter, each with its name; win rates with their intervals.
 pub(super) fn headline(metrics: &Map<String, Value>) -> Vec<String> {
     let mut shown = Vec::new();
+    let reused = reuse(metrics);
     for wanted in METRICS {
         for (name, value) in metrics {
             let (stem, candidate) = name.split_once('.').map_or((name.as_str(), ""), |(stem, rest)| (stem, rest));
             // Of a figure that candidates have, the one without a candidate is that of one of them.
             let twice = candidate.is_empty() && metrics.keys().any(|other| of_candidate(other, stem));
-            if stem == *wanted && !twice && (candidate.is_empty() || *wanted != "dropped") {
-                shown.push(match reuse(metrics, name) {
-                    Some(reuse) => reuse,
-                    None => format!("{name} {}", with_interval(metrics, stem, candidate, value)),
-                });
+            let told = name == "rows_reused" && reused.is_some();
+            if stem == *wanted && !twice && !told && (candidate.is_empty() || *wanted != "dropped") {
+                shown.push(format!("{name} {}", with_interval(metrics, stem, candidate, value)));
             }
         }
     }
     if shown.is_empty() {
         shown.extend(metrics.iter().map(|(name, value)| format!("{name} {}", figure(value))));
     }
-    shown.truncate(LISTED);
+    // How much was not computed is told whatever else there is.
+    shown.truncate(LISTED - usize::from(reused.is_some()));
+    shown.extend(reused);
     shown
 }
 
-/// `reused 2,400 of 2,500 rows`, where a metric counts rows that were remembered and it is known of how many.
-fn reuse(metrics: &Map<String, Value>, name: &str) -> Option<String> {
-    let asked = metrics.get("rows_asked").filter(|_| name == "rows_reused")?.as_u64()?;
-    let mut told = format!("reused {} of {}", count(metrics.get(name)?.as_u64()?), plural(asked, "row"));
+/// `reused 2,400 of 2,500 rows`, where it is known how many rows were asked for and how many of these were remembered.
+fn reuse(metrics: &Map<String, Value>) -> Option<String> {
+    let (asked, reused) = (metrics.get("rows_asked")?.as_u64()?, metrics.get("rows_reused")?.as_u64()?);
+    let mut told = format!("reused {} of {}", count(reused), plural(asked, "row"));
     if let Some((reused, asked)) = metrics.get("judge.rows_reused").zip(metrics.get("judge.rows_asked")) {
         told.push_str(&format!(" and {} of {}", figure(reused), plural(asked.as_u64()?, "ruling")));
     }

@@ -48,7 +48,7 @@ mod verified;
 mod why;
 mod worker;
 
-pub use audit::{AuditOptions, Audited, Verdict, audit};
+pub use audit::{AuditOptions, Audited, Verdict, audit, commands};
 pub use elsewhere::{Elsewhere, bring};
 pub use error::ExecError;
 pub use estimate::{Estimates, estimate};

@@ -1,6 +1,8 @@
 //! Kind `command`: runs a program on artifact files.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -152,7 +154,7 @@ inputs = { rows = "generate" }
     fn reproduces(&self, given: &Setting<'_>) -> Reproduces {
         match given.said {
             Some(true) => Reproduces::BitExact,
-            _ => given.no("a program, of which `run.reproducible` says nothing else"),
+            _ => given.no("a program, of which `run.reproducible` does not say that it is"),
         }
     }
 
@@ -172,10 +174,12 @@ inputs = { rows = "generate" }
         }
         let fill = |text: &String| places.iter().fold(text.clone(), |text, (place, path)| text.replace(place, path));
         let program = fill(&self.program);
-        let mut process = Process::new(&program);
-        process.args(self.args.iter().map(fill)).current_dir(&cx.staging).stdin(Stdio::null());
         variables.insert("RAYON_NUM_THREADS".to_owned(), cx.threads.to_string());
-        process.env_clear().envs(self.env.of_program(variables, fill));
+        let environment = self.env.of_program(variables, fill);
+        let found = found_on(environment.get(OsStr::new("PATH")), &program);
+        let mut process = Process::new(found.as_deref().unwrap_or(Path::new(&program)));
+        process.arg0(&program).args(self.args.iter().map(fill)).current_dir(&cx.staging).stdin(Stdio::null());
+        process.env_clear().envs(environment);
         let ended = run_to_end(cx, process, &program, self.env.secrets());
         // What was laid out may be large, and an attempt that failed leaves its scratch.
         let laid_out = cx.scratch.join("inputs");
@@ -217,6 +221,18 @@ inputs = { rows = "generate" }
         }
         Ok(outputs)
     }
+}
+
+/// Where a program is found that is named without a path: started from there, it costs neither a copy of this process nor a
+/// try in each directory. `None` where that is better left to the system, which also says what is wrong.
+fn found_on(path: Option<&OsString>, program: &str) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let is_program = |file: &Path| {
+        std::fs::metadata(file).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    let directories = std::env::split_paths(path?).take_while(|directory| directory.is_absolute());
+    let named = !program.is_empty() && !program.contains('/');
+    directories.map(|directory| directory.join(program)).find(|file| named && is_program(file))
 }
 
 fn display(path: &Path) -> String {
