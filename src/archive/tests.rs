@@ -54,7 +54,8 @@ fn quiet(_: u64, _: u64) {}
 /// All files of a store, by their digests, but those that say nothing of what is in it.
 fn files(root: &Path) -> BTreeMap<PathBuf, Digest> {
     let all = fs::walk(root).unwrap().into_iter();
-    let kept = all.filter(|path| !["locks", "index.sqlite"].iter().any(|part| path.to_string_lossy().contains(part)));
+    let kept =
+        all.filter(|path| !["locks", "live", "index.sqlite"].iter().any(|part| path.to_string_lossy().contains(part)));
     kept.map(|path| (path.strip_prefix(root).unwrap().to_owned(), Digest::of(&fs_err::read(&path).unwrap()))).collect()
 }
 

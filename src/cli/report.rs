@@ -309,7 +309,9 @@ pub(super) fn headline(metrics: &Map<String, Value>) -> Vec<String> {
         }
     }
     if shown.is_empty() {
-        shown.extend(metrics.iter().map(|(name, value)| format!("{name} {}", figure(value))));
+        let is_told = |name: &str| reused.is_some() && (name.ends_with("rows_asked") || name.ends_with("rows_reused"));
+        let left = metrics.iter().filter(|(name, _)| !is_told(name));
+        shown.extend(left.map(|(name, value)| format!("{name} {}", figure(value))));
     }
     // How much was not computed is told whatever else there is.
     shown.truncate(LISTED - usize::from(reused.is_some()));

@@ -7,7 +7,6 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::hash::hash_file;
-use super::put::marked;
 use super::{Store, StoreError, is_no_file};
 use crate::digest::Digest;
 use crate::fs;
@@ -114,15 +113,14 @@ impl Store {
         let _section = self.sharing()?;
         self.need_artifacts([id])?;
         if path.exists() {
-            if path.is_file() && fs::read(&path, LARGEST_MANIFEST)? == bytes {
+            if path.is_file() && fs::read(&path, LARGEST_MANIFEST).is_ok_and(|there| there == bytes) {
                 // Whoever put it may not have waited for the disk yet, or been killed before.
                 fs::sync_named(&path)?;
                 return Ok(id);
             }
             self.quarantine(&path)?;
         }
-        self.write(&path, &bytes)?;
-        self.learn(&path, &marked(&path)?)?;
+        self.write_known(&path, &bytes, false)?;
         Ok(id)
     }
 

@@ -299,6 +299,17 @@ impl Store {
     }
 }
 
+/// Whether a process lives that has a live file in the store at `root`.
+pub(super) fn any_lives(root: &Path) -> Result<bool, StoreError> {
+    for path in fs::list(&root.join("live"))? {
+        let Ok(file) = fs_err::File::open(&path) else { continue };
+        if matches!(file.file().try_lock(), Err(TryLockError::WouldBlock)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 impl Drop for Live {
     fn drop(&mut self) {
         if !self.own {

@@ -3,7 +3,7 @@
 //! Raise [`super::FORMAT`] only for what an older program would misread; a field more in a record or a directory more is
 //! no new format. Then add a step to [`STEPS`], which makes a store of the version before into one of the new version:
 //!
-//! - It is called with the store's lock held by this process alone.
+//! - It is called while no other process uses the store.
 //! - It may be killed anywhere and is then called again on what it left, so each of its changes is one rename, and one
 //!   that is made already is passed over. `VERSION` is raised after it, not by it.
 //! - It moves or adds files and removes none that the old version needs before all that replaces them is on the disk.
@@ -14,7 +14,7 @@
 
 use std::path::Path;
 
-use super::{StoreError, lock, version};
+use super::{StoreError, live, lock, version};
 use crate::fs;
 
 /// Makes a store of one version into one of the next, in its directory.
@@ -28,6 +28,9 @@ pub(super) const STEPS: &[Step] = &[];
 /// Errs with [`StoreError::InUse`] while another process has it open; with one that is read-only, too.
 pub(super) fn migrate(root: &Path, steps: &[Step]) -> Result<(), StoreError> {
     let _lock = lock::whole(root)?;
+    if live::any_lives(root)? {
+        return Err(StoreError::InUse);
+    }
     // Another process may have done it just now.
     let from = version(root)?.unwrap_or(1) as usize;
     for (step, number) in steps.iter().zip(1..).skip(from - 1) {
@@ -88,6 +91,10 @@ mod tests {
     fn it_waits_for_no_one() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
+        let section = store.sharing().unwrap();
+        assert!(matches!(migrate(directory.path(), &[double]), Err(StoreError::InUse)));
+        drop(section);
+        store.live_file().unwrap();
         assert!(matches!(migrate(directory.path(), &[double]), Err(StoreError::InUse)));
         drop(store);
         assert_eq!(version(directory.path()).unwrap(), Some(1));

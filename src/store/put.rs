@@ -268,6 +268,33 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Writes a small file whole or not at all, and knows it then. It is marked before it has its name: of two that put the
+    /// same at once each knows its own file.
+    pub(super) fn write_known(&self, path: &Path, bytes: &[u8], protect: bool) -> Result<(), StoreError> {
+        if let Some(directory) = path.parent() {
+            fs::create_lasting_directory(directory)?;
+        }
+        if path.is_dir() {
+            self.quarantine(path)?;
+        }
+        let unfinished = self.unfinished()?;
+        let written = (|| {
+            fs::copy_to(&mut &*bytes, &unfinished, |_| {})?;
+            let mark = marked(&unfinished)?;
+            if protect {
+                fs::protect(&unfinished)?;
+            }
+            fs::rename(&unfinished, path)?;
+            self.learn(path, &mark)
+        })();
+        if written.is_err() {
+            fs::discard(&unfinished);
+        }
+        written
+    }
+}
+
 /// Marks a file and takes its stamp.
 pub(super) fn marked(path: &Path) -> Result<Stamp, StoreError> {
     fs::mark(path)?;

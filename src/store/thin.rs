@@ -239,10 +239,7 @@ impl Store {
                 }
                 self.quarantine(&recipe)?;
             }
-            self.write(&recipe, &bytes)?;
-            let mark = put::marked(&recipe)?;
-            fs::protect(&recipe)?;
-            self.learn(&recipe, &mark)
+            self.write_known(&recipe, &bytes, true)
         })();
         if placed.is_err() {
             fresh.values().for_each(|(unfinished, _)| fs::discard(unfinished));

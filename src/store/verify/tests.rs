@@ -109,8 +109,8 @@ fn verify_finds_what_was_changed_cut_short_or_lost() {
         [
             ("damaged", "manifest", vec!["c"]),
             ("damaged", "node", vec![]),
-            ("damaged", "object", vec!["a"]),
             ("missing", "object", vec![]),
+            ("damaged", "object", vec!["a"]),
         ]
     );
     let usage = store.shares(&mut Index::open(&store).unwrap()).unwrap();
