@@ -291,8 +291,22 @@ pub fn is_name(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(plain) && !text.as_bytes()[0].is_ascii_digit()
 }
 
+/// Names that [`value`] was asked for.
+static ASKED: std::sync::Mutex<std::collections::BTreeSet<String>> =
+    std::sync::Mutex::new(std::collections::BTreeSet::new());
+
+/// The variables that pipelines and their nodes have asked for so far, in order: what was made of them rests on these.
+pub fn asked() -> Vec<String> {
+    ASKED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter().cloned().collect()
+}
+
 /// The value of a variable, whatever its bytes; `None` if it is not set.
 pub fn value(name: &str) -> Option<OsString> {
+    let mut asked = ASKED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !asked.contains(name) {
+        asked.insert(name.to_owned());
+    }
+    drop(asked);
     #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
     std::env::var_os(name)
 }

@@ -7,25 +7,30 @@
 //! (`crash` tells tests what a disk would have after the power went.)
 
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fs_err::File;
-use serde::{Deserialize, Serialize};
 
 mod crash;
+mod deferred;
 mod fault;
 
 mod plain;
+mod stamp;
 mod transfer;
+mod watch;
 
 pub use crash::told;
+pub use deferred::{defer, deferred, settle};
 #[cfg(test)]
 pub(crate) use fault::{Kind, with_fault, with_fault_of};
-pub use plain::{AtMost, open, read, read_text};
+pub use plain::{AtMost, list, open, read, read_text, walk};
+pub use stamp::Stamp;
 pub use transfer::{copy_range, hard_link, mark, reflink, rename_all, symlink};
+pub use watch::{Aspect, Watch};
 
 /// Tells files apart that one process writes at once.
 static SERIAL: AtomicU64 = AtomicU64::new(0);
@@ -60,14 +65,25 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// As [`write_atomic`], with the directory named where the unfinished file lies; it is on the file system of `path`.
 pub fn write_atomic_via(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_if(directory, path, &mut |out| out.write_all(bytes).map(|()| true)).map(drop)
+}
+
+/// As [`write_atomic_via`], of what `write` writes, if that returns true; returns what it returned.
+pub fn write_if(
+    directory: &Path,
+    path: &Path,
+    write: &mut dyn FnMut(&mut dyn Write) -> io::Result<bool>,
+) -> io::Result<bool> {
     let unfinished = unfinished(directory);
     let written = (|| {
         let mut file = writer(&unfinished)?;
-        file.write_all(bytes)?;
+        if !write(&mut file)? {
+            return Ok(false);
+        }
         file.sync()?;
-        rename(&unfinished, path)
+        rename(&unfinished, path).map(|()| true)
     })();
-    if written.is_err() {
+    if !matches!(written, Ok(true)) {
         discard(&unfinished);
     }
     written
@@ -225,16 +241,30 @@ pub fn each_block_of(
     }
 }
 
-/// Waits until the disk has the file.
+/// Waits until the disk has the file, or leaves that to the caller of [`deferred`].
 pub fn sync(file: &File) -> io::Result<()> {
+    if defer(file.path()) { Ok(()) } else { sync_now(file) }
+}
+
+fn sync_now(file: &File) -> io::Result<()> {
     let path = file.path();
     crash::synced(path, || change(path, || fault::pass_sync(path).and_then(|()| file.sync_all())))
 }
 
-/// Waits until the disk has the names in a directory.
+/// Waits until the disk has the names in a directory, or leaves that to the caller of [`deferred`].
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    if defer(directory) { Ok(()) } else { sync_directory_now(directory) }
+}
+
+fn sync_directory_now(directory: &Path) -> io::Result<()> {
     change(directory, || File::open(directory)?.sync_all())?;
     crash::settled(directory)
+}
+
+/// Waits until the disk has a file that someone else wrote, and its name, or leaves that to the caller of [`deferred`].
+pub fn sync_named(path: &Path) -> io::Result<()> {
+    sync(&File::open(path)?)?;
+    path.parent().map_or(Ok(()), sync_directory)
 }
 
 /// Waits until the disk has all that was done to the file system of a path.
@@ -242,9 +272,11 @@ pub fn sync_system(path: &Path) -> io::Result<()> {
     change(path, || Ok(rustix::fs::syncfs(File::open(path)?)?))
 }
 
-/// Renames, replacing what is there, and waits until the disk has the new name.
+/// Renames, replacing what is there, and waits until the disk has the new name, or leaves that to the caller of
+/// [`deferred`].
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     rename_soon(from, to)?;
+    deferred::renamed(from, to);
     to.parent().map_or(Ok(()), sync_directory)
 }
 
@@ -297,6 +329,14 @@ pub fn remove_directory(path: &Path) -> io::Result<()> {
     crash::removed(path)
 }
 
+/// Removes all that is in a directory; one that is not there is empty already.
+pub fn empty_directory(path: &Path) -> io::Result<()> {
+    for entry in list(path)? {
+        if fs_err::symlink_metadata(&entry)?.is_dir() { remove_directory(&entry)? } else { remove_file(&entry)? }
+    }
+    Ok(())
+}
+
 /// Removes a directory unless something is in it.
 pub fn remove_if_empty(path: &Path) -> io::Result<()> {
     match change(path, || fs_err::remove_dir(path)) {
@@ -316,51 +356,17 @@ pub fn discard(path: &Path) {
     let _ = fs_err::remove_file(path).and_then(|()| crash::removed(path));
 }
 
+fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
-    }
-}
-
-/// What tells, without reading it, that a file is as it was. The change time is what an overwrite that sets the
-/// modification time back cannot set back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stamp {
-    /// Bytes.
-    pub size: u64,
-    /// Modification time in nanoseconds.
-    pub modified: i64,
-    /// Change time in nanoseconds.
-    pub changed: i64,
-    /// Inode.
-    pub inode: u64,
-    /// Device of the file system: inodes of two may be the same.
-    pub device: u64,
-}
-
-impl Stamp {
-    /// The stamp of a file, links followed; `None` if it is not there or no file.
-    pub fn of(path: &Path) -> io::Result<Option<Self>> {
-        match std::fs::metadata(path) {
-            Ok(metadata) if metadata.is_file() => Ok(Some(Self {
-                size: metadata.size(),
-                modified: metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
-                changed: metadata.ctime() * 1_000_000_000 + metadata.ctime_nsec(),
-                inode: metadata.ino(),
-                device: metadata.dev(),
-            })),
-            Ok(_) => Ok(None),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
-            Err(error) => Err(io::Error::new(error.kind(), format!("{error}: `{}`", path.display()))),
-        }
-    }
-
-    /// Whether the file could no longer change without its stamp changing: file systems tick in milliseconds, so a
-    /// file that changed just now could do so again within the tick.
-    pub fn is_settled(&self) -> bool {
-        const TICK: i128 = 20_000_000;
-        jiff::Timestamp::now().as_nanosecond() - i128::from(self.changed) > TICK
     }
 }
 
@@ -374,31 +380,6 @@ pub fn free(path: &Path) -> Option<u64> {
     let there = path.ancestors().find(|ancestor| ancestor.exists())?;
     let system = rustix::fs::statvfs(there).ok()?;
     Some(system.f_bavail.saturating_mul(system.f_frsize))
-}
-
-/// The files under a directory, in the order of their paths; none if it is not there. Links are not followed.
-pub fn walk(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    let mut left = vec![directory.to_owned()];
-    while let Some(directory) = left.pop() {
-        for path in list(&directory)? {
-            if fs_err::symlink_metadata(&path)?.is_dir() { left.push(path) } else { files.push(path) }
-        }
-    }
-    files.sort_unstable();
-    Ok(files)
-}
-
-/// What is in a directory, in order; nothing if it is not there.
-pub fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match fs_err::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
-    paths.sort_unstable();
-    Ok(paths)
 }
 
 #[cfg(test)]
@@ -445,22 +426,5 @@ mod tests {
                 assert_eq!(fs_err::read_to_string(&path).unwrap(), "one\ntwo\n");
             }
         }
-    }
-
-    #[test]
-    fn a_stamp_sees_an_overwrite_that_restores_the_modification_time() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("file");
-        write_atomic(&path, b"abc").unwrap();
-        let before = Stamp::of(&path).unwrap().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        let mut file = fs_err::OpenOptions::new().write(true).open(&path).unwrap();
-        file.write_all(b"xyz").unwrap();
-        let modified = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(before.modified as u64);
-        file.file().set_modified(modified).unwrap();
-        let after = Stamp::of(&path).unwrap().unwrap();
-        assert_eq!((after.size, after.modified, after.inode), (before.size, before.modified, before.inode));
-        assert_ne!(after, before);
-        assert_eq!(Stamp::of(&directory.path().join("none")).unwrap(), None);
     }
 }

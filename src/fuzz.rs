@@ -2,6 +2,7 @@
 //! for `tests/fuzz`, and for the tests that do a short run of the same. No part of the program.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::diag::Diagnostic;
 use crate::lm::{ChatTemplate, Config, Device, Files, Message, Tokenizer, weights};
 use crate::pipeline::{self, Pipeline};
-use crate::store::{External, Manifest, NodeRecord, RunRecord};
-use crate::{cli, graph, kinds};
+use crate::store::{self, External, Manifest, NodeRecord, RunRecord, Store};
+use crate::{cli, fs, graph, kinds, pieces};
 
 /// Takes any bytes.
 pub type Target = fn(&[u8]);
@@ -26,6 +27,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("template", template),
     ("rows", rows),
     ("gguf", gguf),
+    ("archive", archive),
 ];
 
 /// A directory of this thread's own, in memory where there is such a file system.
@@ -109,6 +111,9 @@ pub fn manifest(bytes: &[u8]) {
         serde_json::to_vec(&record).expect("it can be written");
     }
     let _ = serde_json::from_slice::<External>(bytes);
+    if let Ok(mut pieces) = pieces::open(&file("x.parts", bytes)) {
+        let _ = pieces.read_to_end(&mut Vec::new());
+    }
 }
 
 const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 6, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1,
@@ -119,6 +124,9 @@ pub fn weights(bytes: &[u8]) {
     let files = Files::from([("model.safetensors".to_owned(), file("model.safetensors", bytes))]);
     let config = Config::of_json(serde_json::from_str(CONFIG).expect("JSON")).expect("a form");
     let _ = weights::load(&files, &config, &Device::Cpu);
+    if let Some(cuts) = store::cuts(bytes) {
+        assert_eq!(cuts.iter().sum::<u64>(), bytes.len() as u64);
+    }
 }
 
 /// A `tokenizer.json`.
@@ -149,6 +157,20 @@ pub fn template(bytes: &[u8]) {
         let messages = [message("system", "be brief"), message("user", "hello")];
         let _ = template.render(&messages);
     }
+}
+
+/// An archive that is imported, into a store that stays.
+pub fn archive(bytes: &[u8]) {
+    let file = file("a.tar", bytes);
+    let store = Store::open(&folder().join("cache")).expect("it can be made");
+    let imported = crate::archive::import(&store, &file, false, &mut |_, _| {});
+    let left = fs::list(&store.root().join("tmp")).expect("it can be listed");
+    assert!(left.is_empty(), "{imported:?} left {left:?}");
+    if imported.is_ok_and(|imported| imported.objects + imported.artifacts + imported.nodes > 0) {
+        assert!(store.verify(&mut |_, _| {}).expect("it can be read").is_whole());
+    }
+    let outside = fs::list(folder()).expect("it can be listed");
+    assert!(outside.iter().all(|path| ["cache", "a.tar"].iter().any(|own| path.ends_with(own))), "{outside:?}");
 }
 
 /// A file of rows; its first byte says of which format.

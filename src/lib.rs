@@ -19,6 +19,7 @@
 pub mod archive;
 pub mod cli;
 pub mod compare;
+pub mod depth;
 pub mod diag;
 pub mod digest;
 pub mod endpoint;

@@ -30,7 +30,8 @@ pub fn export(
 ) -> Result<Head, ArchiveError> {
     let packing = Packing::of_name(file)?;
     let gathered = Gathered::of(store, contents)?;
-    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let file = &std::path::absolute(file)?;
+    let directory = file.parent().unwrap_or(Path::new("/"));
     let unfinished = fs::unfinished(directory);
     let written = (|| {
         let packer = Packer::new(packing, BufWriter::with_capacity(1 << 20, fs::create(&unfinished)?))?;

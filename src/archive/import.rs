@@ -54,7 +54,7 @@ pub fn import(
     dry_run: bool,
     tell: &mut dyn FnMut(u64, u64),
 ) -> Result<Imported, ArchiveError> {
-    let mut source = BufReader::with_capacity(1 << 20, fs_err::File::open(file)?);
+    let mut source = BufReader::with_capacity(1 << 20, fs::open(file)?);
     let packing = Packing::of_bytes(source.fill_buf()?);
     let reader = packing.reader(source)?;
     let mut reading = Reading { store, file, dry_run, staged: Staged::default(), held: Held::default(), size: 0 };

@@ -6,7 +6,7 @@ use super::context::Failure;
 use super::figures::count;
 use super::find::{self, Found};
 use super::table::Table;
-use super::{AuditArgs, CommandResult, Context, DONE, FAILED, context, run};
+use super::{AuditArgs, CommandResult, Context, DONE, FAILED, PipelineArgs, context, run};
 use crate::diag::Diagnostic;
 use crate::exec::{self, AuditOptions, Audited, Verdict};
 use crate::store::{Index, NodeRecord, Store};
@@ -15,7 +15,15 @@ use crate::store::{Index, NodeRecord, Store};
 pub(crate) fn audit(context: &Context, args: &AuditArgs) -> CommandResult {
     let (store, index) = context.open_existing()?;
     let records = records(&store, &index, args)?;
+    let commands = match &args.pipeline {
+        Some(file) => {
+            let (pipeline, _) = context.load(&PipelineArgs { pipeline: file.clone(), set: args.set.clone() })?;
+            exec::commands(&pipeline)
+        }
+        None => Vec::new(),
+    };
     let options = AuditOptions {
+        commands,
         rows: (!args.whole).then_some(args.rows),
         seed: args.seed,
         any: args.any,

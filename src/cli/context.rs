@@ -48,8 +48,8 @@ impl From<StoreError> for Failure {
             | StoreError::NoArtifact(_)
             | StoreError::Unknown(_)
             | StoreError::Ambiguous { .. } => USAGE,
-            // A full or read-only disk is no damage.
-            StoreError::Io(_) => FAILED,
+            // A full or read-only disk is no damage, nor is another process at work.
+            StoreError::Io(_) | StoreError::InUse => FAILED,
             _ => DAMAGED,
         };
         Self { code, diagnostics: vec![error.diagnostic()] }
@@ -108,8 +108,10 @@ impl Context {
         let built = pipeline.map(|pipeline| (graph::build(&pipeline), pipeline));
         let sound = findings.iter().all(|finding| finding.severity == Severity::Warning);
         match built {
-            Some((Ok(graph), pipeline)) if sound => {
+            Some((Ok(graph), mut pipeline)) if sound => {
                 complain(&findings);
+                // Warnings are told every time: an answer that leaves them out is not to be remembered.
+                pipeline.read.extend(findings.first().map(|_| None));
                 Ok((pipeline, graph))
             }
             Some((Err(faults), _)) => {

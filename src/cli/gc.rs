@@ -19,8 +19,9 @@ pub(super) fn run(context: &Context, store: &Store, args: &GcArgs) -> CommandRes
     if args.dry_run {
         return tell(context, &store.preview_gc(&mut Index::open(store)?, &roots)?, true);
     }
-    let mut refused = None;
+    let (mut refused, mut room) = (None, None);
     let mut ask = |plan: &GcPlan| {
+        room.clone_from(&plan.room);
         if args.yes || plan.is_empty() {
             return true;
         }
@@ -38,7 +39,7 @@ pub(super) fn run(context: &Context, store: &Store, args: &GcArgs) -> CommandRes
         (None, None) => Ok(DONE),
         (Some(garbage), None) => {
             if context.json() {
-                context::print_json(&json!({"dry_run": false, "removed": garbage}))?;
+                context::print_json(&json!({"dry_run": false, "removed": garbage, "room": room}))?;
             } else {
                 context::print(&summary("freed", &garbage))?;
             }
@@ -51,6 +52,7 @@ fn tell(context: &Context, plan: &GcPlan, dry_run: bool) -> CommandResult {
     if context.json() {
         context::print_json(&json!({
             "dry_run": dry_run, "removed": plan.garbage, "types": plan.types, "largest": plan.largest,
+            "room": plan.room,
         }))?;
     } else {
         context::print(&list(plan))?;
@@ -64,11 +66,11 @@ fn list(plan: &GcPlan) -> String {
     if let Some(room) = &plan.room {
         let (left, keep) = (bytes(room.left), bytes(room.keep));
         let (wanted, rows) = (plural(room.evicted, "wanted artifact"), bytes(room.rows));
-        text.push_str(&match room.left > room.keep {
-            false => format!("{left} would stay of {keep}, without {wanted}\n"),
-            true => format!(
-                "{left} would stay, more than {keep}, though {wanted} would go: the rest is pinned, in use, or rows ({rows})\n"
-            ),
+        text.push_str(&if room.left > room.keep {
+            let rest = format!("the rest is pinned, in use, or rows ({rows})");
+            format!("{left} would stay, more than {keep}, though {wanted} would go: {rest}\n")
+        } else {
+            format!("{left} would stay of {keep}, without {wanted}\n")
         });
     }
     let mut table = Table::new(["type", "artifacts", "frees"], &[1, 2]);

@@ -77,12 +77,15 @@ fn choose(attempts: Vec<Attempt>, node: &str) -> Result<Option<Attempt>, Failure
     Ok(attempts.into_iter().filter(|attempt| attempt.node == chosen).max_by_key(|attempt| attempt.number))
 }
 
-/// The attempts of a run that left a log: `runs/RUN/NODE.ATTEMPT/log.txt`.
+/// The attempts of a run that left a log: `runs/RUN/NODE.ATTEMPT/log.txt`, or `NODE.ATTEMPT.log`.
 fn attempts(store: &Store, run: &str) -> Result<Vec<Attempt>, Failure> {
     let mut attempts = Vec::new();
     for directory in fs::list(&store.run_dir(run))? {
-        let log = directory.join("log.txt");
         let name = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let (name, log) = match name.strip_suffix(".log") {
+            Some(name) => (name, directory),
+            None => (name.as_str(), directory.join("log.txt")),
+        };
         let Some((node, number)) = name.rsplit_once('.').and_then(|(node, number)| Some((node, number.parse().ok()?)))
         else {
             continue;
@@ -106,6 +109,7 @@ mod tests {
             fs::create_directory(&store.run_dir("r").join(name)).unwrap();
             fs::write_atomic(&store.run_dir("r").join(name).join("log.txt"), name.as_bytes()).unwrap();
         }
+        fs::write_atomic(&store.run_dir("r").join("flat.1.log"), b"").unwrap();
         fs::create_directory(&store.run_dir("r").join("other.2")).unwrap();
         let chosen = |node| {
             let attempt = choose(attempts(&store, "r").unwrap(), node).unwrap()?;
@@ -114,6 +118,7 @@ mod tests {
         assert_eq!(chosen("train"), Some(("train@2".to_owned(), 10)));
         assert_eq!(chosen("train@1"), Some(("train@1".to_owned(), 1)));
         assert_eq!(chosen("other"), Some(("other".to_owned(), 1)));
+        assert_eq!(chosen("flat"), Some(("flat".to_owned(), 1)));
         assert_eq!(chosen("rain"), None);
         let fault = in_run(&store, "tarin", "r").unwrap_err();
         assert_eq!(fault.diagnostics[0].id, "cli::no-log");

@@ -22,6 +22,7 @@ mod estimate;
 mod figures;
 mod find;
 mod forget;
+mod fresh;
 mod gc;
 mod help;
 mod lineage;
@@ -114,11 +115,11 @@ pub enum Command {
     /// Report every error of a pipeline file
     Check(PipelineArgs),
     /// Run what is stale
-    Run(RunArgs),
+    Run(run::RunArgs),
     /// Show what would run and why
-    Plan(PlanArgs),
+    Plan(plan::PlanArgs),
     /// Show the state of each node in a line
-    Status(StatusArgs),
+    Status(plan::StatusArgs),
     /// Explain why a node is stale: the exact field or input, old and new
     Why {
         /// Pipeline and params.
@@ -183,72 +184,9 @@ pub enum Command {
     /// Execute one attempt (started by the scheduler)
     #[command(hide = true)]
     Worker {
-        /// Job file
-        job: PathBuf,
+        /// Job file (default: jobs come over the socket on standard input)
+        job: Option<PathBuf>,
     },
-}
-
-/// Arguments of `run`.
-#[derive(Debug, Clone, Args)]
-pub struct RunArgs {
-    /// Pipeline and params.
-    #[command(flatten)]
-    pub pipeline: PipelineArgs,
-    /// Nodes to bring up to date, with all they need (default: all)
-    #[arg(value_name = "TARGET")]
-    pub targets: Vec<String>,
-    /// Run this node even if it is fresh (repeatable)
-    #[arg(long, value_name = "NODE")]
-    pub force: Vec<String>,
-    /// Go on with what does not depend on a failed node
-    #[arg(long)]
-    pub keep_going: bool,
-    /// Attempts at once (default: as many as the threads of the machine allow)
-    #[arg(short, long, value_name = "N")]
-    pub jobs: Option<usize>,
-    /// Stop before the run comes to more than this, such as 'gpu-hours=4, judge-calls=1000': hours, gpu-hours, cpu-hours, calls, judge-calls, dollars, tokens, disk (with a unit)
-    #[arg(long, value_name = "BOUNDS")]
-    pub budget: Option<String>,
-    /// Device for nodes that name none: cpu, cuda:N, or auto (the GPUs shared out, the CPU if there are none)
-    #[arg(long, default_value = "auto")]
-    pub device: String,
-    /// Take from the remote cache what would have to run, whatever `pull` in sami.toml says
-    #[arg(long)]
-    pub pull: bool,
-    /// Send what was made, and what it was made from, to the remote cache; that this fails is a failure then
-    #[arg(long)]
-    pub push: bool,
-    /// Leave the remote cache alone, whatever sami.toml says
-    #[arg(long, conflicts_with_all = ["pull", "push"])]
-    pub no_remote: bool,
-}
-
-/// Arguments of `plan`.
-#[derive(Debug, Clone, Args)]
-pub struct PlanArgs {
-    /// Pipeline and params.
-    #[command(flatten)]
-    pub pipeline: PipelineArgs,
-    /// Nodes to look at, with all they need (default: all)
-    #[arg(value_name = "TARGET")]
-    pub targets: Vec<String>,
-    /// Estimate node by node: rows, tokens, memory, disk, calls
-    #[arg(long)]
-    pub estimate: bool,
-    /// Device to estimate for, of nodes that name none: cpu, cuda, or auto (as `run` takes it)
-    #[arg(long, default_value = "auto")]
-    pub device: String,
-}
-
-/// Arguments of `status`.
-#[derive(Debug, Clone, Args)]
-pub struct StatusArgs {
-    /// Pipeline and params.
-    #[command(flatten)]
-    pub pipeline: PipelineArgs,
-    /// Nodes to look at, with all they need (default: all)
-    #[arg(value_name = "TARGET")]
-    pub targets: Vec<String>,
 }
 
 /// Arguments of `diff`.
@@ -332,6 +270,12 @@ pub struct AuditArgs {
     /// Compute, too, what may come out otherwise; that it does is no failure then
     #[arg(long)]
     pub any: bool,
+    /// Run programs, too, as the `command` nodes of this pipeline say
+    #[arg(long, value_name = "FILE")]
+    pub pipeline: Option<PathBuf>,
+    /// Override a param of that pipeline
+    #[arg(long, value_name = "NAME=VALUE", requires = "pipeline")]
+    pub set: Vec<String>,
     /// Device to compute on: `cpu` or `cuda:N`
     #[arg(long, default_value = "cpu")]
     pub device: String,
@@ -550,6 +494,6 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Remote(args) => push::survey(context, args),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
-        Command::Worker { job } => worker::run(job),
+        Command::Worker { job } => worker::run(job.as_deref()),
     }
 }

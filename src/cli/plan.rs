@@ -1,15 +1,45 @@
 //! `sami plan`, `status` and `why`.
 
+use clap::Args;
 use serde_json::json;
 
 use super::estimate::{self, Totals};
 use super::figures::{bytes, count, cut, plural, seconds};
+use super::fresh::Question;
 use super::table::Table;
-use super::{CommandResult, Context, DONE, PipelineArgs, PlanArgs, StatusArgs, context, doctor, run};
+use super::{CommandResult, Context, DONE, PipelineArgs, context, doctor, run};
 use crate::diag::Diagnostic;
 use crate::exec::{self, Estimates, Plan, PlanOptions, State};
 use crate::pipeline::Pipeline;
 use crate::store::{Index, Store};
+
+/// Arguments of `plan`.
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    /// Pipeline and params.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Nodes to look at, with all they need (default: all)
+    #[arg(value_name = "TARGET")]
+    pub targets: Vec<String>,
+    /// Estimate node by node: rows, tokens, memory, disk, calls
+    #[arg(long)]
+    pub estimate: bool,
+    /// Device to estimate for, of nodes that name none: cpu, cuda, or auto (as `run` takes it)
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// Pipeline and params.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Nodes to look at, with all they need (default: all)
+    #[arg(value_name = "TARGET")]
+    pub targets: Vec<String>,
+}
 
 /// Hits that `plan` lists; of more it tells the number.
 const HITS: usize = 40;
@@ -37,29 +67,54 @@ pub(super) fn size(of: Option<u64>) -> String {
 
 /// What planning needs and gives.
 pub(super) struct Planned {
+    pub(super) question: Question,
     pub(super) pipeline: Pipeline,
     pub(super) store: Store,
     pub(super) index: Index,
     pub(super) plan: Plan,
 }
 
-pub(super) fn planned(context: &Context, args: &PipelineArgs, targets: &[String]) -> Result<Planned, context::Failure> {
+impl Planned {
+    /// The process ends now: to free ten thousand nodes one by one takes as long as to plan them.
+    pub(super) fn leave(self) -> CommandResult {
+        std::mem::forget((self.pipeline, self.plan));
+        Ok(DONE)
+    }
+}
+
+/// Plans, unless `question` has been answered.
+pub(super) fn planned(
+    context: &Context,
+    mut question: Question,
+    args: &PipelineArgs,
+    targets: &[String],
+) -> Result<Option<Planned>, context::Failure> {
+    let root = context.cache_directory(Some(&args.pipeline))?;
+    if !context.json() && question.answer(&root)? {
+        return Ok(None);
+    }
     let (pipeline, graph) = context.load(args)?;
-    let store = Store::look(&context.cache_directory(Some(&args.pipeline))?)?;
+    let store = Store::look(&root)?;
     let mut index = Index::open(&store)?;
+    question.watch(&pipeline, &store);
     let options = PlanOptions { targets: targets.to_vec(), ..PlanOptions::default() };
     let plan = exec::plan(&pipeline, &graph, &store, &mut index, &options)?;
     let stale = plan.order.iter().copied().filter(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
     context::complain(&exec::absent_keys(&pipeline, stale).into_iter().map(Diagnostic::as_warning).collect::<Vec<_>>());
-    Ok(Planned { pipeline, store, index, plan })
+    // As `Planned::leave`.
+    std::mem::forget(graph);
+    Ok(Some(Planned { question, pipeline, store, index, plan }))
 }
 
 /// Shows what would run and why.
 pub(crate) fn plan(context: &Context, args: &PlanArgs) -> CommandResult {
-    let planned = planned(context, &args.pipeline, &args.targets)?;
+    let word = format!("plan on {}, estimates {}", args.device, args.estimate);
+    let question = Question::new(&word, &args.pipeline, &args.targets)?;
+    let Some(planned) = planned(context, question, &args.pipeline, &args.targets)? else { return Ok(DONE) };
     let estimates = estimates(&planned, &args.device)?;
     if context.json() {
-        return print_as_json(&planned, Some(&estimates));
+        print_as_json(&planned, Some(&estimates))?;
+        return planned.leave();
     }
     let Planned { pipeline, plan, store, .. } = &planned;
     let [hits, runs, unknown] = ["hit", "run", "unknown"].map(|word| number(&planned, word));
@@ -85,13 +140,14 @@ pub(crate) fn plan(context: &Context, args: &PlanArgs) -> CommandResult {
     let totals = Totals::of(&estimates, store);
     text.push_str(&totals.text(pipeline));
     context::print(&text)?;
+    planned.question.remember(store, plan, &text);
     context::complain(totals.warning(store).as_slice());
-    Ok(DONE)
+    planned.leave()
 }
 
 /// What the nodes that are not fresh will come to.
 fn estimates(planned: &Planned, device: &str) -> Result<Estimates, context::Failure> {
-    let Planned { pipeline, plan, store, index } = planned;
+    let Planned { pipeline, plan, store, index, .. } = planned;
     let stale = plan.order.iter().any(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
     let gpus = stale && device == "auto" && !doctor::gpus(&run::program()?).is_empty();
     Ok(exec::estimate(pipeline, store, index, plan, device, gpus)?)
@@ -99,9 +155,11 @@ fn estimates(planned: &Planned, device: &str) -> Result<Estimates, context::Fail
 
 /// Shows the state of each node in a line.
 pub(crate) fn status(context: &Context, args: &StatusArgs) -> CommandResult {
-    let planned = planned(context, &args.pipeline, &args.targets)?;
+    let question = Question::new("status", &args.pipeline, &args.targets)?;
+    let Some(planned) = planned(context, question, &args.pipeline, &args.targets)? else { return Ok(DONE) };
     if context.json() {
-        return print_as_json(&planned, None);
+        print_as_json(&planned, None)?;
+        return planned.leave();
     }
     let Planned { pipeline, plan, index, .. } = &planned;
     let figures = index.figures();
@@ -127,8 +185,10 @@ pub(crate) fn status(context: &Context, args: &StatusArgs) -> CommandResult {
             cut(&why, WIDTH),
         ]);
     }
-    context::print(&table.text())?;
-    Ok(DONE)
+    let text = table.text();
+    context::print(&text)?;
+    planned.question.remember(&planned.store, plan, &text);
+    planned.leave()
 }
 
 /// How many nodes are in a state.
@@ -136,8 +196,8 @@ fn number(planned: &Planned, word: &str) -> usize {
     planned.plan.nodes.iter().filter(|state| describe(&planned.pipeline, state).0 == word).count()
 }
 
-fn print_as_json(planned: &Planned, estimates: Option<&Estimates>) -> CommandResult {
-    let Planned { pipeline, plan, index, store } = planned;
+fn print_as_json(planned: &Planned, estimates: Option<&Estimates>) -> Result<(), context::Failure> {
+    let Planned { pipeline, plan, index, store, .. } = planned;
     let figures = index.figures();
     let mut nodes = Vec::new();
     for (at, (node, state)) in pipeline.nodes.iter().zip(&plan.nodes).enumerate() {
@@ -164,6 +224,5 @@ fn print_as_json(planned: &Planned, estimates: Option<&Estimates>) -> CommandRes
     if let Some(estimates) = estimates {
         shown["estimate"] = Totals::of(estimates, store).json(pipeline);
     }
-    context::print_json(&shown)?;
-    Ok(DONE)
+    context::print_json(&shown)
 }

@@ -237,6 +237,14 @@ impl Report {
         }
     }
 
+    /// As [`Report::end`], of a run in which all nodes were fresh.
+    pub(crate) fn end_fresh(&self, nodes: usize, took: f64, table: Option<&str>) {
+        if let Some(table) = table {
+            self.line(&format!("\n{}", table.trim_end()));
+        }
+        self.line(&format!("done in {}: {} fresh", seconds(took), count(nodes as u64)));
+    }
+
     /// Writes lines to standard error, above the bars if there are any. Where that cannot be written no one reads.
     fn line(&self, text: &str) {
         match &self.form {
@@ -333,7 +341,7 @@ fn with_interval(metrics: &Map<String, Value>, stem: &str, candidate: &str, valu
 }
 
 /// A table of the metrics that say how well it went: a row per node that has any, and per candidate.
-fn outcomes(nodes: &[RunNode]) -> Option<String> {
+pub(super) fn outcomes(nodes: &[RunNode]) -> Option<String> {
     let mut table = Table::new(["node"].iter().chain(OUTCOMES).copied(), &(1..=OUTCOMES.len()).collect::<Vec<_>>());
     let mut rows = 0;
     for node in nodes.iter().filter(|node| node.artifact.is_some()) {

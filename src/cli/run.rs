@@ -4,11 +4,14 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use clap::Args;
+
 use super::context::Failure;
 use super::estimate::Totals;
-use super::report::Report;
+use super::fresh::{self, Question};
+use super::report::{Report, outcomes};
 use super::sharing::Source;
-use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, RunArgs};
+use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, PipelineArgs};
 use super::{context, doctor, push, sharing};
 use crate::diag::Diagnostic;
 use crate::exec::budget::{Budget, Needs};
@@ -16,18 +19,62 @@ use crate::exec::{self, Elsewhere, Event, PlanOptions, RunOptions, State};
 use crate::settings::{Push, RemoteSettings};
 use crate::store::{Index, Store};
 
+/// Arguments of `run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Pipeline and params.
+    #[command(flatten)]
+    pub pipeline: PipelineArgs,
+    /// Nodes to bring up to date, with all they need (default: all)
+    #[arg(value_name = "TARGET")]
+    pub targets: Vec<String>,
+    /// Run this node even if it is fresh (repeatable)
+    #[arg(long, value_name = "NODE")]
+    pub force: Vec<String>,
+    /// Go on with what does not depend on a failed node
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Attempts at once (default: as many as the threads of the machine allow)
+    #[arg(short, long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// Stop before the run comes to more than this, such as 'gpu-hours=4, judge-calls=1000': hours, gpu-hours, cpu-hours, calls, judge-calls, dollars, tokens, disk (with a unit)
+    #[arg(long, value_name = "BOUNDS")]
+    pub budget: Option<String>,
+    /// Device for nodes that name none: cpu, cuda:N, or auto (the GPUs shared out, the CPU if there are none)
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Take from the remote cache what would have to run, whatever `pull` in sami.toml says
+    #[arg(long)]
+    pub pull: bool,
+    /// Send what was made, and what it was made from, to the remote cache; that this fails is a failure then
+    #[arg(long)]
+    pub push: bool,
+    /// Leave the remote cache alone, whatever sami.toml says
+    #[arg(long, conflicts_with_all = ["pull", "push"])]
+    pub no_remote: bool,
+}
+
 /// What the budget kept from being done that is listed.
 const TOLD: usize = 12;
 
 /// Brings nodes up to date.
 pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let budget = args.budget.as_deref().map(Budget::parse).transpose()?.unwrap_or_default();
-    let (pipeline, graph) = context.load(&args.pipeline)?;
+    let root = context.cache_directory(Some(&args.pipeline.pipeline))?;
+    let mut question = Question::new(&format!("run on {}", args.device), &args.pipeline, &args.targets)?;
     let (pull, push) = remotes(args)?;
-    let store = Store::open(&context.cache_directory(Some(&args.pipeline.pipeline))?)?;
+    // Fresh nodes are pushed, too, if the remote cache lacks them.
+    if push.is_none()
+        && let Some(done) = fresh::run(context, args, &question, &root)
+    {
+        return done;
+    }
+    let (pipeline, graph) = context.load(&args.pipeline)?;
+    let store = Store::open(&root)?;
     let mut index = Index::open(&store)?;
     let wanted = PlanOptions { targets: args.targets.clone(), force: args.force.clone(), put_sources: true };
     let mut report = Report::new(context.json());
+    question.watch(&pipeline, &store);
     let source = match pull {
         Some(settings) => Some(Arc::new(Source::new(settings, Store::open(store.root())?))),
         None => None,
@@ -74,6 +121,9 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell)?;
     drop(section);
     report.end(&summary);
+    if !stale && summary.ok() {
+        question.remember_run(&store, &pipeline, &plan, &summary, outcomes(&summary.nodes));
+    }
     if let Some(source) = &source {
         source.report();
     }

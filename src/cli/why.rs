@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::context::Failure;
 use super::figures::{clock, count, seconds, some};
+use super::fresh::Question;
 use super::plan::{Planned, planned, size};
 use super::screen::Screen;
 use super::{CommandResult, Context, DONE, PipelineArgs, context};
@@ -25,8 +26,9 @@ const ROWS: usize = 2;
 /// Explains why a node is stale.
 pub(super) fn why(context: &Context, args: &PipelineArgs, node: &str) -> CommandResult {
     let target = [node.to_owned()];
-    let planned = planned(context, args, &target)?;
-    let Planned { pipeline, store, index, plan } = &planned;
+    let question = Question::new("why", args, &target)?;
+    let Some(planned) = planned(context, question, args, &target)? else { return Ok(DONE) };
+    let Planned { pipeline, store, index, plan, .. } = &planned;
     let mut explained = Vec::new();
     for node in exec::select(pipeline, &target, Bare::Last)? {
         explained.push(exec::why(pipeline, store, index, plan, node)?);
@@ -35,12 +37,14 @@ pub(super) fn why(context: &Context, args: &PipelineArgs, node: &str) -> Command
         let explained: Vec<Value> =
             explained.iter().map(|steps| steps.iter().map(|step| step_as_json(&planned, step)).collect()).collect();
         context::print_json(&explained)?;
-        return Ok(DONE);
+        return planned.leave();
     }
     let screen = Screen::of_stdout();
     let texts: Result<Vec<String>, _> = explained.iter().map(|steps| explanation(&planned, steps, screen)).collect();
-    context::print(&texts?.join("\n"))?;
-    Ok(DONE)
+    let text = texts?.join("\n");
+    context::print(&text)?;
+    planned.question.remember(store, plan, &text);
+    planned.leave()
 }
 
 fn explanation(planned: &Planned, steps: &[Step], screen: Screen) -> Result<String, Failure> {

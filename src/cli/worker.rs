@@ -1,11 +1,14 @@
-//! `sami worker`: one attempt.
+//! `sami worker`: one attempt, or light ones one after another.
 
 use std::path::Path;
 
 use super::CommandResult;
 use crate::exec;
 
-/// Executes the attempt of a job file.
-pub(crate) fn run(job: &Path) -> CommandResult {
-    Ok(exec::work(job)?)
+/// Executes the attempt of a job file, or those that the scheduler on standard input asks for.
+pub(crate) fn run(job: Option<&Path>) -> CommandResult {
+    Ok(match job {
+        Some(job) => exec::work(job)?,
+        None => exec::serve()?,
+    })
 }

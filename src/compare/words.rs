@@ -28,9 +28,12 @@ pub fn lines<'a>(old: &'a str, new: &'a str) -> Vec<Piece<'a>> {
     pieces(old, new, &split(old), &split(new))
 }
 
-/// Words, and what is between them: letters and digits together, blanks together, each other sign by itself.
+/// Words, and what is between them: letters and digits together, and numbers whole; blanks together; each other sign by itself.
 fn split_words(text: &str) -> Vec<&str> {
-    let class = |letter: char| match letter {
+    let digit = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_digit);
+    let in_number = |at: usize| at > 0 && digit(text.as_bytes().get(at - 1)) && digit(text.as_bytes().get(at + 1));
+    let class = |at: usize, letter: char| match letter {
+        '.' if in_number(at) => 0,
         letter if letter.is_alphanumeric() || letter == '_' => 0,
         letter if letter.is_whitespace() => 1,
         _ => 2,
@@ -39,7 +42,7 @@ fn split_words(text: &str) -> Vec<&str> {
     let mut start = 0;
     let mut last = None;
     for (at, letter) in text.char_indices() {
-        let class = class(letter);
+        let class = class(at, letter);
         if at > start && (last != Some(class) || class == 2) {
             words.push(&text[start..at]);
             start = at;
@@ -139,6 +142,7 @@ mod tests {
         );
         assert_eq!(lines("a\nb\nc", "a\nc"), [Piece::Same("a\n"), Piece::Old("b\n"), Piece::Same("c")]);
         assert_eq!(words("", ""), []);
+        assert_eq!(words("0.25.", "0.75."), [Piece::Old("0.25"), Piece::New("0.75"), Piece::Same(".")]);
         assert_eq!(words("wörd", "wörds"), [Piece::Old("wörd"), Piece::New("wörds")]);
     }
 

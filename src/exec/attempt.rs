@@ -49,12 +49,21 @@ pub(super) struct Attempt {
     pub(super) usage: Option<Usage>,
     /// When it began.
     pub(super) began: Instant,
-    worker: Worker,
-    directory: PathBuf,
-    tmp: PathBuf,
-    staging: PathBuf,
+    /// Until its end; a light one then goes on with other attempts.
+    worker: Option<Worker>,
+    light: bool,
+    /// Whether its worker ends with it.
+    pub(super) last: bool,
+    own: Option<Own>,
     /// Nobody else works at the key until it is dropped.
     pub(super) lock: KeyLock,
+}
+
+/// What an attempt has for itself if its worker has: directories in `tmp/`, and one in the run's.
+struct Own {
+    tmp: PathBuf,
+    staging: PathBuf,
+    directory: PathBuf,
 }
 
 /// What is needed to start one.
@@ -66,7 +75,7 @@ pub(super) struct Start<'a> {
     pub(super) inbox: &'a Sender<Message>,
     /// Seals of what was checked.
     pub(super) stamps: &'a Stamps,
-    /// Tells workers of this run apart.
+    /// Tells attempts of this run apart.
     pub(super) serial: u64,
 }
 
@@ -82,16 +91,12 @@ pub(super) struct Given {
 }
 
 impl Attempt {
-    /// Writes the job file and starts the worker.
-    pub(super) fn start(start: &Start<'_>, given: Given) -> Result<Self, ExecError> {
+    /// Starts it: in a worker of its own, or, if the node is light, in one of `idle` or one that will be there when it ends.
+    pub(super) fn start(start: &Start<'_>, given: Given, idle: &mut Vec<Worker>) -> Result<Self, ExecError> {
         let Given { node, number, reason, recipe, place, lock, allowance } = given;
         let Start { pipeline, store, journal, .. } = *start;
         let name = &pipeline.nodes[node].name;
-        let directory = journal.attempt(name, number)?;
-        let scratch = store.partial_dir(&recipe.key)?;
-        let tmp = store.staging_dir(&recipe.key)?;
-        let staging = tmp.join(format!("{}.{number}", journal.run()));
-        fs::create_directory(&staging)?;
+        let light = takes_turns(&pipeline.nodes[node]);
         let job = Job {
             node: name.clone(),
             kind: pipeline.nodes[node].kind.name.to_owned(),
@@ -107,20 +112,33 @@ impl Attempt {
             afresh: false,
             store: store.root().to_owned(),
             live: Some(store.live_file()?),
-            scratch,
-            staging: staging.clone(),
-            result: directory.join("result.json"),
+            scratch: PathBuf::new(),
+            staging: PathBuf::new(),
+            log: None,
+            result: None,
             allowance,
         };
-        let path = directory.join("job.json");
-        let bytes = serde_json::to_vec_pretty(&job).map_err(crate::store::StoreError::from)?;
-        fs::write(&path, bytes)?;
-        let log = directory.join("log.txt");
-        let output = fs::create(&log)?;
         let (began, started) = (Instant::now(), fs::now().to_string());
-        let worker = Worker::start(start.program, &path, output, place.threads, start.serial, start.inbox)
-            .map_err(ExecError::Spawn)?;
-        let (result, usage) = (None, None);
+        let (worker, log, own) = if light {
+            let log = journal.log(name, number);
+            let job = Job { log: Some(log.clone()), ..job };
+            (give(start, job, idle)?, log, None)
+        } else {
+            let directory = journal.attempt(name, number)?;
+            let tmp = store.staging_dir(&recipe.key)?;
+            let staging = tmp.join(format!("{}.{number}", journal.run()));
+            fs::create_directory(&staging)?;
+            let (scratch, result) = (store.partial_dir(&recipe.key)?, directory.join("result.json"));
+            let job = Job { scratch, staging: staging.clone(), result: Some(result), ..job };
+            let path = directory.join("job.json");
+            let bytes = serde_json::to_vec_pretty(&job).map_err(crate::store::StoreError::from)?;
+            fs::write(&path, bytes)?;
+            let log = directory.join("log.txt");
+            let output = fs::create(&log)?;
+            let worker = Worker::start(start.program, &path, output, place.threads, start.serial, start.inbox)
+                .map_err(ExecError::Spawn)?;
+            (worker, log, Some(Own { tmp, staging, directory }))
+        };
         Ok(Self {
             node,
             number,
@@ -129,25 +147,30 @@ impl Attempt {
             place,
             started,
             log,
-            result,
-            usage,
+            result: None,
+            usage: None,
             began,
-            worker,
-            directory,
-            tmp,
-            staging,
+            worker: Some(worker),
+            light,
+            last: false,
+            own,
             lock,
         })
     }
 
+    /// Whether its worker goes on when it has ended.
+    pub(super) fn is_light(&self) -> bool {
+        self.light
+    }
+
     /// Tells it to finish the batch, save and end.
     pub(super) fn stop(&mut self) {
-        self.worker.stop();
+        self.worker.iter_mut().for_each(Worker::stop);
     }
 
     /// Ends it at once.
     pub(super) fn kill(&mut self) {
-        self.worker.kill();
+        self.worker.iter_mut().for_each(Worker::kill);
     }
 
     /// The record of what it made; takes its recipe.
@@ -179,18 +202,63 @@ impl Attempt {
         }
     }
 
-    /// Waits for one whose worker is ending.
-    pub(super) fn end(&mut self) -> Result<Ended, ExecError> {
+    /// Ends one that has told its result or whose worker is ending; a worker that goes on joins those in `idle`.
+    pub(super) fn end(&mut self, idle: &mut Vec<Worker>) -> Result<Ended, ExecError> {
         let seconds = self.began.elapsed().as_secs_f64();
-        let status = self.worker.wait()?;
-        let written = || serde_json::from_slice(&fs_err::read(self.directory.join("result.json")).ok()?).ok();
-        let said = self.result.take().or_else(written);
+        let status = match self.worker.take() {
+            Some(worker) if self.light && self.result.is_some() && !self.last => {
+                idle.push(worker);
+                None
+            }
+            Some(mut worker) => Some(worker.wait()?),
+            None => None,
+        };
+        let said = self.result.take().or_else(|| {
+            let own = self.own.as_ref()?;
+            serde_json::from_slice(&fs_err::read(own.directory.join("result.json")).ok()?).ok()
+        });
         let silent = said.is_none();
         let result = said.unwrap_or_else(|| no_result(status));
-        fs::remove_directory(&self.staging)?;
-        fs::remove_if_empty(&self.tmp)?;
-        let directory = self.directory.file_name().map(|name| name.to_string_lossy().into_owned());
+        if let Some(own) = &self.own {
+            fs::remove_directory(&own.staging)?;
+            fs::remove_if_empty(&own.tmp)?;
+        }
+        let left = self.own.as_ref().map_or(&self.log, |own| &own.directory);
+        let directory = left.file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(Ended { result, silent, seconds, directory: directory.unwrap_or_default() })
+    }
+}
+
+/// Whether attempts at a node may follow one another in one worker: they do nothing in it but to wait for a program, so
+/// that there is no memory that only the end of a process gives back.
+fn takes_turns(node: &Node) -> bool {
+    node.kind.name == "command"
+}
+
+/// Gives a job to a worker that is idle, or to a new one.
+fn give(start: &Start<'_>, mut job: Job, idle: &mut Vec<Worker>) -> Result<Worker, ExecError> {
+    loop {
+        let known = idle.pop();
+        let waited = known.is_some();
+        let mut worker = match known {
+            Some(worker) => worker,
+            None => {
+                let slot = start.store.tmp().join(format!("{}.{}", start.journal.run(), start.serial));
+                Worker::light(start.program, start.store.root(), &slot, start.inbox).map_err(ExecError::Spawn)?
+            }
+        };
+        (job.scratch, job.staging) = worker.directories().unwrap_or_default();
+        let mut line = serde_json::to_vec(&job).map_err(crate::store::StoreError::from)?;
+        line.push(b'\n');
+        match worker.give(start.serial, &line) {
+            Ok(()) => return Ok(worker),
+            // It died while it had nothing to do, which is no one's loss.
+            Err(error) if waited => {
+                tracing::debug!("an idle worker is gone: {error}");
+                worker.wait()?;
+            }
+            Err(error) => return Err(ExecError::Spawn(error)),
+        }
     }
 }
 
@@ -211,7 +279,7 @@ pub(super) struct Ended {
     pub(super) silent: bool,
     /// Wall seconds.
     pub(super) seconds: f64,
-    /// Its directory within the run's.
+    /// Its directory within the run's, or its log if that is all it left.
     pub(super) directory: String,
 }
 
@@ -262,9 +330,9 @@ fn calling(pipeline: &Pipeline, link: &Link) -> Option<Calling> {
 }
 
 /// What a worker's end says when it has said nothing.
-fn no_result(status: std::process::ExitStatus) -> JobResult {
+fn no_result(status: Option<std::process::ExitStatus>) -> JobResult {
     use std::os::unix::process::ExitStatusExt;
-    let (what, help) = match (status.code(), status.signal()) {
+    let (what, help) = match (status.and_then(|status| status.code()), status.and_then(|status| status.signal())) {
         (_, Some(9)) => (
             "the worker was killed (signal 9)".to_owned(),
             "if no one did that, the machine ran out of memory: lower `run.micro_batch`, or `-j`",

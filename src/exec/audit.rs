@@ -24,7 +24,7 @@ use crate::digest::{Digest, Hasher};
 use crate::fs;
 use crate::graph::key::field_mut;
 use crate::kinds;
-use crate::pipeline::ArtifactType;
+use crate::pipeline::{ArtifactType, Pipeline};
 use crate::store::{Class, Health, NodeRecord, Reproduces, Stamps, Store, StoreError, Tolerance, Worst};
 
 /// Lines of the worker's log that are told if it failed.
@@ -39,6 +39,8 @@ pub struct AuditOptions {
     pub seed: u64,
     /// Whether nodes are computed, too, of which anything may come out; what differs then is no mismatch.
     pub any: bool,
+    /// What `command` nodes may run, by [`commands`]; a record that says another thing is skipped.
+    pub commands: Vec<Value>,
     /// Where to compute: `cpu` or `cuda:N`.
     pub device: String,
     /// Threads to compute with.
@@ -162,7 +164,8 @@ fn reason_to_skip(
             return Ok(Some("an endpoint would be called, and paid".to_owned()));
         }
     }
-    let Some(class) = &record.class else { return Ok(None) };
+    let stranger = (!may_run(record, options)).then(|| STRANGER.to_owned());
+    let Some(class) = &record.class else { return Ok(stranger) };
     if let (Reproduces::No { because }, false) = (&class.reproduces, options.any) {
         return Ok(Some(format!("not reproducible: {because}; `--any` computes it all the same")));
     }
@@ -171,7 +174,31 @@ fn reason_to_skip(
     if here != class.on {
         return Ok(Some(format!("made on {}, and `--device {}` is {here}", class.on, options.device)));
     }
-    Ok(None)
+    Ok(stranger)
+}
+
+const STRANGER: &str = "a program runs only as a pipeline that you name says: `--pipeline FILE`";
+
+/// Whether a node may be computed at all: a record may come from anyone, and of the kinds a `command` alone runs what its
+/// fields say.
+fn may_run(record: &NodeRecord, options: &AuditOptions) -> bool {
+    let fields = || record.preimage.get("fields").cloned().map(without_inputs);
+    record.kind != COMMAND || fields().is_some_and(|fields| options.commands.contains(&fields))
+}
+
+const COMMAND: &str = "command";
+
+fn without_inputs(mut fields: Value) -> Value {
+    if let Some(fields) = fields.as_object_mut() {
+        fields.remove("inputs");
+    }
+    fields
+}
+
+/// What the `command` nodes of a pipeline run, for [`AuditOptions::commands`].
+pub fn commands(pipeline: &Pipeline) -> Vec<Value> {
+    let commands = pipeline.nodes.iter().filter(|node| node.kind.name == COMMAND);
+    commands.map(|node| without_inputs(node.spec.fields())).collect()
 }
 
 fn whole(store: &Store, stamps: &mut Stamps, id: &Digest, what: &str, record: &NodeRecord) -> Result<(), ExecError> {
@@ -252,7 +279,8 @@ fn job(store: &Store, record: &NodeRecord, options: &AuditOptions, place: &Place
         store: store.root().to_owned(),
         scratch: place.part("scratch"),
         staging: place.part("staging"),
-        result: place.part("result.json"),
+        log: None,
+        result: Some(place.part("result.json")),
     })
 }
 

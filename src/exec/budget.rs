@@ -64,7 +64,7 @@ impl Item {
             Self::Hours | Self::GpuHours | Self::CpuHours => format!("{amount:.3}"),
             Self::Dollars => format!("{amount:.2}"),
             Self::Disk => {
-                let (unit, size) = SIZES.iter().rev().skip(1).rfind(|(_, size)| amount >= *size).unwrap_or(&SIZES[8]);
+                let (unit, size) = SIZES.iter().find(|(_, size)| amount >= *size).unwrap_or(&SIZES[8]);
                 format!("{:.1} {unit}", amount / size)
             }
             Self::Calls | Self::JudgeCalls | Self::Tokens => format!("{amount:.0}"),

@@ -1,4 +1,5 @@
-//! What scheduler and worker tell each other: a job file, then words over a socket, a line of JSON each.
+//! What scheduler and worker tell each other: a job, in a file or over the socket, then words over the socket, a line of
+//! JSON each.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use crate::pipeline::ArtifactType;
 use crate::secret;
 use crate::store::Usage;
 
-/// All that an attempt needs to know: `job.json` in its directory.
+/// All that an attempt needs to know: `job.json` in its directory, or a line to a worker that takes several.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Job {
     /// Node name, for messages.
@@ -52,8 +53,12 @@ pub(super) struct Job {
     pub(super) scratch: PathBuf,
     /// Empty at the start; this attempt's alone, so that what a dead one left running cannot write into it.
     pub(super) staging: PathBuf,
-    /// Where the result goes.
-    pub(super) result: PathBuf,
+    /// Where the attempt's log goes, if the worker is to open it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) log: Option<PathBuf>,
+    /// Where the result goes, if not only over the socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) result: Option<PathBuf>,
     /// What may be spent on calls.
     #[serde(default)]
     pub(super) allowance: Allowance,
@@ -88,7 +93,9 @@ pub(super) enum Word {
     Spent(Spent),
     /// What it used, measured at its end.
     Used(Usage),
-    /// How it ended; the last word. The same is in `result.json`.
+    /// This worker takes no further job: what the attempt started is still running, and ends with the worker.
+    Last,
+    /// How it ended; the last word of the attempt. The same is in `result.json`, if there is to be one.
     Result(JobResult),
 }
 
@@ -105,6 +112,9 @@ pub(super) enum JobResult {
         /// Its files in the store, and the stamps that they had when they were put.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         put: Vec<(PathBuf, Stamp)>,
+        /// What the disk is still to be waited for before that counts.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unsettled: Vec<PathBuf>,
     },
     /// The node cannot be done.
     Failed {

@@ -1,13 +1,15 @@
 //! What a run leaves behind: `runs/RUN/` with `run.json`, `events.jsonl` and a directory per attempt.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use super::{Event, ExecError};
 use crate::digest::{Digest, Hasher};
 use crate::fs;
-use crate::pipeline::Pipeline;
 use crate::store::{RunNode, RunRecord, Store};
 
 /// Longest name of an attempt's directory before it is cut.
@@ -17,21 +19,33 @@ const LONGEST: usize = 100;
 pub(super) struct Journal {
     record: RunRecord,
     directory: PathBuf,
-    events: io::BufWriter<fs::Writer>,
+    /// `None` in a store that cannot be written: what needs no work needs no journal.
+    events: Option<io::BufWriter<fs::Writer>>,
     began: Instant,
 }
 
 impl Journal {
     /// Makes the run's directory and records that it began.
-    pub(super) fn begin(pipeline: &Pipeline, store: &Store, file: &str) -> Result<Self, ExecError> {
-        let run = new_id(store)?;
+    pub(super) fn begin(
+        pipeline: &str,
+        params: &BTreeMap<String, Value>,
+        store: &Store,
+        file: &str,
+    ) -> Result<Self, ExecError> {
+        let begun = new_id(store).and_then(|run| {
+            let events = fs::writer(&store.run_dir(&run).join("events.jsonl"))?;
+            Ok((run, Some(io::BufWriter::new(events))))
+        });
+        let (run, events) = match begun {
+            Err(ExecError::Store(error)) if error.is_read_only() => ("unwritten".to_owned(), None),
+            begun => begun?,
+        };
         let directory = store.run_dir(&run);
-        let events = io::BufWriter::new(fs::writer(&directory.join("events.jsonl"))?);
         let record = RunRecord {
             run,
-            pipeline: pipeline.name.clone(),
+            pipeline: pipeline.to_owned(),
             file: file.to_owned(),
-            params: pipeline.params.clone(),
+            params: params.clone(),
             started: fs::now().to_string(),
             finished: None,
             ok: None,
@@ -72,13 +86,14 @@ impl Journal {
             other => other,
         };
         fs::told(|| serde_json::to_string(event).unwrap_or_default());
-        serde_json::to_writer(&mut self.events, event).map_err(io::Error::from)?;
-        Ok(self.events.write_all(b"\n")?)
+        let Some(events) = &mut self.events else { return Ok(()) };
+        serde_json::to_writer(&mut *events, event).map_err(io::Error::from)?;
+        Ok(events.write_all(b"\n")?)
     }
 
     /// Lets followers of `events.jsonl` see what was written down.
     pub(super) fn flush(&mut self) -> Result<(), ExecError> {
-        Ok(self.events.flush()?)
+        Ok(self.events.as_mut().map_or(Ok(()), Write::flush)?)
     }
 
     /// Makes the directory of an attempt.
@@ -88,8 +103,16 @@ impl Journal {
         Ok(directory)
     }
 
+    /// The log of an attempt that has no directory.
+    pub(super) fn log(&self, node: &str, attempt: u32) -> PathBuf {
+        self.directory.join(attempt_directory(node, attempt) + ".log")
+    }
+
     /// Records that the run is over.
     pub(super) fn end(&mut self, store: &Store, ok: bool, nodes: &mut Vec<RunNode>) -> Result<(), ExecError> {
+        if self.events.is_none() {
+            return Ok(());
+        }
         self.record.finished = Some(fs::now().to_string());
         self.record.ok = Some(ok);
         // Lent: there may be many.
@@ -97,6 +120,38 @@ impl Journal {
         let saved = self.save(store);
         std::mem::swap(&mut self.record.nodes, nodes);
         saved
+    }
+}
+
+impl Journal {
+    /// As [`Journal::end`] of a run in which all went well, with the text of its nodes written by `nodes`; that returns
+    /// whether the text is what it should be. If not, nothing is recorded.
+    pub(super) fn end_with(
+        &mut self,
+        store: &Store,
+        nodes: &mut dyn FnMut(&mut dyn Write) -> io::Result<bool>,
+    ) -> Result<bool, ExecError> {
+        const NONE: &[u8] = b"[]\n}";
+        if self.events.is_none() {
+            return Ok(nodes(&mut io::sink())?);
+        }
+        self.record.finished = Some(fs::now().to_string());
+        self.record.ok = Some(true);
+        let front = serde_json::to_vec_pretty(&self.record).map_err(crate::store::StoreError::from)?;
+        let front = front.strip_suffix(NONE).unwrap_or(&front);
+        let mut write = |out: &mut dyn Write| {
+            out.write_all(front)?;
+            out.write_all(b"[")?;
+            let whole = nodes(out)?;
+            out.write_all(b"\n  ]\n}")?;
+            Ok(whole)
+        };
+        Ok(fs::write_if(&store.root().join("tmp"), &self.directory.join("run.json"), &mut write)?)
+    }
+
+    /// Removes what is there of a run that was none.
+    pub(super) fn undo(self) -> Result<(), ExecError> {
+        if self.events.is_none() { Ok(()) } else { Ok(fs::remove_directory(&self.directory)?) }
     }
 }
 
@@ -173,6 +228,25 @@ pub(super) fn sweep(store: &Store, journal: &Journal) -> Result<(), ExecError> {
     Ok(())
 }
 
+/// Removes the directories of light workers whose scheduler was killed: those that no one has locked.
+pub(super) fn sweep_slots(store: &Store) -> Result<(), ExecError> {
+    for path in fs::list(&store.tmp())? {
+        if is_slot(path.file_name().and_then(|name| name.to_str()).unwrap_or_default()) {
+            let lock = fs_err::File::open(&path)?;
+            if lock.file().try_lock().is_ok() {
+                fs::remove_directory(&path)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a directory in `tmp/` is called as those of light workers are: `RUN.NUMBER`.
+fn is_slot(name: &str) -> bool {
+    let parts = name.split_once('.').map(|(run, number)| (run.split('-').count(), number.parse::<u64>().is_ok()));
+    parts == Some((3, true))
+}
+
 /// The last lines of a log, for a message.
 pub(super) fn tail(log: &Path, lines: usize) -> Vec<String> {
     use std::io::{Read, Seek, SeekFrom};
@@ -217,6 +291,10 @@ mod tests {
         let store = Store::open(directory.path()).unwrap();
         let tmp = directory.path().join("tmp");
         let (dead, used) = (Digest::of(b"dead"), Digest::of(b"used"));
+        let slots = ["20260101-000000-aaaa.1", "20260101-000000-aaaa.2"].map(|name| tmp.join(name));
+        slots.iter().for_each(|slot| fs_err::create_dir_all(slot.join("out")).unwrap());
+        let held = fs_err::File::open(&slots[1]).unwrap();
+        held.file().lock().unwrap();
         for key in [dead, used] {
             fs_err::create_dir_all(tmp.join(key.to_string()).join("run.1")).unwrap();
         }
@@ -230,14 +308,15 @@ mod tests {
             let file = fs_err::OpenOptions::new().write(true).open(tmp.join(name)).unwrap();
             file.file().set_modified(std::time::UNIX_EPOCH).unwrap();
         }
-        let pipeline = crate::exec::toy::load("[nodes.a]\nkind = \"command\"\nprogram = \"true\"\n");
-        sweep(&store, &Journal::begin(&pipeline, &store, "toy.toml").unwrap()).unwrap();
+        sweep(&store, &Journal::begin("toy", &BTreeMap::new(), &store, "toy.toml").unwrap()).unwrap();
+        sweep_slots(&store).unwrap();
         let left: Vec<String> = fs::list(&tmp)
             .unwrap()
             .iter()
             .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
             .collect();
-        let mut expected = vec![young.to_owned(), ours, "else".to_owned(), used.to_string()];
+        let mut expected =
+            vec![young.to_owned(), ours, "else".to_owned(), used.to_string(), "20260101-000000-aaaa.2".to_owned()];
         expected.sort();
         assert_eq!(left, expected);
     }

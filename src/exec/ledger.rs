@@ -344,6 +344,6 @@ mod tests {
             Ledger::new(budget("gpu-hours=0.5"), [(0, needs(0))].into()).admit(asking(0)),
             Verdict::Start(_)
         ));
-        assert_eq!(Item::Disk.told(2.5e9), "2.5 GB");
+        assert_eq!(Item::Disk.told(2.5e9), "2.3 GiB");
     }
 }

@@ -17,6 +17,7 @@ mod attempt;
 mod audit;
 pub mod budget;
 mod class;
+mod commit;
 mod compare;
 mod device;
 mod elsewhere;
@@ -24,6 +25,7 @@ mod error;
 mod estimate;
 mod event;
 mod fetch;
+mod fresh;
 mod history;
 mod interrupt;
 mod job;
@@ -46,12 +48,13 @@ mod verified;
 mod why;
 mod worker;
 
-pub use audit::{AuditOptions, Audited, Verdict, audit};
+pub use audit::{AuditOptions, Audited, Verdict, audit, commands};
 pub use elsewhere::{Elsewhere, bring};
 pub use error::ExecError;
 pub use estimate::{Estimates, estimate};
 pub use event::Event;
 pub use fetch::fetch;
+pub use fresh::{FreshRun, nodes_as_text, remember, run_fresh, watched};
 pub use history::{Likely, Likeness, Past, sum as sum_of_likely};
 pub use journal::attempt_directory;
 pub use keys::{absent_keys, require_keys};
@@ -60,7 +63,7 @@ pub use reason::Reason;
 pub use scheduler::run;
 pub use select::{Bare, select};
 pub use why::{Finding, Step, rows_now, why};
-pub use worker::work;
+pub use worker::{serve, work};
 
 /// How to run.
 #[derive(Debug, Clone)]

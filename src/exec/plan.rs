@@ -110,10 +110,10 @@ pub(super) fn asked(pipeline: &Pipeline, graph: &Graph, targets: &[String]) -> R
 
 /// Tells gc of a hit, in the section in which it was found.
 pub(super) fn hold_one(store: &Store, state: &State) -> Result<(), ExecError> {
-    Ok(match state {
-        State::Hit { key, artifact } => store.need_hits([(*key, *artifact)])?,
-        _ => {}
-    })
+    if let State::Hit { key, artifact } = state {
+        store.need_hits([(*key, *artifact)])?;
+    }
+    Ok(())
 }
 
 impl Plan {

@@ -35,6 +35,11 @@ impl Records {
         Self { artifacts: index.artifacts_by_key(), latest: index.latest_keys(pipeline), stamps: index.stamps() }
     }
 
+    /// Gives back the memory of all but the seals.
+    pub(super) fn shrink(&mut self) {
+        (self.artifacts, self.latest) = Default::default();
+    }
+
     /// Looks a key up. The index is asked first; what it lacks may still be in the store's files, left by a run that
     /// was killed or by another process.
     pub(super) fn find(&mut self, store: &Store, index: &mut Index, key: &Digest) -> Result<Found, StoreError> {

@@ -68,6 +68,14 @@ pub(super) fn synced(path: &Path, sync: impl FnOnce() -> io::Result<()>) -> io::
     done
 }
 
+/// All that was done to a file or directory was synced with much else.
+pub(super) fn lasting(path: &Path) -> io::Result<()> {
+    if directory().is_none() || !path.exists() {
+        return Ok(());
+    }
+    if path.is_dir() { settled(path) } else { synced(path, || Ok(())) }
+}
+
 pub(super) fn settled(path: &Path) -> io::Result<()> {
     if directory().is_none() {
         return Ok(());

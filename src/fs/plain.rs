@@ -1,8 +1,8 @@
-//! Reading what others wrote: plain files only, and not more of them than there may be.
+//! Reading what others wrote: plain files only, and not more of them than there may be; and what is in directories.
 
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fs_err::File;
 
@@ -94,6 +94,37 @@ impl<R: Read> Read for AtMost<R> {
         }
         Ok(read)
     }
+}
+
+/// The files under a directory, in the order of their paths; none if it is not there. Links are not followed.
+pub fn walk(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(directory) = left.pop() {
+        for path in list(&directory)? {
+            match fs_err::symlink_metadata(&path) {
+                Ok(metadata) if metadata.is_dir() => left.push(path),
+                Ok(_) => files.push(path),
+                // Removed since it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// What is in a directory, in order; nothing if it is not there.
+pub fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs_err::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    paths.sort_unstable();
+    Ok(paths)
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! Kind `command`: runs a program on artifact files.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command as Process, Stdio};
+use std::process::{Child, Command as Process, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -19,8 +21,8 @@ use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 use crate::secret::{Redacting, Secrets};
 use crate::store::{self, Reproduces};
 
-/// How often a running program is looked after.
-const POLL: Duration = Duration::from_millis(10);
+/// How often an interrupt is looked for while a program runs.
+const POLL: Duration = Duration::from_millis(20);
 
 /// The fields of kind `command`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -64,6 +66,10 @@ impl Spec for Command {
 
     fn fields(&self) -> Value {
         json!(self)
+    }
+
+    fn depends_on_environment(&self) -> bool {
+        self.env.passes_on()
     }
 
     fn validate(&self) -> Vec<Problem> {
@@ -155,8 +161,9 @@ inputs = { rows = "generate" }
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let mut places = BTreeMap::from([("{output}".to_owned(), display(&cx.staging))]);
         let mut variables = BTreeMap::from([("SAMI_OUTPUT".to_owned(), display(&cx.staging))]);
-        for name in self.inputs.keys() {
-            let place = display(&lay_out(cx.input(&format!("inputs.{name}"))?, &cx.scratch.join("inputs").join(name))?);
+        for (number, name) in self.inputs.keys().enumerate() {
+            let directory = cx.scratch.join(input_place(number));
+            let place = display(&lay_out(cx.input(&format!("inputs.{name}"))?, &directory)?);
             variables.insert(format!("SAMI_INPUT_{}", name.to_uppercase().replace('-', "_")), place.clone());
             places.insert(format!("{{input.{name}}}"), place);
         }
@@ -167,10 +174,12 @@ inputs = { rows = "generate" }
         }
         let fill = |text: &String| places.iter().fold(text.clone(), |text, (place, path)| text.replace(place, path));
         let program = fill(&self.program);
-        let mut process = Process::new(&program);
-        process.args(self.args.iter().map(fill)).current_dir(&cx.staging).stdin(Stdio::null());
         variables.insert("RAYON_NUM_THREADS".to_owned(), cx.threads.to_string());
-        process.env_clear().envs(self.env.of_program(variables, fill));
+        let environment = self.env.of_program(variables, fill);
+        let found = found_on(environment.get(OsStr::new("PATH")), &program);
+        let mut process = Process::new(found.as_deref().unwrap_or(Path::new(&program)));
+        process.arg0(&program).args(self.args.iter().map(fill)).current_dir(&cx.staging).stdin(Stdio::null());
+        process.env_clear().envs(environment);
         let ended = run_to_end(cx, process, &program, self.env.secrets());
         // What was laid out may be large, and an attempt that failed leaves its scratch.
         let laid_out = cx.scratch.join("inputs");
@@ -214,6 +223,18 @@ inputs = { rows = "generate" }
     }
 }
 
+/// Where a program is found that is named without a path: started from there, it costs neither a copy of this process nor a
+/// try in each directory. `None` where that is better left to the system, which also says what is wrong.
+fn found_on(path: Option<&OsString>, program: &str) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let is_program = |file: &Path| {
+        std::fs::metadata(file).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    let directories = std::env::split_paths(path?).take_while(|directory| directory.is_absolute());
+    let named = !program.is_empty() && !program.contains('/');
+    directories.map(|directory| directory.join(program)).find(|file| named && is_program(file))
+}
+
 fn display(path: &Path) -> String {
     path.display().to_string()
 }
@@ -237,7 +258,7 @@ fn run_to_end(cx: &Cx<'_>, mut process: Process, program: &str, secrets: Secrets
             child.wait()?;
             return Err(NodeError::Interrupted);
         }
-        std::thread::sleep(POLL);
+        rest(&child);
     };
     // It holds the writing end, too.
     drop(process);
@@ -251,6 +272,27 @@ fn run_to_end(cx: &Cx<'_>, mut process: Process, program: &str, secrets: Secrets
         format!("`{program}` failed: {status}"),
         "what it printed is in the log: `sami logs NODE`",
     ))
+}
+
+/// Waits until a program has ended, but no longer than [`POLL`].
+fn rest(child: &Child) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    let ended = Pid::from_raw(child.id().cast_signed()).and_then(|id| pidfd_open(id, PidfdFlags::empty()).ok());
+    match &ended {
+        Some(ended) => {
+            let limit = Timespec { tv_sec: 0, tv_nsec: POLL.as_nanos() as i64 };
+            // Whatever it says, the program is looked after next.
+            let _ = poll(&mut [PollFd::new(ended, PollFlags::IN)], Some(&limit));
+        }
+        // A kernel without such descriptors.
+        None => std::thread::sleep(POLL),
+    }
+}
+
+/// Where the files of an input are laid out in the scratch directory.
+pub(crate) fn input_place(number: usize) -> String {
+    format!("inputs/{number}")
 }
 
 /// What a program prints, on its way to the log.
@@ -281,7 +323,8 @@ impl Printed {
 
 /// Puts the files of an input into a directory of their own, rows sliced.
 fn lay_out(input: &InputArtifact, directory: &Path) -> Result<PathBuf, NodeError> {
-    fs::remove_directory(directory)?;
+    // It is there and empty if another attempt had one before.
+    fs::empty_directory(directory)?;
     fs::create_directory(directory)?;
     for (name, path) in &input.files {
         let place = directory.join(name);

@@ -66,6 +66,11 @@ impl Environment {
         Secrets::of(values.iter().map(|(name, value)| (name.as_str(), value.as_slice())))
     }
 
+    /// Whether it names variables to pass on.
+    pub(super) fn passes_on(&self) -> bool {
+        self.0.values().any(|variable| matches!(variable, Variable::Passed(_)))
+    }
+
     /// What is wrong with the names.
     pub(super) fn problems(&self) -> Vec<Problem> {
         let wrong = self.0.iter().filter(|(name, variable)| match variable {

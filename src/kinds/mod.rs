@@ -143,6 +143,7 @@ impl Entry {
     }
 }
 
+pub(crate) use command::input_place;
 /// What decides, beside a kind and its fields, whether what it makes can be made again.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting<'a> {

@@ -3,7 +3,11 @@
 use minijinja::{Environment, UndefinedBehavior, Value as Context};
 
 use super::NodeError;
+use crate::depth;
 use crate::pipeline::Problem;
+
+/// Steps of a template that does not end.
+const STEPS: u64 = 10_000_000;
 
 /// A template that is known to parse. A variable that is absent is an error, not an empty text; one newline at the end,
 /// as editors leave it, is not part of the template.
@@ -15,8 +19,11 @@ pub struct Template {
 impl Template {
     /// Parses a template; the error says where in the template the trouble is.
     pub fn parse(text: &str) -> Result<Self, String> {
+        depth::of_template(text)?;
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        // A prompt takes a few hundred; one that takes so many does not end.
+        environment.set_fuel(Some(STEPS));
         environment.add_template_owned("template", text.to_owned()).map_err(|error| describe(&error))?;
         Ok(Self { environment })
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{Files, LmError, tokenizer};
-use crate::fs;
+use crate::{depth, fs};
 
 mod python;
 
@@ -66,6 +66,7 @@ impl ChatTemplate {
 
     /// A template and the tokens that it may name. Errs if it does not parse.
     pub fn new(text: &str, tokens: BTreeMap<String, String>) -> Result<Self, LmError> {
+        depth::of_template(text).map_err(|what| LmError::ChatTemplate { what: format!("it {what}") })?;
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("the delimiters are the usual ones"));

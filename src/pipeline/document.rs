@@ -10,6 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::findings::Findings;
+use super::quick;
 use super::tree::{Entry, Tree, TreeValue};
 use crate::diag::{Diagnostic, Source};
 use crate::{fs, secret};
@@ -80,6 +81,11 @@ pub(super) fn look_for_secrets(source: &Source, sets: &[String], findings: &mut 
 
 /// Parses TOML; every syntax error of the text is in the result.
 pub(super) fn parse(source: &Arc<Source>) -> Result<Tree, Vec<Diagnostic>> {
+    quick::parse(&source.text).map_or_else(|| parse_thoroughly(source), Ok)
+}
+
+/// As [`parse`], of any text.
+pub(super) fn parse_thoroughly(source: &Arc<Source>) -> Result<Tree, Vec<Diagnostic>> {
     let (table, mut errors) = DeTable::parse_recoverable(&source.text);
     if !errors.is_empty() {
         errors.sort_by_key(|error| error.span().map(|span| span.start));

@@ -309,31 +309,36 @@ fn assemble(drafts: Vec<Draft>, cells: &matrix::Cells, declared: &Declarations) 
     for (at, draft) in drafts.into_iter().enumerate() {
         let base = draft.base_name(declared);
         let declaration = &declared.nodes[draft.declaration];
-        let links = |cell: &Cell| -> Vec<Link> {
-            let link = |(field, span, resolved): &(InputField, Range<usize>, Option<Resolved>)| {
-                let target = match resolved.as_ref()? {
-                    Resolved::Model(name) => Target::Model(name.clone()),
-                    Resolved::Dataset(name) => Target::Dataset(name.clone()),
-                    Resolved::Group { declaration, iteration, fixed } => {
-                        Target::Node(cells.find((*declaration, *iteration), fixed, cell)?)
-                    }
-                };
-                Some(Link { field: field.clone(), target, span: span.clone() })
-            };
-            draft.references.iter().filter_map(link).collect()
+        let target = |resolved: &Option<Resolved>, cell: &Cell| {
+            Some(match resolved.as_ref()? {
+                Resolved::Model(name) => Target::Model(name.clone()),
+                Resolved::Dataset(name) => Target::Dataset(name.clone()),
+                Resolved::Group { declaration, iteration, fixed } => {
+                    Target::Node(cells.find((*declaration, *iteration), fixed, cell)?)
+                }
+            })
         };
         let spec: Arc<dyn Spec> = Arc::from(draft.spec);
-        for cell in cells.of(at) {
+        let mut node = |cell: &Cell, links: Vec<Link>| {
             nodes.push(Node {
                 name: matrix::name(&base, cell),
                 kind: declaration.kind,
                 spec: Arc::clone(&spec),
-                links: links(cell),
+                links,
                 run: draft.run.clone(),
                 tolerance: draft.tolerance,
                 span: declaration.span.clone(),
             });
+        };
+        let Some((last, others)) = cells.of(at).split_last() else { continue };
+        for cell in others {
+            let link = |(field, span, resolved): &(InputField, Range<usize>, Option<Resolved>)| {
+                Some(Link { field: field.clone(), target: target(resolved, cell)?, span: span.clone() })
+            };
+            node(cell, draft.references.iter().filter_map(link).collect());
         }
+        let link = |(field, span, resolved)| Some(Link { field, target: target(&resolved, last)?, span });
+        node(last, draft.references.into_iter().filter_map(link).collect());
     }
     nodes
 }

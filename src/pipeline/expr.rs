@@ -11,6 +11,7 @@ use minijinja::{Environment, UndefinedBehavior, Value};
 
 use super::findings::{Findings, unknown};
 use super::tree::{Tree, TreeValue};
+use crate::depth;
 use crate::diag::Diagnostic;
 
 /// The names that expressions can use, and which of them were.
@@ -101,6 +102,7 @@ impl Evaluator {
     }
 
     fn value(&mut self, expression: &str, scope: &Scope) -> Result<Value, Fault> {
+        depth::of_expression(expression).map_err(|what| Fault::new(expression, format!("it {what}")))?;
         let compiled =
             self.environment.compile_expression(expression).map_err(|error| Fault::of(expression, &error))?;
         let mut names: Vec<String> = compiled.undeclared_variables(false).into_iter().collect();

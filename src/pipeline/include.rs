@@ -12,6 +12,7 @@ use super::document;
 use super::findings::Findings;
 use super::tree::{Entry, Tree, TreeValue};
 use crate::diag::Diagnostic;
+use crate::fs::{Aspect, Watch};
 use crate::{fs, secret};
 
 /// A file larger than this is data, not a value.
@@ -22,12 +23,18 @@ const MOST_BYTES: u64 = 16 << 20;
 pub(super) struct Includer {
     directory: PathBuf,
     read: std::collections::HashMap<String, Result<String, String>>,
+    watched: Vec<Option<Watch>>,
 }
 
 impl Includer {
     /// Paths start from `directory`.
     pub(super) fn new(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), read: std::collections::HashMap::new() }
+        Self { directory: directory.to_owned(), read: std::collections::HashMap::new(), watched: Vec::new() }
+    }
+
+    /// The files that were read, as they were before that.
+    pub(super) fn watched(self) -> Vec<Option<Watch>> {
+        self.watched
     }
 
     /// Replaces every `{ file = "path" }` in a tree by what the file holds; what fails is reported and becomes a hole.
@@ -63,8 +70,13 @@ impl Includer {
     }
 
     fn value(&mut self, path: &str, tree: &Tree) -> Result<TreeValue, String> {
-        let directory = &self.directory;
-        let text = self.read.entry(path.to_owned()).or_insert_with(|| read(&directory.join(path))).clone()?;
+        let (directory, watched) = (&self.directory, &mut self.watched);
+        let first = || {
+            let path = directory.join(path);
+            watched.push(Watch::of(&path, Aspect::Content).unwrap_or_default());
+            read(&path)
+        };
+        let text = self.read.entry(path.to_owned()).or_insert_with(first).clone()?;
         let extension = Path::new(path).extension().and_then(|extension| extension.to_str());
         match extension {
             Some("json") => {

@@ -159,6 +159,11 @@ pub trait Spec: Any + fmt::Debug + Send + Sync {
     /// All fields after defaults as JSON; `serde_json::to_value(self)`.
     fn fields(&self) -> Value;
 
+    /// Whether the fields depend on the environment, too, hence on more than the files that were read.
+    fn depends_on_environment(&self) -> bool {
+        false
+    }
+
     /// Finds what the types cannot: ranges, templates that do not parse, fields that exclude each other.
     fn validate(&self) -> Vec<Problem> {
         Vec::new()

@@ -7,6 +7,7 @@ use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json};
 
 use super::random::Random;
+use crate::depth;
 
 /// A template that is known to parse. A field that is absent is an error, not an empty text.
 #[derive(Debug)]
@@ -18,6 +19,7 @@ pub(super) struct Template {
 impl Template {
     /// Parses a template; the error says where in the template the trouble is.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
+        depth::of_template(text)?;
         let random = Arc::new(Mutex::new(Random::new(0, 0)));
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);

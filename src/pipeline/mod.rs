@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::diag::{Diagnostic, Severity, Source};
 use crate::endpoint::{Calling, Endpoint};
+use crate::fs::{Aspect, Watch};
 use crate::hub::Repo;
 
 pub mod check;
@@ -29,6 +30,7 @@ mod make;
 mod matrix;
 mod overlay;
 mod params;
+mod quick;
 mod random;
 mod reference;
 mod rows;
@@ -66,6 +68,9 @@ pub struct Pipeline {
     /// Nodes in the order of the file, iterations and matrix cells in order; an `init` model's node is named
     /// `models.NAME` and comes first.
     pub nodes: Vec<Node>,
+    /// The file and those that it includes, as they were before they were read; `None` for one that changed too short a
+    /// while before.
+    pub read: Vec<Option<Watch>>,
 }
 
 /// Where a model comes from. Paths start from the pipeline file's directory.
@@ -177,6 +182,7 @@ pub fn load(path: &Path, sets: &[String], kinds: &[&'static KindSpec]) -> Result
 /// Reads a pipeline file as far as that goes: what is sound of it, and every finding. A pipeline with errors lacks
 /// the nodes, links and sources that are at fault; it is good for finding more errors and nothing else.
 pub fn examine(path: &Path, sets: &[String], kinds: &[&'static KindSpec]) -> (Option<Pipeline>, Vec<Diagnostic>) {
+    let watch = Watch::of(path, Aspect::Content).unwrap_or_default();
     let (source, tree) = match document::read(path) {
         Ok(read) => read,
         Err(findings) => return (None, findings),
@@ -208,6 +214,7 @@ pub fn examine(path: &Path, sets: &[String], kinds: &[&'static KindSpec]) -> (Op
         models: declared.models,
         datasets: declared.datasets,
         nodes,
+        read: [watch].into_iter().chain(includer.watched()).collect(),
     };
     (Some(pipeline), findings.into_list())
 }

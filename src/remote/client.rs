@@ -157,7 +157,7 @@ impl Client {
                 Err(RemoteError::WrongBytes { name: name.to_owned(), what: format!("it is {size} bytes large") })
             }
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(Self::fault(name, &error)),
+            Err(error) => Err(Self::fault(&error)),
         }
     }
 
@@ -167,7 +167,7 @@ impl Client {
         match self.wait(name, self.store.head(&path))? {
             Ok(meta) => Ok(Some(meta.size)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(Self::fault(name, &error)),
+            Err(error) => Err(Self::fault(&error)),
         }
     }
 
@@ -181,7 +181,7 @@ impl Client {
                 Err(RemoteError::Incomplete { name: name.to_owned(), of: "an artifact".to_owned() })
             }
             Err(error) if ignores_ranges(&error) => Ok(None),
-            Err(error) => Err(Self::fault(name, &error)),
+            Err(error) => Err(Self::fault(&error)),
         }
     }
 
@@ -190,7 +190,7 @@ impl Client {
         self.may_write()?;
         let path = self.path(name);
         let done = self.block_on(self.store.put(&path, PutPayload::from(bytes)));
-        done.map(drop).map_err(|error| Self::fault(name, &error))
+        done.map(drop).map_err(|error| Self::fault(&error))
     }
 
     /// Puts bytes under a name if there is nothing; returns whether there was nothing.
@@ -201,7 +201,7 @@ impl Client {
         match self.block_on(self.store.put_opts(&path, PutPayload::from(bytes), options)) {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
-            Err(error) => Err(Self::fault(name, &error)),
+            Err(error) => Err(Self::fault(&error)),
         }
     }
 
@@ -210,7 +210,7 @@ impl Client {
         self.may_write()?;
         match self.block_on(self.store.delete(&self.path(name))) {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(Self::fault(name, &error)),
+            Err(error) => Err(Self::fault(&error)),
         }
     }
 
@@ -236,7 +236,7 @@ impl Client {
                     what: format!("a web server need not list what it has: name whole keys or ids ({what})"),
                 })
             }
-            Err(error) => Err(Self::fault(folder, &error)),
+            Err(error) => Err(Self::fault(&error)),
         }
     }
 
@@ -245,14 +245,11 @@ impl Client {
     }
 
     /// What an error means.
-    pub(super) fn fault(name: &str, error: &object_store::Error) -> RemoteError {
+    pub(super) fn fault(error: &object_store::Error) -> RemoteError {
         use object_store::Error as E;
         let what = shown(&error.to_string());
         if matches!(error, E::PermissionDenied { .. } | E::Unauthenticated { .. }) {
             return RemoteError::Denied { what };
-        }
-        if matches!(error, E::NotFound { .. }) {
-            return RemoteError::Incomplete { name: name.to_owned(), of: "this".to_owned() };
         }
         let mut source = error.source();
         while let Some(cause) = source {

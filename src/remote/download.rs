@@ -176,7 +176,7 @@ fn drain(
         return Ok(Came::Wrong(sizes(found.meta.size, blob)));
     }
     let mut blocks = found.into_stream();
-    while let Some(block) = client.block_on(blocks.try_next()).map_err(|error| Client::fault(name, &error))? {
+    while let Some(block) = client.block_on(blocks.try_next()).map_err(|error| Client::fault(&error))? {
         if sink.write(&block)? {
             return Ok(Came::Wrong(format!("it goes on after {} bytes", blob.size)));
         }
@@ -196,7 +196,7 @@ fn ranges(client: &Client, name: &str, blob: &Blob, from: u64, sink: &mut Sink<'
         return Ok(Came::Wrong(sizes(found.meta.size, blob)));
     }
     let mut blocks = found.into_stream();
-    while let Some(block) = client.block_on(blocks.try_next()).map_err(|error| Client::fault(name, &error))? {
+    while let Some(block) = client.block_on(blocks.try_next()).map_err(|error| Client::fault(&error))? {
         if sink.write(&block)? {
             return Ok(Came::Wrong(format!("it goes on after {} bytes", blob.size)));
         }
@@ -210,7 +210,7 @@ fn ranges(client: &Client, name: &str, blob: &Blob, from: u64, sink: &mut Sink<'
         })
         .buffered(AHEAD);
     while let Some(block) = client.block_on(rest.next()) {
-        let block = block.map_err(|error| Client::fault(name, &error))?;
+        let block = block.map_err(|error| Client::fault(&error))?;
         if sink.write(&block)? {
             return Ok(Came::Wrong(format!("it goes on after {} bytes", blob.size)));
         }

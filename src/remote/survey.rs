@@ -166,7 +166,7 @@ impl Remote {
                         tell(Moving::Bytes(block.len() as u64));
                     }
                     Ok(None) => break,
-                    Err(error) => match Client::fault(name, &error) {
+                    Err(error) => match Client::fault(&error) {
                         RemoteError::Answer { .. } => return Ok(None),
                         fault => return Err(fault),
                     },

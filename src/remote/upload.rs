@@ -89,7 +89,7 @@ impl Parts {
 /// Sends a file through one upload, which ends with this process.
 fn streamed(client: &Client, blob: &Blob, file: &Path, name: &str, tell: Tell<'_>) -> Result<(), RemoteError> {
     let path = client.path(name);
-    let fault = |error| Client::fault(name, &error);
+    let fault = |error| Client::fault(&error);
     let mut upload = client.block_on(client.store().put_multipart(&path)).map_err(fault)?;
     let mut parts = Parts::of(file, part_size(blob.size))?;
     let sent = (|| {
@@ -203,7 +203,7 @@ fn send_parts(
 ) -> Result<(), RemoteError> {
     let Some(remote) = client.parts() else { return Ok(()) };
     let path = client.path(name);
-    let fault = |error| Client::fault(name, &error);
+    let fault = |error| Client::fault(&error);
     let (upload, size) = match journal.upload.clone() {
         Some(begun) => begun,
         None => {

@@ -115,7 +115,8 @@ impl Store {
         self.need_artifacts([id])?;
         if path.exists() {
             if path.is_file() && fs::read(&path, LARGEST_MANIFEST)? == bytes {
-                path.parent().map_or(Ok(()), fs::sync_directory)?;
+                // Whoever put it may not have waited for the disk yet, or been killed before.
+                fs::sync_named(&path)?;
                 return Ok(id);
             }
             self.quarantine(&path)?;
@@ -193,12 +194,6 @@ impl Store {
     /// Ids of artifacts that begin with these hex digits, two at least, in order.
     pub fn artifacts_beginning(&self, prefix: &str) -> Result<Vec<Digest>, StoreError> {
         self.ids_beginning("artifacts", ".json", prefix)
-    }
-
-    /// Digests of all blobs, in order.
-    #[cfg(test)]
-    pub(super) fn object_ids(&self) -> Result<Vec<Digest>, StoreError> {
-        self.sharded_ids("objects", "")
     }
 
     /// Where an artifact's files were left, if they were not copied in.

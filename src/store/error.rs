@@ -91,6 +91,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether it is that the store cannot be written.
+    pub fn is_read_only(&self) -> bool {
+        let Self::Io(error) = self else { return false };
+        matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
+    }
+
     /// As data that the command line draws.
     pub fn diagnostic(&self) -> Diagnostic {
         let diagnostic = |id| Diagnostic::error(id, self.to_string());
@@ -124,9 +130,9 @@ impl StoreError {
             Self::BadName(_) => diagnostic("store::bad-name"),
             Self::Ambiguous { .. } => diagnostic("store::ambiguous").help("type more of it"),
             Self::Unknown(_) => diagnostic("store::unknown").help("`sami cache ls` lists what there is"),
+            Self::InUse => diagnostic("store::in-use").help("wait for the other `sami` to end, then try again"),
             Self::NoLink { .. } => diagnostic("store::no-link").help("give `--link copy`, or leave it out"),
             Self::Setting { .. } => diagnostic("store::setting").help("give a number of bytes, or `off`"),
-            Self::InUse => diagnostic("store::in-use").help("wait for the other `sami` to end, then try again"),
         }
     }
 }

@@ -115,7 +115,7 @@ impl Store {
     pub(super) fn each_run(&self, see: &mut dyn FnMut(Run)) -> Result<(), StoreError> {
         let mut ids = self.run_ids()?;
         ids.reverse();
-        for some in ids.chunks(32) {
+        for some in ids.chunks(8) {
             let read = |id: &String| {
                 let record = super::record::read_json(&self.run_dir(id).join("run.json"))?;
                 Ok(Run { id: id.clone(), record })

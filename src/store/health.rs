@@ -47,6 +47,11 @@ impl Stamps {
         changed.into_iter().map(|id| (id, self.seals.get(id).map(Vec::as_slice)))
     }
 
+    /// The seal of an artifact that was found whole.
+    pub(super) fn seal(&self, id: &Digest) -> Option<&[u8]> {
+        self.seals.get(id).map(Vec::as_slice)
+    }
+
     fn set(&mut self, id: &Digest, seal: Option<Vec<u8>>) {
         let before = match seal {
             Some(seal) => {
@@ -64,10 +69,10 @@ impl Stamps {
 
 /// A file of a seal: where it is and what it was like.
 #[derive(Debug, PartialEq)]
-struct Sealed<'a> {
+pub(super) struct Sealed<'a> {
     /// Path from the store's root, or absolute.
-    path: &'a str,
-    stamp: Stamp,
+    pub(super) path: &'a str,
+    pub(super) stamp: Stamp,
 }
 
 /// What every seal begins with; those of versions that sealed less do not.
@@ -84,7 +89,7 @@ fn push(seal: &mut Vec<u8>, file: &Sealed<'_>) {
 }
 
 /// The files of a seal; what cannot be read, such as the seal of another version, ends it.
-fn files(seal: &[u8]) -> impl Iterator<Item = Sealed<'_>> {
+pub(super) fn files(seal: &[u8]) -> impl Iterator<Item = Sealed<'_>> {
     let mut seal = seal.strip_prefix(MARK).unwrap_or_default();
     std::iter::from_fn(move || {
         let (numbers, rest) = seal.split_at_checked(NUMBERS)?;

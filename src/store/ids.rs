@@ -157,7 +157,7 @@ mod tests {
         fs_err::write(store.blob_path(&blob.digest).with_file_name("else"), "").unwrap();
         fs_err::create_dir(directory.path().join("objects/.tmp")).unwrap();
         let hex = blob.digest.to_string();
-        assert_eq!(store.object_ids().unwrap(), [blob.digest]);
+        assert_eq!(store.sharded_ids("objects", "").unwrap(), [blob.digest]);
         assert_eq!(store.ids_beginning("objects", "", &hex[..5]).unwrap(), [blob.digest]);
         assert_eq!(store.ids_beginning("objects", "", &hex).unwrap(), [blob.digest]);
         assert_eq!(store.ids_beginning("objects", "", "zz").unwrap(), []);

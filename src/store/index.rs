@@ -14,6 +14,7 @@ use super::{AttemptRecord, NodeRecord, RunRecord, Stamps, Store, StoreError};
 use crate::digest::Digest;
 use crate::fs;
 
+mod batch;
 mod catch_up;
 mod edges;
 mod forget;
@@ -28,13 +29,13 @@ pub(super) use insert::{bytes, digest};
 use insert::{insert_latest, insert_node, insert_run};
 
 /// Raised with the tables; an index of another schema is made again.
-const SCHEMA: i64 = 3;
+const SCHEMA: i64 = 4;
 
 const TABLES: &str = "
     CREATE TABLE nodes (key BLOB PRIMARY KEY, node TEXT, pipeline TEXT, kind TEXT, artifact BLOB, run TEXT,
         attempt INTEGER, started TEXT, seconds REAL, metrics TEXT, device TEXT, price REAL, made INTEGER,
-        bytes INTEGER)
-        WITHOUT ROWID;
+        bytes INTEGER,
+        equal BLOB) WITHOUT ROWID;
     CREATE TABLE inputs (key BLOB, field TEXT, artifact BLOB, PRIMARY KEY (key, field)) WITHOUT ROWID;
     CREATE TABLE artifacts (id BLOB PRIMARY KEY, type TEXT, size INTEGER, files INTEGER, bytes INTEGER, objects BLOB,
         made INTEGER, maker BLOB) WITHOUT ROWID;
@@ -69,6 +70,8 @@ const INDEXES: &str = "
 #[derive(Debug)]
 pub struct Index {
     connection: Connection,
+    /// Which file it is open on, if one: device and inode.
+    at: Option<(u64, u64)>,
 }
 
 impl Index {
@@ -76,17 +79,17 @@ impl Index {
     /// cannot be written it is read, or else made in memory.
     pub fn open(store: &Store) -> Result<Self, StoreError> {
         let path = store.root().join("index.sqlite");
-        if let Ok(Some(connection)) = existing(&path, OpenFlags::SQLITE_OPEN_READ_WRITE) {
-            return Ok(Self { connection });
+        if let Ok(Some(index)) = Self::existing(&path, OpenFlags::SQLITE_OPEN_READ_WRITE) {
+            return Ok(index);
         }
         match Self::rebuild(store) {
             Ok(index) => Ok(index),
             Err(error) => {
                 tracing::debug!("the index cannot be written: {error}");
-                if let Ok(Some(connection)) = existing(&path, OpenFlags::SQLITE_OPEN_READ_ONLY) {
-                    return Ok(Self { connection });
+                if let Ok(Some(index)) = Self::existing(&path, OpenFlags::SQLITE_OPEN_READ_ONLY) {
+                    return Ok(index);
                 }
-                let mut index = Self { connection: fresh(Connection::open_in_memory()?)? };
+                let mut index = Self { connection: fresh(Connection::open_in_memory()?)?, at: None };
                 index.fill(store)?;
                 Ok(index)
             }
@@ -102,19 +105,39 @@ impl Index {
             let connection = fresh(Connection::open(&unfinished)?)?;
             // Of no use to anyone until it is whole; what is sorted goes to the disk by the size of the cache.
             connection.execute_batch("PRAGMA journal_mode = OFF; PRAGMA cache_size = -49152")?;
-            let mut index = Self { connection };
+            let mut index = Self { connection, at: None };
             index.fill(store)?;
             drop(index);
             // A journal of the old one must not be played into the new one.
             fs::remove_file(&store.root().join("index.sqlite-journal"))?;
             fs::rename(&unfinished, &path)?;
-            existing(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+            Self::existing(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)
         })();
         if made.is_err() {
             fs::discard(&unfinished);
         }
         let damaged = || StoreError::Damaged { what: format!("`{}` cannot be read back", path.display()) };
-        Ok(Self { connection: made?.ok_or_else(damaged)? })
+        made?.ok_or_else(damaged)
+    }
+
+    /// Opens an index that is there and of this schema.
+    fn existing(path: &Path, flags: OpenFlags) -> Result<Option<Self>, StoreError> {
+        // Before it is opened: if another takes its place in between, that shows at the first write.
+        let at = file_at(path);
+        Ok(existing(path, flags)?.map(|connection| Self { connection, at }))
+    }
+
+    /// Opens the index that has taken the place of the one that is open, if one has: what is written into a file that was
+    /// replaced is read by no one.
+    fn follow(&mut self) {
+        let Some(path) = self.connection.path().filter(|_| self.at.is_some()).map(Path::new) else { return };
+        if file_at(path) == self.at {
+            return;
+        }
+        match Self::existing(path, OpenFlags::SQLITE_OPEN_READ_WRITE) {
+            Ok(Some(index)) => *self = index,
+            _ => tracing::debug!("the index was taken away"),
+        }
     }
 
     /// The artifact that a source had when its declaration and stamps hashed to this.
@@ -146,7 +169,7 @@ impl Index {
             return;
         }
         self.write(|connection| {
-            let transaction = connection.transaction()?;
+            let transaction = connection.savepoint()?;
             for (node, key) in keys {
                 insert_latest(&transaction, pipeline, node, key)?;
             }
@@ -154,7 +177,7 @@ impl Index {
         });
     }
 
-    /// The key that the node of this name had latest in any pipeline, that of the latest run if there are several.
+    /// The key that the node of this name had latest in any pipeline: that of the latest run.
     pub fn latest_of(&self, node: &str) -> Option<Digest> {
         let query = "SELECT latest.key FROM latest LEFT JOIN nodes ON nodes.key = latest.key WHERE latest.node = ?1
             ORDER BY nodes.run DESC, latest.pipeline LIMIT 1";
@@ -190,7 +213,7 @@ impl Index {
     /// Adds a node record that is in the store.
     pub fn add_node(&mut self, record: &NodeRecord) {
         self.write(|connection| {
-            let transaction = connection.transaction()?;
+            let transaction = connection.savepoint()?;
             // Whose maker is another one now is found out when somebody lists them.
             let unlist = "INSERT OR IGNORE INTO unlisted SELECT artifact FROM nodes WHERE key = ?1 UNION SELECT ?2";
             transaction.prepare_cached(unlist)?.execute([bytes(&record.key), bytes(&record.artifact)])?;
@@ -203,10 +226,8 @@ impl Index {
     pub fn add_attempt(&mut self, attempt: &AttemptRecord) {
         let insert = "INSERT OR REPLACE INTO attempts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
         let AttemptRecord { run, node, attempt, key, state, error, seconds, directory } = attempt;
-        self.write(|connection| {
-            let row = params![run, node, attempt, bytes(key), state, error, seconds, directory];
-            connection.prepare_cached(insert)?.execute(row).map(drop)
-        });
+        let row = params![run, node, attempt, bytes(key), state, error, seconds, directory];
+        self.write(|connection| connection.prepare_cached(insert)?.execute(row).map(drop));
     }
 
     /// Adds or updates a run.
@@ -251,6 +272,7 @@ impl Index {
 
     /// Writes; what goes wrong is logged and costs time only.
     fn write(&mut self, work: impl FnOnce(&mut Connection) -> rusqlite::Result<()>) {
+        self.follow();
         if let Err(error) = work(&mut self.connection) {
             self.complain(&error);
         }
@@ -292,6 +314,12 @@ impl Index {
     }
 }
 
+/// Which file is at a path.
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
 /// Opens an index that is there and of this schema.
 fn existing(path: &Path, flags: OpenFlags) -> Result<Option<Connection>, StoreError> {
     if !path.exists() {
@@ -311,11 +339,11 @@ fn fresh(connection: Connection) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// No WAL: its shared memory fails on network file systems. No syncs: after a power cut the index is made again.
+/// No WAL: its shared memory fails on network file systems. No syncs: after a power cut the index is made again. The
+/// journal stays where it is: to make a file and remove it costs more than to write it.
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(Duration::from_secs(10))?;
-    connection.pragma_update(None, "synchronous", "OFF")?;
-    connection.pragma_update(None, "cache_size", -8192)
+    connection.execute_batch("PRAGMA synchronous = OFF; PRAGMA journal_mode = TRUNCATE; PRAGMA cache_size = -8192")
 }
 
 #[cfg(test)]

@@ -18,8 +18,8 @@
 use std::cell::RefCell;
 use std::fs::TryLockError;
 use std::io;
-use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use super::lock::has_no_locks;
@@ -34,22 +34,21 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(1);
 
 thread_local! {
-    /// Roots of stores in which this thread is in a section: one within another adds nothing.
-    static SECTIONS: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
+    /// Sections in which this thread is: one within another one is the same.
+    static SECTIONS: RefCell<Vec<Weak<Section>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A section, until it is dropped. Of this thread alone.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Sharing {
-    /// Absent in a section within another one, and in a store that cannot be written.
-    _lock: Option<fs_err::File>,
-    _here: PhantomData<*const ()>,
+    _section: Rc<Section>,
 }
 
-impl Drop for Sharing {
-    fn drop(&mut self) {
-        SECTIONS.with_borrow_mut(Vec::pop);
-    }
+#[derive(Debug)]
+struct Section {
+    root: PathBuf,
+    /// Absent in a store that cannot be written.
+    _lock: Option<fs_err::File>,
 }
 
 /// The open live file of a process, or that of the run that it works for.
@@ -94,10 +93,16 @@ impl Need {
 impl Store {
     /// Begins a section: until it is dropped, gc moves nothing away. Waits while gc does.
     pub fn sharing(&self) -> Result<Sharing, StoreError> {
-        let nested = SECTIONS.with_borrow(|roots| roots.iter().any(|root| *root == self.root));
-        let lock = if nested { None } else { self.enter()? };
-        SECTIONS.with_borrow_mut(|roots| roots.push(self.root.clone()));
-        Ok(Sharing { _lock: lock, _here: PhantomData })
+        let open = SECTIONS.with_borrow_mut(|sections| {
+            sections.retain(|section| section.strong_count() > 0);
+            sections.iter().filter_map(Weak::upgrade).find(|section| section.root == self.root)
+        });
+        if let Some(section) = open {
+            return Ok(Sharing { _section: section });
+        }
+        let section = Rc::new(Section { root: self.root.clone(), _lock: self.enter()? });
+        SECTIONS.with_borrow_mut(|sections| sections.push(Rc::downgrade(&section)));
+        Ok(Sharing { _section: section })
     }
 
     fn enter(&self) -> Result<Option<fs_err::File>, StoreError> {
@@ -214,7 +219,12 @@ impl Store {
         let mut live = self.live.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let live = match &mut *live {
             Some(live) => live,
-            none => none.insert(self.make_live()?),
+            none => match self.make_live() {
+                Ok(live) => none.insert(live),
+                // Nothing can be moved away either, by us.
+                Err(error) if error.is_read_only() => return Ok(()),
+                Err(error) => return Err(error),
+            },
         };
         Ok(fs::write_all(&mut live.file, text.as_bytes())?)
     }

@@ -24,6 +24,13 @@ pub struct KeyLock {
     file: Arc<fs_err::File>,
 }
 
+impl KeyLock {
+    /// Whether no one has taken it over, as may happen where one machine does not see another's locks.
+    pub fn holds(&self) -> bool {
+        is_at(&self.file, self.file.path()) && claim::holder(&self.file).is_some_and(|holder| holder == *Holder::me())
+    }
+}
+
 impl Drop for KeyLock {
     fn drop(&mut self) {
         claim::disclaim(&self.file);
@@ -128,7 +135,9 @@ mod tests {
         std::thread::scope(|scope| {
             let second = scope.spawn(|| store.lock_key(&key, &mut || {}).unwrap());
             std::thread::sleep(Duration::from_millis(30));
+            assert!(first.holds());
             fs::remove_file(&store.key_lock_path(&key)).unwrap();
+            assert!(!first.holds());
             drop(first);
             let second = second.join().unwrap();
             assert!(store.try_lock_key(&key).unwrap().is_none());

@@ -10,7 +10,8 @@
 //!   nodes/ab/cdef….json     node records: key → artifact, preimage, metrics, provenance
 //!   rows/SPACE/             row memos, see `rows`
 //!   partial/KEY/            scratch of unfinished attempts (checkpoints)
-//!   runs/RUN/               run.json, events.jsonl, NODE.ATTEMPT/{job.json,log.txt,result.json}
+//!   runs/RUN/               run.json, events.jsonl, NODE.ATTEMPT/{job.json,log.txt,result.json}; of `command` nodes
+//!                           NODE.ATTEMPT.log
 //!   pins/ID                 artifacts that gc keeps
 //!   quarantine/             damaged files that were replaced
 //!   live/                   one file per living process: what it needs, whatever gc thinks
@@ -18,12 +19,14 @@
 //!                           things away; `gc` and `gate`: see `live`
 //!   trash/                  what a gc moved away and is about to delete
 //!   tmp/                    what is being written
+//!   fresh/                  answers of commands that found everything fresh; can be deleted
 //!   index.sqlite            a view of the above; can be deleted
 //! ```
 //!
 //! Reading order: this file (layout, versions), `cas` (artifacts), `put` and `thin` (blobs, whole and in pieces), `checkout`
-//! (getting them out), `record` (nodes and runs), `health` (is it still what it was), `rows` (the row memo), `index` (the view), `lock` and `claim`,
-//! `live` (how runs and gc go on beside each other), `gc`, `inventory` (all of it in memory), `usage`, `verify`, `migrate`, `preview`,
+//! (getting them out), `record` (nodes and runs), `health` (is it still what it was), `fresh` (is everything), `rows` (the row
+//! memo), `index` (the view), `lock` and `claim`, `live` (how runs and gc go on beside each other), `gc`, `inventory` (all of it in
+//! memory), `usage`, `verify`, `migrate`, `preview`,
 //! `arrive` (what comes from elsewhere).
 
 use std::io::ErrorKind;
@@ -39,6 +42,7 @@ mod checkout;
 mod claim;
 mod class;
 mod error;
+mod fresh;
 mod gc;
 mod glance;
 mod hash;
@@ -64,6 +68,7 @@ pub use checkout::{Link, copy};
 pub use claim::Holder;
 pub use class::{Class, EqualToWithin, Reproduces, Tolerance, Worst};
 pub use error::StoreError;
+pub use fresh::Fresh;
 pub use gc::{Budget, By, Class as GcClass, Forgetting, Garbage, Going, Plan as GcPlan, Room, Roots, Selection};
 pub use health::{Health, Stamps};
 pub use index::{Index, Line, Lines, Maker, Order, Wanted};
@@ -79,7 +84,7 @@ pub use verify::{Finding, State, Verification};
 const FORMAT: u32 = 1;
 
 const DIRECTORIES: &[&str] =
-    &["artifacts", "external", "live", "locks", "nodes", "objects", "partial", "pins", "rows", "runs", "tmp"];
+    &["artifacts", "external", "fresh", "live", "locks", "nodes", "objects", "partial", "pins", "rows", "runs", "tmp"];
 
 /// An open store.
 #[derive(Debug)]
@@ -155,7 +160,8 @@ impl Store {
         &self.root
     }
 
-    fn tmp(&self) -> PathBuf {
+    /// Where what is being made lies until it is done.
+    pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
     }
 
@@ -196,6 +202,12 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// The sizes of the pieces that a file of tensors would be cut into; for tests.
+#[doc(hidden)]
+pub fn cuts(bytes: &[u8]) -> Option<Vec<u64>> {
+    thin::cuts(&mut &*bytes, bytes.len() as u64)
 }
 
 /// The last part of a path as text.

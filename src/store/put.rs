@@ -240,11 +240,12 @@ impl Store {
         }
         if let Some(stamp) = Stamp::of(&path)? {
             if self.knows(&path, &stamp) {
+                fs::defer(&path);
                 return Ok(true);
             }
             if stamp.size == blob.size && hash_file(&path).is_ok_and(|read| read == *blob) {
-                // Whoever put it may have been killed before its name was on the disk.
-                path.parent().map_or(Ok(()), fs::sync_directory)?;
+                // Whoever put it may not have waited for the disk yet, or been killed before.
+                fs::sync_named(&path)?;
                 if stamp.is_settled() {
                     self.trust([(path, stamp)]);
                 }

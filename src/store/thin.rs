@@ -71,7 +71,7 @@ pub(super) fn cuts(file: &mut (impl Read + ?Sized), size: u64) -> Option<Vec<u64
         }
     }
     sizes.extend((small > 0).then_some(small));
-    (8 + length + end == size).then_some(sizes)
+    (size - 8 - length == end).then_some(sizes)
 }
 
 /// A file's digest and those of its pieces, from one read.
@@ -233,7 +233,7 @@ impl Store {
             if std::fs::symlink_metadata(&recipe).is_ok() {
                 let stamp = Stamp::of(&recipe)?;
                 if fs_err::read(&recipe).is_ok_and(|there| there == bytes) {
-                    recipe.parent().map_or(Ok(()), fs::sync_directory)?;
+                    fs::sync_named(&recipe)?;
                     self.trust(stamp.filter(Stamp::is_settled).map(|stamp| (recipe, stamp)));
                     return Ok(());
                 }

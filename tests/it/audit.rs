@@ -20,12 +20,12 @@ fn a_program_that_says_so_is_held_to_it() {
     sandbox.write("p.toml", &command(&sandbox, "run = { reproducible = true }"));
     sandbox.run(&[], 0);
     let before = sandbox.files("cache");
-    let told = sandbox.sami(&["audit"]).exits(0).stdout;
+    let told = sandbox.sami(&["audit", "--pipeline", "p.toml"]).exits(0).stdout;
     assert!(told.contains("read") && told.contains("bit-exact on cpu") && told.contains("same"), "{told}");
     sandbox.write("outside", "{\"x\": 2.5}");
-    let told = sandbox.sami(&["audit", "read"]).exits(1).stdout;
+    let told = sandbox.sami(&["audit", "--pipeline", "p.toml", "read"]).exits(1).stdout;
     assert!(told.contains("DIFFERS") && told.contains("out.json `x`: 1.5 -> 2.5"), "{told}");
-    let json = sandbox.sami(&["audit", "--json"]).exits(1).json();
+    let json = sandbox.sami(&["audit", "--pipeline", "p.toml", "--json"]).exits(1).json();
     assert_eq!(json["nodes"][0]["verdict"], "differs");
     assert_eq!(json["nodes"][0]["worst"]["absolute"], 1.0);
     assert_eq!(json["nodes"][1]["verdict"], "same", "its input is what the store has");
@@ -47,7 +47,7 @@ fn a_program_that_says_nothing_is_skipped_unless_asked_for() {
     sandbox.write("outside", "{\"x\": 2.5}");
     let told = sandbox.sami(&["audit", "read"]).exits(0).stdout;
     assert!(told.contains("skipped: not reproducible: a program"), "{told}");
-    let told = sandbox.sami(&["audit", "read", "--any"]).exits(0).stdout;
+    let told = sandbox.sami(&["audit", "--pipeline", "p.toml", "read", "--any"]).exits(0).stdout;
     assert!(told.contains("differs, as it may"), "{told}");
 }
 
@@ -64,7 +64,7 @@ fn what_cannot_be_audited_is_named() {
     assert!(told.contains('x'), "{told}");
     fs_err::remove_file(sandbox.path(format!("cache/artifacts/{}/{}.json", &artifact[..2], &artifact[2..])))
         .expect("was there");
-    let told = sandbox.sami(&["audit", "below"]).exits(1).stderr;
+    let told = sandbox.sami(&["audit", "--pipeline", "p.toml", "below"]).exits(1).stderr;
     assert!(
         told.contains("`below` cannot be audited: input `inputs.x`") && told.contains("not in the cache"),
         "{told}"
@@ -116,4 +116,22 @@ fn lying(line: &str) -> String {
     let value = value.replace("\"nats\":-", "\"nats\":-1");
     let check = sami::digest::Digest::of(format!("{key} {value}").as_bytes()).short();
     format!("{key} {check} {value}")
+}
+
+#[test]
+fn a_program_runs_only_as_a_pipeline_says_that_was_named() {
+    let sandbox = Sandbox::new();
+    sandbox.write("outside", "{\"x\": 1.5}");
+    sandbox.write("p.toml", &command(&sandbox, "run = { reproducible = true }"));
+    sandbox.run(&["read"], 0);
+    let told = sandbox.sami(&["audit", "read"]).exits(0).stdout;
+    assert!(told.contains("skipped: a program runs only as a pipeline that you name says"), "{told}");
+    // A record whose command is not the pipeline's.
+    sandbox.write(
+        "p.toml",
+        &command(&sandbox, "run = { reproducible = true }").replace("out.json\"]\n", "other.json\"]\n"),
+    );
+    let told = sandbox.sami(&["audit", "read", "--pipeline", "p.toml"]).exits(0).stdout;
+    assert!(told.contains("skipped: a program"), "{told}");
+    sandbox.sami(&["audit", "read", "--set", "a=1"]).exits(2);
 }

@@ -42,12 +42,17 @@ fn a_cache_that_is_read_only() {
     assert_eq!(sandbox.read("posts.jsonl"), ROWS);
 
     let script = "mount --bind cache cache && mount -o remount,bind,ro cache || exit 99
+        $SAMI run good.toml --json > fresh.txt && $SAMI run good.toml && $SAMI plan good.toml || exit 98
         $SAMI cache ls; $SAMI cache show count; $SAMI status good.toml
         $SAMI runs; $SAMI logs count; $SAMI run bad.toml; echo code $?; $SAMI cache gc; echo code $?";
     let Some(output) = in_own_mounts(&sandbox, script).filter(|output| output.code != 99) else {
         return skipped("a read-only cache", "no mount namespaces here");
     };
     // What there is can be read and used; what would have to be written cannot.
+    assert_eq!(output.code, 0, "{output:?}");
+    let fresh: serde_json::Value =
+        serde_json::from_str(sandbox.read("fresh.txt").lines().last().expect("a line")).expect("JSON");
+    assert_eq!((&fresh["ran"], &fresh["hits"]), (&0.into(), &2.into()));
     assert!(output.stdout.contains("of pipeline good") && output.stdout.contains("good/count"), "{output:?}");
     assert_eq!(output.stdout.matches("code 1").count(), 2, "{output:?}");
     told(&output, "store::read-only", "cache", &["name another one with `--cache DIR`"]);

@@ -119,8 +119,8 @@ input inputs.text id id
     says(&sandbox, &["show", "next"], node);
     says(&sandbox, &["show", "next@2"], node);
     says(&sandbox, &["show", "small/next@2"], node);
-    says(&sandbox, &["logs", "next@1", "--run", &ids[2]], "iteration 1\nTIME INFO done: artifact ID\n");
-    says(&sandbox, &["logs", "upper"], "making it\nTIME INFO done: artifact ID\n");
+    says(&sandbox, &["logs", "next@1", "--run", &ids[2]], "iteration 1\n");
+    says(&sandbox, &["logs", "upper"], "making it\n");
     let fault = sandbox.sami(&["logs", "upper", "--run", &ids[0]]).exits(USAGE.into());
     assert!(fault.stderr.contains("it was fresh then, so it did not run"), "{}", fault.stderr);
     assert!(fault.stderr.contains(&format!("its latest log is of run {}", ids[2])), "{}", fault.stderr);

@@ -4,24 +4,25 @@ use std::path::{Path, PathBuf};
 
 /// A module may name only these and itself; `cli`, `lib` and `main` may name all.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("depth", &[]),
     ("diag", &[]),
     ("digest", &[]),
     ("env", &[]),
     ("fs", &["env"]),
     ("secret", &["env"]),
     // The name of a repository is the hub's word; what an endpoint is, the endpoint's.
-    ("pipeline", &["diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
+    ("pipeline", &["depth", "diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
     ("graph", &["diag", "digest", "pipeline"]),
     ("pieces", &["digest", "fs"]),
     ("store", &["diag", "digest", "env", "fs", "pieces"]),
-    ("lm", &["diag", "env", "fs", "pieces"]),
+    ("lm", &["depth", "diag", "env", "fs", "pieces"]),
     ("archive", &["diag", "digest", "fs", "pieces", "store"]),
     ("settings", &["diag"]),
     ("remote", &["diag", "digest", "env", "fs", "pieces", "secret", "settings", "store"]),
     ("compare", &["digest"]),
     ("hub", &["diag", "env", "fs", "secret"]),
     ("endpoint", &["diag", "env", "fs", "secret"]),
-    ("kinds", &["diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "store", "lm", "endpoint"]),
+    ("kinds", &["depth", "diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "store", "lm", "endpoint"]),
     (
         "exec",
         &["diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub", "endpoint", "kinds"],

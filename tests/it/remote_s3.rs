@@ -129,8 +129,8 @@ fn killed(server: &Ceph) {
     let pushes = until_done(&here, "push", "kill:send:2");
     sami(&here, &["remote", "--verify"]).exits(0);
     let there = project(&text, &server.remote("kill"));
-    let pulls = until_done(&there, "pull", "kill:arrive:900");
-    assert!(pushes > 1 && pulls > 1, "killed {pushes} and {pulls} times");
+    let pulls = until_done(&there, "pull", "kill:arrive:12");
+    assert!(pushes > 1 && pulls > 0, "killed {pushes} and {pulls} times");
     assert_eq!(sami(&there, &RUN).exits(0).done().ran, 0);
     there.verify();
 }
@@ -152,7 +152,7 @@ fn wrong_credentials(server: &Ceph) {
     let nowhere = server.remote("x").replace("s3://sami/", "s3://nowhere/");
     let there = project(&pipeline("true"), &nowhere);
     sami(&there, &RUN).exits(0);
-    sami(&there, &["push"]).exits(1);
+    assert!(sami(&there, &["push"]).exits(1).stderr.contains("NoSuchBucket"));
 }
 
 #[test]

@@ -240,7 +240,7 @@ fn tensors(last: u8) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.bytes());
     bytes.extend((0..SIZE).map(|at| (at % 251) as u8));
-    bytes.extend([last; SIZE]);
+    bytes.extend(std::iter::repeat_n(last, SIZE));
     bytes
 }
 

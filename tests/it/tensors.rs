@@ -32,6 +32,7 @@ steps = 1
 batch_queries = 4
 optimizer = { lr = 0.01 }
 lora = { rank = 2, targets = ["q_proj"] }
+merge = false
 
 [nodes.copy]
 kind = "command"

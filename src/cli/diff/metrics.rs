@@ -22,7 +22,7 @@ pub(super) struct MetricChange {
     pub(super) interval_after: Option<[f64; 2]>,
 }
 
-/// The metrics that differ, by name; ends of intervals stand beside what they are the ends of.
+/// The metrics that differ, those with intervals first, by name; ends of intervals stand beside what they are the ends of.
 pub(super) fn changes(before: &Map<String, Value>, after: &Map<String, Value>) -> Vec<MetricChange> {
     let names = before.keys().chain(after.keys().filter(|name| !before.contains_key(*name)));
     let mut changes: Vec<MetricChange> = names
@@ -36,7 +36,9 @@ pub(super) fn changes(before: &Map<String, Value>, after: &Map<String, Value>) -
             interval_after: interval(after, name),
         })
         .collect();
-    changes.sort_by(|one, other| one.name.cmp(&other.name));
+    // What has an interval is what was asked for; the rest says how it came about.
+    let has_none = |change: &MetricChange| change.interval_before.or(change.interval_after).is_none();
+    changes.sort_by(|one, other| (has_none(one), &one.name).cmp(&(has_none(other), &other.name)));
     changes
 }
 
@@ -103,16 +105,16 @@ mod tests {
         let changes = changes(&before, &after);
         assert_eq!(
             changes.iter().map(|change| change.name.as_str()).collect::<Vec<_>>(),
-            ["new", "rows", "win_rate.a"]
+            ["win_rate.a", "new", "rows"]
         );
-        assert_eq!(changes[2].interval_after, Some([0.55, 0.7]));
+        assert_eq!(changes[0].interval_after, Some([0.55, 0.7]));
         let shown = table(changes.iter().map(|change| ("", change)), 9);
         assert_eq!(
             shown,
             "metric      before  95%                after  95%                change\n".to_owned()
+                + "win_rate.a  0.5000  0.4000 to 0.6000  0.6250  0.5500 to 0.7000  +0.1250\n"
                 + "new              -                         2\n"
                 + "rows           500                       480                        -20\n"
-                + "win_rate.a  0.5000  0.4000 to 0.6000  0.6250  0.5500 to 0.7000  +0.1250\n"
         );
         assert!(table(changes.iter().map(|change| ("", change)), 1).ends_with("… 2 more; `--json` has all\n"));
     }

@@ -1,15 +1,20 @@
 //! An attempt from its start to its end, as the loop sees it.
 
-use super::{Scheduler, Stop};
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use super::{GATHER, LISTING, MOST_TOGETHER, MOST_UNLISTED, Scheduler, Stop};
 use crate::digest::Digest;
 use crate::exec::attempt::{Attempt, Fault, Given, Made, Start};
+use crate::exec::commit;
 use crate::exec::job::{JobResult, Word};
 use crate::exec::phase::Phase;
 use crate::exec::records::Found;
 use crate::exec::room::Place;
+use crate::exec::tolerance;
 use crate::exec::verified::check_inputs;
 use crate::exec::{Event, ExecError, Reason};
-use crate::store::AttemptRecord;
+use crate::store::{AttemptRecord, NodeRecord, StoreError};
 
 impl Scheduler<'_> {
     /// Starts an attempt at a ready node, unless its key turns out to be worked on or done.
@@ -66,7 +71,8 @@ impl Scheduler<'_> {
             stamps: &self.plan.records.stamps,
             serial: self.serial,
         };
-        let attempt = Attempt::start(&start, Given { node, number, reason, recipe, place, lock, allowance })?;
+        let given = Given { node, number, reason, recipe, place, lock, allowance };
+        let attempt = Attempt::start(&start, given, &mut self.idle)?;
         self.ledger.begin(self.serial, asking, allowance);
         let event = Event::NodeStart {
             node: self.pipeline.nodes[node].name.clone(),
@@ -84,18 +90,8 @@ impl Scheduler<'_> {
         self.tell(&event)
     }
 
-    /// The artifact that another process has recorded under a key since this one began at it.
-    fn done_elsewhere(&mut self, key: &Digest, reason: &Reason) -> Result<Option<Digest>, ExecError> {
-        if *reason == Reason::Forced {
-            return Ok(None);
-        }
-        let (found, _) = self.plan.records.find_afresh(self.store, self.index, key)?;
-        Ok(if let Found::Whole(artifact) = found { Some(artifact) } else { None })
-    }
-
     /// Takes a worker's word.
-    pub(super) fn hear(&mut self, attempt: u64, word: Word) -> Result<(), ExecError> {
-        let serial = attempt;
+    pub(super) fn hear(&mut self, serial: u64, word: Word) -> Result<(), ExecError> {
         let Some(attempt) = self.running.get_mut(&serial) else { return Ok(()) };
         match word {
             Word::Used(usage) => {
@@ -106,9 +102,14 @@ impl Scheduler<'_> {
                 self.ledger.spent(serial, spent);
                 Ok(())
             }
+            Word::Last => {
+                attempt.last = true;
+                Ok(())
+            }
             Word::Result(result) => {
                 attempt.result = Some(result);
-                Ok(())
+                // Of the others the end follows when their workers end.
+                if attempt.is_light() { self.end(serial) } else { Ok(()) }
             }
             Word::Progress(progress) => {
                 self.ledger.progress(serial, progress.done, progress.total);
@@ -119,13 +120,11 @@ impl Scheduler<'_> {
         }
     }
 
-    /// An attempt is over: records what it made, or what went wrong.
-    pub(super) fn end(&mut self, attempt: u64) -> Result<(), ExecError> {
-        let serial = attempt;
+    /// An attempt is over: has what it made recorded, or tells what went wrong.
+    pub(super) fn end(&mut self, serial: u64) -> Result<(), ExecError> {
         let Some(mut attempt) = self.running.remove(&serial) else { return Ok(()) };
         let (node, key) = (attempt.node, attempt.recipe.key);
-        let twins = self.keys.remove(&key).unwrap_or_default();
-        let ended = attempt.end()?;
+        let ended = attempt.end(&mut self.idle)?;
         self.room.leave(&attempt.place);
         let seconds = ended.seconds;
         let name = self.pipeline.nodes[node].name.clone();
@@ -136,7 +135,7 @@ impl Scheduler<'_> {
             JobResult::Failed { what, .. } if !told => ("failed", Some(what.clone())),
             JobResult::Failed { .. } | JobResult::Interrupted => ("interrupted", None),
         };
-        self.index.add_attempt(&AttemptRecord {
+        self.unlisted.attempts.push(AttemptRecord {
             run: self.journal.run().to_owned(),
             node: name.clone(),
             attempt: attempt.number,
@@ -146,18 +145,20 @@ impl Scheduler<'_> {
             seconds,
             directory: ended.directory,
         });
-        // Someone may have taken this process for dead, and done the work meanwhile.
-        let elsewhere = match &ended.result {
-            JobResult::Failed { .. } if !told => self.done_elsewhere(&key, &attempt.reason)?,
-            _ => None,
-        };
         match ended.result {
-            JobResult::Done { artifact, metrics, put } => {
+            JobResult::Done { artifact, metrics, put, unsettled } => {
                 self.store.trust(put);
                 let made =
                     Made { pipeline: self.pipeline, run: self.journal.run(), host: &self.host, artifact, metrics };
-                let record = attempt.record(made, seconds);
-                self.commit(node, record)?;
+                let mut record = attempt.record(made, seconds);
+                let tolerance = self.pipeline.nodes[node].tolerance;
+                let records = &mut self.plan.records;
+                let latest = records.latest(&record.node).copied();
+                tolerance::settle(self.store, &mut records.stamps, tolerance, latest.as_ref(), &mut record)?;
+                self.made.push(commit::Made { attempt: serial, record, unsettled, since: Instant::now() });
+                // Until it is recorded, no one else begins at the key.
+                self.committing.insert(serial, attempt);
+                return Ok(());
             }
             JobResult::Failed { .. } | JobResult::Interrupted if told => {
                 self.phases[node] = Phase::Stopped { key, seconds };
@@ -169,17 +170,16 @@ impl Scheduler<'_> {
                 self.phases[node] = Phase::Failed { key, seconds };
                 self.fail(node, Fault::of(&attempt.log, attempt.number, what.to_owned(), Some(help.to_owned())))?;
             }
-            JobResult::Failed { .. } if elsewhere.is_some() => {
-                if let Some(artifact) = elsewhere {
-                    self.hit(node, key, artifact)?;
-                    self.settle(node)?;
-                }
+            // Someone took this process for dead, and its files away, and does the work now.
+            JobResult::Failed { .. } if !attempt.lock.holds() => {
+                self.phases[node] = Phase::Held { key, reason: attempt.reason.clone() };
+                self.held.insert(node);
             }
             JobResult::Failed { what, help } => {
                 let retries = self.pipeline.nodes[node].run.retries.unwrap_or(0);
                 let fault = Fault::of(&attempt.log, attempt.number, what, help);
                 if attempt.number <= retries && self.stop == Stop::No {
-                    self.phases[node] = Phase::Ready { key, reason: attempt.reason };
+                    self.phases[node] = Phase::Ready { key, reason: attempt.reason.clone() };
                     self.tell(&fault.event(name, true))?;
                     self.enqueue(node);
                 } else {
@@ -188,11 +188,83 @@ impl Scheduler<'_> {
                 }
             }
         }
-        // Not before, so that no one else begins at the key while its record is not there.
+        self.release(attempt);
+        Ok(())
+    }
+
+    /// Lets others begin at the key of an attempt that is over.
+    fn release(&mut self, attempt: Attempt) {
+        let twins = self.keys.remove(&attempt.recipe.key).unwrap_or_default();
         drop(attempt.lock);
         for twin in twins {
             self.enqueue(twin);
         }
+    }
+
+    /// Has what was made recorded, unless that is being done for what was made before: what ends in the meantime is recorded
+    /// together. So is, for a moment, what ends while no one has to wait for it.
+    pub(super) fn hand_over(&mut self, batches: &Sender<Vec<commit::Made>>) {
+        let Some(first) = self.made.first() else { return };
+        let busy = !self.running.is_empty() && self.ready.values().any(|nodes| !nodes.is_empty());
+        let gather = busy && self.made.len() < MOST_TOGETHER && first.since.elapsed() < GATHER;
+        if !gather && !self.is_committing {
+            // The thread that takes them lives as long as the loop.
+            self.is_committing = batches.send(std::mem::take(&mut self.made)).is_ok();
+        }
+    }
+
+    /// What attempts made is recorded: it is true now that they succeeded.
+    pub(super) fn committed(
+        &mut self,
+        attempts: &[u64],
+        done: Result<Vec<(NodeRecord, Digest)>, StoreError>,
+    ) -> Result<(), ExecError> {
+        self.is_committing = false;
+        let attempts: Vec<Attempt> = attempts.iter().filter_map(|attempt| self.committing.remove(attempt)).collect();
+        let records = done?;
+        for (attempt, record) in attempts.iter().zip(&records) {
+            self.unlisted.nodes.push((self.pipeline.nodes[attempt.node].name.clone(), record.0.clone()));
+        }
+        self.list(false);
+        for (attempt, (record, made)) in attempts.into_iter().zip(records) {
+            self.succeed(attempt.node, record, made)?;
+            self.release(attempt);
+        }
         Ok(())
+    }
+
+    /// Tells the index of what it has not been told yet, if that is much or a while ago, or `now`.
+    pub(super) fn list(&mut self, now: bool) {
+        let Unlisted { attempts, nodes, since } = &self.unlisted;
+        if attempts.is_empty() && nodes.is_empty() || !now && nodes.len() < MOST_UNLISTED && since.elapsed() < LISTING {
+            return;
+        }
+        let latest = nodes.iter().map(|(name, record)| (name.clone(), record.key)).collect();
+        self.index.together(|index| {
+            attempts.iter().for_each(|attempt| index.add_attempt(attempt));
+            nodes.iter().for_each(|(_, record)| index.add_node(record));
+            index.set_latest(&self.pipeline.name, &latest);
+        });
+        self.unlisted = Unlisted::default();
+    }
+}
+
+/// What the index has not been told of: a transaction costs as much as a short node.
+pub(super) struct Unlisted {
+    attempts: Vec<AttemptRecord>,
+    /// Nodes by name, with the records that hold.
+    nodes: Vec<(String, NodeRecord)>,
+    since: Instant,
+}
+
+impl Default for Unlisted {
+    fn default() -> Self {
+        Self { attempts: Vec::new(), nodes: Vec::new(), since: Instant::now() }
+    }
+}
+
+impl Unlisted {
+    pub(super) fn is_empty(&self) -> bool {
+        self.attempts.is_empty() && self.nodes.is_empty()
     }
 }

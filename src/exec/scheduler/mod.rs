@@ -15,17 +15,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use crate::exec::attempt::Attempt;
+use crate::exec::commit::{Made, commit_all};
 use crate::exec::device::devices;
 use crate::exec::elsewhere::Seeker;
 use crate::exec::interrupt::Interrupts;
 use crate::exec::ledger::Ledger;
 
 use crate::digest::Digest;
-use crate::exec::journal::{Journal, sweep};
-use crate::exec::local::Message;
+use crate::exec::journal::{Journal, sweep, sweep_slots};
+use crate::exec::local::{Message, Worker};
 use crate::exec::phase::{Phase, phases};
 use crate::exec::record::{host, run_nodes};
-use crate::exec::records::Records;
 use crate::exec::room::{Full, Room, Wish, is_light};
 use crate::exec::{Event, ExecError, Plan, RunOptions, State, Summary};
 use crate::graph::Graph;
@@ -37,8 +37,20 @@ mod budget;
 mod repair;
 mod settle;
 
+use attempts::Unlisted;
+
 /// How often a key is tried that another process works at.
 const TICK: Duration = Duration::from_millis(50);
+
+/// How long what an attempt made may wait for that of others, to be recorded together with it.
+const GATHER: Duration = Duration::from_millis(10);
+/// How many may wait so.
+const MOST_TOGETHER: usize = 32;
+
+/// How long the index is not told of what was done.
+const LISTING: Duration = Duration::from_millis(300);
+/// How many nodes it is not told of.
+const MOST_UNLISTED: usize = 128;
 
 /// How far the run is from going on as it should.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,13 +77,18 @@ pub fn run(
     report: &mut dyn FnMut(&Event),
 ) -> Result<Summary, ExecError> {
     let devices = devices(pipeline, &options.device, !options.gpus.is_empty())?;
-    let journal = Journal::begin(pipeline, store, &options.file)?;
+    let journal = Journal::begin(&pipeline.name, &pipeline.params, store, &options.file)?;
     let (outbox, inbox) = channel();
     let scheduler = Scheduler {
         phases: phases(pipeline, plan),
         place: vec![0; pipeline.nodes.len()],
         room: Room::new(options.threads, options.jobs, &options.gpus),
         running: BTreeMap::new(),
+        idle: Vec::new(),
+        made: Vec::new(),
+        committing: BTreeMap::new(),
+        is_committing: false,
+        unlisted: Unlisted::default(),
         ready: BTreeMap::new(),
         held: BTreeSet::new(),
         waited: BTreeSet::new(),
@@ -96,7 +113,12 @@ pub fn run(
         host: host(),
         report,
     };
-    scheduler.drive()
+    let (batches, taken) = channel();
+    std::thread::scope(|scope| {
+        let outbox = scheduler.outbox.clone();
+        scope.spawn(move || commit_all(store, &taken, &outbox));
+        scheduler.drive(batches)
+    })
 }
 
 struct Scheduler<'a> {
@@ -124,6 +146,15 @@ struct Scheduler<'a> {
     /// Keys that attempts of this run are at, and nodes that wait for them because they have the same key.
     keys: HashMap<Digest, Vec<usize>>,
     running: BTreeMap<u64, Attempt>,
+    /// Workers that take further jobs and have none.
+    idle: Vec<Worker>,
+    /// What attempts made that no one has begun to record.
+    made: Vec<Made>,
+    /// Attempts that succeeded and are not recorded yet.
+    committing: BTreeMap<u64, Attempt>,
+    /// Whether some are being recorded.
+    is_committing: bool,
+    unlisted: Unlisted,
     /// Attempts made, by node.
     numbers: HashMap<usize, u32>,
     serial: u64,
@@ -138,7 +169,7 @@ struct Scheduler<'a> {
 }
 
 impl Scheduler<'_> {
-    fn drive(mut self) -> Result<Summary, ExecError> {
+    fn drive(mut self, batches: Sender<Vec<Made>>) -> Result<Summary, ExecError> {
         for (place, node) in self.plan.order.iter().enumerate() {
             self.place[*node] = place;
         }
@@ -154,6 +185,7 @@ impl Scheduler<'_> {
             threads: self.options.threads,
         };
         self.tell(&start)?;
+        sweep_slots(self.store)?;
         let mut interrupts = None;
         if !ready.is_empty() {
             interrupts = Some(Interrupts::forward(self.outbox.clone())?);
@@ -165,7 +197,7 @@ impl Scheduler<'_> {
             self.enqueue(node);
         }
         loop {
-            let turn = self.turn();
+            let turn = self.turn(&batches);
             match turn {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -177,25 +209,35 @@ impl Scheduler<'_> {
             }
         }
         drop(interrupts);
+        for mut worker in self.idle.drain(..) {
+            worker.wait()?;
+        }
         self.finish()
     }
 
     /// Starts what there is room for, then waits for one message. Returns whether there is more to wait for.
-    fn turn(&mut self) -> Result<bool, ExecError> {
+    fn turn(&mut self, batches: &Sender<Vec<Made>>) -> Result<bool, ExecError> {
         self.fill()?;
+        self.hand_over(batches);
         self.journal.flush()?;
         let waits = !self.held.is_empty() || self.seeker.is_open();
-        if self.running.is_empty() && (!waits || self.stop > Stop::No) {
+        if self.running.is_empty() && self.committing.is_empty() && (!waits || self.stop > Stop::No) {
             return Ok(false);
         }
-        let tick = (!self.held.is_empty()).then_some(TICK);
-        let message = match tick.into_iter().chain(self.ledger.next()).min() {
+        let patience = [
+            (!self.held.is_empty()).then_some(TICK),
+            (!self.unlisted.is_empty()).then_some(LISTING),
+            (!self.made.is_empty() && !self.is_committing).then_some(GATHER),
+            self.ledger.next(),
+        ];
+        let message = match patience.into_iter().flatten().min() {
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(patience) => self.inbox.recv_timeout(patience),
         };
         match message {
             Ok(Message::Word { attempt, word }) => self.hear(attempt, word)?,
             Ok(Message::Gone { attempt }) => self.end(attempt)?,
+            Ok(Message::Committed { attempts, done }) => self.committed(&attempts, *done)?,
             Ok(Message::Interrupt) => {
                 let again = self.stop >= Stop::Interrupted;
                 self.slow_down(if again { Stop::Killed } else { Stop::Interrupted });
@@ -212,6 +254,7 @@ impl Scheduler<'_> {
                 for node in std::mem::take(&mut self.held) {
                     self.enqueue(node);
                 }
+                self.list(false);
             }
         }
         self.keep_to_budget()?;
@@ -278,11 +321,12 @@ impl Scheduler<'_> {
         self.index.set_latest(&self.pipeline.name, &latest);
         self.index.save_stamps(&records.stamps);
         // Not to stand in memory beside the run's record, which is as large.
-        *records = Records::default();
+        records.shrink();
     }
 
     /// Records the run and tells that it is over.
     fn finish(mut self) -> Result<Summary, ExecError> {
+        self.list(true);
         self.remember();
         let nodes = run_nodes(self.pipeline, &self.phases, &self.index.figures());
         let mut summary =

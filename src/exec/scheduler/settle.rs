@@ -1,30 +1,19 @@
 //! What an attempt's end means for the other nodes: those that waited for what it made, and those that never get it.
 
-use std::collections::BTreeMap;
-
 use super::{Scheduler, Stop};
 use crate::digest::Digest;
 use crate::exec::attempt::Fault;
 use crate::exec::phase::Phase;
-use crate::exec::tolerance;
 use crate::exec::{Event, ExecError, Reason, State};
 use crate::store::NodeRecord;
 
 impl Scheduler<'_> {
-    /// Makes it true that an attempt succeeded: its node's record goes into the store, then into the index.
-    pub(super) fn commit(&mut self, node: usize, mut record: NodeRecord) -> Result<(), ExecError> {
-        let tolerance = self.pipeline.nodes[node].tolerance;
-        let records = &mut self.plan.records;
-        let latest = records.latest(&record.node).copied();
-        tolerance::settle(self.store, &mut records.stamps, tolerance, latest.as_ref(), &mut record)?;
-        let (key, made) = (record.key, record.artifact);
-        // The first artifact under a key stays as long as it is whole, and so do its figures.
-        let record = self.store.put_node(&record)?.unwrap_or(record);
-        self.store.clear_partial(&key)?;
+    /// A node's record is in the store: tells so. `made` is what its attempt made, which is not what is recorded if another
+    /// was first.
+    pub(super) fn succeed(&mut self, node: usize, record: NodeRecord, made: Digest) -> Result<(), ExecError> {
         self.plan.records.add(&record);
-        self.index.add_node(&record);
-        self.index.set_latest(&self.pipeline.name, &BTreeMap::from([(record.node.clone(), key)]));
         crate::fs::kill_point("finish");
+        let key = record.key;
         let artifact = self.plan.handed_down(self.pipeline, self.store, node, &record)?;
         let equal_to_within = record.equal_to_within.filter(|equal| equal.artifact == artifact);
         let NodeRecord { seconds, metrics, .. } = record;

@@ -50,9 +50,12 @@ impl<'a> Sweep<'a> {
         // An index that cannot be opened is made again without them. Before they are deleted, and when a step failed, too: an
         // index that knows what is neither in its place nor in the trash would mean that it was lost.
         if let Ok(mut index) = Index::open(store) {
+            store.forget_answers()?;
             index.forget(&gone.iter().fold(Gone::default(), Gone::with));
         }
         stepped?;
+        // They may say of a node that it is fresh whose record is gone.
+        store.forget_answers()?;
         // No record comes back after the power went when the objects that it stands on do not.
         fs::sync_system(&store.root)?;
         store.empty_trash()?;

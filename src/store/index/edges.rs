@@ -1,6 +1,6 @@
 //! Everything that the index knows of artifacts and records, in the order of ids: what an inventory is made of.
 
-use super::{Index, digest, existing};
+use super::{Index, digest};
 use crate::digest::Digest;
 use crate::store::{Store, StoreError};
 
@@ -43,7 +43,7 @@ impl Index {
         self.connection.path().filter(|path| !path.is_empty())?;
         let path = store.root().join("index.sqlite");
         let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-        existing(&path, flags).ok().flatten().map(|connection| Self { connection })
+        Self::existing(&path, flags).ok().flatten()
     }
 
     /// Ids of artifacts, in order.
@@ -65,10 +65,10 @@ impl Index {
         Ok(())
     }
 
-    /// Hands on all records, in the order of keys, each with its inputs.
+    /// Hands on all records, in the order of keys, each with its inputs, and with the artifact that its own counts as.
     pub(in crate::store) fn each_node(&self, mut see: impl FnMut(&NodeEdges<'_>, &[Digest])) -> Result<(), StoreError> {
         let mut nodes = self.connection.prepare(
-            "SELECT key, artifact, pipeline, node, kind, run, started, seconds, device, price, bytes
+            "SELECT key, artifact, pipeline, node, kind, run, started, seconds, device, price, bytes, equal
                 FROM nodes ORDER BY key",
         )?;
         let mut inputs = self.connection.prepare("SELECT key, artifact FROM inputs ORDER BY key")?;
@@ -95,6 +95,9 @@ impl Index {
                     Some(row) => Some((digest(row, 0)?, digest(row, 1)?)),
                     None => break,
                 };
+            }
+            if let Some(equal) = row.get::<_, Option<[u8; 32]>>(11)? {
+                taken.push(Digest::from_bytes(equal));
             }
             let node = NodeEdges {
                 key,

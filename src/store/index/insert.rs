@@ -26,7 +26,8 @@ pub(super) fn made_since(time: jiff::Timestamp) -> i64 {
 
 /// Adds a record, of a file with so many bytes if that is known.
 pub(super) fn insert_node(connection: &Connection, record: &NodeRecord, length: Option<u64>) -> rusqlite::Result<()> {
-    let insert = "INSERT OR REPLACE INTO nodes VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
+    let insert =
+        "INSERT OR REPLACE INTO nodes VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
     let metrics =
         if record.metrics.is_empty() { "{}".to_owned() } else { Value::Object(record.metrics.clone()).to_string() };
     connection.prepare_cached(insert)?.execute(params![
@@ -44,6 +45,7 @@ pub(super) fn insert_node(connection: &Connection, record: &NodeRecord, length: 
         record.price(),
         made(&record.run, &record.started),
         length.unwrap_or(0) as i64,
+        record.equal_to_within.as_ref().map(|equal| bytes(&equal.artifact)),
     ])?;
     for (field, artifact) in &record.inputs {
         connection.prepare_cached("INSERT OR REPLACE INTO inputs VALUES (?1, ?2, ?3)")?.execute(params![

@@ -167,11 +167,11 @@ fn listed(store: &Store, wanted: &Wanted) -> Lines {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_index_says_what_the_files_say(
-        all in proptest::collection::vec(happens(), 1..40),
+        all in proptest::collection::vec(happens(), 1..25),
         asked in proptest::collection::vec(wanted(), 6),
         keep_runs in 0..3_usize,
         latest in any::<bool>(),
@@ -191,12 +191,14 @@ proptest! {
         let (by_index, by_files) = (store.preview_gc(&mut index, &roots).unwrap(), store.plan_gc(&roots).unwrap());
         prop_assert_eq!(&by_index, &by_files);
         // One that is made anew says the same.
-        let rebuilt = Index::rebuild(&store).unwrap();
+        let mut rebuilt = Index::rebuild(&store).unwrap();
         for wanted in &asked {
             prop_assert_eq!(index.list(wanted), rebuilt.list(wanted));
         }
         let garbage = store.collect(&roots, &mut |_| true, &mut || {}).unwrap().unwrap();
         prop_assert_eq!(garbage, by_files.garbage);
+        // The old one is nobody's any more, and SQLite does not write to it.
+        let index = &mut rebuilt;
         index.catch_up(&store).unwrap();
         let all = Wanted { last: 1000, ..Wanted::default() };
         prop_assert_eq!(index.list(&all), listed(&store, &all));

@@ -2,21 +2,22 @@
 
 use rusqlite::OpenFlags;
 
-use super::{Index, existing};
+use super::Index;
 use crate::store::Store;
 
 impl Index {
     /// The index if there is one, as it is; errs in words if it is damaged.
     pub(in crate::store) fn look(store: &Store) -> Result<Option<Self>, String> {
         let path = store.root().join("index.sqlite");
-        let open = |flags| existing(&path, flags).map_err(|error| error.to_string());
+        let open = |flags| Self::existing(&path, flags).map_err(|error| error.to_string());
         let opened = match open(OpenFlags::SQLITE_OPEN_READ_WRITE) {
-            Ok(Some(connection)) => Some(connection),
+            Ok(Some(index)) => Some(index),
             _ => open(OpenFlags::SQLITE_OPEN_READ_ONLY)?,
         };
-        let Some(connection) = opened else { return Ok(None) };
-        match connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0)) {
-            Ok(said) if said == "ok" => Ok(Some(Self { connection })),
+        let Some(index) = opened else { return Ok(None) };
+        let said = index.connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0));
+        match said {
+            Ok(said) if said == "ok" => Ok(Some(index)),
             Ok(said) => Err(said),
             Err(error) => Err(error.to_string()),
         }

@@ -94,3 +94,18 @@ fn names_and_prefixes_resolve() {
     assert!(matches!(index.resolve(&store, "nothing"), Err(StoreError::Unknown(_))));
     assert!(matches!(index.resolve(&store, "ffffffffffff"), Err(StoreError::Unknown(_))));
 }
+
+#[test]
+fn what_is_written_after_the_index_was_replaced_is_in_the_new_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled(directory.path());
+    let mut open = Index::open(&store).unwrap();
+    let keys = BTreeMap::from([("n".to_owned(), records[0].key)]);
+    drop(Index::rebuild(&store).unwrap());
+    open.set_latest("another", &keys);
+    assert_eq!(Index::open(&store).unwrap().latest_keys("another").len(), 1);
+    // One that is taken away altogether is no error.
+    fs::remove_file(&store.root().join("index.sqlite")).unwrap();
+    open.set_latest("third", &keys);
+    assert!(Index::open(&store).unwrap().latest_keys("third").is_empty());
+}

@@ -303,7 +303,15 @@ impl Sight<'_> {
                 continue;
             }
             for path in fs::list(&space)? {
-                if path.extension().is_none_or(|extension| extension != "jsonl") {
+                let name = name(&path);
+                // Beside the rows lies what can be made again, or tells people of them.
+                if name.ends_with(".idx")
+                    || ["space.json", "uses", "lock"].contains(&name.as_str())
+                    || name.starts_with('.')
+                {
+                    continue;
+                }
+                if !name.ends_with(".jsonl") {
                     self.fault(State::Foreign, "rows", &path, "no segment of a row memo");
                 } else if lines(&path, is_row)? {
                     self.fault(State::Damaged, "rows", &path, "rows in it are computed again");
