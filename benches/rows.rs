@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench rows -- [ROWS…]` (default 100000 1000000): a space of so many rows as `score` keeps them, in 16
 //! segments; it is opened, and 100,000 rows in an order by chance are looked up and read. Figures are wall seconds and bytes
-//! in memory a row. Then a dataset of 600 queries and one that has 10% more through `generate` and `score`, in CPU seconds of
+//! in memory a row. Then a dataset of 2,000 queries and one that has 10% more through `generate` and `score`, in CPU seconds of
 //! the whole process tree: all of the larger one in an empty cache, and what is new of it where the smaller one was done.
 
 use std::path::Path;
@@ -16,7 +16,7 @@ use sami::store::rows::{About, NewRow};
 /// Rows that are looked up.
 const LOOKED_UP: u64 = 100_000;
 /// Queries of the smaller dataset.
-const QUERIES: usize = 600;
+const QUERIES: usize = 2000;
 
 fn key(n: u64) -> Digest {
     Digest::of(&n.to_le_bytes())
@@ -88,7 +88,7 @@ fn pipeline(queries: usize) -> String {
 [datasets.documents]
 make = {{ rows = 64, seed = 1, template = '''{{"text": {{{{ ("rules : be brief . q : is it a " ~ choose(["saw", "cat", "pear"]) ~ " a : yes .") | tojson }}}}}}''' }}
 [datasets.all]
-make = {{ rows = 2000, seed = 2, template = '''{{"query": "is it a {{{{ choose(["saw", "cat", "pear"]) }}}}"}}''' }}
+make = {{ rows = 4000, seed = 2, template = '''{{"query": "is it a {{{{ choose(["saw", "cat", "pear"]) }}}}"}}''' }}
 [models.blank]
 init = {{ hidden_size = 128, layers = 4, heads = 4, max_positions = 256, tokenizer = {{ from = "documents" }} }}
 [nodes.constitutions]
