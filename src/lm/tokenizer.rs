@@ -92,6 +92,8 @@ impl Tokenizer {
         };
         let malformed =
             |error: tokenizers::Error| LmError::Malformed { file: TOKENIZER.to_owned(), what: error.to_string() };
+        // The crate panics on some texts that end in the middle.
+        serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).map_err(|error| malformed(error.into()))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(malformed)?;
         // Cutting off and filling up are the business of who makes a batch.
         inner.with_truncation(None).map_err(failed("cannot be set up"))?;

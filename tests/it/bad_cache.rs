@@ -44,7 +44,7 @@ fn a_cache_that_is_read_only() {
     let script = "mount --bind cache cache && mount -o remount,bind,ro cache || exit 99
         $SAMI run good.toml --json > fresh.txt && $SAMI run good.toml && $SAMI plan good.toml || exit 98
         $SAMI cache ls; $SAMI cache show count; $SAMI status good.toml
-        $SAMI runs; $SAMI logs count; $SAMI run bad.toml; echo code $?; $SAMI cache gc; echo code $?";
+        $SAMI runs; $SAMI logs count; $SAMI run bad.toml; echo code $?; $SAMI cache gc --yes; echo code $?";
     let Some(output) = in_own_mounts(&sandbox, script).filter(|output| output.code != 99) else {
         return skipped("a read-only cache", "no mount namespaces here");
     };

@@ -100,6 +100,7 @@ next@2 command ran SECONDS id
 node next@2 of pipeline small, kind command
 key ID
 made TIME in TOOK on HOST
+again not reproducible: a program, of which `run.reproducible` does not say that it is
 run RUN attempt 1
 inputs inputs.text = id files of next@1
 recipe args = [\"-c\",\"cat {input.text}/*.txt > text.txt; echo bye >> text.txt; echo iteration 2\"]
@@ -147,6 +148,7 @@ artifact ID
 node upper of pipeline small, kind command
 key ID
 made TIME in TOOK on HOST
+again not reproducible: a program, of which `run.reproducible` does not say that it is
 run RUN attempt 1
 inputs inputs.rows = id dataset
 recipe args = [\"-c\",\"tr a-z A-Z < {input.rows}/rows.jsonl > upper.txt; echo '{\\\"lines\\\": 3, \\\"sh…
@@ -247,7 +249,7 @@ fn json_has_the_shapes_that_scripts_know() {
     assert_eq!(keys(&log), ["attempt", "log", "node", "path", "run"]);
     assert!(log["log"].as_str().expect("text").starts_with("making it\n"));
     let list = json(&["cache", "ls"]);
-    let line_keys = ["artifact", "files", "key", "node", "pipeline", "run", "size", "started", "type"];
+    let line_keys = ["artifact", "class", "files", "key", "node", "pipeline", "run", "size", "started", "type"];
     assert_eq!((list.as_array().map(Vec::len), keys(&list[0])), (Some(6), line_keys.to_vec()));
     assert_eq!(list[5]["node"], Value::Null);
     let shown = json(&["cache", "show", "upper"]);

@@ -44,7 +44,7 @@ fn a_store_of_version_1_is_whole_and_all_in_it_is_used() {
         "[nodes.x]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-c\", \"echo > {output}/x\"]\n",
     );
     sandbox.sami(&["run", "other.toml"]).exits(0);
-    sandbox.sami(&["cache", "gc", "--keep-runs", "1"]).exits(0);
+    sandbox.sami(&["cache", "gc", "--keep-runs", "1", "--yes"]).exits(0);
     sandbox.verify();
     fresh(&sandbox.run(&[], 0));
 }

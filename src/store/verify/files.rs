@@ -298,6 +298,10 @@ impl Sight<'_> {
     /// Row memos: whether each line has the digest that it says.
     pub(super) fn rows(&mut self) -> Result<(), StoreError> {
         for space in fs::list(&self.store.root.join("rows"))? {
+            // What the memo's bound keeps for itself.
+            if name(&space).starts_with('.') {
+                continue;
+            }
             if !space.is_dir() || name(&space).parse::<Digest>().is_err() {
                 self.fault(State::Foreign, "rows", &space, "its name is no digest");
                 continue;
