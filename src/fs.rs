@@ -58,6 +58,12 @@ pub fn now() -> jiff::Timestamp {
     now.checked_add(jiff::SignedDuration::from_secs(shift)).unwrap_or(now)
 }
 
+/// [`now`] as the standard library has it, to compare times of files with.
+pub fn system_now() -> std::time::SystemTime {
+    let nanoseconds = u64::try_from(now().as_nanosecond()).unwrap_or_default();
+    std::time::UNIX_EPOCH + std::time::Duration::from_nanos(nanoseconds)
+}
+
 /// Writes a file whole or not at all: beside its place, to the disk, then renamed.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_atomic_via(path.parent().unwrap_or(Path::new(".")), path, bytes)
@@ -197,7 +203,8 @@ pub fn create(path: &Path) -> io::Result<File> {
 
 /// Writes a block to a file that is open.
 pub fn write_all(file: &mut File, block: &[u8]) -> io::Result<()> {
-    change(&file.path().to_owned(), || file.write_all(block))
+    let path = file.path().to_owned();
+    change(&path, || file.write_all(block))
 }
 
 /// Copies `reader` into a new file, handing each block to `see`, and waits until the disk has it.

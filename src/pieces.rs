@@ -63,7 +63,7 @@ impl Recipe {
 #[derive(Debug)]
 pub struct Pieces {
     /// Each piece, where it begins and where it ends.
-    pieces: Vec<(PathBuf, u64, u64)>,
+    files: Vec<(PathBuf, u64, u64)>,
     at: u64,
     open: Option<(usize, File)>,
 }
@@ -73,7 +73,7 @@ pub fn open(path: &Path) -> io::Result<Pieces> {
     if !Recipe::is_at(path) {
         let file = fs::open(path)?;
         let size = file.metadata()?.len();
-        return Ok(Pieces { pieces: vec![(path.to_owned(), 0, size)], at: 0, open: Some((0, file)) });
+        return Ok(Pieces { files: vec![(path.to_owned(), 0, size)], at: 0, open: Some((0, file)) });
     }
     let mut end = 0;
     let placed = |(path, size): (PathBuf, u64)| {
@@ -82,25 +82,25 @@ pub fn open(path: &Path) -> io::Result<Pieces> {
         (path, start, end)
     };
     let pieces = Recipe::read(path)?.pieces(path).into_iter().map(placed).collect();
-    Ok(Pieces { pieces, at: 0, open: None })
+    Ok(Pieces { files: pieces, at: 0, open: None })
 }
 
 impl Pieces {
     /// Bytes in all.
     pub fn size(&self) -> u64 {
-        self.pieces.last().map_or(0, |(_, _, end)| *end)
+        self.files.last().map_or(0, |(_, _, end)| *end)
     }
 
     /// The files that the bytes lie in, each with its size, in order.
     pub fn files(&self) -> impl ExactSizeIterator<Item = (&Path, u64)> {
-        self.pieces.iter().map(|(path, start, end)| (path.as_path(), end - start))
+        self.files.iter().map(|(path, start, end)| (path.as_path(), end - start))
     }
 }
 
 impl Read for Pieces {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let index = self.pieces.partition_point(|(_, _, end)| *end <= self.at);
-        let Some((path, start, end)) = self.pieces.get(index) else { return Ok(0) };
+        let index = self.files.partition_point(|(_, _, end)| *end <= self.at);
+        let Some((path, start, end)) = self.files.get(index) else { return Ok(0) };
         if self.open.as_ref().is_none_or(|(open, _)| *open != index) {
             let mut file = fs::open(path)?;
             file.seek(SeekFrom::Start(self.at - start))?;
@@ -128,7 +128,7 @@ impl Seek for Pieces {
         self.at = at.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a place before the beginning"))?;
         // Within a piece that is open the next read goes on from here.
         if let Some((index, file)) = &mut self.open
-            && let Some((_, start, end)) = self.pieces.get(*index)
+            && let Some((_, start, end)) = self.files.get(*index)
             && (*start..*end).contains(&self.at)
         {
             file.seek(SeekFrom::Start(self.at - start))?;

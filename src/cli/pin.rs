@@ -16,9 +16,9 @@ pub(super) fn pin(context: &Context, store: &Store, what: &str, pinned: bool) ->
     };
     let before = store.pins()?.contains(&id);
     if pinned {
-        store.pin(&id)?
+        store.pin(&id)?;
     } else {
-        store.unpin(&id)?
+        store.unpin(&id)?;
     }
     if context.json() {
         context::print_json(&json!({"artifact": id, "pinned": pinned, "changed": before != pinned}))?;

@@ -72,10 +72,10 @@ fn pieces<'a>(old_text: &'a str, new_text: &'a str, old: &[&'a str], new: &[&'a 
         match op {
             DiffOp::Equal { old_index, len, .. } => found.keep(length(&old_part[old_index..old_index + len])),
             DiffOp::Delete { old_index, old_len, .. } => {
-                found.drop_old(length(&old_part[old_index..old_index + old_len]))
+                found.drop_old(length(&old_part[old_index..old_index + old_len]));
             }
             DiffOp::Insert { new_index, new_len, .. } => {
-                found.add_new(length(&new_part[new_index..new_index + new_len]))
+                found.add_new(length(&new_part[new_index..new_index + new_len]));
             }
             DiffOp::Replace { old_index, old_len, new_index, new_len } => {
                 found.drop_old(length(&old_part[old_index..old_index + old_len]));

@@ -402,12 +402,11 @@ fn hold_metrics(comparison: &mut Comparison, earlier: &Map<String, Value>, later
     }
 }
 
-/// Lets a worker do the job. Returns its files by name, what they are called, and its metrics.
-fn compute(
-    job: &Job,
-    place: &Place,
-    options: &AuditOptions,
-) -> Result<(BTreeMap<String, PathBuf>, Digest, Map<String, Value>), ExecError> {
+/// What a worker made: files by name, what they are called, and metrics.
+type Computed = (BTreeMap<String, PathBuf>, Digest, Map<String, Value>);
+
+/// Lets a worker do the job.
+fn compute(job: &Job, place: &Place, options: &AuditOptions) -> Result<Computed, ExecError> {
     let path = place.part("job.json");
     fs::create(&path)?.write_all(&serde_json::to_vec(job).map_err(StoreError::from)?)?;
     let log = place.part("log.txt");

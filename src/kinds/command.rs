@@ -154,7 +154,7 @@ inputs = { rows = "generate" }
     fn reproduces(&self, given: &Setting<'_>) -> Reproduces {
         match given.said {
             Some(true) => Reproduces::BitExact,
-            _ => given.no("a program, of which `run.reproducible` does not say that it is"),
+            _ => Setting::no("a program, of which `run.reproducible` does not say that it is"),
         }
     }
 

@@ -134,7 +134,7 @@ impl Entry {
 
     /// What may be expected of computing a node of this kind again.
     pub fn reproduces(&self, spec: &dyn Spec, given: &Setting<'_>) -> Reproduces {
-        (self.reproduces)(spec, given).unwrap_or_else(|| given.no("a kind that is not known"))
+        (self.reproduces)(spec, given).unwrap_or_else(|| Setting::no("a kind that is not known"))
     }
 
     /// Runs a node of this kind from the fields that [`Spec::fields`] gave.
@@ -159,7 +159,7 @@ impl Setting<'_> {
     /// Of what is computed in the same order whatever the company: on GPUs as near as this.
     fn computed(&self, apart: Tolerance) -> Reproduces {
         match (self.called, self.class) {
-            (true, _) => self.no("an endpoint may answer otherwise"),
+            (true, _) => Self::no("an endpoint may answer otherwise"),
             (_, "cpu") => Reproduces::BitExact,
             _ => Reproduces::Within(apart),
         }
@@ -168,12 +168,12 @@ impl Setting<'_> {
     /// Of what is sampled or trained: where rounding differs, texts part and errors grow.
     fn sampled(&self) -> Reproduces {
         match self.computed(Tolerance::default()) {
-            Reproduces::Within(_) => self.no("on a GPU rounding depends on which rows go together"),
+            Reproduces::Within(_) => Self::no("on a GPU rounding depends on which rows go together"),
             other => other,
         }
     }
 
-    fn no(&self, because: &str) -> Reproduces {
+    fn no(because: &str) -> Reproduces {
         Reproduces::No { because: because.to_owned() }
     }
 }

@@ -68,7 +68,7 @@ pub(super) fn look_for_secrets(source: &Source, sets: &[String], findings: &mut 
     let texts = std::iter::once((source.path.as_str(), source.text.as_str()));
     for (place, text) in texts.chain(sets.iter().map(|set| ("`--set`", set.as_str()))) {
         let Some((variable, at)) = secret::found_in(text) else { continue };
-        let line = text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = text[..at].matches('\n').count() + 1;
         findings.add(
             Diagnostic::error("pipeline::secret", format!("the value of `{variable}` stands in {place}, line {line}"))
                 .note("what stands in a pipeline gets into keys, records and logs")

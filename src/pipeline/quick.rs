@@ -14,6 +14,9 @@ const DEEPEST: usize = 16;
 
 type Table = IndexMap<String, Entry>;
 
+/// A key and where it stands.
+type Key<'a> = (&'a str, Range<usize>);
+
 /// Reads a text, if it is plain enough.
 pub(super) fn parse(text: &str) -> Option<Tree> {
     let mut reader = Reader { text, bytes: text.as_bytes(), at: 0 };
@@ -120,7 +123,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `[a.b]`: its keys, and where all of it stands.
-    fn header(&mut self) -> Option<(Vec<(&'a str, Range<usize>)>, Range<usize>)> {
+    fn header(&mut self) -> Option<(Vec<Key<'a>>, Range<usize>)> {
         let start = self.at;
         self.take(b'[')?;
         let mut path = Vec::with_capacity(2);

@@ -12,7 +12,7 @@ use crate::digest::Digest;
 use crate::fs;
 
 /// A manifest of a million files with names of a hundred letters is as large.
-const LARGEST_MANIFEST: u64 = 256 << 20;
+pub(super) const LARGEST_MANIFEST: u64 = 256 << 20;
 const LARGEST_EXTERNAL: u64 = 16 << 20;
 /// Longest name of a file within an artifact, and of a part of it: what file systems have room for.
 const LONGEST_NAME: usize = 4000;

@@ -146,7 +146,7 @@ mod tests {
     fn store(directory: &Path) -> (Store, Digest, Vec<u8>) {
         let mut store = Store::open(&directory.join("cache")).unwrap();
         store.thin_from = 100;
-        let weights = thin::tests::tensors(&[("a", &[1; 70_000]), ("b", &[2; 70_000])]);
+        let weights = thin::tests::tensors(&[("a", &vec![1; 70_000]), ("b", &vec![2; 70_000])]);
         let files = [("config.json", b"{}".as_slice()), ("deep/model.safetensors", &weights)].map(|(name, bytes)| {
             let staged = store.unfinished().unwrap();
             fs_err::write(&staged, bytes).unwrap();

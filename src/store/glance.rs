@@ -96,13 +96,12 @@ struct NodeStateGlance {
     key: Option<Digest>,
 }
 
+/// A node's key, if it was known, and its state in a run.
+pub(super) type KeyAndState = (Option<Digest>, String);
+
 impl Store {
     /// The key and the state of the node of a name in each of these runs, if the run has it.
-    pub fn node_in_runs(
-        &self,
-        runs: &[String],
-        node: &str,
-    ) -> Result<Vec<Option<(Option<Digest>, String)>>, StoreError> {
+    pub fn node_in_runs(&self, runs: &[String], node: &str) -> Result<Vec<Option<KeyAndState>>, StoreError> {
         let find = |run: &String| {
             let record: Option<StateGlance> = super::record::read_json(&self.run_dir(run).join("run.json"))?;
             let found = record.and_then(|record| record.nodes.into_iter().find(|known| known.name == node));

@@ -87,13 +87,27 @@ impl Index {
             Err(error) => {
                 tracing::debug!("the index cannot be written: {error}");
                 if let Ok(Some(index)) = Self::existing(&path, OpenFlags::SQLITE_OPEN_READ_ONLY) {
-                    return Ok(index);
+                    return Self::copy_of(&path).or(Ok(index));
                 }
                 let mut index = Self { connection: fresh(Connection::open_in_memory()?)?, at: None };
                 index.fill(store)?;
                 Ok(index)
             }
         }
+    }
+
+    /// A copy in memory of an index that can only be read: one that follows the files, too.
+    fn copy_of(path: &Path) -> Result<Self, StoreError> {
+        let connection = fresh(Connection::open_in_memory()?)?;
+        connection.execute("ATTACH ?1 AS there", [path.to_string_lossy()])?;
+        let query = "SELECT group_concat(name) FROM main.sqlite_schema WHERE type = 'table'";
+        let tables: String = connection.query_row(query, [], |row| row.get(0))?;
+        for table in tables.split(',') {
+            connection.execute(&format!("INSERT INTO main.{table} SELECT * FROM there.{table}"), [])?;
+        }
+        connection.execute("DETACH there", [])?;
+        connection.execute_batch(INDEXES)?;
+        Ok(Self { connection, at: None })
     }
 
     /// Makes the index again from the files. It is made beside and renamed, so that others find a whole one.

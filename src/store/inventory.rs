@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use super::cas::Blob;
+use super::cas::LARGEST_MANIFEST;
 use super::glance::{ManifestGlance, RecordGlance};
 use super::ids::{Ids, each_name, id_in};
 use super::record::price;
@@ -141,6 +142,19 @@ impl<T> Shard<T> {
     }
 }
 
+impl Record {
+    /// Its artifact, if that is there.
+    pub(super) fn artifact(&self) -> Option<usize> {
+        (self.artifact != NONE).then_some(self.artifact as usize)
+    }
+}
+
+/// Files under a directory of the store, and their bytes.
+pub(super) fn weigh(directory: &Path) -> Result<(u64, u64), StoreError> {
+    let files = fs::walk(directory)?;
+    Ok((files.len() as u64, files.iter().map(|file| super::gc::size(file)).sum()))
+}
+
 impl Inventory {
     /// Reads all files of the store but the objects. What comes into the store meanwhile may be in it or not.
     ///
@@ -227,11 +241,6 @@ impl Inventory {
         self.stands[start as usize..end as usize].iter().map(|place| *place as usize)
     }
 
-    /// The artifact of a record, if it is there.
-    pub(super) fn artifact(&self, record: &Record) -> Option<usize> {
-        (record.artifact != NONE).then_some(record.artifact as usize)
-    }
-
     /// The inputs of a record that are there.
     pub(super) fn inputs(&self, record: &Record) -> impl Iterator<Item = usize> {
         let (start, end) = record.inputs;
@@ -308,11 +317,17 @@ fn read_record(
     }))
 }
 
-/// The bytes of a file; `None` if it is gone.
+/// The bytes of a file; `None` if it is gone, and none of one that is too large to be what it should be.
 pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
-    match fs_err::read(path) {
+    use std::io::ErrorKind;
+    match fs::read(path, LARGEST_MANIFEST) {
         Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error)
+            if matches!(error.kind(), ErrorKind::FileTooLarge | ErrorKind::InvalidInput | ErrorKind::IsADirectory) =>
+        {
+            Ok(Some(Vec::new()))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -427,11 +442,5 @@ impl Store {
     /// Whether an object lies in parts.
     pub(super) fn is_thin(&self, id: &Digest) -> bool {
         self.sharded("objects", id, PARTS).exists()
-    }
-
-    /// Files under a directory of the store, and their bytes.
-    pub(super) fn weigh(&self, directory: &Path) -> Result<(u64, u64), StoreError> {
-        let files = fs::walk(directory)?;
-        Ok((files.len() as u64, files.iter().map(|file| super::gc::size(file)).sum()))
     }
 }

@@ -173,7 +173,7 @@ impl Store {
         match parts {
             // Pieces that are there are looked at one by one.
             Some(parts) if !(has_object && self.has_whole_object(&blob)?) => {
-                self.place_pieces(path, &blob, parts, marked)?
+                self.place_pieces(path, &blob, parts, marked)?;
             }
             None if !self.has_whole(&blob)? => {
                 fs::sync(&File::open(path)?)?;
@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn many_put_the_same_at_once() {
         let directory = tempfile::tempdir().unwrap();
-        let text = crate::store::thin::tests::tensors(&[("a", &[7; 100_000]), ("b", &[8; 100_000])]);
+        let text = crate::store::thin::tests::tensors(&[("a", &vec![7; 100_000]), ("b", &vec![8; 100_000])]);
         let put = |_| {
             let mut store = Store::open(directory.path()).unwrap();
             store.thin_from = 1000;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::inventory::Inventory;
+use super::inventory::weigh;
 use super::{Index, Store, StoreError};
 
 /// A part of the store and its size.
@@ -47,7 +48,7 @@ impl Store {
                 0 => super::gc::size(&self.node_path(&inventory.keys[place])),
                 bytes => u64::from(bytes),
             };
-            let Some(artifact) = inventory.artifact(record) else { continue };
+            let Some(artifact) = record.artifact() else { continue };
             let known = makers[artifact].and_then(|place| inventory.records[place].as_ref());
             if known.is_none_or(|known| known.made < record.made) {
                 makers[artifact] = Some(place);
@@ -80,7 +81,7 @@ impl Store {
         add(&mut parts, "artifacts", manifests);
         add(&mut parts, "nodes", nodes);
         for part in ["external", "partial", "quarantine", "rows", "runs", "tmp", "trash"] {
-            add(&mut parts, part, self.weigh(&self.root.join(part))?);
+            add(&mut parts, part, weigh(&self.root.join(part))?);
         }
         add(&mut parts, "index", (1, super::gc::size(&self.root.join("index.sqlite"))));
         let [parts, pipelines, kinds] = [parts, pipelines, kinds].map(sorted);

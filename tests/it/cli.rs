@@ -196,7 +196,11 @@ text {\"ID\":\"1\"}
     let damaged = sandbox.sami(&["cache", "checkout", "upper", "else"]).exits(DAMAGED.into());
     assert!(damaged.stderr.contains("error[store::damaged]") && !sandbox.path("else").exists());
     let found = sandbox.sami(&["cache", "verify"]).exits(DAMAGED.into());
-    assert!(found.stdout.contains("damaged object") && found.stdout.contains("(of next@1, upper)"), "{}", found.stdout);
+    assert!(
+        found.stdout.contains("damaged object") && found.stdout.contains("will run again: upper; was taken by next@1"),
+        "{}",
+        found.stdout
+    );
     assert_eq!(sandbox.run(&["--set", "word=bye"], 0).names("ran"), ["upper"]);
     sandbox.verify();
 }

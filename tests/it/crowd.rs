@@ -263,14 +263,15 @@ time.sleep(60)
     let index = sandbox.path("cache/index.sqlite");
     let held = Command::new("python3").args(["-c", holder]).arg(&index).stdout(Stdio::piped()).spawn();
     let Ok(mut holder) = held else {
-        eprintln!("skipped: there is no python3 to hold the index with");
+        let _ =
+            std::io::Write::write_all(&mut std::io::stderr(), b"skipped: there is no python3 to hold the index with\n");
         return;
     };
     let mut line = String::new();
     let read =
         std::io::BufRead::read_line(&mut std::io::BufReader::new(holder.stdout.take().expect("is piped")), &mut line);
     if read.is_err() || line.trim() != "held" {
-        eprintln!("skipped: python3 cannot hold the index");
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"skipped: python3 cannot hold the index\n");
         return;
     }
     let begin = Instant::now();

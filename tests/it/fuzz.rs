@@ -1,6 +1,7 @@
 //! A short run of the fuzz targets, without a fuzzer: the corpora of `tests/fuzz/corpus` and what a simple mutator with a
 //! fixed seed makes of them. `SAMI_TEST_FUZZ=1000000` makes it a long one.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -174,7 +175,7 @@ fn drive(name: &'static str, target: fuzz::Target, count: usize) {
             while over.recv_timeout(Duration::from_secs(1)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
                 let (since, bytes) = watched.lock().expect("no panic").clone();
                 if since.elapsed() > PATIENCE {
-                    eprintln!("{name} hangs on {}", keep(&bytes).display());
+                    let _ = writeln!(std::io::stderr(), "{name} hangs on {}", keep(&bytes).display());
                     std::process::abort();
                 }
             }
@@ -192,7 +193,12 @@ fn drive(name: &'static str, target: fuzz::Target, count: usize) {
         drop(done);
         fuzz::clean();
         assert!(failed.is_none(), "{name} panics on {}", failed.unwrap_or_default().display());
-        eprintln!("{name}: {} inputs in {:.1} s", corpus.len() + count, begin.elapsed().as_secs_f64());
+        let _ = writeln!(
+            std::io::stderr(),
+            "{name}: {} inputs in {:.1} s",
+            corpus.len() + count,
+            begin.elapsed().as_secs_f64()
+        );
     });
 }
 

@@ -2,7 +2,7 @@
 //! the log of a whole run the tree is made that a crash at each point could have left; it is a whole cache, all that the
 //! user was told is done is in it, and the same command ends in the same artifacts.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -36,7 +36,7 @@ struct Disk {
     /// Copies of files as they were when they were synced.
     bytes: HashMap<u64, PathBuf>,
     /// Files of which a sync failed.
-    failed: HashSet<u64>,
+    failed: BTreeSet<u64>,
 }
 
 impl Disk {
@@ -70,7 +70,7 @@ impl Disk {
     /// Makes the tree below `root` that is on the disk.
     fn lay_out(&self, root: &Path, place: &Path, kept: Kept) {
         let mut names = self.kept.clone();
-        let directories: HashSet<&Path> =
+        let directories: BTreeSet<&Path> =
             self.seen.keys().chain(self.kept.keys()).filter_map(|path| path.parent()).collect();
         for directory in directories {
             let odd = Digest::of(directory.as_os_str().as_encoded_bytes()).as_bytes()[0] % 2 == 1;
@@ -150,7 +150,7 @@ impl Logged {
     fn crash(&self, n: usize, kept: Kept) {
         let (log, root) = (self.sandbox.path("log"), self.sandbox.path("cache"));
         let mut disk = Disk::default();
-        let mut told: HashSet<String> = HashSet::new();
+        let mut told: BTreeSet<String> = BTreeSet::new();
         for line in &self.lines[..n] {
             disk.apply(&log, line);
             if line["op"] == "told" {

@@ -75,7 +75,7 @@ fn an_adapter_merged_into_a_model_adds_the_layers_that_it_changed() {
     assert!(size > 10 * changed && weights(&sandbox, &blank) == size, "{size}");
     assert!((changed..changed + 30_000).contains(&added), "{added} bytes added, {changed} changed of {size}");
     let path = shown(&sandbox, "merged")["paths"]["model.safetensors"].clone();
-    assert!(path.as_str().is_some_and(|path| path.ends_with(".parts")), "{path}");
+    assert!(path.as_str().is_some_and(|path| path.rsplit('.').next() == Some("parts")), "{path}");
     // The model is opened as it lies, stands in another artifact as it lies, and a program gets it as one file.
     let before = held(&sandbox);
     let thin = run(&sandbox, "1000", "further");
@@ -91,7 +91,9 @@ fn an_adapter_merged_into_a_model_adds_the_layers_that_it_changed() {
     assert_eq!(fs_err::metadata(out.join("model.safetensors")).expect("a file").len(), size);
     let cat = sandbox.command(&["cache", "cat", "merged", "model.safetensors"]).output().expect("starts").stdout;
     assert!(cat == fs_err::read(out.join("model.safetensors")).expect("a file"));
-    assert_eq!(shown(&sandbox, "merged")["preview"]["tensors"], shown(&sandbox, &blank)["preview"]["tensors"]);
+    // The adapter lies beside, two matrices for each of the two that it changes.
+    let tensors = |what: &str| shown(&sandbox, what)["preview"]["tensors"].as_u64().expect("a count");
+    assert_eq!(tensors("merged"), tensors(&blank) + 4);
     // Neither keys nor ids tell how it is kept; what is there stays as it is.
     let whole = Sandbox::with(PIPELINE);
     let ids = |done: &Done| done.nodes.iter().map(|node| (node.key.clone(), node.artifact.clone())).collect::<Vec<_>>();
@@ -99,7 +101,7 @@ fn an_adapter_merged_into_a_model_adds_the_layers_that_it_changed() {
     assert!(whole.files("cache/objects").iter().all(|path| path.extension().is_none()));
     let mixed = run(&whole, "1000", "copy");
     assert_eq!((mixed.ran, mixed.failed), (1, 0));
-    sandbox.sami(&["cache", "gc", "--keep-runs", "1"]).exits(DONE.into());
+    sandbox.sami(&["cache", "gc", "--keep-runs", "1", "--yes"]).exits(DONE.into());
     sandbox.verify();
 }
 
@@ -120,7 +122,8 @@ fn a_damaged_tensor_is_named_and_made_again() {
     let verified = sandbox.sami(&["cache", "verify", "--json"]).exits(3).json();
     assert!(verified["verification"]["findings"][0]["path"].as_str().expect("a path").ends_with(&part[2..]));
     let again = run(&sandbox, "1000", "further");
-    assert!(again.names("ran").contains(&"merged"), "{again:?}");
+    // Its maker, or that of the model that it is shared with.
+    assert!(["merged", "models.blank"].iter().any(|maker| again.names("ran").contains(maker)), "{again:?}");
     assert_eq!(again.nodes.last().expect("nodes").artifact, first.nodes.last().expect("nodes").artifact);
     sandbox.verify();
 }

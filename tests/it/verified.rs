@@ -63,7 +63,7 @@ fn bit_rot_at_rest_is_found_and_made_again() {
     let (b, last) = (object(&sandbox, "b"), object(&sandbox, "last"));
     for path in [&b, &last] {
         let mut shell = std::process::Command::new("sh");
-        let done = shell.args(["-ec", &damage(&[path.clone()])]).current_dir(sandbox.path("")).status();
+        let done = shell.args(["-ec", &damage(std::slice::from_ref(path))]).current_dir(sandbox.path("")).status();
         assert!(done.expect("there is a shell").success());
     }
     let plan = sandbox.sami(&["plan", "p.toml"]).exits(0).stdout;

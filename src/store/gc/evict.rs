@@ -188,7 +188,7 @@ impl<'a> Room<'a> {
                 room.left += u64::from(record.bytes);
                 inventory.inputs(record).for_each(|input| room.users[input] += 1);
             }
-            let Some(artifact) = inventory.artifact(record) else { continue };
+            let Some(artifact) = record.artifact() else { continue };
             let known = room.record(room.makers[artifact]);
             if known.is_none_or(|known| cost(record) < cost(known)) {
                 room.makers[artifact] = place as u32;
@@ -219,7 +219,7 @@ impl<'a> Room<'a> {
                 .records
                 .iter()
                 .enumerate()
-                .filter_map(|(place, record)| Some((place, self.inventory.artifact(record.as_ref()?)?)))
+                .filter_map(|(place, record)| Some((place, record.as_ref()?.artifact()?)))
         };
         for (_, artifact) in artifacts() {
             counts[artifact + 1] += 1;

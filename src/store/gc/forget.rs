@@ -10,6 +10,7 @@ use super::sweep::Sweep;
 use super::{Garbage, Item};
 use crate::digest::Digest;
 use crate::store::glance::Run;
+use crate::store::inventory::weigh;
 use crate::store::inventory::{Inventory, node_name};
 use crate::store::{Index, Store, StoreError};
 
@@ -118,7 +119,7 @@ impl Store {
         }
         for (place, key) in inventory.keys.all().iter().enumerate() {
             let Some(record) = &inventory.records[place] else { continue };
-            let artifact = inventory.artifact(record);
+            let artifact = record.artifact();
             let id = artifact.map(|artifact| inventory.artifacts[artifact]);
             let chosen = named[record.node as usize]
                 || in_run.contains(&record.run)
@@ -175,7 +176,7 @@ impl Store {
             }
         }
         for run in runs {
-            let (files, bytes) = self.weigh(&self.run_dir(&run))?;
+            let (files, bytes) = weigh(&self.run_dir(&run))?;
             forgetting.plan.garbage.runs += 1;
             forgetting.plan.garbage.files += files;
             forgetting.plan.garbage.bytes += bytes;

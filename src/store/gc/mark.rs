@@ -84,7 +84,7 @@ impl Kept {
         let mut firmly = Vec::new();
         for (place, record) in inventory.records.iter().enumerate() {
             let Some(record) = record else { continue };
-            let artifact = inventory.artifact(record);
+            let artifact = record.artifact();
             let firm = kept.needed.contains(&inventory.keys[place]) || artifact.is_some_and(|id| kept.firm.has(id));
             let wanted = firm || record.made >= since || unlisted.contains(&record.run);
             if wanted || kept.records.has(place) {
@@ -159,7 +159,7 @@ impl Kept {
     fn keep_young_sources(&mut self, store: &Store, inventory: &Inventory, since: jiff::Timestamp) {
         let mut made = Places::of(inventory.artifacts.len());
         for record in inventory.records.iter().flatten() {
-            inventory.artifact(record).map(|artifact| made.add(artifact));
+            record.artifact().map(|artifact| made.add(artifact));
         }
         for (place, id) in inventory.artifacts.all().iter().enumerate() {
             if self.artifacts.has(place) || made.has(place) {

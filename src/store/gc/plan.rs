@@ -10,6 +10,7 @@ use super::scratch::Scratch;
 use super::{Garbage, Item, Roots, size};
 use crate::digest::Digest;
 use crate::store::inventory::Inventory;
+use crate::store::inventory::weigh;
 use crate::store::{Index, Store, StoreError};
 
 /// How many artifacts are told one by one.
@@ -100,23 +101,23 @@ impl Store {
         let mut kept = Kept::mark(self, inventory, roots)?;
         let mut plan = Plan::default();
         if let Some(budget) = &roots.budget {
-            let rows = self.weigh(&self.root.join("rows"))?.1;
+            let rows = weigh(&self.root.join("rows"))?.1;
             let going: HashSet<&str> = kept.runs_to_go.iter().map(|(run, _)| run.as_str()).collect();
-            let mut fixed = rows + self.weigh(&self.root.join("external"))?.1 + size(&self.root.join("index.sqlite"));
+            let mut fixed = rows + weigh(&self.root.join("external"))?.1 + size(&self.root.join("index.sqlite"));
             for run in self.run_ids()?.iter().filter(|run| !going.contains(run.as_str())) {
-                fixed += self.weigh(&self.run_dir(run))?.1;
+                fixed += weigh(&self.run_dir(run))?.1;
             }
             let evicted = self.evict(inventory, &mut kept, budget, fixed)?;
             plan.room = Some(Room { keep: budget.keep, left: evicted.left, rows, evicted: evicted.artifacts });
             for key in evicted.partial {
-                let (files, bytes) = self.weigh(&self.root.join("partial").join(key.to_string()))?;
+                let (files, bytes) = weigh(&self.root.join("partial").join(key.to_string()))?;
                 plan.garbage.files += files;
                 plan.garbage.bytes += bytes;
                 plan.items.push(Item::Partial(key));
             }
         }
         for (run, ended) in &kept.runs_to_go {
-            let (files, bytes) = self.weigh(&self.run_dir(run))?;
+            let (files, bytes) = weigh(&self.run_dir(run))?;
             plan.garbage.runs += 1;
             plan.garbage.files += files;
             plan.garbage.bytes += bytes;
@@ -138,7 +139,7 @@ impl Store {
         }
         let done: HashSet<Digest> = inventory.keys.all().iter().copied().collect();
         for path in scratch.garbage(self, &done)? {
-            let (files, bytes) = if path.is_dir() { self.weigh(&path)? } else { (1, size(&path)) };
+            let (files, bytes) = if path.is_dir() { weigh(&path)? } else { (1, size(&path)) };
             plan.garbage.files += files;
             plan.garbage.bytes += bytes;
         }
@@ -186,7 +187,7 @@ impl Store {
             going.insert(place, Going { artifact, kind, bytes, node: None, made: None, seconds: None, gpu: false });
         }
         for record in inventory.records.iter().flatten() {
-            let Some(one) = inventory.artifact(record).and_then(|place| going.get_mut(&place)) else { continue };
+            let Some(one) = record.artifact().and_then(|place| going.get_mut(&place)) else { continue };
             let made = jiff::Timestamp::from_second(record.made).unwrap_or_default().to_string();
             if one.made.as_ref().is_none_or(|known| *known < made) {
                 one.node = Some(inventory.names.get(record.node).to_owned());

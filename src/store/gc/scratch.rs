@@ -9,6 +9,7 @@ use jiff::SignedDuration;
 
 use crate::digest::Digest;
 use crate::fs;
+use crate::store::inventory::weigh;
 use crate::store::{Store, StoreError, name};
 
 /// Where bytes wait that come from elsewhere.
@@ -43,13 +44,13 @@ impl Store {
         let scratch = self.scratch()?;
         let recorded = |key: &Digest| gone.contains(key) || self.node_path(key).exists();
         for path in scratch.tmp.iter().filter(|path| is_old(path)).chain(&scratch.quarantine) {
-            self.remove(path, removed)?;
+            Self::remove(path, removed)?;
         }
         for path in scratch.tmp.iter().filter(|path| !is_arriving(path)).chain(&scratch.partial) {
             let Ok(key) = name(path).parse::<Digest>() else { continue };
             let done = path.starts_with(self.tmp()) || recorded(&key);
             if let Some(_lock) = self.try_lock_key(&key)?.filter(|_| done) {
-                self.remove(path, removed)?;
+                Self::remove(path, removed)?;
             }
         }
         for path in fs::list(&self.root.join("locks"))? {
@@ -61,9 +62,9 @@ impl Store {
         Ok(())
     }
 
-    fn remove(&self, path: &Path, removed: &mut dyn FnMut(u64, u64)) -> Result<(), StoreError> {
+    fn remove(path: &Path, removed: &mut dyn FnMut(u64, u64)) -> Result<(), StoreError> {
         if path.is_dir() {
-            let (files, bytes) = self.weigh(path)?;
+            let (files, bytes) = weigh(path)?;
             removed(files, bytes);
             return Ok(fs::remove_directory(path)?);
         }

@@ -7,6 +7,7 @@ use super::{Garbage, Item};
 use crate::digest::Digest;
 use crate::fs;
 use crate::store::inventory::PARTS;
+use crate::store::inventory::weigh;
 use crate::store::live::{Listener, Need};
 use crate::store::{Index, Store, StoreError};
 
@@ -151,7 +152,7 @@ impl<'a> Sweep<'a> {
                 if !ended && (store.has_living()? || ended_since()?) {
                     return Ok(());
                 }
-                let (files, bytes) = store.weigh(&directory)?;
+                let (files, bytes) = weigh(&directory)?;
                 store.discard("runs", &directory)?;
                 self.garbage.runs += 1;
                 self.garbage.files += files;
@@ -178,7 +179,7 @@ impl<'a> Sweep<'a> {
                     return Ok(());
                 }
                 let directory = store.root.join("partial").join(key.to_string());
-                let (files, bytes) = store.weigh(&directory)?;
+                let (files, bytes) = weigh(&directory)?;
                 fs::remove_directory(&directory)?;
                 garbage.files += files;
                 garbage.bytes += bytes;

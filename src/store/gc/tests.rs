@@ -222,7 +222,7 @@ fn locks_of_keys_that_are_worked_on_stay() {
     assert!(store.key_lock_path(&held).exists() && !store.key_lock_path(&free).exists());
     drop(lock);
     assert_eq!(store.gc(0, false).unwrap().files, 1);
-    let left: BTreeMap<_, _> = fs::list(&store.tmp()).unwrap().into_iter().map(|path| (path, ())).collect();
+    let left = fs::list(&store.tmp()).unwrap();
     assert!(left.is_empty());
 }
 
@@ -353,7 +353,7 @@ fn checkpoints_and_shared_objects_count_and_go_by_rule() {
     store.put_node(&twin).unwrap();
     store.put_run(&run("20260102-000000-aaaa", &[&twin, &all["a"]])).unwrap();
     let killed = Digest::of(b"killed");
-    fs::write_atomic(&store.partial_dir(&killed).unwrap().join("checkpoint"), &[0; 20_000]).unwrap();
+    fs::write_atomic(&store.partial_dir(&killed).unwrap().join("checkpoint"), &vec![0; 20_000]).unwrap();
     drop(store);
     let store = Store::open(directory.path()).unwrap();
     store.gc(9, false).unwrap();
@@ -380,7 +380,7 @@ fn models_in_pieces_keep_the_pieces_that_they_share() {
     store.thin_from = 1;
     let model = |name: &str, values: &[u8]| {
         let path = store.tmp().join(name);
-        let file = tensors(&[("a", &[values[0]; 100_000]), ("b", &[values[1]; 100_000])]);
+        let file = tensors(&[("a", &vec![values[0]; 100_000]), ("b", &vec![values[1]; 100_000])]);
         fs::write_atomic(&path, &file).unwrap();
         let artifact = store.put_artifact("model", &[("model.safetensors".to_owned(), path)].into()).unwrap();
         let made = NodeRecord { artifact, key: Digest::of(name.as_bytes()), ..record(&store, name, name).unwrap() };

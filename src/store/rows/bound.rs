@@ -20,7 +20,7 @@ use crate::{env, fs};
 /// The room without a setting.
 const DEFAULT: u64 = 20_000_000_000;
 /// The least time between two looks at the room by nodes that add rows.
-const PAUSE: Duration = Duration::from_mins(10);
+const PAUSE: Duration = Duration::from_secs(600);
 
 /// How many bytes row memos may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +128,7 @@ impl Store {
     pub fn bound_rows(&self) {
         let marker = self.root().join("rows").join(".bounded");
         let age = fs_err::metadata(&marker).and_then(|metadata| metadata.modified()).ok();
-        let age = age.and_then(|modified| SystemTime::now().duration_since(modified).ok());
+        let age = age.and_then(|modified| fs::system_now().duration_since(modified).ok());
         if age.is_some_and(|age| age < PAUSE) {
             return;
         }

@@ -48,7 +48,7 @@ pub(super) fn last_used(segment: &Path) -> SystemTime {
 /// is for file systems on which locks do not reach other machines.
 pub(super) fn is_complete(segment: &Path) -> std::io::Result<bool> {
     let modified = fs_err::metadata(segment)?.modified()?;
-    let age = SystemTime::now().duration_since(modified).unwrap_or_default();
+    let age = fs::system_now().duration_since(modified).unwrap_or_default();
     Ok(age > ABANDONED || Table::beside(segment)?.is_some())
 }
 

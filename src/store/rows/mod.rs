@@ -20,7 +20,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::{Store, StoreError};
 use crate::digest::Digest;
@@ -48,7 +48,7 @@ const GAP: u64 = 4096;
 /// Bytes read at once at most, but for a row that is longer.
 const RUN: u64 = 1 << 20;
 /// Who has not written to its segment for so long is dead.
-const ABANDONED: Duration = Duration::from_hours(1);
+const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// A row of a segment among several.
 type Spot = (Digest, u32, Place);
@@ -282,7 +282,7 @@ impl RowSpace {
 
     /// Marks the segments whose rows were used, unless that was done a little while ago.
     fn touch(&self) -> std::io::Result<()> {
-        let now = SystemTime::now();
+        let now = fs::system_now();
         for number in &self.used {
             let path = &self.segments[*number as usize];
             let marked = table::beside(path);

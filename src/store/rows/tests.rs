@@ -52,7 +52,7 @@ fn all(count: u64) -> Vec<u64> {
 
 fn age(path: &Path, hours: u64) {
     let file = fs_err::OpenOptions::new().append(true).open(path).unwrap();
-    file.file().set_modified(SystemTime::now() - Duration::from_hours(hours)).unwrap();
+    file.file().set_modified(fs::system_now() - Duration::from_secs(3600 * hours)).unwrap();
 }
 
 #[test]

@@ -10,7 +10,7 @@ pub(in crate::store) fn tensors(tensors: &[(&str, &[u8])]) -> Vec<u8> {
         at += bytes.len();
         (name.to_string(), serde_json::json!({"dtype": "U8", "shape": [bytes.len()], "data_offsets": [from, at]}))
     });
-    let mut header = serde_json::Map::from_iter(entries);
+    let mut header = entries.collect::<serde_json::Map<_, _>>();
     header.insert("__metadata__".into(), serde_json::json!({"format": "pt"}));
     let header = serde_json::to_vec(&header).unwrap();
     let numbers = tensors.iter().flat_map(|(_, bytes)| bytes.iter().copied());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
@@ -309,13 +309,11 @@ impl Sight<'_> {
             for path in fs::list(&space)? {
                 let name = name(&path);
                 // Beside the rows lies what can be made again, or tells people of them.
-                if name.ends_with(".idx")
-                    || ["space.json", "uses", "lock"].contains(&name.as_str())
-                    || name.starts_with('.')
-                {
+                let is = |extension| path.extension().is_some_and(|found| found == extension);
+                if is("idx") || ["space.json", "uses", "lock"].contains(&name.as_str()) || name.starts_with('.') {
                     continue;
                 }
-                if !name.ends_with(".jsonl") {
+                if !is("jsonl") {
                     self.fault(State::Foreign, "rows", &path, "no segment of a row memo");
                 } else if lines(&path, is_row)? {
                     self.fault(State::Damaged, "rows", &path, "rows in it are computed again");
@@ -367,7 +365,7 @@ impl Sight<'_> {
 }
 
 /// What is wrong with a file outside of the store.
-fn outside(path: &PathBuf, digest: Digest) -> Option<(State, String)> {
+fn outside(path: &Path, digest: Digest) -> Option<(State, String)> {
     match hash_file(path) {
         Ok(blob) if blob.digest == digest => None,
         Ok(_) => Some((State::Damaged, "its bytes have another digest".to_owned())),
