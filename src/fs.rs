@@ -248,7 +248,7 @@ pub fn each_block_of(
     }
 }
 
-/// Waits until the disk has the file, or leaves that to the caller of [`deferred`].
+/// Waits until the disk has the file, or leaves that to the caller of [`deferred()`].
 pub fn sync(file: &File) -> io::Result<()> {
     if defer(file.path()) { Ok(()) } else { sync_now(file) }
 }
@@ -258,7 +258,7 @@ fn sync_now(file: &File) -> io::Result<()> {
     crash::synced(path, || change(path, || fault::pass_sync(path).and_then(|()| file.sync_all())))
 }
 
-/// Waits until the disk has the names in a directory, or leaves that to the caller of [`deferred`].
+/// Waits until the disk has the names in a directory, or leaves that to the caller of [`deferred()`].
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
     if defer(directory) { Ok(()) } else { sync_directory_now(directory) }
 }
@@ -268,7 +268,7 @@ fn sync_directory_now(directory: &Path) -> io::Result<()> {
     crash::settled(directory)
 }
 
-/// Waits until the disk has a file that someone else wrote, and its name, or leaves that to the caller of [`deferred`].
+/// Waits until the disk has a file that someone else wrote, and its name, or leaves that to the caller of [`deferred()`].
 pub fn sync_named(path: &Path) -> io::Result<()> {
     sync(&File::open(path)?)?;
     path.parent().map_or(Ok(()), sync_directory)
@@ -280,7 +280,7 @@ pub fn sync_system(path: &Path) -> io::Result<()> {
 }
 
 /// Renames, replacing what is there, and waits until the disk has the new name, or leaves that to the caller of
-/// [`deferred`].
+/// [`deferred()`].
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     rename_soon(from, to)?;
     deferred::renamed(from, to);

@@ -29,7 +29,7 @@ pub fn deferred<T>(work: impl FnOnce() -> T) -> (T, Vec<PathBuf>) {
     (done, DEFERRED.replace(outer).unwrap_or_default())
 }
 
-/// Has a path be waited for by the caller of [`deferred`], if there is one: what is there already may be what another
+/// Has a path be waited for by the caller of [`deferred()`], if there is one: what is there already may be what another
 /// process has not waited for yet.
 pub fn defer(path: &Path) -> bool {
     DEFERRED.with_borrow_mut(|deferred| match deferred {

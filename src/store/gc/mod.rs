@@ -135,7 +135,7 @@ impl Store {
         Ok(only)
     }
 
-    /// [`Store::collect`] without questions, or with `dry_run` [`Store::plan_gc`], with the last `keep_runs` runs of each
+    /// [`Store::collect`] without questions, or with `dry_run` `Store::plan_gc`, with the last `keep_runs` runs of each
     /// pipeline as roots.
     pub fn gc(&self, keep_runs: usize, dry_run: bool) -> Result<Garbage, StoreError> {
         let roots = Roots { keep_runs, ..Roots::default() };
