@@ -67,6 +67,9 @@ impl ChatTemplate {
     /// A template and the tokens that it may name. Errs if it does not parse.
     pub fn new(text: &str, tokens: BTreeMap<String, String>) -> Result<Self, LmError> {
         depth::of_template(text).map_err(|what| LmError::ChatTemplate { what: format!("it {what}") })?;
+        if depth::nests_namespaces(text) {
+            return Err(LmError::ChatTemplate { what: "it keeps a namespace within a namespace".to_owned() });
+        }
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("the delimiters are the usual ones"));

@@ -106,7 +106,8 @@ impl Store {
 
     /// Removes all answers: something else than what they rest on has changed, such as the records.
     pub fn forget_answers(&self) -> Result<(), StoreError> {
-        Ok(fs::remove_directory(&self.root.join("fresh"))?)
+        // Not the directory: a run that goes on may just be adding to it.
+        fs::list(&self.root.join("fresh"))?.iter().try_for_each(|path| Ok(fs::remove_file(path)?))
     }
 
     fn forget_oldest(&self) -> Result<(), StoreError> {

@@ -123,7 +123,12 @@ impl Index {
             index.fill(store)?;
             drop(index);
             // A journal of the old one must not be played into the new one.
-            fs::remove_file(&store.root().join("index.sqlite-journal"))?;
+            let journal = store.root().join("index.sqlite-journal");
+            if journal.is_dir() {
+                fs::remove_directory(&journal)?;
+            } else {
+                fs::remove_file(&journal)?;
+            }
             fs::rename(&unfinished, &path)?;
             Self::existing(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)
         })();

@@ -1,7 +1,7 @@
 //! What verification knows of each directory of a store: which names belong there, and what their files must be.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 
@@ -278,13 +278,19 @@ impl Sight<'_> {
                 }
             };
             for path in fs::walk(&directory)? {
+                if path.is_symlink() && !path.exists() {
+                    self.fault(State::Damaged, "run", &path, "a link to nowhere");
+                    continue;
+                }
                 let wrong = match name(&path).as_str() {
                     "events.jsonl" => lines(&path, |line| serde_json::from_slice::<Value>(line).is_ok())?,
                     // Nobody waited until the disk had them, so they may be empty.
-                    "job.json" | "result.json" if ended => {
-                        let bytes = fs::read(&path, LARGEST_RECORD)?;
-                        !bytes.is_empty() && serde_json::from_slice::<Value>(&bytes).is_err()
-                    }
+                    "job.json" | "result.json" if ended => match fs::read(&path, LARGEST_RECORD) {
+                        Ok(bytes) => !bytes.is_empty() && serde_json::from_slice::<Value>(&bytes).is_err(),
+                        // One that was just removed.
+                        Err(error) if error.kind() == ErrorKind::NotFound => false,
+                        Err(error) => return Err(error.into()),
+                    },
                     _ => false,
                 };
                 if wrong {
