@@ -94,7 +94,9 @@ impl Tokenizer {
             |error: tokenizers::Error| LmError::Malformed { file: TOKENIZER.to_owned(), what: error.to_string() };
         // The crate panics on some texts that end in the middle.
         serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).map_err(|error| malformed(error.into()))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(malformed)?;
+        let made = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes));
+        let mut inner =
+            made.unwrap_or_else(|_| Err("the tokenizer library gave up on it".into())).map_err(malformed)?;
         // Cutting off and filling up are the business of who makes a batch.
         inner.with_truncation(None).map_err(failed("cannot be set up"))?;
         inner.with_padding(None);
