@@ -14,6 +14,9 @@ use std::time::Instant;
 
 use sami::store::{Blob, Health, Link, Manifest, Stamps, Store};
 
+#[path = "common/cpu.rs"]
+mod cpu;
+
 /// Passes of which the cheapest counts.
 const PASSES: usize = 3;
 /// Tensors of the model; one in twenty is changed in the second.
@@ -29,20 +32,7 @@ struct Cost {
 
 /// CPU seconds of this process and of its children that ended.
 fn cpu_seconds() -> f64 {
-    [libc::RUSAGE_SELF, libc::RUSAGE_CHILDREN]
-        .map(|who| {
-            // SAFETY: `usage` is a plain structure that the call fills in.
-            #[expect(unsafe_code, reason = "the standard library has no call for CPU time")]
-            let usage = unsafe {
-                let mut usage: libc::rusage = std::mem::zeroed();
-                libc::getrusage(who, &raw mut usage);
-                usage
-            };
-            let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-            seconds(usage.ru_utime) + seconds(usage.ru_stime)
-        })
-        .iter()
-        .sum()
+    cpu::seconds(libc::RUSAGE_SELF) + cpu::seconds(libc::RUSAGE_CHILDREN)
 }
 
 /// Bytes that calls of this process read and wrote.

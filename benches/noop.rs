@@ -13,6 +13,9 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+#[path = "common/cpu.rs"]
+mod cpu;
+
 /// Passes of which the cheapest counts.
 const PASSES: usize = 5;
 
@@ -101,22 +104,9 @@ fn diamonds(deep: usize) -> Graph {
     graph
 }
 
-/// CPU seconds of all children so far.
-fn children_seconds() -> f64 {
-    // SAFETY: `usage` is a plain structure that the call fills in.
-    #[expect(unsafe_code, reason = "the standard library has no call for the CPU time of children")]
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
-        usage
-    };
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 * 1e-6;
-    seconds(usage.ru_utime) + seconds(usage.ru_stime)
-}
-
 /// Runs a command and returns its CPU seconds; `None` if it fails or is not there.
 fn cost(directory: &Path, program: &str, args: &[&str]) -> Option<f64> {
-    let before = children_seconds();
+    let before = cpu::seconds(libc::RUSAGE_CHILDREN);
     let status = Command::new(program)
         .args(args)
         .current_dir(directory)
@@ -124,7 +114,7 @@ fn cost(directory: &Path, program: &str, args: &[&str]) -> Option<f64> {
         .stderr(Stdio::null())
         .env("DVC_NO_ANALYTICS", "1")
         .status();
-    let after = children_seconds();
+    let after = cpu::seconds(libc::RUSAGE_CHILDREN);
     status.is_ok_and(|status| status.success()).then_some(after - before)
 }
 

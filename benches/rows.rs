@@ -13,6 +13,9 @@ use sami::digest::Digest;
 use sami::store::Store;
 use sami::store::rows::{About, NewRow};
 
+#[path = "common/cpu.rs"]
+mod cpu;
+
 /// Rows that are looked up.
 const LOOKED_UP: u64 = 100_000;
 /// Queries of the smaller dataset.
@@ -114,22 +117,10 @@ prompt = "rules : {{{{ constitution }}}} q : {{{{ query }}}} a :"
     )
 }
 
-fn children_seconds() -> f64 {
-    #[expect(unsafe_code, reason = "std does not tell what children cost")]
-    // SAFETY: the struct is plain numbers, for which zeros are a value, and outlives the call.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
-        usage
-    };
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 * 1e-6;
-    seconds(usage.ru_utime) + seconds(usage.ru_stime)
-}
-
 /// CPU seconds of a run; prints what it said of rows.
 fn run(directory: &Path, queries: usize) -> f64 {
     fs_err::write(directory.join("p.toml"), pipeline(queries)).expect("writes");
-    let before = children_seconds();
+    let before = cpu::seconds(libc::RUSAGE_CHILDREN);
     let output = Command::new(env!("CARGO_BIN_EXE_sami"))
         .args(["run", "p.toml"])
         .current_dir(directory)
@@ -141,7 +132,7 @@ fn run(directory: &Path, queries: usize) -> f64 {
     for line in told.lines().filter(|line| line.contains("reused")) {
         println(&format!("    {line}"));
     }
-    children_seconds() - before
+    cpu::seconds(libc::RUSAGE_CHILDREN) - before
 }
 
 fn growth() {

@@ -189,6 +189,8 @@ fn main() -> std::io::Result<()> {
     for args in [
         &["cache", "ls"][..],
         &["cache", "ls", "--json"],
+        &["cache", "ls", "--sort", "size"],
+        &["cache", "ls", "--type", "model"],
         &["cache", "ls", "--sort", "size", "--type", "model"],
         &["cache", "ls", "--pipeline", "pipeline-07"],
         &["cache", "ls", "--node", "node-123", "--older", "1d"],

@@ -28,9 +28,20 @@ pub fn of_template(text: &str) -> Result<(), String> {
         let end = match rest.as_bytes().first() {
             Some(b'{') => "}}",
             Some(b'%') => "%}",
+            // What stands in a comment is not read.
+            Some(b'#') => {
+                rest = rest[1..].split_once("#}").map_or("", |(_, rest)| rest);
+                continue;
+            }
             _ => continue,
         };
         rest = &rest[1..];
+        if end == "%}"
+            && let Some(raw) = after_tag(rest, "raw")
+        {
+            rest = after_raw(raw);
+            continue;
+        }
         if end == "%}" {
             let tag = rest.trim_start_matches(['-', '+']).trim_start();
             branches += usize::from(tag.starts_with("elif"));
@@ -50,6 +61,23 @@ pub fn of_template(text: &str) -> Result<(), String> {
         rest = &rest[expression(rest, end)?..];
     }
     Ok(())
+}
+
+/// What follows a tag of one word, if `text`, which is behind a `{%`, begins with the rest of one.
+fn after_tag<'a>(text: &'a str, word: &str) -> Option<&'a str> {
+    let rest = text.strip_prefix(['-', '+']).unwrap_or(text).trim_start().strip_prefix(word)?.trim_start();
+    rest.strip_prefix(['-', '+']).unwrap_or(rest).strip_prefix("%}")
+}
+
+/// What follows the end of a raw part, of which nothing is read.
+fn after_raw(mut raw: &str) -> &str {
+    while let Some((_, next)) = raw.split_once("{%") {
+        if let Some(rest) = after_tag(next, "endraw") {
+            return rest;
+        }
+        raw = next;
+    }
+    ""
 }
 
 /// Whether a template keeps one namespace within another, as `{% set ns.x = ns %}` does: one that holds itself has no end
@@ -82,7 +110,8 @@ fn expression(text: &str, end: &str) -> Result<usize, String> {
     let (mut parts, mut open) = (0, Vec::new());
     let (bytes, mut at) = (text.as_bytes(), 0);
     while at < bytes.len() {
-        if !end.is_empty() && bytes[at..].starts_with(end.as_bytes()) {
+        // As the engine has it: within brackets nothing ends.
+        if !end.is_empty() && open.is_empty() && bytes[at..].starts_with(end.as_bytes()) {
             return Ok(at + end.len());
         }
         match bytes[at] {
@@ -153,6 +182,10 @@ mod tests {
         ] {
             assert_eq!(of_template(&tag.repeat(MOST_BLOCKS + 1)).is_ok(), fine, "{tag}");
         }
+        for hidden in ["{# {{ ' #}", "{% raw %}{{ ' {% endraw %}"] {
+            assert!(of_template(&format!("{hidden}{{{{ {} }}}}", "-".repeat(1000))).is_err(), "{hidden}");
+        }
+        assert!(of_template(&format!("{{{{ {{'a': {{}}}}{} }}}}", ".a".repeat(1000))).is_err());
         let many = "{% if a %}{{ x.y|upper }}{% elif b %}{% endif %}".repeat(MOST_BRANCHES);
         assert_eq!(of_template(&many), Ok(()));
         assert!(of_template(&format!("{{% if a %}}{}", "{%- elif b %}".repeat(MOST_BRANCHES + 1))).is_err());

@@ -150,7 +150,7 @@ pub const TEST_PYTHON: Variable = Variable {
 /// How long tests feed the fuzz targets.
 pub const TEST_FUZZ: Variable = Variable {
     name: "SAMI_TEST_FUZZ",
-    doc: "For tests: how many inputs the slow tier feeds to each fuzz target. Default 200; 50,000 take a minute or two.",
+    doc: "For tests: how many inputs the slow tier feeds to each fuzz target. Default 50000.",
 };
 
 /// A Python with `torch` and `transformers`, for benchmarks.
@@ -168,7 +168,7 @@ pub const BENCH_LLAMA: Variable = Variable {
 /// Whether all of the disk's operations go wrong once.
 pub const TEST_FAULTS: Variable = Variable {
     name: "SAMI_TEST_FAULTS",
-    doc: "For tests: set to anything, the slow tier has every change to the disk and every read of a small run go wrong, and runs and garbage collections beside each other for long, which takes many minutes. Without it a part of them.",
+    doc: "For tests: set to anything, the slow tier has every change to the disk and every read of a small run go wrong, which takes many minutes. Without it a part of them.",
 };
 
 /// How many kills a test makes.

@@ -363,7 +363,8 @@ pub fn discard(path: &Path) {
     let _ = fs_err::remove_file(path).and_then(|()| crash::removed(path));
 }
 
-fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+/// `None` of what is not there.
+pub fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.map(Some),

@@ -33,18 +33,21 @@ impl Recipe {
         path.as_os_str().as_encoded_bytes().ends_with(SUFFIX.as_bytes())
     }
 
+    /// Reads one from bytes; `None` if it is none, or its sizes do not add up.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let recipe: Self = serde_json::from_slice(bytes).ok()?;
+        let sum = recipe.parts.iter().try_fold(0u64, |sum, (_, size)| sum.checked_add(*size));
+        (sum == Some(recipe.size)).then_some(recipe)
+    }
+
     /// Reads a recipe. One that is none, or whose sizes do not add up, is [`io::ErrorKind::InvalidData`].
     pub fn read(path: &Path) -> io::Result<Self> {
         let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("`{}` {what}", path.display()));
-        let file = fs::open(path)?;
-        if file.metadata()?.len() > LONGEST {
-            return Err(wrong("is too long for a list of parts"));
-        }
-        let mut bytes = Vec::new();
-        file.take(LONGEST).read_to_end(&mut bytes)?;
-        let recipe: Self = serde_json::from_slice(&bytes).map_err(|_| wrong("is no list of parts"))?;
-        let sum = recipe.parts.iter().try_fold(0u64, |sum, (_, size)| sum.checked_add(*size));
-        if sum == Some(recipe.size) { Ok(recipe) } else { Err(wrong("lists parts that do not add up to its size")) }
+        let bytes = fs::read(path, LONGEST).map_err(|error| match error.kind() {
+            io::ErrorKind::FileTooLarge => wrong("is too long for a list of parts"),
+            _ => error,
+        })?;
+        Self::parse(&bytes).ok_or_else(|| wrong("is no list of parts that add up to its size"))
     }
 
     /// Where the pieces are, by the place of the recipe.

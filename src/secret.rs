@@ -159,12 +159,13 @@ fn of_environment() -> Secrets {
 
 /// From now on this value is not to be seen; `name` stands in its place.
 pub fn add(name: &str, value: &str) {
-    let mut secrets = Secrets::clone(&known());
+    // Under one lock: of two that add at once both are known after.
+    let mut known = KNOWN.write().unwrap_or_else(PoisonError::into_inner);
+    let secrets = Arc::make_mut(known.get_or_insert_with(|| Arc::new(of_environment())));
     let before = secrets.values.len();
     secrets.push(name, value.as_bytes());
     if secrets.values.len() > before {
         secrets.build();
-        *KNOWN.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(secrets));
     }
 }
 

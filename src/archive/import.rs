@@ -193,7 +193,7 @@ impl Reading<'_> {
             return Err(self.not_ours(&format!("it has format version {}, this program knows {FORMAT}", head.format)));
         }
         match fs::free(self.store.root()) {
-            Some(free) if free < head.bytes => Err(ArchiveError::NoRoom { needed: head.bytes, free }),
+            Some(free) if !self.dry_run && free < head.bytes => Err(ArchiveError::NoRoom { needed: head.bytes, free }),
             _ => Ok(head),
         }
     }

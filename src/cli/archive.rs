@@ -49,7 +49,7 @@ impl From<ArchiveError> for Failure {
 }
 
 /// Draws how far it is, where someone looks.
-fn progress(verb: &'static str) -> impl FnMut(u64, u64) {
+pub(super) fn progress(verb: &'static str) -> impl FnMut(u64, u64) {
     let terminal = io::stderr().is_terminal();
     let mut shown = 0;
     move |done, total| {
@@ -62,7 +62,8 @@ fn progress(verb: &'static str) -> impl FnMut(u64, u64) {
     }
 }
 
-fn clear() {
+/// Takes away what [`progress`] drew.
+pub(super) fn clear() {
     if io::stderr().is_terminal() {
         let _ = write!(io::stderr(), "\r\u{1b}[K");
     }

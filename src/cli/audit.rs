@@ -55,13 +55,9 @@ fn records(store: &Store, index: &Index, args: &AuditArgs) -> Result<Vec<NodeRec
     if args.nodes.is_empty() || args.run.is_some() {
         let run = match &args.run {
             Some(run) => find::run(store, run)?,
-            None => {
-                let runs = store.run_ids()?;
-                let latest = runs.iter().rev().find_map(|id| store.run(id).transpose()).transpose()?;
-                latest.ok_or_else(|| {
-                    Diagnostic::error("cli::nothing-to-audit", "there was no run yet").help("run a pipeline first")
-                })?
-            }
+            None => find::latest_run(store, |_| true)?.ok_or_else(|| {
+                Diagnostic::error("cli::nothing-to-audit", "there was no run yet").help("run a pipeline first")
+            })?,
         };
         for node in &run.nodes {
             let named = args.nodes.is_empty() || args.nodes.contains(&node.name);

@@ -19,6 +19,16 @@ pub(super) enum Found {
     Node(Box<NodeRecord>),
 }
 
+/// The latest run that `wanted` says yes to.
+pub(super) fn latest_run(store: &Store, wanted: impl Fn(&RunRecord) -> bool) -> Result<Option<RunRecord>, StoreError> {
+    for id in store.run_ids()?.iter().rev() {
+        if let Some(run) = store.run(id)?.filter(|run| wanted(run)) {
+            return Ok(Some(run));
+        }
+    }
+    Ok(None)
+}
+
 /// The run or the node's latest record that a name, an id or the beginning of an id means.
 pub(super) fn run_or_node(store: &Store, index: &Index, what: &str) -> Result<Found, Failure> {
     if let Some(record) = node(store, index, what)? {

@@ -17,7 +17,7 @@ pub(super) fn run(context: &Context, store: &Store, args: &GcArgs) -> CommandRes
     let budget = args.keep.map(|keep| Budget { keep, by: args.by });
     let roots = Roots { keep_runs: args.keep_runs, since, latest: !args.drop_latest, budget };
     if args.dry_run {
-        return tell(context, &store.preview_gc(&mut Index::open(store)?, &roots)?, true);
+        return tell(context, &store.preview_gc(&mut Index::open(store)?, &roots)?);
     }
     let (mut refused, mut room) = (None, None);
     let mut ask = |plan: &GcPlan| {
@@ -48,10 +48,10 @@ pub(super) fn run(context: &Context, store: &Store, args: &GcArgs) -> CommandRes
     }
 }
 
-fn tell(context: &Context, plan: &GcPlan, dry_run: bool) -> CommandResult {
+fn tell(context: &Context, plan: &GcPlan) -> CommandResult {
     if context.json() {
         context::print_json(&json!({
-            "dry_run": dry_run, "removed": plan.garbage, "types": plan.types, "largest": plan.largest,
+            "dry_run": true, "removed": plan.garbage, "types": plan.types, "largest": plan.largest,
             "room": plan.room,
         }))?;
     } else {

@@ -1,4 +1,4 @@
-//! `sami plan`, `status` and `why`.
+//! `sami plan` and `status`.
 
 use clap::Args;
 use serde_json::json;

@@ -149,7 +149,7 @@ pub(super) fn here(store: &Store, index: &Index, what: &[String]) -> Result<Want
     for what in if what.is_empty() { &latest } else { what } {
         let run = match what.as_str() {
             "latest" => {
-                let Some(run) = store.runs()?.into_iter().rfind(|run| !run.nodes.is_empty()) else {
+                let Some(run) = find::latest_run(store, |run| !run.nodes.is_empty())? else {
                     return Err(Diagnostic::error("cli::unknown-run", "the cache has no run that ended")
                         .help("name what to send, or `--all`")
                         .into());

@@ -13,7 +13,7 @@ use super::{DONE, FAILED};
 use crate::diag::Diagnostic;
 use crate::digest::Digest;
 use crate::exec::{Elsewhere, Summary};
-use crate::remote::{Access, Found, Moved, Patience, Remote, RemoteError, Wanted};
+use crate::remote::{Access, Found, Moved, Moving, Patience, Remote, RemoteError, Wanted};
 use crate::settings::RemoteSettings;
 use crate::store::Store;
 
@@ -99,18 +99,11 @@ impl Elsewhere for Source {
         // What has a record here and has to run all the same may be damaged.
         let known = |found: &Found| !matches!(self.store.node(&found.record.key), Ok(None));
         let thorough = found.iter().any(known);
-        let transfer = Transfer::new("pulling");
-        let pulled =
-            self.with(|remote| remote.take(&self.store, &found, &[], thorough, &|moving| transfer.tell(moving)));
-        transfer.end();
-        let (mut all, moved) = (held(&self.moved), pulled.moved);
-        all.nodes += moved.nodes;
-        all.known += moved.known;
-        all.artifacts += moved.artifacts;
-        all.objects += moved.objects;
-        all.bytes += moved.bytes;
-        all.others.extend(moved.others);
-        all.failed.extend(moved.failed);
+        let transfer = (!self.quiet.load(Ordering::Relaxed)).then(|| Transfer::new("pulling"));
+        let tell = |moving: Moving| transfer.iter().for_each(|transfer| transfer.tell(moving));
+        let pulled = self.with(|remote| remote.take(&self.store, &found, &[], thorough, &tell));
+        transfer.iter().for_each(Transfer::end);
+        held(&self.moved).add(pulled.moved);
     }
 }
 

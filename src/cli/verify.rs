@@ -1,13 +1,12 @@
 //! `sami cache verify`: whether the store is whole, and what will run again if it is not.
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal, Write as _};
 
 use serde_json::json;
 
 use super::figures::{bytes, count, some};
 use super::page::LISTED;
-use super::{CommandResult, Context, DAMAGED, DONE, context};
+use super::{CommandResult, Context, DAMAGED, DONE, archive, context};
 use crate::store::{State, Store};
 
 /// Arguments of `cache verify`.
@@ -19,19 +18,9 @@ pub struct VerifyArgs {
 }
 
 pub(super) fn run(context: &Context, store: &Store, args: &VerifyArgs) -> CommandResult {
-    let terminal = io::stderr().is_terminal();
-    let mut shown = 0;
-    let seen = store.verify(&mut |done, total| {
-        let percent = done * 100 / total.max(1);
-        if terminal && percent != shown {
-            shown = percent;
-            // Progress that cannot be shown is no failure.
-            let _ = write!(io::stderr(), "\rverifying {percent}% of {}", bytes(total));
-        }
-    })?;
-    if terminal {
-        let _ = write!(io::stderr(), "\r\u{1b}[K");
-    }
+    let seen = store.verify(&mut archive::progress("verifying"));
+    archive::clear();
+    let seen = seen?;
     let moved = if args.repair && !seen.is_whole() {
         store.repair(&seen, &mut || tracing::warn!("waiting for another `sami` that is putting something"))?
     } else {

@@ -5,6 +5,7 @@ use std::io::Write;
 use serde_json::{Value, json};
 
 use super::context::Failure;
+use super::diff::row_lines;
 use super::figures::{clock, count, seconds, some};
 use super::fresh::Question;
 use super::plan::{Planned, planned, size};
@@ -176,10 +177,6 @@ fn cut_off(planned: &Planned, name: &str) -> Result<Vec<String>, Failure> {
         }
     }
     Ok(lines)
-}
-
-fn row_lines(rows: &RowChanges, screen: Screen) -> Vec<String> {
-    super::diff::row_lines(rows, screen)
 }
 
 fn step_as_json(planned: &Planned, step: &Step) -> Value {

@@ -39,7 +39,11 @@ pub(super) fn commit_all(store: &Store, batches: &Receiver<Vec<Made>>, outbox: &
 /// the artifact that the attempt made.
 fn commit(store: &Store, mut batch: Vec<Made>) -> Result<Vec<(NodeRecord, Digest)>, StoreError> {
     let unsettled: Vec<PathBuf> = batch.iter_mut().flat_map(|made| std::mem::take(&mut made.unsettled)).collect();
-    fs::settle(&unsettled)?;
+    if let Err(error) = fs::settle(&unsettled) {
+        // What could not be synced is gone; a manifest that lists it goes, too.
+        batch.iter().for_each(|made| store.withdraw(&made.record.artifact));
+        return Err(error.into());
+    }
     let put = |made: Made| {
         let artifact = made.record.artifact;
         Ok((store.put_node(&made.record)?.unwrap_or(made.record), artifact))

@@ -101,7 +101,7 @@ impl Comparison {
 
     /// Rows in their order.
     fn rows(&mut self, name: &str, earlier: &Path, later: &Path) -> std::io::Result<()> {
-        let lines = |path: &Path| Ok::<_, std::io::Error>(BufReader::new(pieces::open(path)?).lines());
+        let lines = |path: &Path| Ok::<_, std::io::Error>(BufReader::new(pieces::open(path)?).split(b'\n'));
         let (mut before, mut after) = (lines(earlier)?, lines(later)?);
         let mut number = 0u64;
         loop {
@@ -113,9 +113,12 @@ impl Comparison {
                         continue;
                     }
                     let place = format!("{name} line {number}");
-                    match (serde_json::from_str(&earlier), serde_json::from_str(&later)) {
+                    match (serde_json::from_slice(&earlier), serde_json::from_slice(&later)) {
                         (Ok(earlier), Ok(later)) => self.value(&place, &earlier, &later),
-                        _ => self.differs(|| format!("{place}: {} -> {}", cut(&earlier), cut(&later))),
+                        _ => self.differs(|| {
+                            let text = |line: &[u8]| cut(&String::from_utf8_lossy(line));
+                            format!("{place}: {} -> {}", text(&earlier), text(&later))
+                        }),
                     }
                 }
                 (earlier, _) => {

@@ -109,10 +109,15 @@ pub fn run_fresh(
     report: &mut dyn FnMut(&Event),
 ) -> Result<Option<f64>, ExecError> {
     let mut journal = Journal::begin(&run.pipeline, &run.params, store, file)?;
+    let section = store.sharing();
     if !journal.end_with(store, &mut |out: &mut dyn Write| fresh.copy_body(out))? {
         journal.undo()?;
         return Ok(None);
     }
+    if let Ok(mut index) = Index::open(store) {
+        index.add_run(journal.record());
+    }
+    drop(section);
     let start = Event::Start {
         run: journal.run().to_owned(),
         pipeline: run.pipeline.clone(),
@@ -126,8 +131,5 @@ pub fn run_fresh(
         journal.write(&event)?;
     }
     journal.flush()?;
-    if let Ok(mut index) = Index::open(store) {
-        index.add_run(journal.record());
-    }
     Ok(Some(journal.seconds()))
 }

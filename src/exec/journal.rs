@@ -232,7 +232,11 @@ pub(super) fn sweep(store: &Store, journal: &Journal) -> Result<(), ExecError> {
 pub(super) fn sweep_slots(store: &Store) -> Result<(), ExecError> {
     for path in fs::list(&store.tmp())? {
         if is_slot(path.file_name().and_then(|name| name.to_str()).unwrap_or_default()) {
-            let lock = fs_err::File::open(&path)?;
+            let lock = match fs_err::File::open(&path) {
+                // Its worker has ended in the meantime.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
             if lock.file().try_lock().is_ok() {
                 fs::remove_directory(&path)?;
             }

@@ -203,8 +203,13 @@ impl Ledger {
             *self.used.entry(*item).or_insert(0.0) += used;
         }
         if running.spent.refused {
-            let strict = [Item::Calls, Item::JudgeCalls, Item::Dollars];
-            self.note(|item| strict.contains(&item));
+            let met = |item: &Item| self.budget.bounds.get(item).is_some_and(|bound| self.used(*item) >= *bound);
+            let mut met: Vec<Item> = [Item::Calls, Item::JudgeCalls].into_iter().filter(met).collect();
+            if met.is_empty() {
+                // The next call might have cost more than was left.
+                met.push(Item::Dollars);
+            }
+            self.note(|item| met.contains(&item));
         }
         running.spent.calls
     }

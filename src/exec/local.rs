@@ -72,7 +72,11 @@ impl Slot {
     fn new(root: &Path) -> io::Result<Self> {
         loop {
             fs::create_directory(root)?;
-            let lock = fs_err::File::open(root)?;
+            let lock = match fs_err::File::open(root) {
+                // Another scheduler has swept it already.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
             lock.file().lock()?;
             // Another scheduler may have swept it before it was locked.
             if root.is_dir() {

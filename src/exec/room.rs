@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::pipeline::{Link, Node, Origin, Pipeline, Target};
+use crate::graph::made_by;
+use crate::pipeline::{ArtifactType, Link, Node, Pipeline};
 
 /// The device of nodes that may compute on any GPU of the machine.
 pub(super) const ANY_GPU: &str = "any GPU";
@@ -15,12 +16,7 @@ pub(super) fn computes_on_cpu(pipeline: &Pipeline, node: &Node) -> bool {
 /// Whether a node does next to no computing itself: one thread is its own. Constitutions that a model with weights writes
 /// are computed like responses.
 pub(super) fn is_light(pipeline: &Pipeline, node: &Node) -> bool {
-    let is_called = |link: &Link| match &link.target {
-        Target::Model(name) => {
-            pipeline.models.get(name).is_some_and(|model| matches!(model.origin, Origin::Endpoint { .. }))
-        }
-        _ => false,
-    };
+    let is_called = |link: &Link| made_by(link, pipeline) == ArtifactType::Endpoint;
     match node.kind.name {
         "command" => true,
         "constitutions" => node.links.iter().all(is_called),

@@ -1,7 +1,7 @@
 //! From a node to what made it stale: the exact fields and inputs, followed up to the first ancestors that differ.
 //!
 //! Approach: depth first, through every input that is not known yet or not what it was, each node once; so the walk is
-//! linear in what it passes. It reads records (two for a node that was made anew, one for any other), and of those no
+//! linear in what it passes. It reads records (two for a node that was made anew, `CELLS` for a new cell of a matrix, one for any other), and of those no
 //! more than [`MOST`] nodes have.
 
 use std::collections::HashSet;
@@ -206,6 +206,10 @@ impl Walk<'_> {
     fn like(&mut self, at: usize) -> Result<Option<(String, Vec<Change>)>, StoreError> {
         let own = &self.pipeline.nodes[at].name;
         let Some((stem, _)) = own.split_once('[') else { return Ok(None) };
+        if self.read >= MOST {
+            return Ok(None);
+        }
+        self.read += 1;
         let mut cells: Vec<_> = self.plan.records.cells(stem).collect();
         cells.sort_unstable();
         let mut best: Option<(String, Vec<Change>)> = None;

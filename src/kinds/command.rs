@@ -183,10 +183,9 @@ inputs = { rows = "generate" }
         let ended = run_to_end(cx, process, &program, self.env.secrets());
         // What was laid out may be large, and an attempt that failed leaves its scratch.
         let laid_out = cx.scratch.join("inputs");
-        if laid_out.exists() {
-            fs_err::remove_dir_all(&laid_out)?;
-        }
+        let cleared = if laid_out.exists() { fs::remove_directory(&laid_out) } else { Ok(()) };
         ended?;
+        cleared?;
         let mut outputs = Outputs { files: collect(&cx.staging)?, metrics: Map::new() };
         if outputs.files.is_empty() {
             return Err(NodeError::with_help(

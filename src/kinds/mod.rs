@@ -160,7 +160,7 @@ impl Setting<'_> {
     fn computed(&self, apart: Tolerance) -> Reproduces {
         match (self.called, self.class) {
             (true, _) => Self::no("an endpoint may answer otherwise"),
-            (_, "cpu") => Reproduces::BitExact,
+            (_, "cpu" | "cpu:unfused") => Reproduces::BitExact,
             _ => Reproduces::Within(apart),
         }
     }

@@ -23,10 +23,16 @@ pub fn instructions() -> &'static str {
 /// The same name gives the same device every time. Errs if there is no such device, or if this build has no CUDA in it;
 /// panics nowhere, whatever the machine lacks.
 pub fn device(name: &str) -> Result<Device, LmError> {
+    let Some((ordinal, _)) = gpu(name)? else { return Ok(Device::Cpu) };
+    open(ordinal).map_err(|error| LmError::Device { name: name.to_owned(), what: error.to_string() })
+}
+
+/// The number of a GPU by its name, and what the driver says; none for the CPU. Opens nothing.
+fn gpu(name: &str) -> Result<Option<(usize, Driver)>, LmError> {
     let fail = |what: String| LmError::Device { name: name.to_owned(), what };
     let no_name = || fail("no such name; names are `cpu`, `cuda` and `cuda:N`".to_owned());
     if name == "cpu" {
-        return Ok(Device::Cpu);
+        return Ok(None);
     }
     let ordinal = match name.strip_prefix("cuda") {
         Some("") => 0,
@@ -42,24 +48,21 @@ pub fn device(name: &str) -> Result<Device, LmError> {
         };
         return Err(fail(what));
     }
-    open(ordinal).map_err(|error| fail(error.to_string()))
+    Ok(Some((ordinal, driver)))
 }
 
 /// The class of a device: `cpu`, or `cuda:sm_90` by compute capability. What one of a class computes another computes to the
 /// same bits, or on GPUs as near as rounding lets it; what devices of two classes compute differs.
 ///
-/// On CPUs every sum runs in one order, whatever the processor, so that all are one class. On GPUs it counts which kernels
-/// compute, see `SAMI_KERNELS`. Errs if there is no such device.
+/// On CPUs every sum runs in one order, whatever the processor, so that all that fuse a product and a sum are one class (AVX2
+/// with FMA, aarch64), and the others are `cpu:unfused`. On GPUs it counts which kernels compute, see `SAMI_KERNELS`. Opens no
+/// GPU. Errs if there is no such device.
 pub fn class(name: &str) -> Result<String, LmError> {
-    if device(name)?.is_cpu() {
-        return Ok("cpu".to_owned());
-    }
-    let fail = |what: String| LmError::Device { name: name.to_owned(), what };
-    let ordinal: usize = name.rsplit(':').next().and_then(|ordinal| ordinal.parse().ok()).unwrap_or(0);
-    let gpus = cuda().map_err(fail)?.gpus;
-    let gpu = gpus.get(ordinal).ok_or_else(|| fail("it is gone".to_owned()))?;
+    let Some((ordinal, driver)) = gpu(name)? else {
+        return Ok(if super::cpu::fuses() { "cpu" } else { "cpu:unfused" }.to_owned());
+    };
     let kernels = crate::env::KERNELS.get().map_or_else(String::new, |kernels| format!(" kernels {kernels}"));
-    Ok(format!("cuda:sm_{}{kernels}", gpu.capability.replace('.', "")))
+    Ok(format!("cuda:sm_{}{kernels}", driver.gpus[ordinal].capability.replace('.', "")))
 }
 
 /// What the driver says, if this build can use it here. Errs with the reason why not.

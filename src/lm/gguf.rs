@@ -10,7 +10,7 @@ use std::io::BufReader;
 use std::path::Path;
 
 use candle_core::quantized::gguf_file::{Content, Value};
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Shape, Tensor};
 use fs_err::File;
 use serde_json::json;
 
@@ -49,6 +49,15 @@ impl Gguf {
             Ok(content) => content,
             Err(error) => return fail(format!("cannot be read: {error}")),
         };
+        // A number takes a bit at least; what shapes multiply to may not even be a number.
+        let most = file.get_ref().metadata()?.len().saturating_mul(8);
+        let count = |shape: &Shape| shape.dims().iter().try_fold(1_u64, |count, dim| count.checked_mul(*dim as u64));
+        let is_odd = |shape: &Shape| count(shape).is_none_or(|count| count > most);
+        if let Some((name, info)) =
+            content.tensor_infos.iter().filter(|(_, info)| is_odd(&info.shape)).min_by_key(|(name, _)| *name)
+        {
+            return fail(format!("gives `{name}` the shape {:?}, for which the file is too small", info.shape.dims()));
+        }
         let architecture = match content.metadata.get("general.architecture") {
             Some(Value::String(name)) => name.clone(),
             _ => return fail("does not say what architecture it has"),

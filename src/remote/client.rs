@@ -161,7 +161,7 @@ impl Client {
         }
     }
 
-    /// Bytes under a name; `None` if there is nothing.
+    /// How many bytes are under a name; `None` if there is nothing.
     pub(super) fn size(&self, name: &str) -> Result<Option<u64>, RemoteError> {
         let path = self.path(name);
         match self.wait(name, self.store.head(&path))? {
@@ -171,7 +171,7 @@ impl Client {
         }
     }
 
-    /// Begins to read a range; a server that ignores the range is an error of its own, `Ok(None)`.
+    /// Begins to read a range; `Ok(None)` from a server that ignores ranges.
     pub(super) fn open(&self, name: &str, range: Option<Range<u64>>) -> Result<Option<GetResult>, RemoteError> {
         let path = self.path(name);
         let options = GetOptions { range: range.map(GetRange::Bounded), ..GetOptions::default() };

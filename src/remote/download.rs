@@ -9,7 +9,6 @@ use object_store::ObjectStoreExt;
 
 use super::client::Client;
 use super::{Moving, RemoteError, Tell, names};
-use crate::digest::Digest;
 use crate::fs;
 use crate::store::{Blob, Store};
 
@@ -228,14 +227,7 @@ fn sizes(found: u64, blob: &Blob) -> String {
 
 /// What is wrong with all the bytes that came.
 fn wrong(path: &Path, blob: &Blob) -> Result<Option<String>, RemoteError> {
-    let mut hasher = blake3::Hasher::new();
-    let mut size = 0;
-    fs::each_block(&mut fs_err::File::open(path)?, |block| {
-        hasher.update(block);
-        size += block.len() as u64;
-        Ok(())
-    })?;
-    let digest = Digest::from(hasher.finalize());
+    let Blob { digest, size } = Blob::of_file(path)?;
     Ok(if size != blob.size {
         Some(sizes(size, blob))
     } else if digest != blob.digest {

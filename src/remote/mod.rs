@@ -131,6 +131,23 @@ pub struct Moved {
     pub failed: Vec<Failed>,
 }
 
+impl Moved {
+    /// Adds what was moved besides.
+    pub fn add(&mut self, other: Self) {
+        self.nodes += other.nodes;
+        self.known += other.known;
+        self.artifacts += other.artifacts;
+        self.objects += other.objects;
+        self.bytes += other.bytes;
+        self.runs += other.runs;
+        self.others.extend(other.others);
+        self.failed.extend(other.failed);
+    }
+}
+
+/// Blobs smaller than this go whole: no list of parts is asked for.
+const LARGE: u64 = 1 << 20;
+
 /// A remote cache.
 pub struct Remote {
     client: Client,

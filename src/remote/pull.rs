@@ -4,14 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use super::{
-    Failed, Found, MOST_MANIFEST, MOST_RECORD, Moved, Moving, Other, Remote, RemoteError, Tell, Wanted, download, names,
+    Failed, Found, LARGE, MOST_MANIFEST, MOST_RECORD, Moved, Moving, Other, Remote, RemoteError, Tell, Wanted,
+    download, names,
 };
 use crate::digest::Digest;
 use crate::pieces::Recipe;
 use crate::store::{Blob, Manifest, NodeRecord, Store, StoreError};
-
-/// Blobs smaller than this never lie in parts.
-const LARGE: u64 = 1 << 20;
 
 /// Objects to fetch, and the list of parts that they are of.
 type Expanded = (Vec<Blob>, Option<(Blob, Recipe, Vec<u8>)>);

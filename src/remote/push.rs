@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use super::client::in_parallel;
-use super::{Failed, Found, Moved, Moving, Other, Remote, RemoteError, Tell, Wanted, marker, names, upload};
+use super::{Failed, Found, LARGE, Moved, Moving, Other, Remote, RemoteError, Tell, Wanted, marker, names, upload};
 use crate::digest::Digest;
 use crate::pieces::Recipe;
 use crate::store::{Blob, NodeRecord, Store, StoreError};
@@ -165,7 +165,8 @@ impl Remote {
         };
         for (name, blob) in manifest.files {
             let path = &files[&name];
-            if !Recipe::is_at(path) {
+            // Whoever pulls asks for the lists of parts of large ones alone.
+            if blob.size < LARGE || !Recipe::is_at(path) {
                 objects.push((blob, path.clone()));
                 continue;
             }

@@ -147,7 +147,7 @@ impl Journal {
         for line in text.lines().filter_map(|line| serde_json::from_str(line).ok()) {
             match line {
                 Line::Begun { upload: id, part_size } => (upload, sent) = (Some((id, part_size)), Vec::new()),
-                Line::Sent { part, content } if part <= MOST_PARTS as usize + 1 => {
+                Line::Sent { part, content } if upload.is_some() && part <= MOST_PARTS as usize + 1 => {
                     sent.resize(sent.len().max(part + 1), None);
                     sent[part] = Some(content);
                 }

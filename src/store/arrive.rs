@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::cas::LARGEST_MANIFEST;
 use super::put::marked;
 use super::{Blob, Health, Manifest, NodeRecord, RunRecord, Stamps, Store, StoreError};
 use crate::digest::Digest;
@@ -64,9 +65,7 @@ impl Store {
 
     /// Reads a recipe of a blob that arrived. Errs if it cannot be one.
     pub fn arrived_recipe(blob: &Blob, bytes: &[u8]) -> Result<Recipe, StoreError> {
-        let recipe: Option<Recipe> = serde_json::from_slice(bytes).ok();
-        let sum = |recipe: &Recipe| recipe.parts.iter().try_fold(0u64, |sum, (_, size)| sum.checked_add(*size));
-        let recipe = recipe.filter(|recipe| recipe.size == blob.size && sum(recipe) == Some(blob.size));
+        let recipe = Recipe::parse(bytes).filter(|recipe| recipe.size == blob.size);
         recipe.ok_or_else(|| StoreError::Damaged { what: format!("the list of parts of {}", blob.digest.short()) })
     }
 
@@ -86,12 +85,7 @@ impl Store {
         }
         let _section = self.sharing()?;
         self.need_objects([blob.digest])?;
-        let path = self.recipe_path(&blob.digest);
-        if std::fs::symlink_metadata(&path).is_ok() {
-            self.quarantine(&path)?;
-        }
-        self.write(&path, bytes)?;
-        Ok(fs::protect(&path)?)
+        self.put_recipe(blob, bytes)
     }
 
     /// Moves a file that arrived wrong aside, for people to look at.
@@ -101,8 +95,12 @@ impl Store {
 
     /// The bytes of a manifest, as they are on the disk; they are checked.
     pub fn manifest_bytes(&self, id: &Digest) -> Result<Vec<u8>, StoreError> {
-        self.manifest(id)?;
-        Ok(fs_err::read(self.manifest_path(id))?)
+        // `manifest` says best what is wrong with one that cannot be read.
+        let Ok(bytes) = fs::read(&self.manifest_path(id), LARGEST_MANIFEST) else {
+            return Ok(self.manifest(id)?.bytes());
+        };
+        self.manifest_of(id, &bytes)?;
+        Ok(bytes)
     }
 
     /// Reads a manifest that arrived, which is put by [`Store::put_manifest`] once its objects are there.

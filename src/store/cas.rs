@@ -6,10 +6,11 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::hash::hash_file;
+use super::hash::{hash_all, hash_file};
 use super::{Store, StoreError, is_no_file};
 use crate::digest::Digest;
 use crate::fs;
+use crate::pieces;
 
 /// A manifest of a million files with names of a hundred letters is as large.
 pub(super) const LARGEST_MANIFEST: u64 = 256 << 20;
@@ -28,9 +29,14 @@ pub struct Blob {
 }
 
 impl Blob {
-    /// What a file holds, wherever it is; it is read once, a large one by all threads.
+    /// What a file holds, wherever it is, whole or in pieces; it is read once, a large one by all threads.
     pub fn of_file(path: &Path) -> Result<Self, StoreError> {
-        hash_file(path)
+        if !pieces::Recipe::is_at(path) {
+            return hash_file(path);
+        }
+        let pieces = pieces::open(path)?;
+        let size = pieces.size();
+        hash_all(pieces, size)
     }
 }
 
@@ -62,7 +68,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("strings, digests and numbers are always JSON")
     }
 }

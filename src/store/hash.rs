@@ -35,7 +35,7 @@ pub(super) fn hash_file(path: &Path) -> Result<Blob, StoreError> {
 }
 
 /// Hashes to the end; `expected` bytes or about that.
-fn hash_all(mut reader: impl Read, expected: u64) -> Result<Blob, StoreError> {
+pub(super) fn hash_all(mut reader: impl Read, expected: u64) -> Result<Blob, StoreError> {
     let mut hasher = blake3::Hasher::new();
     let mut size = 0;
     fs::each_block_of((expected + 1).min(BUFFER) as usize, &mut reader, |block| {

@@ -1,35 +1,18 @@
 //! What an artifact would be called.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::hash::hash_file;
 use super::{Blob, Manifest, Store, StoreError};
 use crate::digest::Digest;
-use crate::fs;
-use crate::pieces::{self, Recipe};
 
 impl Store {
     /// The id that files would have as an artifact of a type; nothing is put.
     pub fn identity(kind: &str, files: &BTreeMap<String, PathBuf>) -> Result<Digest, StoreError> {
-        let blobs = files.iter().map(|(name, path)| Ok((name.clone(), blob(path)?)));
+        let blobs = files.iter().map(|(name, path)| Ok((name.clone(), Blob::of_file(path)?)));
         let files = blobs.collect::<Result<_, StoreError>>()?;
         Ok(Manifest { kind: kind.to_owned(), files }.id())
     }
-}
-
-/// What a file holds, in whatever pieces it lies.
-fn blob(path: &Path) -> Result<Blob, StoreError> {
-    if !Recipe::is_at(path) {
-        return hash_file(path);
-    }
-    let (mut hasher, mut size) = (blake3::Hasher::new(), 0);
-    fs::each_block(&mut pieces::open(path)?, |block| {
-        hasher.update(block);
-        size += block.len() as u64;
-        Ok(())
-    })?;
-    Ok(Blob { digest: Digest::from(hasher.finalize()), size })
 }
 
 #[cfg(test)]

@@ -113,7 +113,7 @@ impl Index {
     /// Makes the index again from the files. It is made beside and renamed, so that others find a whole one.
     pub fn rebuild(store: &Store) -> Result<Self, StoreError> {
         let path = store.root().join("index.sqlite");
-        let unfinished = fs::unfinished(&store.root().join("tmp"));
+        let unfinished = store.unfinished()?;
         fs::create(&unfinished)?;
         let made = (|| {
             let connection = fresh(Connection::open(&unfinished)?)?;

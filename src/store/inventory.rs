@@ -323,11 +323,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
     match fs::read(path, LARGEST_MANIFEST) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error)
-            if matches!(error.kind(), ErrorKind::FileTooLarge | ErrorKind::InvalidInput | ErrorKind::IsADirectory) =>
-        {
-            Ok(Some(Vec::new()))
-        }
+        Err(error) if super::is_no_file(&error) => Ok(Some(Vec::new())),
         Err(error) => Err(error.into()),
     }
 }

@@ -186,6 +186,14 @@ impl Store {
         Ok(blob)
     }
 
+    /// Takes back the manifest of an artifact that was just put, if files that it lists are gone since.
+    pub fn withdraw(&self, id: &Digest) {
+        let Ok(manifest) = self.manifest(id) else { return };
+        if manifest.files.values().any(|blob| !self.has_object(blob)) {
+            fs::discard(&self.manifest_path(id));
+        }
+    }
+
     pub(super) fn unfinished(&self) -> Result<PathBuf, StoreError> {
         fs::create_directory(&self.tmp())?;
         Ok(fs::unfinished(&self.tmp()))
@@ -215,12 +223,17 @@ impl Store {
         if std::fs::symlink_metadata(self.recipe_path(&blob.digest)).is_err() {
             return Ok(false);
         }
-        let mut seen = Vec::new();
+        let (mut seen, mut known, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
         let flaw = self.examine_pieces(blob, &|path, stamp| self.knows(path, stamp), &mut |path, stamp| {
+            let paths = if self.knows(path, &stamp) { &mut known } else { &mut unknown };
+            paths.push(path.to_owned());
             seen.extend(stamp.is_settled().then(|| (path.to_owned(), stamp)));
         })?;
         match flaw {
             None => {
+                // As for a whole object: whoever put them may not have waited for the disk yet.
+                known.iter().for_each(|path| _ = fs::defer(path));
+                unknown.iter().try_for_each(|path| fs::sync_named(path))?;
                 self.trust(seen);
                 Ok(true)
             }

@@ -228,23 +228,27 @@ impl Store {
             for ((_, object), mark) in fresh.values().zip(&marks) {
                 self.learn(object, mark)?;
             }
-            let recipe = self.recipe_path(&blob.digest);
-            let bytes = serde_json::to_vec(&Recipe { size: blob.size, parts })?;
-            if std::fs::symlink_metadata(&recipe).is_ok() {
-                let stamp = Stamp::of(&recipe)?;
-                if fs_err::read(&recipe).is_ok_and(|there| there == bytes) {
-                    fs::sync_named(&recipe)?;
-                    self.trust(stamp.filter(Stamp::is_settled).map(|stamp| (recipe, stamp)));
-                    return Ok(());
-                }
-                self.quarantine(&recipe)?;
-            }
-            self.write_known(&recipe, &bytes, true)
+            self.put_recipe(blob, &serde_json::to_vec(&Recipe { size: blob.size, parts })?)
         })();
         if placed.is_err() {
             fresh.values().for_each(|(unfinished, _)| fs::discard(unfinished));
         }
         placed
+    }
+
+    /// Puts the recipe of a blob whose pieces are there.
+    pub(super) fn put_recipe(&self, blob: &Blob, bytes: &[u8]) -> Result<(), StoreError> {
+        let recipe = self.recipe_path(&blob.digest);
+        if std::fs::symlink_metadata(&recipe).is_ok() {
+            let stamp = Stamp::of(&recipe)?;
+            if fs_err::read(&recipe).is_ok_and(|there| there == bytes) {
+                fs::sync_named(&recipe)?;
+                self.trust(stamp.filter(Stamp::is_settled).map(|stamp| (recipe, stamp)));
+                return Ok(());
+            }
+            self.quarantine(&recipe)?;
+        }
+        self.write_known(&recipe, bytes, true)
     }
 
     /// What is wrong with a blob that is kept in pieces, if anything. Files that `is_trusted` knows by their stamps are not

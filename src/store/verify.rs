@@ -191,7 +191,15 @@ impl Sight<'_> {
             }
         }
         self.stale.extend(keys);
+        // Remembered answers rest on seals, and on no record.
+        if !(self.stale.is_empty() && affected.is_empty())
+            && let Err(error) = self.store.forget_answers()
+            && !error.is_read_only()
+        {
+            return Err(error);
+        }
         if let Some(mut index) = index {
+            index.unseal(&affected.into_iter().collect::<Vec<_>>());
             index.forget(&Gone { runs: self.gone, keys: self.stale, artifacts: Vec::new() });
         }
         for (path, Fault { state, what, how, .. }) in self.faults {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sami::cli;
 
-use super::endpoint_server::{Act, Server};
+use super::endpoint_server::{Act, Server, questions};
 use super::sandbox::Sandbox;
 
 const DONE: i32 = cli::DONE as i32;
@@ -14,35 +14,18 @@ const CALLS: usize = 24;
 
 /// Twelve queries under two constitutions each, answered over HTTP.
 fn pipeline(model: &str) -> String {
-    format!(
-        r#"{model}
-[datasets.questions]
-make = {{ rows = 12, seed = 2, template = '{{"query": "question {{{{ row }}}}"}}' }}
-[nodes.constitutions]
-kind = "constitutions"
-contrast = "complement"
-principles.brief = {{ definition = "be brief .", antithesis = "be long ." }}
-[nodes.generate]
-kind = "generate"
-model = "voice"
-queries = "questions"
-constitutions = "constitutions"
-prompt = "{{{{ constitution }}}} {{{{ query }}}}"
-chat = true
-max_new_tokens = 12
-temperature = 1.0
-keep = {{ distinct = false }}
+    questions(model, 12)
+        + r#"temperature = 1.0
 [nodes.after]
 kind = "command"
 program = "sh"
-args = ["-c", "wc -l < {{input.rows}}/rows.jsonl > out"]
-inputs = {{ rows = "generate" }}
+args = ["-c", "wc -l < {input.rows}/rows.jsonl > out"]
+inputs = { rows = "generate" }
 [nodes.apart]
 kind = "command"
 program = "sh"
 args = ["-c", "echo > out"]
 "#
-    )
 }
 
 fn echo() -> Server {

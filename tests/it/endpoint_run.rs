@@ -7,32 +7,12 @@ use std::time::{Duration, Instant};
 use sami::cli;
 use serde_json::Value;
 
-use super::endpoint_server::{Act, Server};
+use super::endpoint_server::{Act, Server, questions};
 use super::sandbox::{Output, Sandbox};
 
 /// Twelve queries under two constitutions each; `model` is the table of the model that answers.
 fn pipeline(model: &str) -> String {
-    format!(
-        r#"{model}
-[datasets.questions]
-make = {{ rows = 12, seed = 2, template = '{{"query": "question {{{{ row }}}}"}}' }}
-[nodes.constitutions]
-kind = "constitutions"
-contrast = "complement"
-principles.brief = {{ definition = "be brief .", antithesis = "be long ." }}
-[nodes.generate]
-kind = "generate"
-model = "voice"
-queries = "questions"
-constitutions = "constitutions"
-prompt = "{{{{ constitution }}}} {{{{ query }}}}"
-chat = true
-system = "You answer."
-max_new_tokens = 12
-temperature = 1.0
-keep = {{ distinct = false }}
-"#
-    )
+    questions(model, 12) + "system = \"You answer.\"\ntemperature = 1.0\n"
 }
 
 const CALLS: usize = 24;

@@ -161,3 +161,27 @@ fn send(mut stream: &TcpStream, status: u16, header: &str, body: &str, cut: usiz
     stream.write_all(&body.as_bytes()[..cut.min(body.len())]).ok()?;
     stream.flush().ok()
 }
+
+/// Queries under two constitutions each, answered by `model`, the table of a model called `voice`. The table of `generate` is
+/// last, so that more of its fields can follow.
+pub(crate) fn questions(model: &str, rows: usize) -> String {
+    format!(
+        r#"{model}
+[datasets.questions]
+make = {{ rows = {rows}, seed = 2, template = '{{"query": "question {{{{ row }}}}"}}' }}
+[nodes.constitutions]
+kind = "constitutions"
+contrast = "complement"
+principles.brief = {{ definition = "be brief .", antithesis = "be long ." }}
+[nodes.generate]
+kind = "generate"
+model = "voice"
+queries = "questions"
+constitutions = "constitutions"
+prompt = "{{{{ constitution }}}} {{{{ query }}}}"
+chat = true
+max_new_tokens = 12
+keep = {{ distinct = false }}
+"#
+    )
+}

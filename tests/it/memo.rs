@@ -1,30 +1,7 @@
 //! `sami cache rows` and what runs say of rows that were remembered, with a model that is called so that no time goes by.
 
-use super::endpoint_server::{Act, Server};
+use super::endpoint_server::{Act, Server, questions};
 use super::sandbox::Sandbox;
-
-/// Queries under two constitutions each.
-fn pipeline(model: &str, rows: usize) -> String {
-    format!(
-        r#"{model}
-[datasets.questions]
-make = {{ rows = {rows}, seed = 2, template = '{{"query": "question {{{{ row }}}}"}}' }}
-[nodes.constitutions]
-kind = "constitutions"
-contrast = "complement"
-principles.brief = {{ definition = "be brief .", antithesis = "be long ." }}
-[nodes.generate]
-kind = "generate"
-model = "voice"
-queries = "questions"
-constitutions = "constitutions"
-prompt = "{{{{ constitution }}}} {{{{ query }}}}"
-chat = true
-max_new_tokens = 12
-keep = {{ distinct = false }}
-"#
-    )
-}
 
 fn echo() -> Server {
     Server::start(|call| Act::say(format!("said {}", call.user())))
@@ -34,14 +11,14 @@ fn echo() -> Server {
 fn a_dataset_that_grew_costs_its_new_rows_and_runs_say_so() {
     let server = echo();
     let model = server.model("voice", "");
-    let sandbox = Sandbox::with(&pipeline(&model, 10));
+    let sandbox = Sandbox::with(&questions(&model, 10));
     let told = sandbox.sami(&["run", "p.toml"]).exits(0).stderr;
     assert!(told.contains("reused 0 of 10 rows"), "{told}");
-    sandbox.write("p.toml", &pipeline(&model, 11));
+    sandbox.write("p.toml", &questions(&model, 11));
     let told = sandbox.sami(&["run", "p.toml"]).exits(0).stderr;
     assert!(told.contains("reused 10 of 11 rows") && server.calls().len() == 22, "{told}");
     // Another pipeline, other names.
-    let other = pipeline(&model, 11).replace("voice", "speaker").replace("[nodes.generate]", "[nodes.answers]");
+    let other = questions(&model, 11).replace("voice", "speaker").replace("[nodes.generate]", "[nodes.answers]");
     sandbox.write("other.toml", &other.replace("distinct = false", "distinct = false, min_tokens = 0"));
     let told = sandbox.sami(&["run", "other.toml"]).exits(0).stderr;
     assert!(told.contains("reused 11 of 11 rows") && server.calls().len() == 22, "{told}");
@@ -53,7 +30,7 @@ fn a_dataset_that_grew_costs_its_new_rows_and_runs_say_so() {
 #[test]
 fn the_memo_can_be_looked_into_and_bounded() {
     let server = echo();
-    let sandbox = Sandbox::with(&pipeline(&server.model("voice", ""), 10));
+    let sandbox = Sandbox::with(&questions(&server.model("voice", ""), 10));
     sandbox.sami(&["cache", "rows"]).exits(2);
     sandbox.run(&[], 0);
     let listed = sandbox.sami(&["cache", "rows"]).exits(0).stdout;

@@ -5,41 +5,42 @@ use serde_json::Value;
 
 use super::sandbox::{Done, Output, Sandbox};
 
-const PIPELINE: &str = r#"
+/// A model, a tuning of it that is merged into it, and one of that which lies beside it.
+fn pipeline() -> String {
+    let tune = |name: &str, model: &str, merge: bool| {
+        format!(
+            r#"
+[nodes.{name}]
+kind = "finetune"
+objective = "lm"
+model = "{model}"
+examples = {{ from = "documents", take = 4 }}
+steps = 1
+batch_queries = 4
+optimizer = {{ lr = 0.01 }}
+lora = {{ rank = 2, targets = ["q_proj"] }}
+merge = {merge}
+"#
+        )
+    };
+    let ends = [
+        r#"
 [datasets.documents]
 make = { rows = 32, seed = 1, template = '{"text": "q : is it a {{ choose(["saw", "cat", "pear"]) }} a : yes ."}' }
 
 [models.blank]
 init = { hidden_size = 128, layers = 2, heads = 2, max_positions = 64, tokenizer = { from = "documents" } }
-
-[nodes.merged]
-kind = "finetune"
-objective = "lm"
-model = "blank"
-examples = { from = "documents", take = 4 }
-steps = 1
-batch_queries = 4
-optimizer = { lr = 0.01 }
-lora = { rank = 2, targets = ["q_proj"] }
-merge = true
-
-[nodes.further]
-kind = "finetune"
-objective = "lm"
-model = "merged"
-examples = { from = "documents", take = 4 }
-steps = 1
-batch_queries = 4
-optimizer = { lr = 0.01 }
-lora = { rank = 2, targets = ["q_proj"] }
-merge = false
-
+"#,
+        r#"
 [nodes.copy]
 kind = "command"
 program = "sh"
 args = ["-ec", "cat {input.model}/model.safetensors > copy.safetensors"]
 inputs = { model = "merged" }
-"#;
+"#,
+    ];
+    [ends[0], &tune("merged", "blank", true), &tune("further", "merged", false), ends[1]].concat()
+}
 
 fn sami(sandbox: &Sandbox, thin: &str, args: &[&str]) -> Output {
     let output = sandbox.command(args).env("SAMI_THIN", thin).output();
@@ -64,7 +65,7 @@ fn weights(sandbox: &Sandbox, what: &str) -> u64 {
 
 #[test]
 fn an_adapter_merged_into_a_model_adds_the_layers_that_it_changed() {
-    let sandbox = Sandbox::with(PIPELINE);
+    let sandbox = Sandbox::with(&pipeline());
     let blank = run(&sandbox, "1000", "models.blank");
     let blank = blank.nodes[0].name.clone();
     let before = held(&sandbox);
@@ -95,7 +96,7 @@ fn an_adapter_merged_into_a_model_adds_the_layers_that_it_changed() {
     let tensors = |what: &str| shown(&sandbox, what)["preview"]["tensors"].as_u64().expect("a count");
     assert_eq!(tensors("merged"), tensors(&blank) + 4);
     // Neither keys nor ids tell how it is kept; what is there stays as it is.
-    let whole = Sandbox::with(PIPELINE);
+    let whole = Sandbox::with(&pipeline());
     let ids = |done: &Done| done.nodes.iter().map(|node| (node.key.clone(), node.artifact.clone())).collect::<Vec<_>>();
     assert_eq!(ids(&run(&whole, "off", "further")), ids(&thin));
     assert!(whole.files("cache/objects").iter().all(|path| path.extension().is_none()));
@@ -107,7 +108,7 @@ fn an_adapter_merged_into_a_model_adds_the_layers_that_it_changed() {
 
 #[test]
 fn a_damaged_tensor_is_named_and_made_again() {
-    let sandbox = Sandbox::with(PIPELINE);
+    let sandbox = Sandbox::with(&pipeline());
     let first = run(&sandbox, "1000", "further");
     let path = shown(&sandbox, "merged")["paths"]["model.safetensors"].as_str().expect("a path").to_owned();
     let recipe: Value = serde_json::from_str(&fs_err::read_to_string(path).expect("a recipe")).expect("JSON");

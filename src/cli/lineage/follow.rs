@@ -69,7 +69,7 @@ impl Follow {
         }
     }
 
-    /// Whether it goes by a row's id.
+    /// Whether nothing but the artifacts is followed.
     pub(super) fn is_nothing(&self) -> bool {
         *self == Self::Nothing
     }

@@ -87,7 +87,7 @@ fn draw(lineage: &Lineage, store: &Store, root: usize, screen: Screen, drawn: &m
             continue;
         }
         below.push_str(if item.links.is_empty() { "   " } else { "│  " });
-        for line in row_lines(lineage, item, store) {
+        for line in row_lines(lineage, at, store) {
             page.push_str(&screen.fit(&format!("{below}{line}")));
             page.push('\n');
         }
@@ -141,13 +141,11 @@ fn win_rates(metrics: &Map<String, Value>) -> Vec<String> {
 }
 
 /// What is told of the rows that were followed to an item: of a row what it has beyond those that it was made of.
-fn row_lines(lineage: &Lineage, item: &Item, store: &Store) -> Vec<String> {
+fn row_lines(lineage: &Lineage, at: usize, store: &Store) -> Vec<String> {
+    let item = &lineage.items[at];
     let mut lines = Vec::new();
     if item.kind.as_deref() == Some("constitutions") && lineage.way == Way::Up {
-        let rows = lineage
-            .items
-            .iter()
-            .filter(|user| user.links.iter().any(|link| std::ptr::eq(&raw const lineage.items[link.item], item)));
+        let rows = lineage.items.iter().filter(|user| user.links.iter().any(|link| link.item == at));
         let rows: Vec<&Rows> = rows.filter_map(|user| user.rows.as_ref()).collect();
         return principle_lines(item, &rows, store);
     }

@@ -154,7 +154,12 @@ impl Scheduler<'_> {
                 let tolerance = self.pipeline.nodes[node].tolerance;
                 let records = &mut self.plan.records;
                 let latest = records.latest(&record.node).copied();
-                tolerance::settle(self.store, &mut records.stamps, tolerance, latest.as_ref(), &mut record)?;
+                // The record is true without it.
+                let settled =
+                    tolerance::settle(self.store, &mut records.stamps, tolerance, latest.as_ref(), &mut record);
+                if let Err(error) = settled {
+                    tracing::warn!("{name}: cannot be held against what it was: {error}");
+                }
                 self.made.push(commit::Made { attempt: serial, record, unsettled, since: Instant::now() });
                 // Until it is recorded, no one else begins at the key.
                 self.committing.insert(serial, attempt);

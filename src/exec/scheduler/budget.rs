@@ -9,7 +9,8 @@ use crate::exec::phase::Phase;
 use crate::exec::room::Place;
 use crate::exec::{Event, ExecError};
 use crate::fs;
-use crate::pipeline::{Link, Origin, Target};
+use crate::graph::made_by;
+use crate::pipeline::{ArtifactType, Link};
 
 /// In the directory that attempts at a key share: the calls that those have made which did not succeed.
 const CALLS: &str = "calls.txt";
@@ -23,10 +24,7 @@ impl Scheduler<'_> {
         key: &Digest,
     ) -> Result<Option<(Asking, Allowance)>, ExecError> {
         let pipeline = self.pipeline;
-        let is_called = |link: &&Link| {
-            let Target::Model(name) = &link.target else { return false };
-            pipeline.models.get(name).is_some_and(|model| matches!(model.origin, Origin::Endpoint { .. }))
-        };
+        let is_called = |link: &&Link| made_by(link, pipeline) == ArtifactType::Endpoint;
         let called = || pipeline.nodes[node].links.iter().filter(is_called);
         let asking = Asking {
             node,
@@ -61,6 +59,11 @@ impl Scheduler<'_> {
                 attempt.stop();
             }
         }
+        self.tell_budget(known)
+    }
+
+    /// Tells what the ledger has said since it had said `known` things.
+    fn tell_budget(&mut self, known: usize) -> Result<(), ExecError> {
         let told = self.ledger.told[known..].to_vec();
         for what in told {
             self.tell(&Event::Budget { what })?;
@@ -90,10 +93,7 @@ impl Scheduler<'_> {
             let calls = self.calls_made(key) + calls;
             fs::write_atomic(&self.store.partial_dir(key)?.join(CALLS), calls.to_string().as_bytes())?;
         }
-        let told = self.ledger.told[known..].to_vec();
-        for what in told {
-            self.tell(&Event::Budget { what })?;
-        }
+        self.tell_budget(known)?;
         for node in std::mem::take(&mut self.ledger.waiting) {
             self.enqueue(node);
         }

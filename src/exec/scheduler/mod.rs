@@ -333,8 +333,11 @@ impl Scheduler<'_> {
             Summary { run: self.journal.run().to_owned(), interrupted: false, seconds: 0.0, budget: Vec::new(), nodes };
         summary.budget = std::mem::take(&mut self.ledger.told);
         summary.interrupted = self.stop >= Stop::Interrupted && !summary.ok();
+        // A gc removes this run wholly before both or after: else the index would know a run that is gone.
+        let section = self.store.sharing();
         let ended = self.journal.end(self.store, summary.ok(), &mut summary.nodes);
         self.index.add_run(self.journal.record());
+        drop(section);
         if let Some(error) = self.fault {
             return Err(error);
         }

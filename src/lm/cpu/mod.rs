@@ -39,6 +39,11 @@ pub(super) use packed::{Kept, Packing};
 pub(super) use scored::{Keep, Recalled, Scored, in_pool};
 pub(super) use simd::{exp_all, top};
 
+/// Whether products are chains of fused operations, as on all processors but old ones; results differ from those.
+pub(super) fn fuses() -> bool {
+    simd::level() > simd::Level::Generic || cfg!(any(target_arch = "aarch64", target_feature = "fma"))
+}
+
 /// The instructions that this processor has and the passes use.
 pub(super) fn instructions() -> &'static str {
     match simd::level() {

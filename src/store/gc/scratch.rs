@@ -49,7 +49,10 @@ impl Store {
         for path in scratch.tmp.iter().filter(|path| !is_arriving(path)).chain(&scratch.partial) {
             let Ok(key) = name(path).parse::<Digest>() else { continue };
             let done = path.starts_with(self.tmp()) || recorded(&key);
-            if let Some(_lock) = self.try_lock_key(&key)?.filter(|_| done) {
+            if !done {
+                continue;
+            }
+            if let Some(_lock) = self.try_lock_key(&key)? {
                 Self::remove(path, removed)?;
             }
         }

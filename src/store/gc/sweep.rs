@@ -99,6 +99,7 @@ impl<'a> Sweep<'a> {
                         self.store.restore("nodes", &self.store.node_path(&key))?;
                         if let Some(record) = self.store.node(&key)? {
                             ids.push(record.artifact);
+                            ids.extend(record.equal_to_within.map(|equal| equal.artifact));
                             ids.extend(record.inputs.into_values());
                         }
                     }

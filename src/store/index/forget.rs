@@ -46,6 +46,15 @@ impl Index {
         });
     }
 
+    /// Forgets that artifacts were found whole.
+    pub(in crate::store) fn unseal(&mut self, artifacts: &[Digest]) {
+        for ids in artifacts.chunks(AT_ONCE) {
+            self.each(ids, |connection, id| {
+                connection.prepare_cached("DELETE FROM seals WHERE artifact = ?1")?.execute([bytes(id)]).map(drop)
+            });
+        }
+    }
+
     /// Does something with each, in one transaction.
     fn each<T>(&mut self, all: &[T], work: impl Fn(&Connection, &T) -> rusqlite::Result<()>) {
         self.write(|connection| {

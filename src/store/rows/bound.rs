@@ -106,11 +106,12 @@ impl Store {
             if evicted.left <= limit.0 {
                 break;
             }
-            if !candidate.is_idle() {
+            // Nobody has the space open while it goes, and nobody writes to the segment.
+            let Some(_lock) = merge::own(&candidate.space) else { continue };
+            if !merge::is_complete(&candidate.segment).unwrap_or(false) {
                 continue;
             }
             if !dry_run {
-                let Some(_lock) = merge::own(&candidate.space) else { continue };
                 merge::remove(&candidate.segment)?;
                 if segments(&candidate.space)?.is_empty() {
                     fs::remove_directory(&candidate.space)?;
@@ -157,12 +158,5 @@ impl Store {
     pub(super) fn row_spaces(&self) -> Result<Vec<(Digest, PathBuf)>, StoreError> {
         let directories = fs::list(&self.root().join("rows"))?.into_iter();
         Ok(directories.filter_map(|path| Some((crate::store::name(&path).parse().ok()?, path))).collect())
-    }
-}
-
-impl Candidate {
-    /// Whether nobody writes to the segment.
-    fn is_idle(&self) -> bool {
-        merge::is_complete(&self.segment).unwrap_or(false) && merge::own(&self.space).is_some()
     }
 }

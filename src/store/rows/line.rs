@@ -7,7 +7,7 @@
 //!
 //! Result and note are JSON, in which a tab never stands as itself.
 
-use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use crate::digest::Digest;
@@ -55,17 +55,14 @@ fn check(key: &Digest, rest: &str) -> String {
     Digest::of(format!("{key} {rest}").as_bytes()).short()
 }
 
-/// Reads a segment from a place on, line by line: what each line holds if it is whole, where it begins, and its bytes with
+/// Reads a segment line by line: what each line holds if it is whole, where it begins, and its bytes with
 /// its end. Returns how many lines were torn or damaged.
 pub(super) fn scan(
     path: &Path,
-    from: u64,
     mut see: impl FnMut(Line<'_>, u64, &[u8]) -> std::io::Result<()>,
 ) -> std::io::Result<u64> {
-    let mut file = fs_err::File::open(path)?;
-    file.seek(SeekFrom::Start(from))?;
-    let mut reader = BufReader::with_capacity(1 << 16, file);
-    let (mut bytes, mut at, mut passed_over) = (Vec::new(), from, 0);
+    let mut reader = BufReader::with_capacity(1 << 16, fs_err::File::open(path)?);
+    let (mut bytes, mut at, mut passed_over) = (Vec::new(), 0, 0);
     loop {
         bytes.clear();
         let length = reader.read_until(b'\n', &mut bytes)?;

@@ -6,8 +6,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::about::{About, Uses};
-use super::{gone_is_none, line, merge, segments, table, table_of};
+use super::{line, merge, segments, table, table_of};
 use crate::digest::Digest;
+use crate::fs::absent_is_none;
 use crate::store::gc::size;
 use crate::store::{Store, StoreError};
 
@@ -49,7 +50,7 @@ impl Store {
             let paths = segments(&directory)?;
             let (mut rows, mut bytes, mut used) = (0, 0, std::time::SystemTime::UNIX_EPOCH);
             for path in &paths {
-                rows += gone_is_none(table_of(path))?.map_or(0, |table| table.len() as u64);
+                rows += absent_is_none(table_of(path))?.map_or(0, |table| table.len() as u64);
                 bytes += size(path) + size(&table::beside(path));
                 used = used.max(merge::last_used(path));
             }
@@ -72,7 +73,7 @@ impl Store {
         let directory = self.root().join("rows").join(space.to_string());
         let (mut rows, mut all) = (VecDeque::with_capacity(last.min(1000)), 0);
         for path in segments(&directory)? {
-            let scanned = line::scan(&path, 0, |line, _, _| {
+            let scanned = line::scan(&path, |line, _, _| {
                 // In the texts themselves, not as they are written.
                 let read = || {
                     let note = line.note.and_then(|note| serde_json::from_str::<String>(note).ok());
@@ -91,7 +92,7 @@ impl Store {
                 }
                 Ok(())
             });
-            gone_is_none(scanned)?;
+            absent_is_none(scanned)?;
         }
         Ok((rows.into(), all))
     }

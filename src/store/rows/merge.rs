@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::table::{self, Place, Table};
-use super::{ABANDONED, gone_is_none, line, segments};
+use super::{ABANDONED, line, segments};
 use crate::digest::Digest;
-use crate::fs;
+use crate::fs::{self, absent_is_none};
 
 /// Segments of this size stay as they are.
 const LARGE: u64 = 64 << 20;
@@ -63,7 +63,7 @@ pub(super) fn merge(directory: &Path) -> std::io::Result<()> {
     let Some(lock) = own(directory) else { return Ok(()) };
     let mut complete = Vec::with_capacity(parts.len());
     for part in parts.drain(..) {
-        if gone_is_none(is_complete(&part))? == Some(true) {
+        if absent_is_none(is_complete(&part))? == Some(true) {
             complete.push(part);
         }
     }
@@ -106,7 +106,7 @@ fn join(directory: &Path, number: usize, parts: &[PathBuf]) -> std::io::Result<(
         let mut file = std::io::BufWriter::with_capacity(1 << 20, fs::writer(&unfinished)?);
         for part in parts {
             // Damaged lines end here: their rows were computed again, or will be.
-            line::scan(part, 0, |line, _, bytes| {
+            line::scan(part, |line, _, bytes| {
                 if seen.insert(line.key) {
                     file.write_all(bytes)?;
                     rows.push((line.key, Place { offset: at, length: bytes.len() as u32 }));

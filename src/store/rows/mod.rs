@@ -24,7 +24,12 @@ use std::time::Duration;
 
 use super::{Store, StoreError};
 use crate::digest::Digest;
-use crate::fs;
+use crate::fs::{self, absent_is_none};
+
+/// Whether a line of a segment is whole.
+pub(super) fn is_line(line: &[u8]) -> bool {
+    line::read(line).is_some()
+}
 
 mod about;
 mod bound;
@@ -66,8 +71,8 @@ pub struct RowSpace {
     small: Vec<Spot>,
     own: Own,
     uses: Uses,
-    /// Segments of which rows were used.
-    used: BTreeSet<u32>,
+    /// Segments of which rows were used; their numbers change where others merge them.
+    used: BTreeSet<PathBuf>,
     /// Held shared while the space is open.
     lock: Option<fs_err::File>,
 }
@@ -132,7 +137,7 @@ impl RowSpace {
         (self.large, self.small) = (Vec::new(), Vec::new());
         for (number, path) in self.segments.iter().enumerate() {
             let number = number as u32;
-            let Some(table) = gone_is_none(table_of(path))? else { continue };
+            let Some(table) = absent_is_none(table_of(path))? else { continue };
             if table.len() >= SMALL {
                 self.large.push((number, table));
             } else {
@@ -199,7 +204,7 @@ impl RowSpace {
         for in_segment in wanted.chunk_by(|a, b| a.0 == b.0) {
             let number = in_segment[0].0;
             let path = &self.segments[number as usize];
-            let Some(mut file) = gone_is_none(fs_err::File::open(path))? else {
+            let Some(mut file) = absent_is_none(fs_err::File::open(path))? else {
                 whole = false;
                 continue;
             };
@@ -223,7 +228,7 @@ impl RowSpace {
                     }
                 }
             }
-            self.used.insert(number);
+            self.used.insert(path.clone());
         }
         if damaged > 0 {
             tracing::warn!("{damaged} damaged rows of {} are computed again", self.directory.display());
@@ -242,7 +247,7 @@ impl RowSpace {
             self.own.rows.push((row.key, Place { offset: at, length: length as u32 }));
             at += length as u64;
         }
-        let mut appended = gone_is_none(fs::append(&self.own.path, text.as_bytes()));
+        let mut appended = absent_is_none(fs::append(&self.own.path, text.as_bytes()));
         if matches!(appended, Ok(None)) {
             // Somebody evicted the space, which held nothing yet, between our opening it and now.
             appended = fs::create_directory(&self.directory)
@@ -283,11 +288,10 @@ impl RowSpace {
     /// Marks the segments whose rows were used, unless that was done a little while ago.
     fn touch(&self) -> std::io::Result<()> {
         let now = fs::system_now();
-        for number in &self.used {
-            let path = &self.segments[*number as usize];
+        for path in &self.used {
             let marked = table::beside(path);
             let marked = if marked.exists() { marked } else { continue };
-            if let Some(file) = gone_is_none(fs_err::OpenOptions::new().append(true).open(marked))? {
+            if let Some(file) = absent_is_none(fs_err::OpenOptions::new().append(true).open(marked))? {
                 let age = now.duration_since(file.metadata()?.modified()?).unwrap_or_default();
                 if age > ABANDONED {
                     file.file().set_modified(now)?;
@@ -332,12 +336,4 @@ fn table_of(segment: &Path) -> std::io::Result<Table> {
         tracing::warn!("{passed_over} torn or damaged rows of {} are computed again", segment.display());
     }
     Ok(table)
-}
-
-fn gone_is_none<T>(result: std::io::Result<T>) -> std::io::Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }

@@ -62,7 +62,7 @@ impl Table {
     /// The rows of a segment as they are found by reading it, and how many lines were torn or damaged.
     pub(super) fn by_reading(segment: &Path) -> std::io::Result<(Self, u64)> {
         let mut rows = Vec::new();
-        let passed_over = line::scan(segment, 0, |line, offset, bytes| {
+        let passed_over = line::scan(segment, |line, offset, bytes| {
             rows.push((line.key, Place { offset, length: bytes.len() as u32 }));
             Ok(())
         })?;

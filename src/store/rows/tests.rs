@@ -56,6 +56,29 @@ fn age(path: &Path, hours: u64) {
 }
 
 #[test]
+fn segments_that_are_merged_while_they_are_read_are_no_trouble() {
+    let (_folder, store) = store();
+    for n in 0..20 {
+        let mut open = store.open_rows(&key(1), about(false)).unwrap();
+        open.add(&[NewRow { key: key(n), value: "1", note: None }]).unwrap();
+        open.seal().unwrap();
+    }
+    let mut open = store.open_rows(&key(1), about(false)).unwrap();
+    // As where locks do not reach.
+    drop(open.lock.take());
+    open.read(&(0..20).map(key).collect::<Vec<_>>(), |_, _| true).unwrap();
+    merge::merge(&directory(&store, 1)).unwrap();
+    let mut found = 0;
+    let seen = |_: usize, _: &str| {
+        found += 1;
+        true
+    };
+    open.read(&(0..20).map(key).collect::<Vec<_>>(), seen).unwrap();
+    assert_eq!(found, 20);
+    open.touch().unwrap();
+}
+
+#[test]
 fn rows_are_found_with_tables_without_them_and_with_wrong_ones() {
     let (_folder, store) = store();
     add(&store, 1, 0..10_000);

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::super::hash::hash_file;
 use super::super::index::Index;
 use super::super::record::{LARGEST_RECORD, read_json, sound};
+use super::super::rows::is_line;
 use super::super::thin::Flaw;
 use super::super::{Blob, DIRECTORIES, External, NodeRecord, RunRecord, StoreError, name};
 use super::{Fault, Sight, State};
@@ -20,13 +21,6 @@ use crate::pieces;
 
 /// What may lie beside the directories of a store.
 const BESIDE: &[&str] = &["VERSION", "index.sqlite", "index.sqlite-journal", "README.md", "quarantine", "trash"];
-
-/// A row memo's lines that say nothing of themselves are torn or damaged: `KEY CHECK VALUE`.
-fn is_row(line: &[u8]) -> bool {
-    let Some((key, rest)) = std::str::from_utf8(line).ok().and_then(|line| line.split_once(' ')) else { return false };
-    let Some((check, value)) = rest.split_once(' ') else { return false };
-    key.parse::<Digest>().is_ok() && Digest::of(format!("{key} {value}").as_bytes()).short() == check
-}
 
 impl Sight<'_> {
     /// The top of the store.
@@ -232,9 +226,10 @@ impl Sight<'_> {
                 Err(how) => self.bad_record(*key, &how),
             }
         }
+        let gc_was_killed = self.gc_was_killed();
         let gone: Vec<Digest> = known
             .keys()
-            .filter(|_| !self.gc_was_killed())
+            .filter(|_| !gc_was_killed)
             .filter(|key| keys.binary_search_by_key(*key, |(key, _)| *key).is_err())
             .copied()
             .collect();
@@ -321,7 +316,7 @@ impl Sight<'_> {
                 }
                 if !is("jsonl") {
                     self.fault(State::Foreign, "rows", &path, "no segment of a row memo");
-                } else if lines(&path, is_row)? {
+                } else if lines(&path, is_line)? {
                     self.fault(State::Damaged, "rows", &path, "rows in it are computed again");
                 }
             }
