@@ -165,12 +165,6 @@ pub const BENCH_LLAMA: Variable = Variable {
     doc: "For benchmarks: a Python that has `llama-cpp-python`, `gguf` and `numpy`. Without it llama.cpp is left out.",
 };
 
-/// Whether all of the disk's operations go wrong once.
-pub const TEST_FAULTS: Variable = Variable {
-    name: "SAMI_TEST_FAULTS",
-    doc: "For tests: set to anything, the slow tier has every change to the disk and every read of a small run go wrong, which takes many minutes. Without it a part of them.",
-};
-
 /// How many kills a test makes.
 pub const TEST_KILLS: Variable = Variable {
     name: "SAMI_TEST_KILLS",
@@ -236,7 +230,6 @@ pub const ALL: &[&Variable] = &[
     &TEST_DATA,
     &TEST_CUDA_BIN,
     &TEST_PYTHON,
-    &TEST_FAULTS,
     &TEST_KILLS,
     &TEST_FUZZ,
     &FAULT,
