@@ -3,6 +3,9 @@
 //! A picture has a title, colours by classes of the page's style sheet, and no colour that alone tells something. All text
 //! in it is escaped here, so a page may take it as it is.
 
+pub mod dag;
+pub mod layered;
+
 /// A text within SVG.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
