@@ -19,7 +19,6 @@ mod diff;
 mod doctor;
 mod du;
 mod estimate;
-mod figures;
 mod find;
 mod forget;
 mod fresh;
@@ -38,8 +37,6 @@ mod report;
 mod rows;
 mod run;
 mod runs;
-#[cfg(test)]
-mod sample;
 mod screen;
 mod selection;
 mod sharing;
@@ -52,6 +49,10 @@ mod why;
 mod worker;
 
 use context::{CommandResult, Context};
+
+use crate::inspect::figures;
+#[cfg(test)]
+use crate::inspect::sample;
 
 /// Declares language-model alignment pipelines and runs them as a DAG of cached steps
 #[derive(Debug, Parser)]

@@ -27,6 +27,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "exec",
         &["diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub", "endpoint", "kinds"],
     ),
+    ("plot", &[]),
+    (
+        "inspect",
+        &[
+            "compare", "depth", "diag", "digest", "env", "fs", "secret", "pieces", "settings", "pipeline", "graph",
+            "store", "lm", "hub", "endpoint", "kinds", "exec",
+        ],
+    ),
 ];
 const MOST_LINES: usize = 500;
 
