@@ -1,5 +1,4 @@
-//! What people ask of a cache: runs, what differs between them, curves, rates, samples. Data only; the terminal, the web page and the
-//! report draw it.
+//! What people ask of a cache, as data: the command line, the web page and the report draw from it.
 
 pub mod diff;
 pub mod figures;

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::axis::Axis;
-use super::svg::{colour, cut, dash, escape, place};
+use super::escape;
+use super::svg::{colour, cut, dash, place};
 
 const WIDTH: f64 = 440.0;
 const MARGIN: f64 = 10.0;

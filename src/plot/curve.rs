@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::axis::Axis;
-use super::svg::{colour, cut, dash, escape, place};
+use super::escape;
+use super::svg::{colour, cut, dash, place};
 
 const WIDTH: f64 = 400.0;
 const HEIGHT: f64 = 212.0;

@@ -1,9 +1,37 @@
-//! Pictures: data in, SVG out. What is in them that came from elsewhere is escaped here, so that a page may take them as they are.
+//! Pictures: data in, SVG out. Nothing here reads a disk or knows what a node is.
 //!
-//! Colours are the page's (`--series-N`, `--ink`, `--faint`, `--line`), with others where it has none, so that a picture can stand
-//! alone. Nothing is said by colour alone.
+//! A picture has a title, the colours of the page's style sheet (with others where there is none, so that it can stand alone), and no
+//! colour that alone tells something. All text in it is escaped here, so a page may take it as it is.
 
 pub mod axis;
 pub mod bars;
 pub mod curve;
 pub mod svg;
+
+/// A text within SVG.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            // What XML cannot hold.
+            _ if letter.is_control() && !"\n\t".contains(letter) => escaped.push(' '),
+            _ => escaped.push(letter),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_in_a_text_is_markup() {
+        assert_eq!(escape("<a b=\"c\" d='e'>&\u{1b}\n"), "&lt;a b=&quot;c&quot; d=&#39;e&#39;&gt;&amp; \n");
+    }
+}

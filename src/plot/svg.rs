@@ -1,26 +1,9 @@
-//! What all pictures share: text that is escaped, places on the picture, colours of series.
+//! What pictures of series share: places on the picture, colours, texts that are cut.
 
 /// Colours of series where the page has none of its own: each at least 3:1 against white.
 const COLOURS: [&str; 8] = ["#0b62c4", "#c2410c", "#15803d", "#7c3aed", "#b91c1c", "#0e7490", "#a16207", "#be185d"];
 /// How the lines of series are broken, so that colour is not all that tells them apart.
 const DASHES: [&str; 5] = ["", "7 3", "2 3", "9 3 2 3", "4 2"];
-
-/// Text as it may stand in SVG and HTML, in quotes, too; what XML cannot hold is a space.
-pub fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for letter in text.chars() {
-        match letter {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            letter if letter.is_control() || matches!(letter, '\u{fffe}' | '\u{ffff}') => escaped.push(' '),
-            letter => escaped.push(letter),
-        }
-    }
-    escaped
-}
 
 /// A place in pixels, to a tenth.
 pub fn place(pixels: f64) -> String {
@@ -65,8 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_cannot_leave_its_place() {
-        assert_eq!(escape("<b a='\"'>&\u{0}"), "&lt;b a=&#39;&quot;&#39;&gt;&amp; ");
+    fn places_are_short_and_texts_are_cut() {
         assert_eq!([place(1.25), place(-0.01), place(f64::NAN), place(3.0)], ["1.3", "0", "0", "3"]);
         assert_eq!((cut("abcdef", 4), cut("äb", 4)), ("abc…".to_owned(), "äb".to_owned()));
     }

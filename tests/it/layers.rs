@@ -31,8 +31,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "inspect",
         &[
-            "compare", "depth", "diag", "digest", "env", "fs", "secret", "pieces", "settings", "pipeline", "graph",
-            "store", "lm", "hub", "endpoint", "kinds", "exec",
+            "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub", "kinds",
+            "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
+        ],
+    ),
+    (
+        "ui",
+        &[
+            "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
+            "inspect", "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
         ],
     ),
 ];
