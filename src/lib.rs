@@ -12,7 +12,9 @@
 //! - [`settings`]: `sami.toml`. [`remote`]: artifacts shared in buckets and directories.
 //! - [`archive`]: artifacts in one file.
 //! - [`kinds`]: what each node kind does, on top of those.
-//! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
+//! - [`exec`]: what to run and running it.
+//! - [`inspect`]: what people ask of a cache. [`plot`]: pictures, as text.
+//! - [`cli`]: what people type and see.
 //!
 //! Reading order: `docs/architecture.md`.
 
@@ -30,10 +32,12 @@ pub mod fs;
 pub mod fuzz;
 pub mod graph;
 pub mod hub;
+pub mod inspect;
 pub mod kinds;
 pub mod lm;
 pub mod pieces;
 pub mod pipeline;
+pub mod plot;
 pub mod remote;
 pub mod secret;
 pub mod settings;
