@@ -12,9 +12,8 @@
 //! - [`settings`]: `sami.toml`. [`remote`]: artifacts shared in buckets and directories.
 //! - [`archive`]: artifacts in one file.
 //! - [`kinds`]: what each node kind does, on top of those.
-//! - [`exec`]: what to run and running it.
-//! - [`inspect`]: what people ask of a cache. [`plot`]: pictures, as text.
-//! - [`cli`]: what people type and see.
+//! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
+//! - [`inspect`]: what people ask of a cache. [`plot`]: pictures. [`ui`]: both as a web page.
 //!
 //! Reading order: `docs/architecture.md`.
 
@@ -42,3 +41,4 @@ pub mod remote;
 pub mod secret;
 pub mod settings;
 pub mod store;
+pub mod ui;

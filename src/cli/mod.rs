@@ -19,7 +19,6 @@ mod diff;
 mod doctor;
 mod du;
 mod estimate;
-mod figures;
 mod find;
 mod forget;
 mod fresh;
@@ -47,10 +46,12 @@ mod show;
 mod table;
 mod trace;
 mod transfer;
+mod ui;
 mod verify;
 mod why;
 mod worker;
 
+use crate::inspect::figures;
 use context::{CommandResult, Context};
 
 /// Declares language-model alignment pipelines and runs them as a DAG of cached steps
@@ -174,6 +175,8 @@ pub enum Command {
     Pull(push::PullArgs),
     /// Show what the remote cache has and what its server can do
     Remote(push::SurveyArgs),
+    /// Show the cache as a web page on this machine: runs, DAG, nodes, artifacts, live while a run goes on
+    Ui(ui::UiArgs),
     /// Show what machine and program offer: devices, memory, libraries, and what `auto` would use
     Doctor,
     /// Describe a node kind and its fields, or a command
@@ -492,6 +495,7 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Push(args) => push::push(context, args),
         Command::Pull(args) => push::pull(context, args),
         Command::Remote(args) => push::survey(context, args),
+        Command::Ui(args) => ui::run(context, args),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
         Command::Worker { job } => worker::run(job.as_deref()),

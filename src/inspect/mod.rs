@@ -1,6 +1,7 @@
-//! What people ask of a cache, as data: `cli` and `ui` show the same answers.
+//! What people ask of a cache, as data: the command line and the web page draw from it.
 //!
 //! Nothing here prints, and nothing writes to the cache.
 
+pub(crate) mod figures;
 pub mod lineage;
 pub mod rows;

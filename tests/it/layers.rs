@@ -27,6 +27,21 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "exec",
         &["diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub", "endpoint", "kinds"],
     ),
+    ("plot", &[]),
+    (
+        "inspect",
+        &[
+            "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub", "kinds",
+            "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
+        ],
+    ),
+    (
+        "ui",
+        &[
+            "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
+            "inspect", "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
+        ],
+    ),
 ];
 const MOST_LINES: usize = 500;
 
