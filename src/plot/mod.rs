@@ -8,6 +8,8 @@ pub mod bars;
 pub mod curve;
 pub mod svg;
 
+pub mod heat;
+
 /// A text within SVG.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
