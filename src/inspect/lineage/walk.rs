@@ -15,7 +15,7 @@ use crate::store::{Index, NodeRecord, Store, StoreError};
 /// Which way is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Way {
+pub enum Way {
     /// To what something was made of.
     Up,
     /// To what was made of it.
@@ -24,31 +24,31 @@ pub(super) enum Way {
 
 /// What was found.
 #[derive(Debug, Serialize)]
-pub(super) struct Lineage {
-    pub(super) way: Way,
+pub struct Lineage {
+    pub way: Way,
     /// The first items are what was asked for.
-    pub(super) roots: usize,
-    pub(super) items: Vec<Item>,
+    pub roots: usize,
+    pub items: Vec<Item>,
     /// Whether there is more further away than was asked for.
-    pub(super) cut: bool,
+    pub cut: bool,
 }
 
 /// An artifact.
 #[derive(Debug, Serialize)]
-pub(super) struct Item {
-    pub(super) artifact: Digest,
+pub struct Item {
+    pub artifact: Digest,
     /// Its type; absent if it is not in the cache any more.
     #[serde(rename = "type")]
-    pub(super) kind: Option<String>,
-    pub(super) size: Option<u64>,
+    pub kind: Option<String>,
+    pub size: Option<u64>,
     /// What it is called that comes from outside, such as `dataset:posts`.
-    pub(super) source: Option<String>,
+    pub source: Option<String>,
     /// The work that made it.
-    pub(super) made: Option<Made>,
+    pub made: Option<Made>,
     /// Rows that were followed to it.
-    pub(super) rows: Option<Rows>,
+    pub rows: Option<Rows>,
     /// What it was made of, or what was made of it.
-    pub(super) links: Vec<Link>,
+    pub links: Vec<Link>,
     #[serde(skip)]
     depth: usize,
     #[serde(skip)]
@@ -57,13 +57,13 @@ pub(super) struct Item {
 
 /// The work that made an artifact.
 #[derive(Debug, Serialize)]
-pub(super) struct Made {
-    pub(super) node: String,
-    pub(super) pipeline: String,
-    pub(super) kind: String,
-    pub(super) key: Digest,
-    pub(super) run: String,
-    pub(super) metrics: Map<String, Value>,
+pub struct Made {
+    pub node: String,
+    pub pipeline: String,
+    pub kind: String,
+    pub key: Digest,
+    pub run: String,
+    pub metrics: Map<String, Value>,
     #[serde(skip)]
     fields: Value,
     #[serde(skip)]
@@ -93,11 +93,11 @@ impl Made {
 
 /// A step from one item to another.
 #[derive(Debug, Serialize)]
-pub(super) struct Link {
+pub struct Link {
     /// The input through which the one enters the other.
-    pub(super) field: String,
+    pub field: String,
     /// The other item, by its place.
-    pub(super) item: usize,
+    pub item: usize,
 }
 
 struct Walker<'a> {
@@ -109,7 +109,7 @@ struct Walker<'a> {
 }
 
 /// Walks from the roots; `depth` is how many steps away is looked.
-pub(super) fn walk(
+pub fn walk(
     store: &Store,
     index: &Index,
     roots: &[Digest],
