@@ -49,7 +49,6 @@ mod verify;
 mod why;
 mod worker;
 
-use crate::inspect::figures;
 use context::{CommandResult, Context};
 
 use crate::inspect::figures;
