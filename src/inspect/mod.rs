@@ -2,6 +2,7 @@
 //!
 //! Nothing here prints, and nothing writes to the cache.
 
+pub mod dag;
 pub mod diff;
 pub mod figures;
 pub mod lineage;
@@ -10,3 +11,4 @@ pub mod rows;
 pub mod run;
 #[cfg(test)]
 pub(crate) mod sample;
+pub mod story;

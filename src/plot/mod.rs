@@ -10,6 +10,9 @@ pub mod svg;
 
 pub mod heat;
 
+pub mod dag;
+pub mod layered;
+
 /// A text within SVG.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
