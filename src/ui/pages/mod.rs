@@ -6,7 +6,10 @@ use super::html::Page;
 use super::query::Query;
 use super::{Problem, Site};
 
+mod compare;
 mod overview;
+mod run;
+mod runs;
 
 /// What a request is answered with.
 #[derive(Debug)]
@@ -47,7 +50,12 @@ impl Answer {
 pub(super) type Make = fn(&Site, &Query) -> Result<Answer, Problem>;
 
 /// Every address and what answers there. What a page is about stands in its query.
-const PAGES: &[(&str, Make)] = &[("/", |site, query| overview::page(site, query).map(Answer::from))];
+const PAGES: &[(&str, Make)] = &[
+    ("/", |site, query| overview::page(site, query).map(Answer::from)),
+    ("/runs", |site, query| runs::page(site, query).map(Answer::from)),
+    ("/run", |site, query| run::page(site, query).map(Answer::from)),
+    ("/compare", |site, query| compare::page(site, query).map(Answer::from)),
+];
 
 /// What answers at a path.
 pub(super) fn find(path: &str) -> Option<Make> {
