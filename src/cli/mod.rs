@@ -49,9 +49,9 @@ mod verify;
 mod why;
 mod worker;
 
+use crate::inspect::figures;
 use context::{CommandResult, Context};
 
-use crate::inspect::figures;
 #[cfg(test)]
 use crate::inspect::sample;
 

@@ -2,6 +2,7 @@
 //!
 //! Nothing here prints, and nothing writes to the cache.
 
+pub mod attempts;
 pub mod compare;
 pub mod dag;
 pub mod diff;
@@ -11,6 +12,7 @@ pub mod lineage;
 pub mod metric;
 pub mod name;
 pub mod origin;
+pub mod reasons;
 pub mod rows;
 pub mod run;
 #[cfg(test)]

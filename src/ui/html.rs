@@ -15,12 +15,17 @@ const TEMPLATES: &[(&str, &str)] = &[
     ("layout.html", include_str!("templates/layout.html")),
     ("_parts.html", include_str!("templates/_parts.html")),
     ("problem.html", include_str!("templates/problem.html")),
+    ("_pipelines.html", include_str!("templates/_pipelines.html")),
     ("overview.html", include_str!("templates/overview.html")),
     ("_run.html", include_str!("templates/_run.html")),
     ("runs.html", include_str!("templates/runs.html")),
     ("run.html", include_str!("templates/run.html")),
     ("compare.html", include_str!("templates/compare.html")),
     ("report.html", include_str!("templates/report.html")),
+    ("pipelines.html", include_str!("templates/pipelines.html")),
+    ("pipeline.html", include_str!("templates/pipeline.html")),
+    ("node.html", include_str!("templates/node.html")),
+    ("log.html", include_str!("templates/log.html")),
 ];
 
 /// The style sheet of all pages, and of the report.

@@ -12,6 +12,7 @@ mod charts;
 mod html;
 mod live;
 mod pages;
+mod pipelines;
 mod problem;
 mod query;
 pub mod report;

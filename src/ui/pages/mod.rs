@@ -7,7 +7,11 @@ use super::query::Query;
 use super::{Problem, Site};
 
 mod compare;
+mod log;
+mod node;
 mod overview;
+mod pipeline;
+mod pipelines;
 mod run;
 mod runs;
 
@@ -55,6 +59,10 @@ const PAGES: &[(&str, Make)] = &[
     ("/runs", |site, query| runs::page(site, query).map(Answer::from)),
     ("/run", |site, query| run::page(site, query).map(Answer::from)),
     ("/compare", |site, query| compare::page(site, query).map(Answer::from)),
+    ("/pipelines", |site, query| pipelines::page(site, query).map(Answer::from)),
+    ("/pipeline", |site, query| pipeline::page(site, query).map(Answer::from)),
+    ("/node", |site, query| node::page(site, query).map(Answer::from)),
+    ("/log", |site, query| log::page(site, query).map(Answer::from)),
 ];
 
 /// What answers at a path.
