@@ -2,6 +2,7 @@
 //!
 //! Nothing here prints, and nothing writes to the cache.
 
+pub mod contrast;
 pub(crate) mod figures;
 pub mod lineage;
 pub mod rows;

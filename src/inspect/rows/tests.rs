@@ -14,7 +14,7 @@ fn ask(nth: u64, take: usize, filter: &str) -> Ask {
 }
 
 fn numbered(count: u64) -> String {
-    let row = |n| json!({"id": n.to_string(), "n": n, "finish": if n % 3 == 0 { "length" } else { "eos" }}).to_string() + "\n";
+    let row = |n: u64| json!({"id": n.to_string(), "n": n, "finish": if n % 3 == 0 { "length" } else { "eos" }}).to_string() + "\n";
     (0..count).map(row).collect()
 }
 
