@@ -37,8 +37,6 @@ mod report;
 mod rows;
 mod run;
 mod runs;
-#[cfg(test)]
-mod sample;
 mod screen;
 mod selection;
 mod sharing;
@@ -53,6 +51,10 @@ mod worker;
 
 use crate::inspect::figures;
 use context::{CommandResult, Context};
+
+use crate::inspect::figures;
+#[cfg(test)]
+use crate::inspect::sample;
 
 /// Declares language-model alignment pipelines and runs them as a DAG of cached steps
 #[derive(Debug, Parser)]

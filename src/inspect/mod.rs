@@ -1,8 +1,15 @@
-//! What people ask of a cache, as data: the command line and the web page draw from it.
+//! What people ask of a cache, as data: the command line, the web page and the report draw from it.
 //!
 //! Nothing here prints, and nothing writes to the cache.
 
 pub mod contrast;
-pub(crate) mod figures;
+pub mod dag;
+pub mod diff;
+pub mod figures;
 pub mod lineage;
+pub mod metric;
 pub mod rows;
+pub mod run;
+#[cfg(test)]
+pub(crate) mod sample;
+pub mod story;

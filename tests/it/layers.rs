@@ -12,7 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("secret", &["env"]),
     // The name of a repository is the hub's word; what an endpoint is, the endpoint's.
     ("pipeline", &["depth", "diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
-    ("graph", &["diag", "digest", "pipeline"]),
+    ("graph", &["diag", "digest", "pipeline", "plot"]),
     ("pieces", &["digest", "fs"]),
     ("store", &["diag", "digest", "env", "fs", "pieces"]),
     ("lm", &["depth", "diag", "env", "fs", "pieces"]),
