@@ -52,7 +52,6 @@ mod worker;
 use crate::inspect::figures;
 use context::{CommandResult, Context};
 
-use crate::inspect::figures;
 #[cfg(test)]
 use crate::inspect::sample;
 

@@ -400,8 +400,7 @@ mod tests {
     #[test]
     fn progress_has_rate_and_time_left() {
         let loss = metrics(json!({"loss": 1.5}));
-        let progress =
-            Progress { done: 50, total: 200, unit: "rows".into(), metrics: loss, ..Progress::default() };
+        let progress = Progress { done: 50, total: 200, unit: "rows".into(), metrics: loss, ..Progress::default() };
         assert_eq!(how_far(&progress, 10.0), "50/200 rows, 5.000/s, 30.0 s left · loss 1.500");
         let none = Progress { done: 0, ..progress };
         assert_eq!(how_far(&none, 10.0), "0/200 rows · loss 1.500");

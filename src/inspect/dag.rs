@@ -23,7 +23,8 @@ const SIDE_BY_SIDE: usize = 16;
 
 /// States in the order in which they are told: what needs a look first.
 pub const STATES: [&str; 12] = [
-    "failed", "running", "waiting", "stale", "unknown", "refused", "stopped", "skipped", "outside", "ran", "hit", "fresh",
+    "failed", "running", "waiting", "stale", "unknown", "refused", "stopped", "skipped", "outside", "ran", "hit",
+    "fresh",
 ];
 
 /// A node.
@@ -138,7 +139,9 @@ impl Dag {
                 State::Hit { key, artifact } => {
                     (item.state, item.key, item.artifact) = ("fresh", Some(*key), Some(*artifact));
                 }
-                State::Run { key, reason } => (item.state, item.key, item.why) = ("stale", Some(*key), reason.to_string()),
+                State::Run { key, reason } => {
+                    (item.state, item.key, item.why) = ("stale", Some(*key), reason.to_string())
+                }
                 State::Unknown { until, downloads } => {
                     let names = until.iter().map(|node| pipeline.nodes[*node].name.clone());
                     let models = downloads.keys().map(|name| format!("{name} is downloaded"));
@@ -153,11 +156,13 @@ impl Dag {
             for link in &node.links {
                 let from = match &link.target {
                     Target::Node(from) => *from,
-                    target @ (Target::Model(name) | Target::Dataset(name)) => *sources.entry(target).or_insert_with(|| {
-                        let kind = if matches!(target, Target::Model(_)) { "model" } else { "dataset" };
-                        items.push(Item::source(name, kind));
-                        items.len() - 1
-                    }),
+                    target @ (Target::Model(name) | Target::Dataset(name)) => {
+                        *sources.entry(target).or_insert_with(|| {
+                            let kind = if matches!(target, Target::Model(_)) { "model" } else { "dataset" };
+                            items.push(Item::source(name, kind));
+                            items.len() - 1
+                        })
+                    }
                 };
                 arrows.push((from, at));
             }
@@ -175,7 +180,13 @@ impl Dag {
             if let Some(artifact) = node.artifact {
                 makers.entry(artifact).or_insert(items.len());
             }
-            items.push(Item { state, key: node.key, artifact: node.artifact, seconds, ..Item::new(&node.name, &node.kind) });
+            items.push(Item {
+                state,
+                key: node.key,
+                artifact: node.artifact,
+                seconds,
+                ..Item::new(&node.name, &node.kind)
+            });
         }
         let mut sources: HashMap<String, usize> = HashMap::new();
         let mut arrows = Vec::new();

@@ -2,12 +2,14 @@
 //!
 //! Nothing here prints, and nothing writes to the cache.
 
+pub mod attempts;
 pub mod contrast;
 pub mod dag;
 pub mod diff;
 pub mod figures;
 pub mod lineage;
 pub mod metric;
+pub mod reasons;
 pub mod rows;
 pub mod run;
 #[cfg(test)]

@@ -121,9 +121,10 @@ impl Story {
             }
         }
         let silent = fs::now().as_second() - written;
-        let is_held = |told: &Told| told.key.and_then(|key| store.key_holder(&key)).is_some_and(|holder| holder.may_live());
-        story.goes_on = story.ok.is_none()
-            && (silent < SILENT || (silent < DAY && story.running().any(|(_, told)| is_held(told))));
+        let is_held =
+            |told: &Told| told.key.and_then(|key| store.key_holder(&key)).is_some_and(|holder| holder.may_live());
+        story.goes_on =
+            story.ok.is_none() && (silent < SILENT || (silent < DAY && story.running().any(|(_, told)| is_held(told))));
         Ok(story)
     }
 

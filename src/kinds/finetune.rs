@@ -292,7 +292,7 @@ optimizer = { name = "adamw", lr = 5e-7 }
             cx.check_interrupt()?;
         }
         let mut watch = Watch::default();
-        let mut steps: Vec<_> = trainer.records().iter().map(line).collect();
+        let mut told: Vec<_> = trainer.records().iter().map(line).collect();
         while !trainer.done() {
             if cx.check_interrupt().is_err() {
                 trainer.checkpoint(&checkpoints)?;
@@ -300,13 +300,13 @@ optimizer = { name = "adamw", lr = 5e-7 }
             }
             let record = trainer.step()?;
             watch.look(trainer.records());
-            steps.push(line(&record));
+            told.push(line(&record));
             (cx.progress)(Progress {
                 done: record.step,
                 total: steps,
                 unit: "steps".to_owned(),
                 metrics: watched(&record),
-                steps: std::mem::take(&mut steps),
+                steps: std::mem::take(&mut told),
             });
             if record.step % self.checkpoint_every == 0 && !trainer.done() {
                 trainer.checkpoint(&checkpoints)?;

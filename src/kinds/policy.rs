@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::memo::{Space, note};
 use super::{Cx, InputArtifact, NodeError, Progress};

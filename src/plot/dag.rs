@@ -76,7 +76,8 @@ fn draw_arrow(
     // Writing to a string does not fail, here and below.
     if layer[from] >= layer[to] {
         // Back up, around the right sides.
-        let (x0, y0, x1, y1) = (x(from) + column / 2.0, y(from) + HEIGHT / 2.0, x(to) + column / 2.0, y(to) + HEIGHT / 2.0);
+        let (x0, y0, x1, y1) =
+            (x(from) + column / 2.0, y(from) + HEIGHT / 2.0, x(to) + column / 2.0, y(to) + HEIGHT / 2.0);
         let out = x0.max(x1) + 0.2 * column;
         let _ = writeln!(
             svg,
@@ -201,7 +202,11 @@ mod tests {
         assert_eq!(svg.matches("<g class=\"box").count(), 3);
         assert_eq!(svg.matches("marker-end").count(), 3);
         assert_eq!(svg.matches("stroke-dasharray").count(), 1, "the one that closes the circle");
-        assert!(svg.contains("&lt;data&gt;") && svg.contains("href=\"/node?name=a&amp;b=&quot;\"") && !svg.contains("<data>"));
+        assert!(
+            svg.contains("&lt;data&gt;")
+                && svg.contains("href=\"/node?name=a&amp;b=&quot;\"")
+                && !svg.contains("<data>")
+        );
         assert!(svg.contains(&format!("{}…", "x".repeat(LONGEST))) && svg.contains("class=\"part stale\""));
         assert!(!svg.contains("NaN") && !svg.contains("style="));
         assert!(picture("", &[], &[]).ends_with("</svg>\n"));

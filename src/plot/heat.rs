@@ -55,7 +55,8 @@ impl Heat<'_> {
             // Where columns are narrow every fourth has its name.
             if numbered || j % 4 == 0 {
                 let name = escape(self.columns.get(j).map_or("", String::as_str));
-                let _ = write!(svg, "<text x=\"{x}\" y=\"18\" text-anchor=\"middle\" fill=\"currentColor\">{name}</text>");
+                let _ =
+                    write!(svg, "<text x=\"{x}\" y=\"18\" text-anchor=\"middle\" fill=\"currentColor\">{name}</text>");
             }
         }
         let best: Vec<Option<f64>> = (0..columns).map(|j| self.largest(j)).collect();
@@ -64,7 +65,8 @@ impl Heat<'_> {
             let name = escape(self.rows.get(k).map_or("", String::as_str));
             let middle = y + high / 2.0 + 4.5;
             let x = MARGIN.0 - 8.0;
-            let _ = write!(svg, "<text x=\"{x}\" y=\"{middle}\" text-anchor=\"end\" fill=\"currentColor\">{name}</text>");
+            let _ =
+                write!(svg, "<text x=\"{x}\" y=\"{middle}\" text-anchor=\"end\" fill=\"currentColor\">{name}</text>");
             for (j, best) in best.iter().enumerate() {
                 let x = MARGIN.0 + wide * j as f64;
                 self.cell(&mut svg, (k, j), (x, y), *best);
@@ -121,7 +123,11 @@ impl Heat<'_> {
                  stroke=\"currentColor\" stroke-dasharray=\"3 3\"/>"
             );
             if numbered {
-                let _ = write!(svg, "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"currentColor\">NaN</text>", middle.0, middle.1);
+                let _ = write!(
+                    svg,
+                    "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"currentColor\">NaN</text>",
+                    middle.0, middle.1
+                );
             }
             svg.push_str("</g>");
             return;
@@ -156,7 +162,8 @@ impl Heat<'_> {
         }
         if rows * columns <= 36 {
             for place in (0..rows).flat_map(|k| (0..columns).map(move |j| (k, j))) {
-                let value = self.at(place).map_or_else(|| "no number".to_owned(), |value| format!("{value:.*}", self.digits));
+                let value =
+                    self.at(place).map_or_else(|| "no number".to_owned(), |value| format!("{value:.*}", self.digits));
                 let _ = write!(text, " {}: {value}.", self.name(place));
             }
         }
@@ -178,7 +185,12 @@ pub fn legend(range: (f64, f64), digits: usize, unit: &str) -> String {
     for step in 0..44 {
         let at = range.0 + (range.1 - range.0) * f64::from(step) / 43.0;
         let x = part * f64::from(step);
-        let _ = write!(svg, "<rect x=\"{x}\" y=\"0\" width=\"{}\" height=\"14\" fill=\"{}\"/>", part + 0.5, hex(colour(at, range)));
+        let _ = write!(
+            svg,
+            "<rect x=\"{x}\" y=\"0\" width=\"{}\" height=\"14\" fill=\"{}\"/>",
+            part + 0.5,
+            hex(colour(at, range))
+        );
     }
     let _ = write!(
         svg,
@@ -249,7 +261,10 @@ mod tests {
     fn a_matrix_has_its_numbers_its_own_cells_and_its_words() {
         let svg = heat(&[vec![Some(-11.82), Some(-20.0)], vec![None, Some(f64::NAN)]], 1);
         assert!(svg.contains("<title>a &lt;b&gt;</title>") && !svg.contains("R<"), "{svg}");
-        assert!(svg.contains(" C1 × R&lt;1: -11.8. C1 × R&lt;2: -20.0. C2 × R&lt;1: no number. C2 × R&lt;2: no number."), "{svg}");
+        assert!(
+            svg.contains(" C1 × R&lt;1: -11.8. C1 × R&lt;2: -20.0. C2 × R&lt;1: no number. C2 × R&lt;2: no number."),
+            "{svg}"
+        );
         assert_eq!((svg.matches("class=\"own\"").count(), svg.matches(">NaN<").count()), (2, 2), "{svg}");
         assert_eq!(svg.matches("font-weight=\"700\"").count(), 2, "the largest of each column: {svg}");
         assert!(svg.contains("fill=\"#045a8d\"") && svg.contains("fill=\"#f1eef6\""), "{svg}");

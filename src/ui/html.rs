@@ -15,7 +15,12 @@ const TEMPLATES: &[(&str, &str)] = &[
     ("layout.html", include_str!("templates/layout.html")),
     ("_parts.html", include_str!("templates/_parts.html")),
     ("problem.html", include_str!("templates/problem.html")),
+    ("_pipelines.html", include_str!("templates/_pipelines.html")),
     ("overview.html", include_str!("templates/overview.html")),
+    ("pipelines.html", include_str!("templates/pipelines.html")),
+    ("pipeline.html", include_str!("templates/pipeline.html")),
+    ("node.html", include_str!("templates/node.html")),
+    ("log.html", include_str!("templates/log.html")),
 ];
 
 /// The style sheet of all pages, and of the report.

@@ -10,6 +10,7 @@
 mod html;
 mod live;
 mod pages;
+mod pipelines;
 mod problem;
 mod query;
 mod server;

@@ -77,7 +77,8 @@ impl Panel {
     /// tells nothing of its constitution.
     pub fn shares(&self) -> Vec<Vec<Option<f64>>> {
         let width = self.cells.iter().map(Vec::len).max().unwrap_or(0);
-        let column = |j: usize| -> Option<Vec<f64>> { self.cells.iter().map(|row| row.get(j).copied().flatten()).collect() };
+        let column =
+            |j: usize| -> Option<Vec<f64>> { self.cells.iter().map(|row| row.get(j).copied().flatten()).collect() };
         let mut shares = vec![vec![None; width]; self.cells.len()];
         for j in 0..width {
             let Some(column) = column(j) else { continue };
@@ -92,7 +93,13 @@ impl Panel {
 }
 
 /// Reads the query of a row, with what other models in the same run made of it.
-pub fn case(store: &Store, index: &Index, artifact: &Digest, row: &str, run: Option<&str>) -> Result<Option<Case>, StoreError> {
+pub fn case(
+    store: &Store,
+    index: &Index,
+    artifact: &Digest,
+    row: &str,
+    run: Option<&str>,
+) -> Result<Option<Case>, StoreError> {
     let Some(own) = read(row) else { return Ok(None) };
     let mut panels: Vec<(usize, Panel)> = Vec::new();
     let mut unlooked = Vec::new();

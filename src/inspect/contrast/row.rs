@@ -70,7 +70,10 @@ pub(super) fn query(row: &Map<String, Value>) -> String {
     let text = |name: &str| row.get(name).and_then(Value::as_str);
     let usual = ["query", "question", "instruction", "post", "text"].into_iter().find_map(text);
     let others = row.iter().filter(|(name, _)| !["id", "response"].contains(&name.as_str()));
-    usual.or_else(|| others.filter_map(|(_, value)| value.as_str()).max_by_key(|text| text.len())).unwrap_or_default().to_owned()
+    usual
+        .or_else(|| others.filter_map(|(_, value)| value.as_str()).max_by_key(|text| text.len()))
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn candidate(name: &str, part: &Map<String, Value>) -> Option<Candidate> {

@@ -12,8 +12,7 @@ fn panel(cells: Value) -> Panel {
     let row = read(&scored("0", cells)).unwrap();
     let candidate = row.candidates[0].clone();
     let figures = candidate.figures();
-    let asked =
-        Asked { model: "m".into(), artifact: None, candidate: String::new(), iteration: 0, order: 0 };
+    let asked = Asked { model: "m".into(), artifact: None, candidate: String::new(), iteration: 0, order: 0 };
     Panel {
         asked,
         by: Vec::new(),
@@ -28,8 +27,10 @@ fn panel(cells: Value) -> Panel {
 fn a_matrix_is_read_in_nats_per_token_and_in_shares() {
     let panel = panel(json!([[-2.0, -8.0], [-4.0, -4.0]]));
     let figures = panel.figures.unwrap();
-    assert!((figures.bound - (2f64.ln() - 0.5 * ((1.0 + (-2f64).exp()).ln() + (1.0 + (-4f64).exp()).ln()))).abs() < 1e-9);
-    assert_eq!((figures.accuracy_column, figures.accuracy_row), (1.0, 1.0));
+    assert!(
+        (figures.bound - (2f64.ln() - 0.5 * ((1.0 + (-2f64).exp()).ln() + (1.0 + (-4f64).exp()).ln()))).abs() < 1e-9
+    );
+    assert_eq!((figures.accuracy_column, figures.accuracy_row), (1.0, 0.75), "a tie is half");
     assert_eq!(panel.per_token(), [[Some(-1.0), Some(-2.0)], [Some(-2.0), Some(-1.0)]]);
     let shares = panel.shares();
     assert!((shares[0][0].unwrap() - 1.0 / (1.0 + (-2f64).exp())).abs() < 1e-12);
@@ -83,7 +84,10 @@ fn words_that_are_not_in_all_texts_are_marked() {
         let part = |part: &Part| if part.differs { format!("[{}]", part.text) } else { part.text.clone() };
         marks(texts).iter().map(|parts| parts.iter().map(part).collect()).collect()
     };
-    assert_eq!(shown(&["be brief now .", "be long now .", "be brief then ."]), ["be [brief] [now] .", "be [long] now .", "be brief [then] ."]);
+    assert_eq!(
+        shown(&["be brief now .", "be long now .", "be brief then ."]),
+        ["be [brief] [now] .", "be [long] now .", "be brief [then] ."]
+    );
     assert_eq!(shown(&["same", "same"]), ["same", "same"]);
     assert_eq!(shown(&["", "ü"]), ["", "[ü]"]);
     assert_eq!(shown(&["alone"]), ["alone"]);

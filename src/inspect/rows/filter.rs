@@ -105,7 +105,9 @@ impl Filter {
         let words = found.iter().all(|found| *found);
         found.fill(false);
         // One that was not held whole cannot be taken apart.
-        words && (self.conditions.is_empty() || line.len() as u64 == length && self.conditions.iter().all(|one| one.holds(line)))
+        words
+            && (self.conditions.is_empty()
+                || line.len() as u64 == length && self.conditions.iter().all(|one| one.holds(line)))
     }
 }
 
@@ -143,8 +145,12 @@ impl Condition {
         let number = value.parse::<f64>().ok();
         let compares = matches!(is, Is::Equal | Is::Other) || number.is_some();
         let named = !field.is_empty() && field.chars().all(plain);
-        (named && compares && !value.is_empty())
-            .then(|| Self { path: field.split('.').map(str::to_owned).collect(), is, value, number })
+        (named && compares && !value.is_empty()).then(|| Self {
+            path: field.split('.').map(str::to_owned).collect(),
+            is,
+            value,
+            number,
+        })
     }
 
     fn holds(&self, line: &[u8]) -> bool {

@@ -99,7 +99,9 @@ mod tests {
     fn is_beginning(own: &Value, whole: &Value) -> bool {
         match (own, whole) {
             (Value::String(own), Value::String(whole)) => own == whole || whole.starts_with(own.trim_end_matches(CUT)),
-            (Value::Array(own), Value::Array(whole)) => own.iter().zip(whole).all(|(own, whole)| is_beginning(own, whole)),
+            (Value::Array(own), Value::Array(whole)) => {
+                own.iter().zip(whole).all(|(own, whole)| is_beginning(own, whole))
+            }
             (Value::Object(own), Value::Object(whole)) => {
                 own.iter().all(|(name, own)| whole.get(name).is_some_and(|whole| is_beginning(own, whole)))
             }

@@ -97,7 +97,8 @@ impl Found {
 pub fn look(path: &Path, ask: &Ask) -> io::Result<Found> {
     let mut file = crate::fs::open(path)?;
     let size = file.metadata()?.len();
-    let from = if begins(&mut file, ask.from.byte, size)? && ask.from.nth <= ask.nth { ask.from } else { Place::default() };
+    let from =
+        if begins(&mut file, ask.from.byte, size)? && ask.from.nth <= ask.nth { ask.from } else { Place::default() };
     file.seek(SeekFrom::Start(from.byte))?;
     let mut scan = scan::Scan::new(ask, from);
     let mut block = vec![0; BLOCK];
@@ -116,7 +117,8 @@ pub fn look(path: &Path, ask: &Ask) -> io::Result<Found> {
         scan.see(&block[..read]);
     }
     let (rows, looked) = scan.into_found();
-    let after = rows.last().map(|row| Place { byte: row.at.byte + row.length + 1, row: row.at.row + 1, nth: row.at.nth + 1 });
+    let after =
+        rows.last().map(|row| Place { byte: row.at.byte + row.length + 1, row: row.at.row + 1, nth: row.at.nth + 1 });
     let next = after.filter(|after| looked.nth > after.nth);
     Ok(Found { rows, next, looked, ended, size })
 }

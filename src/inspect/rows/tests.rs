@@ -14,7 +14,9 @@ fn ask(nth: u64, take: usize, filter: &str) -> Ask {
 }
 
 fn numbered(count: u64) -> String {
-    let row = |n: u64| json!({"id": n.to_string(), "n": n, "finish": if n % 3 == 0 { "length" } else { "eos" }}).to_string() + "\n";
+    let row = |n: u64| {
+        json!({"id": n.to_string(), "n": n, "finish": if n % 3 == 0 { "length" } else { "eos" }}).to_string() + "\n"
+    };
     (0..count).map(row).collect()
 }
 
@@ -52,7 +54,11 @@ fn words_and_conditions_choose_rows() {
     );
     let ids = |filter: &str| {
         let found = look(&path, &ask(0, 9, filter)).unwrap();
-        found.rows.iter().map(|row| row.text[row.text.find("\"id\":\"").unwrap() + 6..][..1].to_owned()).collect::<String>()
+        found
+            .rows
+            .iter()
+            .map(|row| row.text[row.text.find("\"id\":\"").unwrap() + 6..][..1].to_owned())
+            .collect::<String>()
     };
     for (filter, expected) in [
         ("", "abc"),
@@ -112,7 +118,8 @@ fn long_rows_are_cut_and_found() {
 
 #[test]
 fn a_million_rows_are_looked_through() {
-    let rows: String = (0..1_000_000).map(|n| format!("{{\"id\":\"{n}\",\"text\":\"the quick brown fox {n}\"}}\n")).collect();
+    let rows: String =
+        (0..1_000_000).map(|n| format!("{{\"id\":\"{n}\",\"text\":\"the quick brown fox {n}\"}}\n")).collect();
     let (_folder, path) = file(&rows);
     let last = look(&path, &ask(999_990, 50, "")).unwrap();
     assert_eq!((numbers(&last).len(), last.rows_in_all(), last.ended), (10, 1_000_000, true));

@@ -6,7 +6,11 @@ use super::html::Page;
 use super::query::Query;
 use super::{Problem, Site};
 
+mod log;
+mod node;
 mod overview;
+mod pipeline;
+mod pipelines;
 
 /// What a request is answered with.
 #[derive(Debug)]
@@ -47,7 +51,13 @@ impl Answer {
 pub(super) type Make = fn(&Site, &Query) -> Result<Answer, Problem>;
 
 /// Every address and what answers there. What a page is about stands in its query.
-const PAGES: &[(&str, Make)] = &[("/", |site, query| overview::page(site, query).map(Answer::from))];
+const PAGES: &[(&str, Make)] = &[
+    ("/", |site, query| overview::page(site, query).map(Answer::from)),
+    ("/pipelines", |site, query| pipelines::page(site, query).map(Answer::from)),
+    ("/pipeline", |site, query| pipeline::page(site, query).map(Answer::from)),
+    ("/node", |site, query| node::page(site, query).map(Answer::from)),
+    ("/log", |site, query| log::page(site, query).map(Answer::from)),
+];
 
 /// What answers at a path.
 pub(super) fn find(path: &str) -> Option<Make> {

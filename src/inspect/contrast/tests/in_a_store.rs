@@ -73,7 +73,8 @@ impl Made {
 
 /// A row of an evaluation: the base model and one that was trained.
 fn judged(id: &str, sami: Value) -> String {
-    let part = |cells: Value, text: &str| json!({"logprobs": cells, "responses": [{"text": text}, {"text": "c"}], "win": 0.5});
+    let part =
+        |cells: Value, text: &str| json!({"logprobs": cells, "responses": [{"text": text}, {"text": "c"}], "win": 0.5});
     json!({"id": id, "query": format!("q {id}"), "constitutions": [{"text": "be brief ."}, {"text": "be long ."}],
         "candidates": {"base": part(json!([[-1.0, -1.0], [-1.0, -1.0]]), "b"), "sami": part(sami, "s")}})
     .to_string()
@@ -104,14 +105,20 @@ fn models_stand_beside_each_other_in_the_order_in_which_they_were_made() {
         let case = made.case(evaluations[1], &row);
         assert!(case.unlooked.is_empty() && case.query == "q 0" && case.constitutions == ["be brief .", "be long ."]);
         let by = |panel: &Panel| panel.by.iter().map(|(_, node)| node.clone()).collect::<Vec<_>>().join("+");
-        case.panels.iter().map(|panel| format!("{} {} {}", panel.asked.model, panel.asked.iteration, by(panel))).collect()
+        case.panels
+            .iter()
+            .map(|panel| format!("{} {} {}", panel.asked.model, panel.asked.iteration, by(panel)))
+            .collect()
     };
     // While the run goes on, and when it has ended.
     assert_eq!(told(&made), ["base 0 evaluate@10+evaluate@2", "finetune@2 2 evaluate@2", "finetune@10 10 evaluate@10"]);
     made.end();
     assert_eq!(told(&made), ["base 0 evaluate@10+evaluate@2", "finetune@2 2 evaluate@2", "finetune@10 10 evaluate@10"]);
     let damaged = made.case(evaluations[0], &judged("1", json!([[null]])));
-    assert_eq!(damaged.panels.iter().filter_map(|panel| panel.why.as_deref()).next(), Some("1 of 1 cells are no finite number"));
+    assert_eq!(
+        damaged.panels.iter().filter_map(|panel| panel.why.as_deref()).next(),
+        Some("1 of 1 cells are no finite number")
+    );
 }
 
 #[test]
