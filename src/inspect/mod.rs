@@ -4,6 +4,7 @@
 
 pub mod attempts;
 pub mod compare;
+pub mod contrast;
 pub mod dag;
 pub mod diff;
 pub mod evaluation;
