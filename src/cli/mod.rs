@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-mod amount;
 mod archive;
 mod artifact;
 mod audit;
@@ -50,6 +49,7 @@ mod why;
 mod worker;
 
 use crate::inspect::figures;
+use crate::amount;
 use context::{CommandResult, Context};
 
 #[cfg(test)]

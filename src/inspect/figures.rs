@@ -13,6 +13,7 @@ pub fn bytes(bytes: u64) -> String {
     let unit = ["B", "KiB", "MiB", "GiB", "TiB"][unit];
     if unit == "B" { format!("{bytes} B") } else { format!("{size:.1} {unit}") }
 }
+pub(crate) use crate::amount::bytes;
 
 /// A count with separators: `12,345`.
 pub fn count(number: u64) -> String {
