@@ -35,14 +35,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "inspect",
         &[
-            "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub", "kinds",
-            "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
+            "amount", "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
+            "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
         ],
     ),
     (
         "ui",
         &[
-            "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
+            "amount", "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
             "inspect", "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
         ],
     ),
