@@ -13,6 +13,7 @@
 //! - [`archive`]: artifacts in one file.
 //! - [`kinds`]: what each node kind does, on top of those.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
+//! - [`inspect`]: what people ask of a cache. [`plot`]: pictures. [`ui`]: both as a web page.
 //!
 //! Reading order: `docs/architecture.md`.
 
@@ -31,11 +32,14 @@ pub mod fs;
 pub mod fuzz;
 pub mod graph;
 pub mod hub;
+pub mod inspect;
 pub mod kinds;
 pub mod lm;
 pub mod pieces;
 pub mod pipeline;
+pub mod plot;
 pub mod remote;
 pub mod secret;
 pub mod settings;
 pub mod store;
+pub mod ui;

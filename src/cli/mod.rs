@@ -18,7 +18,6 @@ mod diff;
 mod doctor;
 mod du;
 mod estimate;
-mod figures;
 mod find;
 mod forget;
 mod fresh;
@@ -31,14 +30,13 @@ mod memo;
 mod page;
 mod pin;
 mod plan;
+mod progress;
 mod push;
 mod render;
 mod report;
 mod rows;
 mod run;
 mod runs;
-#[cfg(test)]
-mod sample;
 mod screen;
 mod selection;
 mod sharing;
@@ -46,11 +44,15 @@ mod show;
 mod table;
 mod trace;
 mod transfer;
+mod ui;
 mod verify;
 mod why;
 mod worker;
 
 use crate::amount;
+use crate::inspect::figures;
+#[cfg(test)]
+use crate::inspect::sample;
 use context::{CommandResult, Context};
 
 /// Declares language-model alignment pipelines and runs them as a DAG of cached steps
@@ -174,6 +176,10 @@ pub enum Command {
     Pull(push::PullArgs),
     /// Show what the remote cache has and what its server can do
     Remote(push::SurveyArgs),
+    /// Show the cache as a web page on this machine: runs, DAG, nodes, artifacts, live while a run goes on
+    Ui(ui::UiArgs),
+    /// Write a run into one HTML file: figures, samples, where it comes from, how to do it again
+    Report(report::ReportArgs),
     /// Show what machine and program offer: devices, memory, libraries, and what `auto` would use
     Doctor,
     /// Describe a node kind and its fields, or a command
@@ -492,6 +498,8 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Push(args) => push::push(context, args),
         Command::Pull(args) => push::pull(context, args),
         Command::Remote(args) => push::survey(context, args),
+        Command::Ui(args) => ui::run(context, args),
+        Command::Report(args) => report::run(context, args),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
         Command::Worker { job } => worker::run(job.as_deref()),
