@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-mod amount;
 mod archive;
 mod artifact;
 mod audit;
@@ -31,6 +30,7 @@ mod memo;
 mod page;
 mod pin;
 mod plan;
+mod progress;
 mod push;
 mod render;
 mod report;
@@ -49,11 +49,11 @@ mod verify;
 mod why;
 mod worker;
 
+use crate::amount;
 use crate::inspect::figures;
-use context::{CommandResult, Context};
-
 #[cfg(test)]
 use crate::inspect::sample;
+use context::{CommandResult, Context};
 
 /// Declares language-model alignment pipelines and runs them as a DAG of cached steps
 #[derive(Debug, Parser)]
@@ -178,6 +178,8 @@ pub enum Command {
     Remote(push::SurveyArgs),
     /// Show the cache as a web page on this machine: runs, DAG, nodes, artifacts, live while a run goes on
     Ui(ui::UiArgs),
+    /// Write a run into one HTML file: figures, samples, where it comes from, how to do it again
+    Report(report::ReportArgs),
     /// Show what machine and program offer: devices, memory, libraries, and what `auto` would use
     Doctor,
     /// Describe a node kind and its fields, or a command
@@ -497,6 +499,7 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Pull(args) => push::pull(context, args),
         Command::Remote(args) => push::survey(context, args),
         Command::Ui(args) => ui::run(context, args),
+        Command::Report(args) => report::run(context, args),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
         Command::Worker { job } => worker::run(job.as_deref()),

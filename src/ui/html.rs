@@ -18,6 +18,11 @@ const TEMPLATES: &[(&str, &str)] = &[
     ("problem.html", include_str!("templates/problem.html")),
     ("_pipelines.html", include_str!("templates/_pipelines.html")),
     ("overview.html", include_str!("templates/overview.html")),
+    ("_run.html", include_str!("templates/_run.html")),
+    ("runs.html", include_str!("templates/runs.html")),
+    ("run.html", include_str!("templates/run.html")),
+    ("compare.html", include_str!("templates/compare.html")),
+    ("report.html", include_str!("templates/report.html")),
     ("pipelines.html", include_str!("templates/pipelines.html")),
     ("pipeline.html", include_str!("templates/pipeline.html")),
     ("node.html", include_str!("templates/node.html")),
@@ -71,6 +76,12 @@ impl Page {
     /// Gives the template a picture of `plot` under a name; it is put in as it is.
     pub(super) fn picture(mut self, name: &'static str, svg: String) -> Self {
         self.data.insert(name, Value::from_safe_string(svg));
+        self
+    }
+
+    /// Gives the template a value that was put together for it: pictures among names, say.
+    pub(super) fn value(mut self, name: &'static str, value: Value) -> Self {
+        self.data.insert(name, value);
         self
     }
 

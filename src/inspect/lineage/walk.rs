@@ -25,9 +25,11 @@ pub enum Way {
 /// What was found.
 #[derive(Debug, Serialize)]
 pub struct Lineage {
+    /// Which way was followed.
     pub way: Way,
     /// The first items are what was asked for.
     pub roots: usize,
+    /// All of them, by their distance from the roots.
     pub items: Vec<Item>,
     /// Whether there is more further away than was asked for.
     pub cut: bool,
@@ -36,10 +38,12 @@ pub struct Lineage {
 /// An artifact.
 #[derive(Debug, Serialize)]
 pub struct Item {
+    /// Its id.
     pub artifact: Digest,
     /// Its type; absent if it is not in the cache any more.
     #[serde(rename = "type")]
     pub kind: Option<String>,
+    /// Bytes; absent with the type.
     pub size: Option<u64>,
     /// What it is called that comes from outside, such as `dataset:posts`.
     pub source: Option<String>,
@@ -58,11 +62,17 @@ pub struct Item {
 /// The work that made an artifact.
 #[derive(Debug, Serialize)]
 pub struct Made {
+    /// Node name.
     pub node: String,
+    /// Pipeline name.
     pub pipeline: String,
+    /// Kind name.
     pub kind: String,
+    /// The node key.
     pub key: Digest,
+    /// The run.
     pub run: String,
+    /// What it measured.
     pub metrics: Map<String, Value>,
     #[serde(skip)]
     fields: Value,
@@ -106,6 +116,8 @@ struct Walker<'a> {
     items: Vec<Item>,
     known: HashMap<(Digest, Follow), usize>,
     open: VecDeque<usize>,
+    /// Items at most.
+    most: usize,
 }
 
 /// Walks from the roots; `depth` is how many steps away is looked.
@@ -117,7 +129,21 @@ pub fn walk(
     follow: &Follow,
     depth: Option<usize>,
 ) -> Result<Lineage, StoreError> {
-    let mut walker = Walker { store, index, items: Vec::new(), known: HashMap::new(), open: VecDeque::new() };
+    walk_some(store, index, roots, way, follow, depth, usize::MAX)
+}
+
+/// As [`walk`], and stops where there are so many items; more of them are as if they were further away.
+pub fn walk_some(
+    store: &Store,
+    index: &Index,
+    roots: &[Digest],
+    way: Way,
+    follow: &Follow,
+    depth: Option<usize>,
+    most: usize,
+) -> Result<Lineage, StoreError> {
+    let (known, open) = (HashMap::new(), VecDeque::new());
+    let mut walker = Walker { store, index, items: Vec::new(), known, open, most };
     let mut cut = false;
     for id in roots {
         let made = walker.maker(id, None)?;
@@ -140,6 +166,10 @@ pub fn walk(
             continue;
         }
         for Next { field, id, made, source, rows, follow } in next {
+            if walker.items.len() >= most && !walker.known.contains_key(&(id, follow.clone())) {
+                cut = true;
+                continue;
+            }
             let item = walker.add(id, made, source, rows, follow, walker.items[at].depth + 1);
             walker.items[at].links.push(Link { field, item });
         }
@@ -226,6 +256,10 @@ impl Walker<'_> {
         let mut next = Vec::new();
         let mut seen = HashSet::new();
         for user in self.index.users(&id) {
+            // One more than there is room for tells that there are more.
+            if next.len() > self.most {
+                break;
+            }
             let Some(record) = self.store.node(&user.key)? else { continue };
             let (artifact, made) = (record.artifact, Made::of(record));
             if artifact == id || !seen.insert((user.field.clone(), artifact)) {

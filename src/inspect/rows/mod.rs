@@ -123,6 +123,15 @@ pub fn look(path: &Path, ask: &Ask) -> io::Result<Found> {
     Ok(Found { rows, next, looked, ended, size })
 }
 
+/// The text of a row, no more than `most` bytes of it.
+pub fn text_of(path: &Path, row: &Row, most: u64) -> io::Result<String> {
+    let mut file = crate::fs::open(path)?;
+    file.seek(SeekFrom::Start(row.at.byte))?;
+    let mut bytes = Vec::new();
+    file.take(row.length.min(most)).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// Whether a row begins at a byte.
 fn begins(file: &mut (impl Read + Seek), byte: u64, size: u64) -> io::Result<bool> {
     if byte == 0 || byte >= size {

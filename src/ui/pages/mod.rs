@@ -6,11 +6,14 @@ use super::html::Page;
 use super::query::Query;
 use super::{Problem, Site};
 
+mod compare;
 mod log;
 mod node;
 mod overview;
 mod pipeline;
 mod pipelines;
+mod run;
+mod runs;
 
 /// What a request is answered with.
 #[derive(Debug)]
@@ -53,6 +56,9 @@ pub(super) type Make = fn(&Site, &Query) -> Result<Answer, Problem>;
 /// Every address and what answers there. What a page is about stands in its query.
 const PAGES: &[(&str, Make)] = &[
     ("/", |site, query| overview::page(site, query).map(Answer::from)),
+    ("/runs", |site, query| runs::page(site, query).map(Answer::from)),
+    ("/run", |site, query| run::page(site, query).map(Answer::from)),
+    ("/compare", |site, query| compare::page(site, query).map(Answer::from)),
     ("/pipelines", |site, query| pipelines::page(site, query).map(Answer::from)),
     ("/pipeline", |site, query| pipeline::page(site, query).map(Answer::from)),
     ("/node", |site, query| node::page(site, query).map(Answer::from)),
