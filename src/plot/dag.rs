@@ -39,7 +39,7 @@ pub struct Block {
 
 /// Draws boxes with arrows between them, from what is taken to what takes it.
 pub fn picture(title: &str, blocks: &[Block], arrows: &[(usize, usize)]) -> String {
-    let laid = layout(blocks.len(), arrows, |at| blocks[at].is_source);
+    let laid = layout(blocks.len(), arrows, |_| true);
     let letters = |block: &Block| block.name.chars().count().max(block.what.chars().count()).clamp(8, LONGEST + 1);
     let column = blocks.iter().map(letters).max().unwrap_or(8) as f64 * LETTER + SHAPE + 14.0;
     let width = laid.width * column + 2.0 * MARGIN;

@@ -26,6 +26,13 @@ const TEMPLATES: &[(&str, &str)] = &[
     ("pipelines.html", include_str!("templates/pipelines.html")),
     ("pipeline.html", include_str!("templates/pipeline.html")),
     ("node.html", include_str!("templates/node.html")),
+    ("artifacts.html", include_str!("templates/artifacts.html")),
+    ("artifact.html", include_str!("templates/artifact.html")),
+    ("_rows.html", include_str!("templates/_rows.html")),
+    ("row.html", include_str!("templates/row.html")),
+    ("text.html", include_str!("templates/text.html")),
+    ("contrast.html", include_str!("templates/contrast.html")),
+    ("contrasts.html", include_str!("templates/contrasts.html")),
     ("log.html", include_str!("templates/log.html")),
 ];
 
@@ -82,6 +89,12 @@ impl Page {
     /// Gives the template a value that was put together for it: pictures among names, say.
     pub(super) fn value(mut self, name: &'static str, value: Value) -> Self {
         self.data.insert(name, value);
+        self
+    }
+
+    /// Gives the template several pictures under a name.
+    pub(super) fn pictures(mut self, name: &'static str, svgs: Vec<String>) -> Self {
+        self.data.insert(name, svgs.into_iter().map(Value::from_safe_string).collect());
         self
     }
 
