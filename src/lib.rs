@@ -12,7 +12,7 @@
 //! - [`settings`]: `sami.toml`. [`remote`]: artifacts shared in buckets and directories.
 //! - [`archive`]: artifacts in one file.
 //! - [`kinds`]: what each node kind does, on top of those.
-//! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
+//! - [`exec`]: what to run and running it. [`trackers`]: how that goes, told to TensorBoard and MLflow. [`cli`]: what people type and see.
 //!
 //! Reading order: `docs/architecture.md`.
 
@@ -38,3 +38,4 @@ pub mod remote;
 pub mod secret;
 pub mod settings;
 pub mod store;
+pub mod trackers;

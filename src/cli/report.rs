@@ -13,6 +13,7 @@ use super::{context, render};
 use crate::diag::Diagnostic;
 use crate::exec::{Event, Summary};
 use crate::kinds::Progress;
+use crate::secret;
 use crate::store::RunNode;
 
 /// Time between two lines that tell how far a node is.
@@ -245,6 +246,20 @@ impl Report {
         self.line(&format!("done in {}: {} fresh", seconds(took), count(nodes as u64)));
     }
 
+    /// Draws findings that come up while the run goes on.
+    pub(crate) fn complain(&self, findings: &[Diagnostic]) {
+        if !findings.is_empty() {
+            self.line(secret::redact(&render::render(findings)).trim_end());
+        }
+    }
+
+    /// Where a run that is over can be looked at elsewhere.
+    pub(crate) fn shown_at(&self, places: &[String]) {
+        if !matches!(self.form, Form::Json) {
+            places.iter().for_each(|place| self.line(&format!("tracked: {place}")));
+        }
+    }
+
     /// Writes lines to standard error, above the bars if there are any. Where that cannot be written no one reads.
     fn line(&self, text: &str) {
         match &self.form {
@@ -400,8 +415,7 @@ mod tests {
     #[test]
     fn progress_has_rate_and_time_left() {
         let loss = metrics(json!({"loss": 1.5}));
-        let progress =
-            Progress { done: 50, total: 200, unit: "rows".into(), metrics: loss, ..Progress::default() };
+        let progress = Progress { done: 50, total: 200, unit: "rows".into(), metrics: loss, ..Progress::default() };
         assert_eq!(how_far(&progress, 10.0), "50/200 rows, 5.000/s, 30.0 s left · loss 1.500");
         let none = Progress { done: 0, ..progress };
         assert_eq!(how_far(&none, 10.0), "0/200 rows · loss 1.500");

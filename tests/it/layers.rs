@@ -27,6 +27,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "exec",
         &["diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub", "endpoint", "kinds"],
     ),
+    ("trackers", &["diag", "digest", "env", "fs", "secret", "settings", "store", "exec"]),
 ];
 const MOST_LINES: usize = 500;
 
