@@ -351,7 +351,7 @@ impl Tracker for Mlflow {
         let lost = self.lost + self.metrics.len();
         let incomplete = |fault: Diagnostic| {
             let fault = if lost > 0 { fault.note(format!("{lost} metrics did not arrive")) } else { fault };
-            fault.help("`sami track RUN` tells it once more, from the cache")
+            fault.help("all of it is in the cache: `sami show RUN`, and `train.jsonl` in models")
         };
         let wrong = match wrong.or(self.disliked.take()) {
             Some(what) => Some(incomplete(unreached(&self.url).note(what))),
@@ -388,7 +388,7 @@ impl Metric {
 pub(super) fn late(settings: &MlflowSettings) -> Diagnostic {
     unreached(&settings.url)
         .note(format!("it was waited for {} seconds", settings.timeout.as_secs()))
-        .help("give it longer with `timeout` in `[mlflow]`, or tell it once more, from the cache: `sami track RUN`")
+        .help("give it longer with `timeout` in `[mlflow]`; all of it is in the cache")
 }
 
 fn unreached(url: &str) -> Diagnostic {

@@ -144,7 +144,7 @@ impl Tracker for Tensorboard {
         Some(
             Diagnostic::warning("trackers::tensorboard-unwritten", "event files for TensorBoard cannot be written")
                 .note(error.to_string())
-                .help("the run goes on without; its metrics are in the cache, and `sami track` writes them once there is room"),
+                .help("the run goes on without; all of it is in the cache"),
         )
     }
 
