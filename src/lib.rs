@@ -14,6 +14,7 @@
 //! - [`kinds`]: what each node kind does, on top of those.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
 //! - [`inspect`]: what people ask of a cache. [`plot`]: pictures. [`ui`]: both as a web page.
+//! - [`exec`]: what to run and running it. [`trackers`]: how that goes, told to TensorBoard and MLflow. [`cli`]: what people type and see.
 //!
 //! Reading order: `docs/architecture.md`.
 
@@ -43,3 +44,4 @@ pub mod secret;
 pub mod settings;
 pub mod store;
 pub mod ui;
+pub mod trackers;
