@@ -7,7 +7,7 @@
 //! - [`pieces`]: files whose bytes lie in several.
 //! - [`pipeline`]: TOML to typed nodes. [`graph`]: nodes to a DAG with keys.
 //! - [`store`]: artifacts on disk. [`lm`]: the language model. [`hub`]: models from the Hugging Face Hub.
-//! - [`compare`]: what differs between rows, tensors and texts.
+//! - [`plot`]: pictures. [`compare`]: what differs between rows, tensors and texts.
 //! - [`endpoint`]: models that are spoken to over HTTP.
 //! - [`settings`]: `sami.toml`. [`remote`]: artifacts shared in buckets and directories.
 //! - [`archive`]: artifacts in one file.
@@ -34,6 +34,7 @@ pub mod kinds;
 pub mod lm;
 pub mod pieces;
 pub mod pipeline;
+pub mod plot;
 pub mod remote;
 pub mod secret;
 pub mod settings;

@@ -10,6 +10,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("env", &[]),
     ("fs", &["env"]),
     ("secret", &["env"]),
+    ("plot", &[]),
     // The name of a repository is the hub's word; what an endpoint is, the endpoint's.
     ("pipeline", &["depth", "diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
     ("graph", &["diag", "digest", "pipeline"]),

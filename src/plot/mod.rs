@@ -1,0 +1,3 @@
+//! Pictures: data in, text out. Knows nothing of runs, stores or terminals.
+
+pub mod text;
