@@ -7,15 +7,17 @@
 //! - [`pieces`]: files whose bytes lie in several.
 //! - [`pipeline`]: TOML to typed nodes. [`graph`]: nodes to a DAG with keys.
 //! - [`store`]: artifacts on disk. [`lm`]: the language model. [`hub`]: models from the Hugging Face Hub.
-//! - [`plot`]: pictures. [`compare`]: what differs between rows, tensors and texts.
+//! - [`compare`]: what differs between rows, tensors and texts.
 //! - [`endpoint`]: models that are spoken to over HTTP.
 //! - [`settings`]: `sami.toml`. [`remote`]: artifacts shared in buckets and directories.
 //! - [`archive`]: artifacts in one file.
 //! - [`kinds`]: what each node kind does, on top of those.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
+//! - [`inspect`]: what people ask of a cache. [`plot`]: pictures. [`ui`]: both as a web page.
 //!
 //! Reading order: `docs/architecture.md`.
 
+pub(crate) mod amount;
 pub mod archive;
 pub mod cli;
 pub mod compare;
@@ -30,6 +32,7 @@ pub mod fs;
 pub mod fuzz;
 pub mod graph;
 pub mod hub;
+pub mod inspect;
 pub mod kinds;
 pub mod lm;
 pub mod pieces;
@@ -39,3 +42,4 @@ pub mod remote;
 pub mod secret;
 pub mod settings;
 pub mod store;
+pub mod ui;

@@ -13,6 +13,7 @@ use super::{CommandResult, Context, DONE, context, find};
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::digest::Digest;
 use crate::exec::{Event, Follower, Told};
+use crate::inspect::training::Training;
 use crate::store::{RunRecord, Store};
 
 /// Rows of the table; a run may have a hundred thousand.
@@ -165,25 +166,6 @@ pub(super) fn is_meant(name: &str, wanted: &str) -> bool {
     name.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with(['@', '[']))
 }
 
-/// Steps of a training as they stand in its artifact, each an object of numbers.
-pub(super) fn steps(store: &Store, made: &Made) -> Result<Vec<Map<String, Value>>, Failure> {
-    let Some(artifact) = made.artifact else { return Ok(Vec::new()) };
-    let files = match store.files(&artifact) {
-        Ok(files) => files,
-        // It was removed; what is left of it is its record.
-        Err(crate::store::StoreError::NoArtifact(_)) => return Ok(Vec::new()),
-        Err(error) => return Err(error.into()),
-    };
-    let Some(path) = files.get("train.jsonl") else { return Ok(Vec::new()) };
-    let text = fs_err::read_to_string(path)?;
-    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
-}
-
-/// The step that a line of a training is of.
-pub(super) fn step_of(line: &Map<String, Value>, place: usize) -> u64 {
-    line.get("step").and_then(Value::as_u64).unwrap_or(place as u64 + 1)
-}
-
 fn figures(store: &Store, record: &RunRecord, made: &[Made], args: &MetricsArgs) -> Result<Vec<Figure>, Failure> {
     for wanted in &args.node {
         if !made.iter().any(|made| is_meant(&made.name, wanted)) {
@@ -205,11 +187,15 @@ fn figures(store: &Store, record: &RunRecord, made: &[Made], args: &MetricsArgs)
         made.iter().filter(|made| args.node.is_empty() || args.node.iter().any(|node| is_meant(&made.name, node)))
     {
         if args.steps {
-            for (place, mut line) in steps(store, made)?.into_iter().enumerate() {
-                let step = step_of(&line, place);
-                line.remove("step");
-                add(made, Some(step), &line);
+            let trained = made.artifact.and_then(|artifact| Training::of_artifact(store, &artifact));
+            let mut steps: BTreeMap<u64, Map<String, Value>> = BTreeMap::new();
+            for (name, points) in trained.iter().flat_map(|trained| &trained.figures) {
+                for (step, value) in points {
+                    // What is no number is null.
+                    steps.entry(*step as u64).or_default().insert(name.clone(), Value::from(*value));
+                }
             }
+            steps.iter().for_each(|(step, metrics)| add(made, Some(*step), metrics));
         } else {
             add(made, None, &made.metrics);
         }

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-mod amount;
 mod archive;
 mod artifact;
 mod audit;
@@ -19,7 +18,6 @@ mod diff;
 mod doctor;
 mod du;
 mod estimate;
-mod figures;
 mod find;
 mod forget;
 mod fresh;
@@ -42,8 +40,6 @@ mod render;
 mod rows;
 mod run;
 mod runs;
-#[cfg(test)]
-mod sample;
 mod screen;
 mod selection;
 mod sharing;
@@ -52,12 +48,18 @@ mod table;
 mod terminal;
 mod trace;
 mod transfer;
+mod ui;
 mod verify;
 mod watch;
 mod why;
 mod worker;
 
+use crate::amount;
+use crate::inspect::figures;
 use context::{CommandResult, Context};
+
+#[cfg(test)]
+use crate::inspect::sample;
 
 /// Declares language-model alignment pipelines and runs them as a DAG of cached steps
 #[derive(Debug, Parser)]
@@ -189,6 +191,8 @@ pub enum Command {
     Pull(push::PullArgs),
     /// Show what the remote cache has and what its server can do
     Remote(push::SurveyArgs),
+    /// Show the cache as a web page on this machine: runs, DAG, nodes, artifacts, live while a run goes on
+    Ui(ui::UiArgs),
     /// Show what machine and program offer: devices, memory, libraries, and what `auto` would use
     Doctor,
     /// Describe a node kind and its fields, or a command
@@ -429,6 +433,7 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Push(args) => push::push(context, args),
         Command::Pull(args) => push::pull(context, args),
         Command::Remote(args) => push::survey(context, args),
+        Command::Ui(args) => ui::run(context, args),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
         Command::Worker { job } => worker::run(job.as_deref()),

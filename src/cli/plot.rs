@@ -1,7 +1,6 @@
 //! `sami plot`: figures as curves in the terminal.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -11,7 +10,7 @@ use super::metrics::{self, Made, is_meant};
 use super::screen::Screen;
 use super::{CommandResult, Context, DONE, context, find, terminal};
 use crate::diag::{Diagnostic, did_you_mean};
-use crate::exec::{Event, Follower, Told};
+use crate::inspect::training::Training;
 use crate::plot::text::{Canvas, Series, curves, told};
 use crate::store::{RunRecord, Store};
 
@@ -59,8 +58,8 @@ struct Drawn {
 /// What a run has of a node.
 #[derive(Debug, Default)]
 struct Figures {
-    /// By node: figures of steps.
-    steps: Vec<(String, Vec<(u64, Map<String, Value>)>)>,
+    /// Trainings by node.
+    trained: Vec<(String, Training)>,
     /// Nodes with what they ended with.
     made: Vec<Made>,
 }
@@ -145,35 +144,29 @@ impl Figures {
     fn of(store: &Store, record: &RunRecord, node: &str) -> Result<Self, Failure> {
         let mut made = metrics::nodes(store, record)?;
         made.retain(|made| is_meant(&made.name, node));
-        let mut steps = Vec::new();
-        for made in &made {
-            let lines = metrics::steps(store, made)?;
-            let lines: Vec<_> =
-                lines.into_iter().enumerate().map(|(place, line)| (metrics::step_of(&line, place), line)).collect();
-            if !lines.is_empty() {
-                steps.push((made.name.clone(), lines));
-            }
-        }
+        let of = |made: &Made| Some((made.name.clone(), Training::of_artifact(store, &made.artifact?)?));
+        let mut trained: Vec<_> = made.iter().filter_map(of).collect();
         // Those that go on, or ended without a result, are drawn as far as they told.
         if record.finished.is_none() || made.is_empty() {
             let known: BTreeSet<String> = made.iter().map(|made| made.name.clone()).collect();
-            steps.extend(on_the_way(store, record, node)?.into_iter().filter(|(name, _)| !known.contains(name)));
+            let told = Training::of_events(store, &record.run).into_iter();
+            trained.extend(told.filter(|(name, _)| is_meant(name, node) && !known.contains(name)));
         }
-        Ok(Self { steps, made })
+        Ok(Self { trained, made })
     }
 
     fn is_empty(&self) -> bool {
-        self.steps.is_empty() && self.made.iter().all(|made| made.metrics.is_empty())
+        self.trained.iter().all(|(_, trained)| trained.figures.is_empty())
+            && self.made.iter().all(|made| made.metrics.is_empty())
     }
 
     /// The curves of a metric; `None` if it is not there.
     fn drawn(&self, store: &Store, record: &RunRecord, node: &str, metric: &str) -> Result<Option<Drawn>, Failure> {
-        let of_steps = |(name, lines): &(String, Vec<(u64, Map<String, Value>)>)| {
-            let points = lines.iter().filter_map(|(step, line)| Some((*step as f64, number(line.get(metric)?))));
-            let points: Vec<_> = points.collect();
-            (!points.is_empty()).then(|| Series { name: name.clone(), points })
+        let of_steps = |(name, trained): &(String, Training)| {
+            let points = trained.figures.get(metric)?.clone();
+            Some(Series { name: name.clone(), points })
         };
-        let series: Vec<Series> = self.steps.iter().filter_map(of_steps).collect();
+        let series: Vec<Series> = self.trained.iter().filter_map(of_steps).collect();
         let drawn = |over, series| Some(Drawn { metric: metric.to_owned(), over, series });
         if !series.is_empty() {
             return Ok(drawn("step", series));
@@ -205,35 +198,10 @@ impl Figures {
 
     /// Names of all metrics.
     fn names(&self) -> BTreeSet<&str> {
-        let of_steps = self.steps.iter().flat_map(|(_, lines)| lines).flat_map(|(_, line)| line.keys());
+        let of_steps = self.trained.iter().flat_map(|(_, trained)| trained.figures.keys());
         let of_nodes = self.made.iter().flat_map(|made| made.metrics.keys());
-        of_steps.chain(of_nodes).map(String::as_str).filter(|name| *name != "step").collect()
+        of_steps.chain(of_nodes).map(String::as_str).collect()
     }
-}
-
-/// What a node that goes on has told of its steps.
-#[expect(clippy::type_complexity, reason = "as in `Figures`")]
-fn on_the_way(
-    store: &Store,
-    record: &RunRecord,
-    node: &str,
-) -> Result<Vec<(String, Vec<(u64, Map<String, Value>)>)>, Failure> {
-    let mut steps: BTreeMap<String, Vec<(u64, Map<String, Value>)>> = BTreeMap::new();
-    let mut follower = match Follower::of(store, &record.run) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        follower => follower?,
-    };
-    follower.news(&mut |line| match Told::parse(line).map(|told| told.event) {
-        // Another attempt begins anew.
-        Some(Event::NodeStart { node: name, .. }) if is_meant(&name, node) => _ = steps.remove(&name),
-        Some(Event::NodeProgress { node: name, progress, .. })
-            if is_meant(&name, node) && !progress.metrics.is_empty() =>
-        {
-            steps.entry(name).or_default().push((progress.done, progress.metrics));
-        }
-        _ => {}
-    })?;
-    Ok(steps.into_iter().collect())
 }
 
 /// Values of a metric, of that name or of all candidates that have it, by what tells them apart.
@@ -330,11 +298,11 @@ mod tests {
 
     #[test]
     fn what_people_look_for_is_drawn_first() {
-        let usual = |metrics: Value| usual(&Figures { steps: Vec::new(), made: vec![made("a", metrics)] });
+        let usual = |metrics: Value| usual(&Figures { trained: Vec::new(), made: vec![made("a", metrics)] });
         assert_eq!(usual(json!({"win_rate.a": 0.5, "loss": 1, "rows": 3})), ["loss", "win_rate"]);
         assert_eq!(usual(json!({"rows": 3})), ["rows"]);
         assert!(usual(json!({})).is_empty());
-        let figures = Figures { steps: Vec::new(), made: vec![made("a", json!({"loss": 1}))] };
+        let figures = Figures { trained: Vec::new(), made: vec![made("a", json!({"loss": 1}))] };
         let fault = no_metric(&figures, "a", "los");
         assert_eq!(fault.diagnostics[0].help, ["perhaps `loss` is meant; there are loss"]);
     }

@@ -237,7 +237,7 @@ fn downloaded(done: u64, total: u64, passed: f64) -> String {
 
 /// `120/500 rows, 4.1/s, 1 m 33 s left · loss 0.5`
 fn how_far(progress: &Progress, passed: f64) -> String {
-    let Progress { done, total, unit, metrics } = progress;
+    let Progress { done, total, unit, metrics, .. } = progress;
     let mut text = format!("{}/{} {unit}", count(*done), count(*total));
     if *done > 0 && passed > 0.0 {
         let rate = *done as f64 / passed;
@@ -255,12 +255,8 @@ mod tests {
 
     #[test]
     fn progress_has_rate_and_time_left() {
-        let progress = Progress {
-            done: 50,
-            total: 200,
-            unit: "rows".into(),
-            metrics: [("loss".to_owned(), json!(1.5))].into_iter().collect(),
-        };
+        let loss = [("loss".to_owned(), json!(1.5))].into_iter().collect();
+        let progress = Progress { done: 50, total: 200, unit: "rows".into(), metrics: loss, ..Progress::default() };
         assert_eq!(how_far(&progress, 10.0), "50/200 rows, 5.000/s, 30.0 s left · loss 1.500");
         let none = Progress { done: 0, ..progress };
         assert_eq!(how_far(&none, 10.0), "0/200 rows · loss 1.500");

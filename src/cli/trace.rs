@@ -26,7 +26,8 @@ pub(super) fn start(command: &Command) -> Result<(), Failure> {
     })?;
     // They would write down requests byte by byte, keys among them, where no search finds these.
     let filter = QUIET.iter().filter_map(|quiet| quiet.parse().ok()).fold(filter, EnvFilter::add_directive);
-    let coloured = !terminal::is_plain() && anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
+    let coloured =
+        !worker && !terminal::is_plain() && anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
     let log = tracing_subscriber::fmt()
         .with_writer(|| Redacted(live::Stderr))
         .with_env_filter(filter)

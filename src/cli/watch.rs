@@ -8,10 +8,11 @@ use clap::Args;
 use super::context::Failure;
 use super::figures::{clock, quoted, seconds};
 use super::progress::Report;
-use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, find, runs};
+use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, find};
 use crate::diag::Diagnostic;
 use crate::exec::{self, Event, Follower, Summary, Told};
 use crate::fs;
+use crate::inspect::run;
 use crate::store::{RunRecord, Store};
 
 /// Between two looks at what was written.
@@ -130,10 +131,10 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> CommandResult {
         drop(report);
         return Ok(tell_of_ended(&record, &seen));
     }
-    let took = runs::took(&record).unwrap_or_else(|| age(&record));
+    let took = run::took(&record).unwrap_or_else(|| age(&record));
     let interrupted = seen.interrupted && seen.done != Some(true);
-    let (run, nodes, budget) = (record.run.clone(), record.nodes.clone(), seen.budget.clone());
-    report.end(&Summary { run, interrupted, seconds: took, budget, nodes });
+    let (id, nodes, budget) = (record.run.clone(), record.nodes.clone(), seen.budget.clone());
+    report.end(&Summary { run: id, interrupted, seconds: took, budget, nodes });
     Ok(code(&record, &seen))
 }
 
@@ -163,22 +164,22 @@ fn age(record: &RunRecord) -> f64 {
 /// Says of a run that it goes on no more, and how it ended.
 fn tell_of_ended(record: &RunRecord, seen: &Seen) -> u8 {
     let report = Report::since(Instant::now(), false);
-    let (run, pipeline) = (&record.run, &record.pipeline);
+    let (id, pipeline) = (&record.run, &record.pipeline);
     if record.finished.is_none() && seen.done.is_none() {
         let (ended, nodes) = (seen.ended, seen.nodes);
         report.line(&format!(
-            "run {run} of pipeline {pipeline} was killed: {ended} of {nodes} nodes were done, and are kept"
+            "run {id} of pipeline {pipeline} was killed: {ended} of {nodes} nodes were done, and are kept"
         ));
         report.line(&format!("`sami run {}` goes on from there", quoted(&record.file)));
         return FAILED;
     }
-    let took = runs::took(record).map_or_else(String::new, |took| format!(", took {}", seconds(took)));
+    let took = run::took(record).map_or_else(String::new, |took| format!(", took {}", seconds(took)));
     report.line(&format!(
-        "run {run} of pipeline {pipeline} is over: {}, ended {}{took}",
-        runs::state(record),
+        "run {id} of pipeline {pipeline} is over: {}, ended {}{took}",
+        run::state(record),
         clock(record.finished.as_deref().unwrap_or(&record.started)),
     ));
-    report.line(&format!("look further: sami show {run}"));
+    report.line(&format!("look further: sami show {id}"));
     code(record, seen)
 }
 

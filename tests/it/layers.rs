@@ -4,18 +4,18 @@ use std::path::{Path, PathBuf};
 
 /// A module may name only these and itself; `cli`, `lib` and `main` may name all.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("amount", &[]),
     ("depth", &[]),
     ("diag", &[]),
     ("digest", &[]),
     ("env", &[]),
     ("fs", &["env"]),
     ("secret", &["env"]),
-    ("plot", &[]),
     // The name of a repository is the hub's word; what an endpoint is, the endpoint's.
     ("pipeline", &["depth", "diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
-    ("graph", &["diag", "digest", "pipeline"]),
+    ("graph", &["diag", "digest", "pipeline", "plot"]),
     ("pieces", &["digest", "fs"]),
-    ("store", &["diag", "digest", "env", "fs", "pieces"]),
+    ("store", &["amount", "diag", "digest", "env", "fs", "pieces"]),
     ("lm", &["depth", "diag", "env", "fs", "pieces"]),
     ("archive", &["diag", "digest", "fs", "pieces", "store"]),
     ("settings", &["diag"]),
@@ -26,7 +26,25 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("kinds", &["depth", "diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "store", "lm", "endpoint"]),
     (
         "exec",
-        &["diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub", "endpoint", "kinds"],
+        &[
+            "amount", "diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub",
+            "endpoint", "kinds",
+        ],
+    ),
+    ("plot", &[]),
+    (
+        "inspect",
+        &[
+            "amount", "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
+            "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
+        ],
+    ),
+    (
+        "ui",
+        &[
+            "amount", "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
+            "inspect", "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
+        ],
     ),
 ];
 const MOST_LINES: usize = 500;

@@ -8,8 +8,7 @@ use super::super::figures::{bytes, count, cut, figure, plural, some};
 use super::super::outcomes;
 use super::super::rows;
 use super::super::screen::Screen;
-use super::follow::{Rows, stances};
-use super::walk::{Item, Lineage, Way};
+use crate::inspect::lineage::{Item, Lineage, Rows, Way, stances};
 use crate::store::Store;
 
 /// Lines of a row that are shown.
@@ -191,10 +190,9 @@ fn principle_lines(item: &Item, rows: &[&Rows], store: &Store) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::super::super::sample;
-    use super::super::follow::Follow;
-    use super::super::walk::walk;
     use super::*;
     use crate::digest::Digest;
+    use crate::inspect::lineage::{Follow, walk};
     use crate::store::Index;
     use serde_json::json;
 

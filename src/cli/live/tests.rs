@@ -33,7 +33,7 @@ fn began(node: &str, device: &str) -> Event {
 
 fn far(node: &str, done: u64, seconds: f64) -> Event {
     let metrics = json!({"loss": 0.5}).as_object().cloned().unwrap_or_default();
-    let progress = Progress { done, total: 400, unit: "rows".into(), metrics };
+    let progress = Progress { done, total: 400, unit: "rows".into(), metrics, ..Progress::default() };
     Event::NodeProgress { node: node.into(), progress, seconds }
 }
 

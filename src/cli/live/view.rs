@@ -84,8 +84,7 @@ impl View {
             }
             Event::Download { name, finished: true, .. } => self.going.retain(|going| going.name != *name),
             Event::Download { name, done, total, seconds, .. } => {
-                let (unit, metrics) = (String::new(), serde_json::Map::new());
-                let progress = Progress { done: *done, total: *total, unit, metrics };
+                let progress = Progress { done: *done, total: *total, ..Progress::default() };
                 self.begin(name, "", 1, now - seconds, true).far(progress, *seconds);
             }
             Event::NodeStart { node, device, attempt, why, .. } => {
@@ -262,7 +261,7 @@ impl Going {
             let parts = again.into_iter().chain([whole(passed)]).chain(on).chain([self.why.clone()]);
             return line(&self.name, names, None, &parts.collect::<Vec<_>>(), canvas);
         };
-        let Progress { done, total, unit, metrics } = &far.progress;
+        let Progress { done, total, unit, metrics, .. } = &far.progress;
         let share = (*total > 0).then(|| *done as f64 / *total as f64);
         let rate = far.rate(passed);
         let (amount, pace) = if self.download {

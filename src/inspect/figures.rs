@@ -3,20 +3,10 @@
 use serde_json::Value;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Bytes as people read them: `12 B`, `3.4 KiB`.
-pub(crate) fn bytes(bytes: u64) -> String {
-    let mut size = bytes as f64;
-    let mut unit = 0;
-    while size >= 1024.0 && unit < 4 {
-        size /= 1024.0;
-        unit += 1;
-    }
-    let unit = ["B", "KiB", "MiB", "GiB", "TiB"][unit];
-    if unit == "B" { format!("{bytes} B") } else { format!("{size:.1} {unit}") }
-}
+pub use crate::amount::bytes;
 
 /// A count with separators: `12,345`.
-pub(crate) fn count(number: u64) -> String {
+pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (place, digit) in digits.chars().enumerate() {
@@ -29,12 +19,12 @@ pub(crate) fn count(number: u64) -> String {
 }
 
 /// A count and its noun: `1 row`, `2 rows`.
-pub(crate) fn plural(number: u64, noun: &str) -> String {
+pub fn plural(number: u64, noun: &str) -> String {
     format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
 /// A duration in the two largest units that it needs: `4 ms`, `0.25 s`, `12.3 s`, `2 m 05 s`, `3 h 07 m`.
-pub(crate) fn seconds(seconds: f64) -> String {
+pub fn seconds(seconds: f64) -> String {
     // Rounded first, so that 59.96 s is a minute.
     let tenths = (seconds.max(0.0) * 10.0).round() / 10.0;
     let whole = seconds.max(0.0).round() as u64;
@@ -48,13 +38,13 @@ pub(crate) fn seconds(seconds: f64) -> String {
 }
 
 /// A name as a shell takes it.
-pub(crate) fn quoted(name: &str) -> String {
+pub fn quoted(name: &str) -> String {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.@/".contains(letter);
     if name.chars().all(plain) { name.to_owned() } else { format!("'{name}'") }
 }
 
 /// A metric: whole numbers with separators, others to four significant digits.
-pub(crate) fn figure(value: &Value) -> String {
+pub fn figure(value: &Value) -> String {
     let Some(number) = value.as_f64() else { return plain(value.as_str().unwrap_or(&value.to_string())) };
     if let Some(number) = value.as_u64() {
         return count(number);
@@ -74,12 +64,12 @@ pub(crate) fn figure(value: &Value) -> String {
 }
 
 /// An RFC 3339 time to the second, as people read it.
-pub(crate) fn clock(time: &str) -> String {
+pub fn clock(time: &str) -> String {
     time.split('.').next().unwrap_or(time).trim_end_matches('Z').replace('T', " ")
 }
 
 /// The first `listed` parts, joined; the rest as a count.
-pub(crate) fn some<T: AsRef<str>>(parts: &[T], between: &str, listed: usize) -> String {
+pub fn some<T: AsRef<str>>(parts: &[T], between: &str, listed: usize) -> String {
     let shown = parts.iter().take(listed).map(AsRef::as_ref).collect::<Vec<_>>().join(between);
     match parts.len().saturating_sub(listed) {
         0 => shown,
@@ -88,12 +78,12 @@ pub(crate) fn some<T: AsRef<str>>(parts: &[T], between: &str, listed: usize) -> 
 }
 
 /// Columns that a text takes on a terminal: none for letters that join others, two for wide ones.
-pub(crate) fn columns(text: &str) -> usize {
+pub fn columns(text: &str) -> usize {
     if text.is_ascii() { text.len() } else { text.width() }
 }
 
 /// Text on a line, without control characters, cut to `width` columns.
-pub(crate) fn cut(text: &str, width: usize) -> String {
+pub fn cut(text: &str, width: usize) -> String {
     let plain = plain(text);
     if columns(&plain) <= width {
         return plain.trim_end().to_owned();
@@ -104,7 +94,7 @@ pub(crate) fn cut(text: &str, width: usize) -> String {
 }
 
 /// As [`cut`], in the middle: the end of a node's name says as much as its beginning.
-pub(crate) fn cut_middle(text: &str, width: usize) -> String {
+pub fn cut_middle(text: &str, width: usize) -> String {
     let plain = plain(text);
     if columns(&plain) <= width || width < 3 {
         return cut(&plain, width);
@@ -129,7 +119,7 @@ fn beginning(letters: impl Iterator<Item = char>, width: usize) -> String {
 
 /// Text with a space for each control character, and without what turns the direction of others: what a file holds must not
 /// steer the terminal.
-pub(crate) fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     let turns = |letter: char| matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.chars().map(|letter| if letter.is_control() || turns(letter) { ' ' } else { letter }).collect()
 }
