@@ -195,6 +195,12 @@ pub const NO_COLOR: Variable = Variable {
     doc: "Set to anything but the empty string: no colour. Nothing is ever said by colour alone.",
 };
 
+/// Whether words are to be completed.
+pub const COMPLETE: Variable = Variable {
+    name: "SAMI_COMPLETE",
+    doc: "Set by the scripts that `sami completions` prints, to the name of their shell: words are completed instead of carried out.",
+};
+
 /// GPUs that the driver shows.
 pub const VISIBLE: Variable = Variable {
     name: "CUDA_VISIBLE_DEVICES",
@@ -207,6 +213,7 @@ pub const ALL: &[&Variable] = &[
     &ROWS_LIMIT,
     &LOG,
     &NO_COLOR,
+    &COMPLETE,
     &HF_HUB_CACHE,
     &HF_HOME,
     &XDG_CACHE_HOME,

@@ -12,6 +12,7 @@
 //! - [`settings`]: `sami.toml`. [`remote`]: artifacts shared in buckets and directories.
 //! - [`archive`]: artifacts in one file.
 //! - [`kinds`]: what each node kind does, on top of those.
+//! - [`schema`]: what editors know of pipelines and `sami.toml`.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
 //!
 //! Reading order: `docs/architecture.md`.
@@ -35,6 +36,7 @@ pub mod lm;
 pub mod pieces;
 pub mod pipeline;
 pub mod remote;
+pub mod schema;
 pub mod secret;
 pub mod settings;
 pub mod store;

@@ -13,21 +13,25 @@ mod breakdown;
 mod cache;
 mod check;
 mod checkout;
+mod completions;
 mod context;
 mod dag;
 mod diff;
 mod doctor;
 mod du;
 mod estimate;
+mod explain_error;
 mod figures;
 mod find;
 mod forget;
 mod fresh;
 mod gc;
 mod help;
+mod init;
 mod lineage;
 mod logs;
 mod ls;
+mod man;
 mod memo;
 mod page;
 mod pin;
@@ -40,6 +44,7 @@ mod run;
 mod runs;
 #[cfg(test)]
 mod sample;
+mod schema;
 mod screen;
 mod selection;
 mod sharing;
@@ -178,8 +183,28 @@ pub enum Command {
     Doctor,
     /// Describe a node kind and its fields, or a command
     Help {
-        /// Node kind, or command such as `run` or `cache gc` (default: list both)
+        /// Node kind, a field of one such as `generate stop`, or command such as `run` or `cache gc` (default: list both)
         topic: Vec<String>,
+    },
+    /// Explain an error by its id: what it means, an example, what to do
+    Explain {
+        /// Id, as in brackets after `error` (default: list all)
+        id: Option<String>,
+    },
+    /// Write a pipeline to start from; asks three questions, or takes flags
+    Init(init::InitArgs),
+    /// Print the JSON Schema of pipelines or of sami.toml, for editors
+    Schema(schema::SchemaArgs),
+    /// Print a shell's script for completion, of names and ids in the cache, too
+    Completions {
+        /// Shell
+        #[arg(value_enum)]
+        shell: completions::Shell,
+    },
+    /// Write man pages
+    Man {
+        /// Directory, made if absent, such as ~/.local/share/man/man1
+        directory: PathBuf,
     },
     /// Execute one attempt (started by the scheduler)
     #[command(hide = true)]
@@ -447,6 +472,8 @@ pub struct GcArgs {
     pub by: crate::store::By,
 }
 
+pub use explain_error::{Explanation, all as explanations};
+
 /// Draws findings as text, without colour.
 #[doc(hidden)]
 pub fn draw(findings: &[crate::diag::Diagnostic]) -> String {
@@ -455,6 +482,7 @@ pub fn draw(findings: &[crate::diag::Diagnostic]) -> String {
 
 /// Runs the command line and returns the process's exit code.
 pub fn run() -> ExitCode {
+    completions::answer();
     trace::report_bugs();
     let code = match Cli::try_parse() {
         Ok(cli) => match trace::start(&cli.command).and_then(|()| dispatch(&cli)) {
@@ -494,6 +522,11 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Remote(args) => push::survey(context, args),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
+        Command::Explain { id } => explain_error::run(context, id.as_deref()),
+        Command::Init(args) => init::run(context, args),
+        Command::Schema(args) => schema::run(args),
+        Command::Completions { shell } => completions::run(*shell),
+        Command::Man { directory } => man::run(directory),
         Command::Worker { job } => worker::run(job.as_deref()),
     }
 }

@@ -23,6 +23,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("hub", &["diag", "env", "fs", "secret"]),
     ("endpoint", &["diag", "env", "fs", "secret"]),
     ("kinds", &["depth", "diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "store", "lm", "endpoint"]),
+    ("schema", &["kinds", "pipeline", "settings"]),
     (
         "exec",
         &["diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub", "endpoint", "kinds"],
