@@ -2,17 +2,7 @@
 
 use serde_json::Value;
 
-/// Bytes as people read them: `12 B`, `3.4 KiB`.
-pub(crate) fn bytes(bytes: u64) -> String {
-    let mut size = bytes as f64;
-    let mut unit = 0;
-    while size >= 1024.0 && unit < 4 {
-        size /= 1024.0;
-        unit += 1;
-    }
-    let unit = ["B", "KiB", "MiB", "GiB", "TiB"][unit];
-    if unit == "B" { format!("{bytes} B") } else { format!("{size:.1} {unit}") }
-}
+pub(crate) use crate::amount::bytes;
 
 /// A count with separators: `12,345`.
 pub(crate) fn count(number: u64) -> String {

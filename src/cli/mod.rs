@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-mod amount;
 mod archive;
 mod artifact;
 mod audit;
@@ -56,6 +55,7 @@ mod verify;
 mod why;
 mod worker;
 
+use crate::amount;
 use context::{CommandResult, Context};
 
 /// Declares language-model alignment pipelines and runs them as a DAG of cached steps
@@ -166,7 +166,7 @@ pub enum Command {
         run: Option<String>,
     },
     /// Compute again what the cache has, and compare
-    Audit(AuditArgs),
+    Audit(audit::AuditArgs),
     /// Look into the artifact cache
     Cache {
         /// What to do.
@@ -271,41 +271,6 @@ pub enum Linking {
     Copy,
 }
 
-/// Types of artifacts.
-const TYPES: [&str; 7] = ["dataset", "constitutions", "responses", "scores", "model", "evaluation", "files"];
-
-/// Arguments of `audit`.
-#[derive(Debug, Clone, Args)]
-pub struct AuditArgs {
-    /// Nodes to audit, by name, key or prefix (default: all nodes of the latest run)
-    #[arg(value_name = "NODE")]
-    pub nodes: Vec<String>,
-    /// The run whose nodes are audited: its id or a prefix
-    #[arg(long)]
-    pub run: Option<String>,
-    /// Rows to compute again of a kind whose rows are made one by one
-    #[arg(long, value_name = "K", default_value_t = 10)]
-    pub rows: usize,
-    /// Compute all rows again
-    #[arg(long, conflicts_with = "rows")]
-    pub whole: bool,
-    /// Which rows are sampled
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Compute, too, what may come out otherwise; that it does is no failure then
-    #[arg(long)]
-    pub any: bool,
-    /// Run programs, too, as the `command` nodes of this pipeline say
-    #[arg(long, value_name = "FILE")]
-    pub pipeline: Option<PathBuf>,
-    /// Override a param of that pipeline
-    #[arg(long, value_name = "NAME=VALUE", requires = "pipeline")]
-    pub set: Vec<String>,
-    /// Device to compute on: `cpu` or `cuda:N`
-    #[arg(long, default_value = "cpu")]
-    pub device: String,
-}
-
 /// Arguments of `cache rows`.
 #[derive(Debug, Clone, Args)]
 pub struct RowsArgs {
@@ -335,7 +300,7 @@ pub struct RowsArgs {
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
     /// List artifacts, newest first
-    Ls(LsArgs),
+    Ls(ls::LsArgs),
     /// Show an artifact in one screen: what made it, from what, its metrics and first rows
     Show {
         /// Artifact id, prefix, or node name
@@ -409,41 +374,6 @@ pub struct ForgetArgs {
     /// Unpin and forget what is pinned, too
     #[arg(long)]
     pub pinned: bool,
-}
-
-/// Arguments of `cache ls`.
-#[derive(Debug, Clone, Args)]
-pub struct LsArgs {
-    /// Only artifacts of this type
-    #[arg(long = "type", value_name = "TYPE", value_parser = TYPES)]
-    pub kind: Option<String>,
-    /// Only what a pipeline of this name made
-    #[arg(long, value_name = "NAME")]
-    pub pipeline: Option<String>,
-    /// Only what a node of this name made
-    #[arg(long, value_name = "NAME")]
-    pub node: Option<String>,
-    /// Only artifacts of this size or larger, such as 200MB or 1.5GiB
-    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
-    pub larger: Option<u64>,
-    /// Only artifacts smaller than this
-    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
-    pub smaller: Option<u64>,
-    /// Only what was made in a run that began within this time, such as 12h, 30d or 8w
-    #[arg(long, value_name = "TIME", value_parser = amount::time)]
-    pub younger: Option<jiff::SignedDuration>,
-    /// Only what was made in a run that began longer ago
-    #[arg(long, value_name = "TIME", value_parser = amount::time)]
-    pub older: Option<jiff::SignedDuration>,
-    /// In which order: age (newest first) or size (largest first)
-    #[arg(long, value_name = "ORDER", value_parser = ls::order, default_value = "age")]
-    pub sort: crate::store::Order,
-    /// How many to leave out at the beginning
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub skip: u64,
-    /// How many to list
-    #[arg(long, value_name = "N", default_value_t = 50)]
-    pub last: u64,
 }
 
 /// Arguments of `cache gc`.

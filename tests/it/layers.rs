@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// A module may name only these and itself; `cli`, `lib` and `main` may name all.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("amount", &[]),
     ("depth", &[]),
     ("diag", &[]),
     ("digest", &[]),
@@ -14,7 +15,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("pipeline", &["depth", "diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
     ("graph", &["diag", "digest", "pipeline"]),
     ("pieces", &["digest", "fs"]),
-    ("store", &["diag", "digest", "env", "fs", "pieces"]),
+    ("store", &["amount", "diag", "digest", "env", "fs", "pieces"]),
     ("lm", &["depth", "diag", "env", "fs", "pieces"]),
     ("archive", &["diag", "digest", "fs", "pieces", "store"]),
     ("settings", &["diag"]),
@@ -26,7 +27,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("schema", &["kinds", "pipeline", "settings"]),
     (
         "exec",
-        &["diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub", "endpoint", "kinds"],
+        &[
+            "amount", "diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub",
+            "endpoint", "kinds",
+        ],
     ),
 ];
 const MOST_LINES: usize = 500;
