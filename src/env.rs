@@ -147,6 +147,12 @@ pub const TEST_PYTHON: Variable = Variable {
     doc: "For tests: a Python that has `torch`, `transformers` and `peft`, which the language model is compared with. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
 };
 
+/// The real `taplo`.
+pub const TEST_TAPLO: Variable = Variable {
+    name: "SAMI_TEST_TAPLO",
+    doc: "For tests: the program `taplo`, which the schemas are tested with. Tests that need it skip with a printed reason without it; `.ci/run` installs it.",
+};
+
 /// How long tests feed the fuzz targets.
 pub const TEST_FUZZ: Variable = Variable {
     name: "SAMI_TEST_FUZZ",
@@ -239,6 +245,7 @@ pub const ALL: &[&Variable] = &[
     &TEST_PYTHON,
     &TEST_KILLS,
     &TEST_FUZZ,
+    &TEST_TAPLO,
     &FAULT,
     &BLESS,
     &BENCH_PYTHON,
