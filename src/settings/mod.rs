@@ -22,6 +22,7 @@ mod url;
 
 pub use remote::{Push, RemoteSettings};
 pub use trackers::{MlflowSettings, TensorboardSettings};
+pub use section::{Form, TableForm};
 pub use url::{Place, parse_url};
 
 use section::Section;
@@ -30,6 +31,16 @@ use section::Section;
 const MOST_BYTES: u64 = 1 << 20;
 /// The tables and keys that there are.
 const SECTIONS: [&str; 3] = ["mlflow", "remote", "tensorboard"];
+
+/// The tables that there are, as what reads them asks for their keys.
+pub fn forms() -> Vec<TableForm> {
+    let form = |name: &str| {
+        let mut section = Section::new("sami.toml", "", name, 0..0, DeTable::new());
+        Settings::default().take(&mut section, name);
+        section.form()
+    };
+    SECTIONS.into_iter().map(form).collect()
+}
 
 /// What `sami.toml` says. Without one, nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -86,9 +97,9 @@ impl Settings {
             let (span, name_of) = (value.span(), key.get_ref().to_string());
             let value = value.into_inner();
             match (name_of.as_str(), value) {
-                ("remote", DeValue::Table(table)) => {
-                    let mut section = Section::new(name, text, "remote", span, table);
-                    settings.remote = remote::take(&mut section);
+                (known, DeValue::Table(table)) if SECTIONS.contains(&known) => {
+                    let mut section = Section::new(name, text, known, span, table);
+                    settings.take(&mut section, known);
                     faults.extend(section.finish());
                 }
                 ("tensorboard", value) => match trackers::tensorboard((name, text), &span, &value) {
@@ -130,6 +141,13 @@ impl Settings {
             }
         }
         if faults.is_empty() { Ok(settings) } else { Err(faults) }
+    }
+
+    /// Reads a table of [`SECTIONS`].
+    fn take(&mut self, section: &mut Section<'_>, name: &str) {
+        if name == "remote" {
+            self.remote = remote::take(section);
+        }
     }
 }
 
