@@ -45,5 +45,5 @@ pub mod schema;
 pub mod secret;
 pub mod settings;
 pub mod store;
-pub mod ui;
 pub mod trackers;
+pub mod ui;

@@ -20,7 +20,6 @@ mod doctor;
 mod du;
 mod estimate;
 mod explain_error;
-mod figures;
 mod find;
 mod forget;
 mod fresh;
@@ -46,8 +45,6 @@ mod report;
 mod rows;
 mod run;
 mod runs;
-#[cfg(test)]
-mod sample;
 mod schema;
 mod screen;
 mod selection;
@@ -65,8 +62,8 @@ mod worker;
 
 use crate::amount;
 use crate::inspect::figures;
-use context::{CommandResult, Context};
 
+#[cfg(test)]
 #[cfg(test)]
 use crate::inspect::sample;
 use context::{CommandResult, Context};

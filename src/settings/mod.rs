@@ -21,8 +21,8 @@ mod trackers;
 mod url;
 
 pub use remote::{Push, RemoteSettings};
-pub use trackers::{MlflowSettings, TensorboardSettings};
 pub use section::{Form, TableForm};
+pub use trackers::{MlflowSettings, TensorboardSettings};
 pub use url::{Place, parse_url};
 
 use section::Section;
@@ -31,6 +31,8 @@ use section::Section;
 const MOST_BYTES: u64 = 1 << 20;
 /// The tables and keys that there are.
 const SECTIONS: [&str; 3] = ["mlflow", "remote", "tensorboard"];
+/// Those that are or may be tables.
+const TABLES: [&str; 2] = ["mlflow", "remote"];
 
 /// The tables that there are, as what reads them asks for their keys.
 pub fn forms() -> Vec<TableForm> {
@@ -39,7 +41,7 @@ pub fn forms() -> Vec<TableForm> {
         Settings::default().take(&mut section, name);
         section.form()
     };
-    SECTIONS.into_iter().map(form).collect()
+    TABLES.into_iter().map(form).collect()
 }
 
 /// What `sami.toml` says. Without one, nothing.
@@ -97,9 +99,9 @@ impl Settings {
             let (span, name_of) = (value.span(), key.get_ref().to_string());
             let value = value.into_inner();
             match (name_of.as_str(), value) {
-                (known, DeValue::Table(table)) if SECTIONS.contains(&known) => {
-                    let mut section = Section::new(name, text, known, span, table);
-                    settings.take(&mut section, known);
+                ("remote", DeValue::Table(table)) => {
+                    let mut section = Section::new(name, text, "remote", span, table);
+                    settings.take(&mut section, "remote");
                     faults.extend(section.finish());
                 }
                 ("tensorboard", value) => match trackers::tensorboard((name, text), &span, &value) {
@@ -111,7 +113,7 @@ impl Settings {
                         DeValue::Table(table) => Section::new(name, text, "mlflow", span, table),
                         url => Section::short(name, text, "mlflow", span, ("url", url)),
                     };
-                    settings.mlflow = trackers::mlflow(&mut section);
+                    settings.take(&mut section, "mlflow");
                     faults.extend(section.finish());
                 }
                 ("mlflow", _) => faults.push(
@@ -143,10 +145,11 @@ impl Settings {
         if faults.is_empty() { Ok(settings) } else { Err(faults) }
     }
 
-    /// Reads a table of [`SECTIONS`].
+    /// Reads a table of [`TABLES`].
     fn take(&mut self, section: &mut Section<'_>, name: &str) {
-        if name == "remote" {
-            self.remote = remote::take(section);
+        match name {
+            "mlflow" => self.mlflow = trackers::mlflow(section),
+            _ => self.remote = remote::take(section),
         }
     }
 }

@@ -87,7 +87,8 @@ impl<'a> Section<'a> {
         (key, value): (&str, DeValue<'a>),
     ) -> Self {
         let entries = BTreeMap::from([(key.to_owned(), (span.clone(), span.clone(), value))]);
-        Self { name, file, text, span, entries, known: Vec::new(), faults: Vec::new() }
+        let (known, forms, lacking, faults) = (Vec::new(), BTreeMap::new(), Vec::new(), Vec::new());
+        Self { name, file, text, span, entries, known, forms, lacking, faults }
     }
 
     /// Whether nothing was found wrong so far.
