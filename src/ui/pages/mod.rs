@@ -76,3 +76,6 @@ const PAGES: &[(&str, Make)] = &[
 pub(super) fn find(path: &str) -> Option<Make> {
     PAGES.iter().find(|(known, _)| *known == path).map(|(_, make)| *make)
 }
+
+#[cfg(test)]
+mod artifact_tests;
