@@ -1,7 +1,82 @@
-//! Metrics before and after, with their intervals where these are known.
+//! Metrics: in the order in which people look for them, with their intervals, and what differs before and after.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+
+/// Metrics that say how well it went, in the order in which they are told.
+pub const OUTCOMES: [&str; 15] = [
+    "win_rate",
+    "win_rate_balanced",
+    "win_rate_controlled",
+    "bound",
+    "kl",
+    "probe_kl",
+    "loss",
+    "adherence",
+    "well_formed",
+    "accuracy_row",
+    "accuracy_column",
+    "gap",
+    "logprob_diagonal",
+    "reward_margin",
+    "mean_length",
+];
+
+/// A metric.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Metric {
+    /// Its whole name, such as `win_rate.sami`.
+    pub name: String,
+    /// Its value; no number where it is none.
+    pub value: Value,
+    /// Its 95% interval, if it has one.
+    pub interval: Option<[f64; 2]>,
+}
+
+impl Metric {
+    /// The name without a candidate.
+    pub fn stem(&self) -> &str {
+        stem(&self.name)
+    }
+
+    /// The candidate that it is of; empty if it is of none.
+    pub fn candidate(&self) -> &str {
+        self.name.split_once('.').map_or("", |(_, candidate)| candidate)
+    }
+
+    /// Its value, which is no number where it was none.
+    pub fn number(&self) -> f64 {
+        self.value.as_f64().unwrap_or(f64::NAN)
+    }
+
+    /// Whether it is one of those that say how well it went.
+    pub fn is_outcome(&self) -> bool {
+        OUTCOMES.contains(&self.stem())
+    }
+}
+
+/// Metrics in the order in which people look for them; ends of intervals stand with what they are the ends of, and what a candidate
+/// has does not stand a second time without its name.
+pub fn listed(metrics: &Map<String, Value>) -> Vec<Metric> {
+    let named =
+        |name: &str| metrics.keys().any(|other| other.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')));
+    let mut listed: Vec<Metric> = metrics
+        .iter()
+        .filter(|(name, _)| !is_end(name) && (name.contains('.') || !named(name)))
+        .map(|(name, value)| Metric { name: name.clone(), value: value.clone(), interval: interval(metrics, name) })
+        .collect();
+    listed.sort_by(|one, other| order(&one.name).cmp(&order(&other.name)));
+    listed
+}
+
+/// Where a metric comes among others.
+pub fn order(name: &str) -> (usize, &str) {
+    (OUTCOMES.iter().position(|known| *known == stem(name)).unwrap_or(OUTCOMES.len()), name)
+}
+
+fn stem(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
+}
 
 /// A metric that differs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -50,6 +125,24 @@ pub fn interval(metrics: &Map<String, Value>, name: &str) -> Option<[f64; 2]> {
 
 /// Whether a metric is an end of an interval.
 pub fn is_end(metric: &str) -> bool {
-    let stem = metric.split('.').next().unwrap_or(metric);
+    let stem = stem(metric);
     stem.ends_with("_low") || stem.ends_with("_high")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_people_look_for_comes_first_and_nothing_twice() {
+        let metrics = json!({"rows": 9, "bound.base": 0.1, "win_rate": 0.7, "win_rate.sami": 0.7, "win_rate_low.sami": 0.6,
+            "win_rate_high.sami": 0.8, "win_rate_low": 0.6, "win_rate_high": 0.8, "kl.sami": null});
+        let listed = listed(metrics.as_object().expect("an object"));
+        let names: Vec<&str> = listed.iter().map(|metric| metric.name.as_str()).collect();
+        assert_eq!(names, ["win_rate.sami", "bound.base", "kl.sami", "rows"]);
+        assert_eq!((listed[0].interval, listed[0].candidate()), (Some([0.6, 0.8]), "sami"));
+        assert!(listed[2].number().is_nan() && listed[2].is_outcome() && !listed[3].is_outcome());
+    }
 }

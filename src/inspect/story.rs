@@ -40,8 +40,12 @@ pub struct Told {
     pub state: &'static str,
     /// Number of the latest attempt.
     pub attempt: u32,
+    /// Its kind.
+    pub kind: String,
     /// Its key.
     pub key: Option<Digest>,
+    /// Its artifact, once it is known.
+    pub artifact: Option<Digest>,
     /// Why it runs, or why not.
     pub why: String,
     /// Where it runs.
@@ -56,6 +60,10 @@ pub struct Told {
     pub seconds: f64,
     /// What is wrong, of one that failed.
     pub error: String,
+    /// What to do about it, if that is known.
+    pub help: Option<String>,
+    /// The last lines of its log.
+    pub tail: Vec<String>,
     /// Its latest figures.
     pub metrics: Map<String, Value>,
 }
@@ -79,7 +87,9 @@ impl Told {
 struct Line {
     event: String,
     node: String,
+    kind: String,
     key: Option<Digest>,
+    artifact: Option<Digest>,
     attempt: u32,
     why: Option<String>,
     because: Option<String>,
@@ -90,6 +100,8 @@ struct Line {
     unit: String,
     seconds: f64,
     error: Option<String>,
+    help: Option<String>,
+    tail: Vec<String>,
     retry: bool,
     metrics: Map<String, Value>,
     nodes: Value,
@@ -149,11 +161,13 @@ impl Story {
             event => {
                 let told = self.told.entry(line.node).or_default();
                 told.key = line.key.or(told.key);
+                told.artifact = line.artifact.or(told.artifact);
                 match event {
                     "node-start" => {
                         let why = line.why.unwrap_or_default();
                         let (attempt, device, key) = (line.attempt, line.device, told.key);
-                        *told = Told { state: "running", attempt, key, why, device, ..Told::default() };
+                        *told =
+                            Told { state: "running", kind: line.kind, attempt, key, why, device, ..Told::default() };
                     }
                     "node-progress" => {
                         (told.done, told.total, told.unit) = (line.done, line.total, line.unit);
@@ -170,6 +184,7 @@ impl Story {
                     "node-fail" => {
                         told.state = if line.retry { "waiting" } else { "failed" };
                         told.error = line.error.unwrap_or_default();
+                        (told.help, told.tail) = (line.help, line.tail);
                         told.attempt = told.attempt.max(line.attempt);
                     }
                     "node-stop" => (told.state, told.seconds) = ("stopped", line.seconds),

@@ -71,7 +71,7 @@ impl Bars {
             if !group.name.is_empty() {
                 let _ = write!(
                     body,
-                    "<text x=\"{MARGIN}\" y=\"{}\" font-weight=\"600\" fill=\"var(--ink,#1f2328)\">{}</text>",
+                    "<text x=\"{MARGIN}\" y=\"{}\" font-weight=\"600\" fill=\"#1f2328\">{}</text>",
                     place(y + 15.0),
                     escape(&cut(&group.name, 64))
                 );
@@ -88,7 +88,7 @@ impl Bars {
         let mut svg = format!(
             "<svg class=\"plot bars\" role=\"img\" viewBox=\"0 0 {WIDTH} {}\" xmlns=\"http://www.w3.org/2000/svg\" \
              font-family=\"system-ui,sans-serif\" font-size=\"12\"><title>{}</title><desc>{}</desc>\
-             <text x=\"{MARGIN}\" y=\"14\" font-size=\"13\" font-weight=\"600\" fill=\"var(--ink,#1f2328)\">{}</text>",
+             <text x=\"{MARGIN}\" y=\"14\" font-size=\"13\" font-weight=\"600\" fill=\"#1f2328\">{}</text>",
             place(height),
             escape(&self.title),
             escape(&self.told()),
@@ -98,7 +98,7 @@ impl Bars {
             let _ = write!(
                 svg,
                 "<line x1=\"{0}\" x2=\"{0}\" y1=\"{TOP}\" y2=\"{1}\" stroke=\"var(--line,#d1d9e0)\"/>\
-                 <text x=\"{0}\" y=\"{2}\" font-size=\"11\" text-anchor=\"{3}\" fill=\"var(--faint,#59636e)\">{4}</text>",
+                 <text x=\"{0}\" y=\"{2}\" font-size=\"11\" text-anchor=\"{3}\" class=\"faint\" fill=\"#59636e\">{4}</text>",
                 place(x(*tick)),
                 place(floor),
                 place(floor + 14.0),
@@ -109,7 +109,7 @@ impl Bars {
         if let Some((_, value)) = &self.reference {
             let _ = write!(
                 svg,
-                "<line x1=\"{0}\" x2=\"{0}\" y1=\"{TOP}\" y2=\"{1}\" stroke=\"var(--faint,#59636e)\" stroke-width=\"1.5\" \
+                "<line x1=\"{0}\" x2=\"{0}\" y1=\"{TOP}\" y2=\"{1}\" stroke=\"var(--muted,#59636e)\" stroke-width=\"1.5\" \
                  stroke-dasharray=\"4 3\"/>",
                 place(x(*value)),
                 place(floor)
@@ -119,7 +119,7 @@ impl Bars {
         if more > 0 {
             let _ = write!(
                 svg,
-                "<text x=\"{MARGIN}\" y=\"{}\" font-size=\"11\" fill=\"var(--faint,#59636e)\">… {more} more</text>",
+                "<text x=\"{MARGIN}\" y=\"{}\" font-size=\"11\" class=\"faint\" fill=\"#59636e\">… {more} more</text>",
                 place(floor + 30.0)
             );
         }
@@ -142,8 +142,8 @@ impl Bars {
 fn draw(bar: &Bar, y: f64, x: &dyn Fn(f64) -> f64, svg: &mut String) {
     let _ = write!(
         svg,
-        "<text x=\"{MARGIN}\" y=\"{0}\" fill=\"var(--ink,#1f2328)\">{1}</text>\
-         <text x=\"{2}\" y=\"{0}\" text-anchor=\"end\" fill=\"var(--ink,#1f2328)\">{3}</text>",
+        "<text x=\"{MARGIN}\" y=\"{0}\" fill=\"#1f2328\">{1}</text>\
+         <text x=\"{2}\" y=\"{0}\" text-anchor=\"end\" fill=\"#1f2328\">{3}</text>",
         place(y + 12.0),
         escape(&cut(&bar.label, 44)),
         place(WIDTH - MARGIN),

@@ -111,7 +111,7 @@ impl Curves {
         let mut svg = format!(
             "<svg class=\"plot curves\" role=\"img\" viewBox=\"0 0 {WIDTH} {}\" xmlns=\"http://www.w3.org/2000/svg\" \
              font-family=\"system-ui,sans-serif\" font-size=\"11\"><title>{}</title><desc>{told}</desc>\
-             <text x=\"0\" y=\"13\" font-size=\"13\" font-weight=\"600\" fill=\"var(--ink,#1f2328)\">{title}</text>",
+             <text x=\"0\" y=\"13\" font-size=\"13\" font-weight=\"600\" fill=\"#1f2328\">{title}</text>",
             place(height),
             escape(&self.title),
         );
@@ -124,7 +124,7 @@ impl Curves {
         };
         let _ = write!(
             svg,
-            "<text x=\"0\" y=\"27\" fill=\"var(--faint,#59636e)\">{}</text>",
+            "<text x=\"0\" y=\"27\" class=\"faint\" fill=\"#59636e\">{}</text>",
             escape(unit.trim_start_matches(" · "))
         );
         for (tick, label) in y.ticks.iter().zip(&labels) {
@@ -132,7 +132,7 @@ impl Curves {
             let _ = write!(
                 svg,
                 "<line x1=\"{0}\" x2=\"{1}\" y1=\"{2}\" y2=\"{2}\" stroke=\"var(--line,#d1d9e0)\"/>\
-                 <text x=\"{3}\" y=\"{4}\" text-anchor=\"end\" fill=\"var(--faint,#59636e)\">{5}</text>",
+                 <text x=\"{3}\" y=\"{4}\" text-anchor=\"end\" class=\"faint\" fill=\"#59636e\">{5}</text>",
                 place(left),
                 place(WIDTH - RIGHT),
                 place(at),
@@ -146,8 +146,8 @@ impl Curves {
             let at = frame.x(*tick);
             let _ = write!(
                 svg,
-                "<line x1=\"{0}\" x2=\"{0}\" y1=\"{1}\" y2=\"{2}\" stroke=\"var(--faint,#59636e)\"/>\
-                 <text x=\"{0}\" y=\"{3}\" text-anchor=\"middle\" fill=\"var(--faint,#59636e)\">{4}</text>",
+                "<line x1=\"{0}\" x2=\"{0}\" y1=\"{1}\" y2=\"{2}\" stroke=\"var(--muted,#59636e)\"/>\
+                 <text x=\"{0}\" y=\"{3}\" text-anchor=\"middle\" class=\"faint\" fill=\"#59636e\">{4}</text>",
                 place(at),
                 place(floor),
                 place(floor + 4.0),
@@ -157,7 +157,7 @@ impl Curves {
         }
         let _ = write!(
             svg,
-            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\" fill=\"var(--faint,#59636e)\">{}</text>",
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\" class=\"faint\" fill=\"#59636e\">{}</text>",
             place(WIDTH - RIGHT),
             place(floor + 31.0),
             escape(&self.x)
@@ -166,9 +166,9 @@ impl Curves {
             let at = frame.y(level.value);
             let _ = write!(
                 svg,
-                "<line x1=\"{0}\" x2=\"{1}\" y1=\"{2}\" y2=\"{2}\" stroke=\"var(--faint,#59636e)\" stroke-width=\"1.3\" \
+                "<line x1=\"{0}\" x2=\"{1}\" y1=\"{2}\" y2=\"{2}\" stroke=\"var(--muted,#59636e)\" stroke-width=\"1.3\" \
                  stroke-dasharray=\"1 3\" stroke-linecap=\"round\"/>\
-                 <text x=\"{1}\" y=\"{3}\" text-anchor=\"end\" fill=\"var(--faint,#59636e)\">{4}</text>",
+                 <text x=\"{1}\" y=\"{3}\" text-anchor=\"end\" class=\"faint\" fill=\"#59636e\">{4}</text>",
                 place(left),
                 place(WIDTH - RIGHT),
                 place(at),
@@ -180,7 +180,7 @@ impl Curves {
         if numbers.is_empty() {
             let _ = write!(
                 svg,
-                "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"var(--faint,#59636e)\">no values yet</text>",
+                "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" class=\"faint\" fill=\"#59636e\">no values yet</text>",
                 place(f64::midpoint(left, WIDTH - RIGHT)),
                 place(f64::midpoint(TOP, floor))
             );
@@ -191,7 +191,7 @@ impl Curves {
                 let _ = write!(
                     svg,
                     "<line x1=\"{}\" x2=\"{}\" y1=\"{3}\" y2=\"{3}\" stroke=\"{4}\" stroke-width=\"2.5\"{5}/>\
-                     <text x=\"{}\" y=\"{6}\" fill=\"var(--ink,#1f2328)\">{7}</text>",
+                     <text x=\"{}\" y=\"{6}\" fill=\"#1f2328\">{7}</text>",
                     place(*at),
                     place(at + 22.0),
                     place(at + 27.0),
@@ -206,7 +206,7 @@ impl Curves {
         if self.series.len() > drawn.len() {
             let _ = write!(
                 svg,
-                "<text x=\"{}\" y=\"{}\" fill=\"var(--faint,#59636e)\">… {} more series are not drawn</text>",
+                "<text x=\"{}\" y=\"{}\" class=\"faint\" fill=\"#59636e\">… {} more series are not drawn</text>",
                 place(left),
                 place(floor + 31.0),
                 self.series.len() - drawn.len()

@@ -11,10 +11,10 @@ pub fn place(pixels: f64) -> String {
     if rounded.is_finite() { format!("{}", rounded + 0.0) } else { "0".to_owned() }
 }
 
-/// The colour of a series: the page's `--series-N`, or else one that is seen on white.
+/// The colour of a series: the page's `--series-1` to `--series-8`, or else one that is seen on white.
 pub fn colour(series: usize) -> String {
     let number = series % COLOURS.len();
-    format!("var(--series-{number},{})", COLOURS[number])
+    format!("var(--series-{},{})", number + 1, COLOURS[number])
 }
 
 /// The attribute that breaks a series' line; none of the first.

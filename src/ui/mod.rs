@@ -7,12 +7,15 @@
 //! A page reads the cache anew each time and holds nothing between two requests: gc, runs and damage go on beside it. It
 //! writes nothing there but the index, as every command that reads does.
 
+mod account;
+mod charts;
 mod html;
 mod live;
 mod pages;
 mod pipelines;
 mod problem;
 mod query;
+pub mod report;
 mod server;
 mod site;
 mod token;

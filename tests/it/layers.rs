@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// A module may name only these and itself; `cli`, `lib` and `main` may name all.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("amount", &[]),
     ("depth", &[]),
     ("diag", &[]),
     ("digest", &[]),
@@ -14,7 +15,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("pipeline", &["depth", "diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
     ("graph", &["diag", "digest", "pipeline", "plot"]),
     ("pieces", &["digest", "fs"]),
-    ("store", &["diag", "digest", "env", "fs", "pieces"]),
+    ("store", &["amount", "diag", "digest", "env", "fs", "pieces"]),
     ("lm", &["depth", "diag", "env", "fs", "pieces"]),
     ("archive", &["diag", "digest", "fs", "pieces", "store"]),
     ("settings", &["diag"]),
@@ -23,25 +24,30 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("hub", &["diag", "env", "fs", "secret"]),
     ("endpoint", &["diag", "env", "fs", "secret"]),
     ("kinds", &["depth", "diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "store", "lm", "endpoint"]),
+    ("schema", &["kinds", "pipeline", "settings"]),
     (
         "exec",
-        &["diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub", "endpoint", "kinds"],
+        &[
+            "amount", "diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub",
+            "endpoint", "kinds",
+        ],
     ),
     ("plot", &[]),
     (
         "inspect",
         &[
-            "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub", "kinds",
-            "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
+            "amount", "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
+            "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
         ],
     ),
     (
         "ui",
         &[
-            "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
+            "amount", "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
             "inspect", "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
         ],
     ),
+    ("trackers", &["diag", "digest", "env", "fs", "secret", "settings", "store", "exec"]),
 ];
 const MOST_LINES: usize = 500;
 

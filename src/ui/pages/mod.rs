@@ -8,6 +8,7 @@ use super::{Problem, Site};
 
 mod artifact;
 mod artifacts;
+mod compare;
 mod content;
 mod contrast;
 mod log;
@@ -15,6 +16,8 @@ mod node;
 mod overview;
 mod pipeline;
 mod pipelines;
+mod run;
+mod runs;
 
 /// What a request is answered with.
 #[derive(Debug)]
@@ -60,6 +63,9 @@ pub(super) type Make = fn(&Site, &Query) -> Result<Answer, Problem>;
 /// Every address and what answers there. What a page is about stands in its query.
 const PAGES: &[(&str, Make)] = &[
     ("/", |site, query| overview::page(site, query).map(Answer::from)),
+    ("/runs", |site, query| runs::page(site, query).map(Answer::from)),
+    ("/run", |site, query| run::page(site, query).map(Answer::from)),
+    ("/compare", |site, query| compare::page(site, query).map(Answer::from)),
     ("/pipelines", |site, query| pipelines::page(site, query).map(Answer::from)),
     ("/pipeline", |site, query| pipeline::page(site, query).map(Answer::from)),
     ("/node", |site, query| node::page(site, query).map(Answer::from)),
@@ -79,3 +85,5 @@ pub(super) fn find(path: &str) -> Option<Make> {
 
 #[cfg(test)]
 mod artifact_tests;
+#[cfg(test)]
+mod tests;
