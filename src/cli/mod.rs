@@ -37,6 +37,7 @@ mod plot;
 mod progress;
 mod push;
 mod render;
+mod report;
 mod rows;
 mod run;
 mod runs;
@@ -56,10 +57,9 @@ mod worker;
 
 use crate::amount;
 use crate::inspect::figures;
-use context::{CommandResult, Context};
-
 #[cfg(test)]
 use crate::inspect::sample;
+use context::{CommandResult, Context};
 
 /// Declares language-model alignment pipelines and runs them as a DAG of cached steps
 #[derive(Debug, Parser)]
@@ -193,6 +193,8 @@ pub enum Command {
     Remote(push::SurveyArgs),
     /// Show the cache as a web page on this machine: runs, DAG, nodes, artifacts, live while a run goes on
     Ui(ui::UiArgs),
+    /// Write a run into one HTML file: figures, samples, where it comes from, how to do it again
+    Report(report::ReportArgs),
     /// Show what machine and program offer: devices, memory, libraries, and what `auto` would use
     Doctor,
     /// Describe a node kind and its fields, or a command
@@ -434,6 +436,7 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Pull(args) => push::pull(context, args),
         Command::Remote(args) => push::survey(context, args),
         Command::Ui(args) => ui::run(context, args),
+        Command::Report(args) => report::run(context, args),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
         Command::Worker { job } => worker::run(job.as_deref()),
