@@ -62,6 +62,7 @@ mod sharing;
 mod store_faults;
 mod systems;
 mod tensors;
+mod terminal;
 mod tolerance;
 mod two_machines;
 mod verified;
