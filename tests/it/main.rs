@@ -60,6 +60,8 @@ mod store_faults;
 mod systems;
 mod tensors;
 mod tolerance;
+mod tracker_server;
+mod trackers;
 mod two_machines;
 mod verified;
 mod writer;
