@@ -85,28 +85,32 @@ fn a_server_is_told_of_training_while_the_run_goes_on() {
 fn a_run_that_was_killed_goes_on_as_the_same_one() {
     let server = Server::start(Manner::Well);
     let sandbox = sandbox(&format!("tensorboard = true\n{}", mlflow(&server)));
-    let args = ["run", "p.toml", "base", "--set", "steps=300"];
+    // The worker is killed at step 10, then the run itself while its last node waits.
+    let args = ["run", "p.toml", "--set", "wait=5"];
+    let failed: Output =
+        sandbox.command(&args).env("SAMI_FAULT", "kill:checkpoint:2").output().expect("it runs").into();
+    failed.exits(1);
+    assert_eq!(server.state().runs[0].status, "FAILED");
     let mut child = sandbox.command(&args).stderr(Stdio::null()).spawn().expect("it starts");
     let began = Instant::now();
-    while server.state().runs.first().is_none_or(|run| run.steps("train/base/loss").len() < 8) {
-        assert!(began.elapsed() < Duration::from_secs(100), "no steps came");
+    while server.state().runs[0].steps("base/loss").is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(100), "no result came");
         std::thread::sleep(Duration::from_millis(20));
     }
     child.kill().expect("it is killed");
     child.wait().expect("it ends");
-    let told = server.state().runs[0].steps("train/base/loss").len();
-    assert!(told < 300, "it was not over");
     assert_eq!(server.state().runs[0].status, "RUNNING");
-    train(&sandbox, &["--set", "steps=300"], &[]);
+    sandbox.sami(&args).exits(0);
     let state = server.state();
-    assert_eq!(state.runs.len(), 1);
-    assert_eq!((state.runs[0].status.as_str(), state.runs[0].steps("train/base/loss")), ("FINISHED", all(300)));
-    let folders = fs_err::read_dir(sandbox.path("cache/tensorboard")).expect("event files").count();
-    assert_eq!(folders, 1);
+    assert_eq!((state.runs.len(), state.runs[0].status.as_str()), (1, "FINISHED"));
+    assert_eq!(state.runs[0].steps("train/base/loss"), all(12), "no step twice");
+    assert_eq!(state.runs[0].steps("base/loss"), [0], "nor a metric");
     drop(state);
+    let folders = || fs_err::read_dir(sandbox.path("cache/tensorboard")).expect("event files").count();
+    assert_eq!(folders(), 1);
     // What comes after is another one.
     train(&sandbox, &["--set", "steps=3"], &[]);
-    assert_eq!(server.state().runs.len(), 2);
+    assert_eq!((server.state().runs.len(), folders()), (2, 2));
     sandbox.verify();
 }
 
