@@ -169,6 +169,12 @@ pub const TEST_MLFLOW: Variable = Variable {
     doc: "For tests: a Python that has `mlflow` and what its server needs; a server is started with it and told of runs. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
 };
 
+/// The real `taplo`.
+pub const TEST_TAPLO: Variable = Variable {
+    name: "SAMI_TEST_TAPLO",
+    doc: "For tests: the program `taplo`, which the schemas are tested with. Tests that need it skip with a printed reason without it; `.ci/run` installs it.",
+};
+
 /// How long tests feed the fuzz targets.
 pub const TEST_FUZZ: Variable = Variable {
     name: "SAMI_TEST_FUZZ",
@@ -211,10 +217,46 @@ pub const BLESS: Variable = Variable {
     doc: "For tests: writes the documents that are made from the code (`docs/cli.md`, `docs/env.md`, `docs/errors.md`, `docs/kinds.md`) instead of comparing them.",
 };
 
+/// How people read.
+pub const PLAIN: Variable = Variable {
+    name: "SAMI_PLAIN",
+    doc: "Set to anything but the empty string: as `--plain` on every command line. Lines of words, one after another, for screen readers and braille displays: no columns, no pictures, no colours, nothing that is drawn anew.",
+};
+
+/// What the terminal is.
+pub const TERM: Variable = Variable {
+    name: "TERM",
+    doc: "The terminal's name. Without it, or with `dumb`, nothing is drawn anew: a run tells its story line by line.",
+};
+
+/// What letters the terminal has.
+pub const LC_ALL: Variable = Variable {
+    name: "LC_ALL",
+    doc: "With `LC_CTYPE` and `LANG`, of which the first that is set counts: the locale, which says what letters the terminal shows. Where that is not UTF-8, what goes to a terminal is ASCII. Without all three it is taken for UTF-8.",
+};
+
+/// See [`LC_ALL`].
+pub const LC_CTYPE: Variable = Variable { name: "LC_CTYPE", doc: "See `LC_ALL`." };
+
+/// See [`LC_ALL`].
+pub const LANG: Variable = Variable { name: "LANG", doc: "See `LC_ALL`." };
+
+/// Which GPUs there are.
+pub const CUDA_VISIBLE_DEVICES: Variable = Variable {
+    name: "CUDA_VISIBLE_DEVICES",
+    doc: "CUDA's own list of GPUs that may be used. What a run tells of the memory of `cuda:N` goes by it.",
+};
+
 /// Whether colour is wanted.
 pub const NO_COLOR: Variable = Variable {
     name: "NO_COLOR",
     doc: "Set to anything but the empty string: no colour. Nothing is ever said by colour alone.",
+};
+
+/// Whether words are to be completed.
+pub const COMPLETE: Variable = Variable {
+    name: "SAMI_COMPLETE",
+    doc: "Set by the scripts that `sami completions` prints, to the name of their shell: words are completed instead of carried out.",
 };
 
 /// GPUs that the driver shows.
@@ -229,6 +271,13 @@ pub const ALL: &[&Variable] = &[
     &ROWS_LIMIT,
     &LOG,
     &NO_COLOR,
+    &PLAIN,
+    &TERM,
+    &LC_ALL,
+    &LC_CTYPE,
+    &LANG,
+    &CUDA_VISIBLE_DEVICES,
+    &COMPLETE,
     &HF_HUB_CACHE,
     &HF_HOME,
     &XDG_CACHE_HOME,
@@ -258,6 +307,7 @@ pub const ALL: &[&Variable] = &[
     &TEST_MLFLOW,
     &TEST_KILLS,
     &TEST_FUZZ,
+    &TEST_TAPLO,
     &FAULT,
     &BLESS,
     &BENCH_PYTHON,
