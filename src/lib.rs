@@ -14,6 +14,7 @@
 //! - [`kinds`]: what each node kind does, on top of those.
 //! - [`schema`]: what editors know of pipelines and `sami.toml`.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
+//! - [`inspect`]: what people ask of a cache. [`plot`]: pictures. [`ui`]: both as a web page.
 //!
 //! Reading order: `docs/architecture.md`.
 
@@ -32,12 +33,15 @@ pub mod fs;
 pub mod fuzz;
 pub mod graph;
 pub mod hub;
+pub mod inspect;
 pub mod kinds;
 pub mod lm;
 pub mod pieces;
 pub mod pipeline;
+pub mod plot;
 pub mod remote;
 pub mod schema;
 pub mod secret;
 pub mod settings;
 pub mod store;
+pub mod ui;

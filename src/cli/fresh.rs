@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::context::Failure;
-use super::report::Report;
+use super::progress::Report;
 use super::run::RunArgs;
 use super::{CommandResult, Context, DONE, PipelineArgs, context};
 use crate::digest::{Digest, Hasher};

@@ -56,6 +56,7 @@ pub(super) fn run(context: &Context, store: &Store, args: &LsArgs) -> CommandRes
         kind: args.kind.clone(),
         pipeline: args.pipeline.clone(),
         node: args.node.clone(),
+        like: None,
         larger: args.larger,
         smaller: args.smaller,
         since: args.younger.as_ref().map(ago),

@@ -20,7 +20,6 @@ mod doctor;
 mod du;
 mod estimate;
 mod explain_error;
-mod figures;
 mod find;
 mod forget;
 mod fresh;
@@ -35,14 +34,13 @@ mod memo;
 mod page;
 mod pin;
 mod plan;
+mod progress;
 mod push;
 mod render;
 mod report;
 mod rows;
 mod run;
 mod runs;
-#[cfg(test)]
-mod sample;
 mod schema;
 mod screen;
 mod selection;
@@ -51,11 +49,15 @@ mod show;
 mod table;
 mod trace;
 mod transfer;
+mod ui;
 mod verify;
 mod why;
 mod worker;
 
 use crate::amount;
+use crate::inspect::figures;
+#[cfg(test)]
+use crate::inspect::sample;
 use context::{CommandResult, Context};
 
 /// Declares language-model alignment pipelines and runs them as a DAG of cached steps
@@ -179,6 +181,10 @@ pub enum Command {
     Pull(push::PullArgs),
     /// Show what the remote cache has and what its server can do
     Remote(push::SurveyArgs),
+    /// Show the cache as a web page on this machine: runs, DAG, nodes, artifacts, live while a run goes on
+    Ui(ui::UiArgs),
+    /// Write a run into one HTML file: figures, samples, where it comes from, how to do it again
+    Report(report::ReportArgs),
     /// Show what machine and program offer: devices, memory, libraries, and what `auto` would use
     Doctor,
     /// Describe a node kind and its fields, or a command
@@ -450,6 +456,8 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Push(args) => push::push(context, args),
         Command::Pull(args) => push::pull(context, args),
         Command::Remote(args) => push::survey(context, args),
+        Command::Ui(args) => ui::run(context, args),
+        Command::Report(args) => report::run(context, args),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
         Command::Explain { id } => explain_error::run(context, id.as_deref()),

@@ -9,7 +9,7 @@ use clap::Args;
 use super::context::Failure;
 use super::estimate::Totals;
 use super::fresh::{self, Question};
-use super::report::{Report, outcomes};
+use super::progress::{Report, outcomes};
 use super::sharing::Source;
 use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, PipelineArgs};
 use super::{context, doctor, push, sharing};

@@ -78,8 +78,11 @@ pub struct Index {
 
 impl Index {
     /// Opens the index of a store, making it from the files if it is absent, damaged or of another schema. Where it
-    /// cannot be written it is read, or else made in memory.
+    /// cannot be written it is read, or else made in memory; as is that of a store which is only looked for.
     pub fn open(store: &Store) -> Result<Self, StoreError> {
+        if !store.root().join("VERSION").exists() {
+            return Self::in_memory(store);
+        }
         let path = store.root().join("index.sqlite");
         if let Ok(Some(index)) = Self::existing(&path, OpenFlags::SQLITE_OPEN_READ_WRITE) {
             return Ok(index);
@@ -91,11 +94,15 @@ impl Index {
                 if let Ok(Some(index)) = Self::existing(&path, OpenFlags::SQLITE_OPEN_READ_ONLY) {
                     return Self::copy_of(&path).or(Ok(index));
                 }
-                let mut index = Self { connection: fresh(Connection::open_in_memory()?)?, at: None };
-                index.fill(store)?;
-                Ok(index)
+                Self::in_memory(store)
             }
         }
+    }
+
+    fn in_memory(store: &Store) -> Result<Self, StoreError> {
+        let mut index = Self { connection: fresh(Connection::open_in_memory()?)?, at: None };
+        index.fill(store)?;
+        Ok(index)
     }
 
     /// A copy in memory of an index that can only be read: one that follows the files, too.

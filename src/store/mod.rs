@@ -74,7 +74,7 @@ pub use health::{Health, Stamps};
 pub use index::{Glimpse, Index, Line, Lines, Maker, Order, Wanted};
 pub use live::Sharing;
 pub use lock::KeyLock;
-pub use preview::{Preview, preview};
+pub use preview::{Preview, Tensor, preview, tensors};
 pub use record::{AttemptRecord, GPU, NodeRecord, RunNode, RunRecord, Usage};
 pub use usage::{Share, Shares};
 pub use uses::Use;

@@ -40,6 +40,18 @@ fn project() -> Sandbox {
     sandbox
 }
 
+#[test]
+fn who_looks_before_the_first_run_leaves_nothing() {
+    let sandbox = Sandbox::with(PIPELINE);
+    sandbox.write("posts.jsonl", "{\"id\": 1}\n");
+    for args in [["check", "p.toml"], ["plan", "p.toml"], ["status", "p.toml"], ["dag", "p.toml"]] {
+        sandbox.sami(&args).exits(0);
+    }
+    sandbox.sami(&["why", "p.toml", "upper"]).exits(0);
+    assert!(!sandbox.path("cache").exists(), "{:?}", sandbox.files("cache"));
+    assert_eq!(sandbox.run(&[], 0).ran, 3);
+}
+
 /// Text without what differs from run to run: ids, times, durations, the host; blanks run together.
 fn plain(text: &str) -> String {
     let mut text = text.to_owned();

@@ -13,7 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("secret", &["env"]),
     // The name of a repository is the hub's word; what an endpoint is, the endpoint's.
     ("pipeline", &["depth", "diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
-    ("graph", &["diag", "digest", "pipeline"]),
+    ("graph", &["diag", "digest", "pipeline", "plot"]),
     ("pieces", &["digest", "fs"]),
     ("store", &["amount", "diag", "digest", "env", "fs", "pieces"]),
     ("lm", &["depth", "diag", "env", "fs", "pieces"]),
@@ -30,6 +30,21 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "amount", "diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub",
             "endpoint", "kinds",
+        ],
+    ),
+    ("plot", &[]),
+    (
+        "inspect",
+        &[
+            "amount", "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
+            "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
+        ],
+    ),
+    (
+        "ui",
+        &[
+            "amount", "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
+            "inspect", "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
         ],
     ),
 ];
