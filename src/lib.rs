@@ -15,6 +15,7 @@
 //! - [`schema`]: what editors know of pipelines and `sami.toml`.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
 //! - [`inspect`]: what people ask of a cache. [`plot`]: pictures. [`ui`]: both as a web page.
+//! - [`exec`]: what to run and running it. [`trackers`]: how that goes, told to TensorBoard and MLflow. [`cli`]: what people type and see.
 //!
 //! Reading order: `docs/architecture.md`.
 
@@ -44,4 +45,5 @@ pub mod schema;
 pub mod secret;
 pub mod settings;
 pub mod store;
+pub mod trackers;
 pub mod ui;

@@ -214,7 +214,7 @@ impl Line {
     }
 
     fn cache(&self) -> Option<PathBuf> {
-        let context = Context::new(&Global { cache: self.cache.clone(), json: false });
+        let context = Context::new(&Global { cache: self.cache.clone(), json: false, plain: false });
         context.cache_directory(self.file.as_deref()).ok()
     }
 

@@ -27,13 +27,17 @@ mod gc;
 mod help;
 mod init;
 mod lineage;
+mod live;
 mod logs;
 mod ls;
 mod man;
 mod memo;
+mod metrics;
+mod outcomes;
 mod page;
 mod pin;
 mod plan;
+mod plot;
 mod progress;
 mod push;
 mod render;
@@ -47,15 +51,19 @@ mod selection;
 mod sharing;
 mod show;
 mod table;
+mod terminal;
 mod trace;
 mod transfer;
 mod ui;
 mod verify;
+mod watch;
 mod why;
 mod worker;
 
 use crate::amount;
 use crate::inspect::figures;
+
+#[cfg(test)]
 #[cfg(test)]
 use crate::inspect::sample;
 use context::{CommandResult, Context};
@@ -103,6 +111,9 @@ pub struct Global {
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,
+    /// Tell all in lines of words, for screen readers: no columns, no pictures, no colours, nothing drawn anew
+    #[arg(long, global = true)]
+    pub plain: bool,
 }
 
 /// A pipeline file and its overrides.
@@ -123,6 +134,8 @@ pub enum Command {
     Check(PipelineArgs),
     /// Run what is stale
     Run(run::RunArgs),
+    /// Watch a run that goes on, until it ends; exits as the run does
+    Watch(watch::WatchArgs),
     /// Show what would run and why
     Plan(plan::PlanArgs),
     /// Show the state of each node in a line
@@ -155,6 +168,10 @@ pub enum Command {
         /// Run id, node key, a prefix of one, or a node's name
         what: String,
     },
+    /// Draw figures in the terminal: over the steps of a training, over iterations, or over the runs that a node had
+    Plot(plot::PlotArgs),
+    /// List the metrics of a run, as a table, CSV or JSON lines
+    Metrics(metrics::MetricsArgs),
     /// Compare two runs, or two artifacts of a type: what changed first, recipes, metrics, rows, weights
     Diff(DiffArgs),
     /// Follow an artifact up to its sources, or down to all that it touched
@@ -277,6 +294,38 @@ pub enum Linking {
     Copy,
 }
 
+/// Arguments of `audit`.
+#[derive(Debug, Clone, Args)]
+pub struct AuditArgs {
+    /// Nodes to audit, by name, key or prefix (default: all nodes of the latest run)
+    #[arg(value_name = "NODE")]
+    pub nodes: Vec<String>,
+    /// The run whose nodes are audited: its id or a prefix
+    #[arg(long)]
+    pub run: Option<String>,
+    /// Rows to compute again of a kind whose rows are made one by one
+    #[arg(long, value_name = "K", default_value_t = 10)]
+    pub rows: usize,
+    /// Compute all rows again
+    #[arg(long, conflicts_with = "rows")]
+    pub whole: bool,
+    /// Which rows are sampled
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Compute, too, what may come out otherwise; that it does is no failure then
+    #[arg(long)]
+    pub any: bool,
+    /// Run programs, too, as the `command` nodes of this pipeline say
+    #[arg(long, value_name = "FILE")]
+    pub pipeline: Option<PathBuf>,
+    /// Override a param of that pipeline
+    #[arg(long, value_name = "NAME=VALUE", requires = "pipeline")]
+    pub set: Vec<String>,
+    /// Device to compute on: `cpu` or `cuda:N`
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+}
+
 /// Arguments of `cache rows`.
 #[derive(Debug, Clone, Args)]
 pub struct RowsArgs {
@@ -327,11 +376,11 @@ pub enum CacheCommand {
         what: Vec<String>,
     },
     /// Forget results by name: their records go, with what nothing else needs
-    Forget(ForgetArgs),
+    Forget(forget::ForgetArgs),
     /// Verify every byte against its digest
     Verify(verify::VerifyArgs),
     /// Remove what nothing that is wanted needs
-    Gc(GcArgs),
+    Gc(gc::GcArgs),
     /// Have gc keep an artifact, and what its nodes took
     Pin {
         /// Artifact id, prefix, or node name
@@ -365,49 +414,6 @@ pub enum CacheCommand {
     },
 }
 
-/// Arguments of `cache forget`.
-#[derive(Debug, Clone, Args)]
-pub struct ForgetArgs {
-    /// Nodes (with all iterations and cells), `PIPELINE/NODE`, pipelines, or the beginnings of ids of runs, artifacts or keys
-    #[arg(required = true)]
-    pub what: Vec<String>,
-    /// Say what would be removed, remove nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Remove it without asking
-    #[arg(short, long)]
-    pub yes: bool,
-    /// Unpin and forget what is pinned, too
-    #[arg(long)]
-    pub pinned: bool,
-}
-
-/// Arguments of `cache gc`.
-#[derive(Debug, Clone, Args)]
-pub struct GcArgs {
-    /// Say what would be removed, remove nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Remove it without asking
-    #[arg(short, long)]
-    pub yes: bool,
-    /// Keep what the last N runs of each pipeline used
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    pub keep_runs: usize,
-    /// Keep what was made within this time, such as 12h, 30d or 8w
-    #[arg(long, value_name = "TIME", value_parser = amount::time)]
-    pub younger: Option<jiff::SignedDuration>,
-    /// Remove what a node had latest, too, if none of those runs had the node
-    #[arg(long)]
-    pub drop_latest: bool,
-    /// Remove more, until the cache is no larger than this, such as 200GB; pins and what runs are using stay
-    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
-    pub keep: Option<u64>,
-    /// What goes first for --keep: price (what costs least to make again, for its size) or age (what was used longest ago)
-    #[arg(long, value_name = "ORDER", value_parser = gc::by, default_value = "price", requires = "keep")]
-    pub by: crate::store::By,
-}
-
 pub use explain_error::{Explanation, all as explanations};
 
 /// Draws findings as text, without colour.
@@ -420,7 +426,7 @@ pub fn draw(findings: &[crate::diag::Diagnostic]) -> String {
 pub fn run() -> ExitCode {
     completions::answer();
     trace::report_bugs();
-    let code = match Cli::try_parse() {
+    let code = match Cli::try_parse().inspect(|cli| terminal::start(cli.global.plain)) {
         Ok(cli) => match trace::start(&cli.command).and_then(|()| dispatch(&cli)) {
             Ok(code) => code,
             Err(failure) => {
@@ -442,6 +448,9 @@ fn dispatch(cli: &Cli) -> CommandResult {
     match &cli.command {
         Command::Check(args) => check::run(context, args),
         Command::Run(args) => run::run(context, args),
+        Command::Watch(args) => watch::run(context, args),
+        Command::Plot(args) => plot::run(context, args),
+        Command::Metrics(args) => metrics::run(context, args),
         Command::Plan(args) => plan::plan(context, args),
         Command::Status(args) => plan::status(context, args),
         Command::Why { pipeline, node } => why::why(context, pipeline, node),

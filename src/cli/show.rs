@@ -8,7 +8,7 @@ use super::figures::{bytes, clock, cut, figure, plural, quoted, seconds, some};
 use super::find::{self, Found};
 use super::page::Page;
 use super::table::Table;
-use super::{CommandResult, Context, DONE, breakdown, context, progress};
+use super::{CommandResult, Context, DONE, breakdown, context, outcomes};
 use crate::digest::Digest;
 use crate::graph::key;
 use crate::inspect::metric::is_end;
@@ -58,7 +58,7 @@ fn run_page(run: &RunRecord) -> String {
     page.append("\n");
     let mut table = Table::new(["node", "kind", "state", "seconds", "artifact", "metrics"], &[3]);
     for node in &run.nodes {
-        let metrics = progress::headline(&node.metrics);
+        let metrics = outcomes::headline(&node.metrics);
         // What did not run took no time in this run.
         let ran = node.state == "ran" || node.state == "failed";
         let took = if ran { format!("{:.2}", node.seconds) } else { String::new() };

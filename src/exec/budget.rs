@@ -1,12 +1,13 @@
 //! `run --budget`: what a run may come to at most, as it is typed. What it has come to is in `ledger`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use super::Past;
 use crate::amount;
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::kinds::estimate::{Estimate, Place};
+use crate::pipeline::Pipeline;
 
 /// Something that a run uses up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -147,6 +148,12 @@ impl Needs {
         need(Item::Disk, number(estimate.disk));
         Self { amounts }
     }
+}
+
+/// Seconds that nodes will take, by name, as far as that is known.
+pub(super) fn likely(pipeline: &Pipeline, needs: &HashMap<usize, Needs>) -> BTreeMap<String, f64> {
+    let seconds = |needs: &Needs| Some(needs.amounts.get(&Item::Hours)? * 3600.0);
+    needs.iter().filter_map(|(node, needs)| Some((pipeline.nodes[*node].name.clone(), seconds(needs)?))).collect()
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
-//! Pictures: data in, SVG out. Nothing here reads a disk or knows what a node is.
+//! Pictures: data in, SVG or lines of letters out. Nothing here reads a disk or knows what a node is.
 //!
-//! A picture has a title, the colours of the page's style sheet (with others where there is none, so that it can stand alone), and no
+//! A picture in SVG has a title, the colours of the page's style sheet (with others where there is none, so that it can stand alone), and no
 //! colour that alone tells something. All text in it is escaped here, so a page may take it as it is.
 
 pub mod axis;
 pub mod bars;
 pub mod curve;
 pub mod svg;
+pub mod text;
 
 pub mod heat;
 

@@ -20,6 +20,15 @@ const ABOUT: &[(&str, &str)] = &[
         "remote.timeout",
         "Seconds that a run waits for answers about what is there before it goes on without. Default: 10",
     ),
+    (
+        "tensorboard",
+        "Whether runs write event files for TensorBoard into `tensorboard/` of the cache, or the directory for them.",
+    ),
+    ("mlflow", "The MLflow server that is told how runs go: its address, or a table."),
+    ("mlflow.url", "The address of the server, such as `http://localhost:5000`."),
+    ("mlflow.allow_http", "Whether a server elsewhere may be spoken to without TLS. Default: false"),
+    ("mlflow.experiment", "The experiment that runs belong to. Default: the pipeline's name"),
+    ("mlflow.timeout", "Seconds that the server may keep an answer back, and a run at its end. Default: 10"),
 ];
 
 /// What a table or a key is for.
@@ -29,7 +38,14 @@ pub(super) fn about(path: &str) -> Option<&'static str> {
 
 /// The JSON Schema of `sami.toml`.
 pub fn project() -> Value {
-    let tables: Map<String, Value> = settings::forms().iter().map(|form| (form.name.clone(), table(form))).collect();
+    let mut tables: Map<String, Value> =
+        settings::forms().iter().map(|form| (form.name.clone(), table(form))).collect();
+    // These two may be written in one line.
+    let text = json!({ "type": "string", "minLength": 1 });
+    let mlflow = tables.remove("mlflow");
+    tables.insert("mlflow".to_owned(), json!({ "description": about("mlflow"), "anyOf": [text, mlflow] }));
+    let (here, flag) = (about("tensorboard"), json!({ "type": "boolean" }));
+    tables.insert("tensorboard".to_owned(), json!({ "description": here, "anyOf": [flag, text] }));
     json!({
         "$schema": DRAFT,
         "title": "sami.toml",

@@ -314,6 +314,9 @@ fn the_schema_of_sami_toml_is_what_its_readers_ask_for() {
         faults.is_empty()
     };
     assert!(both("") && both("[remote]\nurl = \"file:///x\"\npush = \"on-success\"\nconcurrency = 4\npull = true"));
+    assert!(both("tensorboard = true\nmlflow = \"http://localhost:5000\"") && both("tensorboard = \"events\""));
+    assert!(both("[mlflow]\nurl = \"http://localhost:5000\"\ntimeout = 5") && !both("mlflow = 3"));
+    assert!(!both("[mlflow]\ntimeout = 5") && !both("tensorboard = 3") && !both("mlflow = { url = \"\" }"));
     assert!(!both("[remote]\npull = true") && !both("[remote]\nurl = \"file:///x\"\npush = \"always\""));
     assert!(!both("[remote]\nurl = \"file:///x\"\nconcurrency = 0") && !both("[remotes]\n") && !both("remote = 3"));
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::super::figures::{bytes, count, cut, figure, plural, some};
-use super::super::progress;
+use super::super::outcomes;
 use super::super::rows;
 use super::super::screen::Screen;
 use crate::inspect::lineage::{Item, Lineage, Rows, Way, stances};
@@ -116,7 +116,7 @@ fn head(item: &Item, field: &str) -> String {
     if let Some(made) = &item.made {
         let told = match item.kind.as_deref() {
             Some("evaluation") => win_rates(&made.metrics),
-            _ => progress::headline(&made.metrics),
+            _ => outcomes::headline(&made.metrics),
         };
         if !told.is_empty() {
             line.push_str(&format!("  {}", some(&told, " · ", METRICS)));
@@ -136,7 +136,7 @@ fn win_rates(metrics: &Map<String, Value>) -> Vec<String> {
             None => format!("{name} {}", figure(rate)),
         })
         .collect();
-    if told.is_empty() { progress::headline(metrics) } else { told }
+    if told.is_empty() { outcomes::headline(metrics) } else { told }
 }
 
 /// What is told of the rows that were followed to an item: of a row what it has beyond those that it was made of.
