@@ -136,6 +136,9 @@ fn environment() -> &'static Environment<'static> {
         environment.add_filter("cut", |text: &str, width: usize| figures::cut(text, width.max(1)));
         environment.add_filter("fixed", |number: f64, digits: usize| format!("{number:.*}", digits.min(9)));
         environment.add_filter("brief", |id: &str| id.chars().take(12).collect::<String>());
+        environment.add_filter("urlencode", |text: &str| {
+            url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>()
+        });
         environment.add_function("link", |path: &str, parts: Kwargs| link(path, &parts));
         environment
     })

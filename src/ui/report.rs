@@ -92,3 +92,58 @@ fn told(origins: &Origins) -> Value {
         versions => Serde(&origins.versions),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs;
+    use crate::inspect::sample;
+
+    fn of(store: &Store, run: &str) -> String {
+        let account = Account::of(store, run).unwrap().unwrap();
+        draw(store, &account, 2).unwrap()
+    }
+
+    #[test]
+    fn a_report_stands_alone() {
+        let (_folder, store, _) = sample::store();
+        let page = of(&store, "20260102-000000-bbbb");
+        for part in [
+            "<h2>What was run</h2>",
+            "<h2>Over iterations</h2>",
+            "<h2>What the models say</h2>",
+            "<h2>Where it comes from</h2>",
+            "sami run pipelines/toy.toml --set lr=1e-6 --set name=x",
+        ] {
+            assert!(page.contains(part), "lacks {part}");
+        }
+        // Addresses of namespaces are names; nothing is fetched or led to.
+        assert!(!page.contains("<script") && !page.contains(" href=") && !page.contains(" src="), "{page}");
+    }
+
+    #[test]
+    fn what_a_cache_says_is_text_and_a_run_without_an_end_has_a_report() {
+        let (_folder, store, _) = sample::store();
+        let mut run = store.run("20260102-000000-bbbb").unwrap().unwrap();
+        run.run = "20260103-000000-cccc".to_owned();
+        run.params.insert("x".to_owned(), "<script>alert(1)</script>".into());
+        (run.finished, run.ok, run.nodes) = (None, None, Vec::new());
+        fs::create_directory(&store.run_dir(&run.run)).unwrap();
+        store.put_run(&run).unwrap();
+        let without = of(&store, &run.run);
+        assert!(without.contains("Nothing was told of its nodes") && without.contains("&lt;script&gt;"), "{without}");
+        let events = [
+            r#"{"event":"node-start","node":"train@1","kind":"finetune","attempt":1,"why":"x","device":"cpu"}"#,
+            r#"{"event":"node-progress","node":"train@1","done":2,"total":9,"unit":"steps","metrics":{},"steps":[{"step":1,"loss":null},{"step":2,"loss":0.5}]}"#,
+            r#"{"event":"node-fail","node":"train@1","attempt":1,"error":"<b>no room</b>","tail":["<i>last</i>"]}"#,
+        ];
+        fs::write(&store.run_dir(&run.run).join("events.jsonl"), events.join("\n") + "\n").unwrap();
+        let page = of(&store, &run.run);
+        assert!(
+            page.contains("&lt;b&gt;no room&lt;&#x2f;b&gt;") || page.contains("&lt;b&gt;no room&lt;/b&gt;"),
+            "{page}"
+        );
+        assert!(!page.contains("<b>no room") && !page.contains("<i>last") && !page.contains("<script"));
+        assert!(page.contains("1 value is not a number"), "the curve as far as it came: {page}");
+    }
+}

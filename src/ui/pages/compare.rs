@@ -167,3 +167,32 @@ fn alike(lines: &[Line]) -> bool {
 fn same(one: &Training, other: &Training) -> bool {
     one.steps == other.steps && one.figures.get("loss") == other.figures.get("loss")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{run, runs};
+    use super::*;
+    use crate::inspect::sample;
+
+    #[test]
+    fn runs_are_listed_shown_and_laid_beside_each_other() {
+        let (_folder, store, _) = sample::store();
+        fs_err::create_dir(store.run_dir("20260103-000000-dddd")).unwrap();
+        let site = Site::new(store.root().to_owned(), Vec::new(), Vec::new());
+        let ask = |query: &str| Query::parse(query);
+        let list = runs::page(&site, &ask("")).unwrap().html().unwrap();
+        assert!(list.contains("value=\"20260102-000000-bbbb\"") && list.contains("no record that can be read"));
+        let none = runs::page(&site, &ask("pipeline=other")).unwrap().html().unwrap();
+        assert!(none.contains("No run of") && none.contains("other"));
+        let one = run::page(&site, &ask("run=20260102")).unwrap().html().unwrap();
+        assert!(one.contains("Over iterations") && one.contains("train@2") && one.contains("run=20260101-000000-aaaa"));
+        let both = page(&site, &ask("run=20260101-000000-aaaa&run=20260102-000000-bbbb")).unwrap().html().unwrap();
+        assert!(both.contains("Where B parts from A") && both.contains("optimizer.lr 5e-7 -&gt; 1e-6"), "{both}");
+        for (query, status) in
+            [("run=x", 404), ("run=20260103-000000-dddd", 404), ("", 400), ("run=..%2f..%2fetc", 404)]
+        {
+            assert_eq!(run::page(&site, &ask(query)).unwrap_err().status, status, "{query}");
+        }
+        assert_eq!(page(&site, &ask("run=20260101&run=20260101")).unwrap_err().status, 400);
+    }
+}
