@@ -5,7 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::rc::Rc;
 
 use clap::{Arg, Command, CommandFactory, ValueEnum};
 use clap_complete::CompleteEnv;
@@ -218,8 +218,8 @@ impl Line {
         context.cache_directory(self.file.as_deref()).ok()
     }
 
-    fn glimpse(&self) -> Option<Arc<Glimpse>> {
-        Some(Arc::new(Glimpse::open(&self.cache()?)?))
+    fn glimpse(&self) -> Option<Rc<Glimpse>> {
+        Some(Rc::new(Glimpse::open(&self.cache()?)?))
     }
 
     /// Runs, newest first: those that the index knows and, failing that, those that have a directory.

@@ -85,7 +85,7 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> CommandResult {
         context::print_json(&json!({ "pipeline": shown(&path), "made": made }))?;
         return Ok(DONE);
     }
-    let list: String = made.iter().map(|path| format!("made {}\n", shown(path))).collect();
+    let list: String = made.iter().flat_map(|path| ["made ".to_owned(), shown(path), "\n".to_owned()]).collect();
     let path = shown(&path);
     context::print(&format!("{list}\nread it, then: sami plan {path}\n               sami run {path}\n"))?;
     Ok(DONE)

@@ -100,14 +100,13 @@ fn ascii(text: &str) -> String {
         match letter {
             letter if letter.is_ascii() => plain.push(letter),
             '…' => plain.push_str("..."),
-            '·' => plain.push('|'),
             '–' | '—' | '─' | '━' => plain.push('-'),
             '‘' | '’' => plain.push('\''),
             '“' | '”' => plain.push('"'),
             '→' => plain.push_str("->"),
             '×' => plain.push('x'),
             '├' | '└' | '┌' | '┐' | '┘' | '┤' | '┴' | '┬' | '┼' => plain.push('+'),
-            '│' => plain.push('|'),
+            '·' | '│' => plain.push('|'),
             '±' => plain.push_str("+-"),
             _ => plain.push('?'),
         }

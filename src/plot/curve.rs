@@ -87,7 +87,7 @@ impl Curves {
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(first, last), point| (first.min(point.x), last.max(point.x)));
         let x = match last - first {
             // A single step, or none at all, stands in the middle.
-            apart if !(apart > 0.0) => {
+            apart if apart.is_nan() || apart <= 0.0 => {
                 let middle = if first.is_finite() { first } else { 1.0 };
                 Axis::exactly(middle - 1.0, middle + 1.0, 2).marked(vec![middle])
             }

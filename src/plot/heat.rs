@@ -209,7 +209,7 @@ pub fn range(numbers: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), one| (low.min(one), high.max(one)));
     match high - low {
         between if between > 0.0 => (low, high),
-        between if between == 0.0 => (low - 0.5, high + 0.5),
+        0.0 => (low - 0.5, high + 0.5),
         _ => (0.0, 1.0),
     }
 }

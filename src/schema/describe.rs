@@ -105,10 +105,10 @@ pub(super) fn fields(kind: &Entry, schema: &mut Value) {
 }
 
 fn describe(field: &mut Map<String, Value>, about: &About) {
-    let mut text = about.meaning.clone();
-    if text.is_empty() {
-        text = field.get("description").and_then(Value::as_str).unwrap_or_default().trim_end_matches('.').to_owned();
-    }
+    let mut text = match about.meaning.as_str() {
+        "" => field.get("description").and_then(Value::as_str).unwrap_or_default().trim_end_matches('.').to_owned(),
+        meaning => meaning.to_owned(),
+    };
     if !about.default.is_empty() {
         text = format!("{text}\n\nDefault: {}", about.default);
     }

@@ -149,7 +149,7 @@ pub(super) fn iterations(run: &RunRecord) -> Vec<Curves> {
         };
         let (title, unit) = words(&stem);
         let x = "iteration".to_owned();
-        (!series.is_empty()).then(|| Curves { title, x, unit, series, levels, legend: true })
+        (!series.is_empty()).then_some(Curves { title, x, unit, series, levels, legend: true })
     };
     stems.into_iter().filter_map(picture).collect()
 }

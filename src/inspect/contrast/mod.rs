@@ -80,8 +80,7 @@ impl Panel {
         let column =
             |j: usize| -> Option<Vec<f64>> { self.cells.iter().map(|row| row.get(j).copied().flatten()).collect() };
         let mut shares = vec![vec![None; width]; self.cells.len()];
-        for j in 0..width {
-            let Some(column) = column(j) else { continue };
+        for (j, column) in (0..width).filter_map(|j| Some((j, column(j)?))) {
             let largest = column.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = column.iter().map(|cell| (cell - largest).exp()).sum();
             for (k, cell) in column.iter().enumerate() {
@@ -139,7 +138,8 @@ fn add(panels: &mut Vec<(usize, Panel)>, source: &Source, candidate: Candidate) 
     panels.push((asked.order, Panel { asked, by: vec![by], responses, cells, figures, why }));
 }
 
-/// The row of an id in another artifact: `None` if not all of it was looked through.
+/// The row of an id in another artifact, and whether it is known that there is none.
+#[expect(clippy::option_option, reason = "`None`: not all of it was looked through; `Some(None)`: it has no such row")]
 fn find(store: &Store, artifact: &Digest, id: &str) -> Result<Option<Option<Scored>>, StoreError> {
     let Some(path) = rows_file(store, artifact)? else { return Ok(Some(None)) };
     let ask = Ask { take: 1, filter: Filter::of_id(id), budget: LOOKED, ..Ask::default() };

@@ -180,7 +180,9 @@ impl Condition {
         let equal = match value {
             Value::String(text) => text.eq_ignore_ascii_case(&self.value),
             Value::Number(_) => numbers.is_some_and(|(own, other)| own == other),
-            other => other.to_string() == self.value,
+            Value::Bool(is) => self.value == if *is { "true" } else { "false" },
+            Value::Null => self.value == "null",
+            list => list.to_string().eq(&self.value),
         };
         match self.is {
             Is::Equal => equal,

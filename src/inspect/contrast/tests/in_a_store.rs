@@ -115,10 +115,7 @@ fn models_stand_beside_each_other_in_the_order_in_which_they_were_made() {
     made.end();
     assert_eq!(told(&made), ["base 0 evaluate@10+evaluate@2", "finetune@2 2 evaluate@2", "finetune@10 10 evaluate@10"]);
     let damaged = made.case(evaluations[0], &judged("1", json!([[null]])));
-    assert_eq!(
-        damaged.panels.iter().filter_map(|panel| panel.why.as_deref()).next(),
-        Some("1 of 1 cells are no finite number")
-    );
+    assert_eq!(damaged.panels.iter().find_map(|panel| panel.why.as_deref()), Some("1 of 1 cells are no finite number"));
 }
 
 #[test]
