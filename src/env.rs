@@ -135,6 +135,22 @@ pub const GOOGLE_APPLICATION_CREDENTIALS: Variable = Variable {
     doc: "The file of credentials for `gs://`, as `gcloud auth application-default login` writes it.",
 };
 
+/// What lets an MLflow server be told of runs.
+pub const MLFLOW_TRACKING_TOKEN: Variable = Variable {
+    name: "MLFLOW_TRACKING_TOKEN",
+    doc: "The token for the server that `mlflow` in `sami.toml` names; it wins over user and password. Sent to that server only; it is in no log, event or artifact.",
+};
+
+/// Who tells it.
+pub const MLFLOW_TRACKING_USERNAME: Variable = Variable {
+    name: "MLFLOW_TRACKING_USERNAME",
+    doc: "With `MLFLOW_TRACKING_PASSWORD`: user and password for that server.",
+};
+
+/// With which password.
+pub const MLFLOW_TRACKING_PASSWORD: Variable =
+    Variable { name: "MLFLOW_TRACKING_PASSWORD", doc: "See `MLFLOW_TRACKING_USERNAME`." };
+
 /// Optional real models and data.
 pub const TEST_DATA: Variable = Variable {
     name: "SAMI_TEST_DATA",
@@ -144,7 +160,19 @@ pub const TEST_DATA: Variable = Variable {
 /// A Python with `torch` and `transformers`, for tests.
 pub const TEST_PYTHON: Variable = Variable {
     name: "SAMI_TEST_PYTHON",
-    doc: "For tests: a Python that has `torch`, `transformers` and `peft`, which the language model is compared with. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
+    doc: "For tests: a Python that has `torch`, `transformers` and `peft`, which the language model is compared with, and `tensorboard`, which reads event files back. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
+};
+
+/// A Python with MLflow's server, for tests.
+pub const TEST_MLFLOW: Variable = Variable {
+    name: "SAMI_TEST_MLFLOW",
+    doc: "For tests: a Python that has `mlflow` and what its server needs; a server is started with it and told of runs. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
+};
+
+/// The real `taplo`.
+pub const TEST_TAPLO: Variable = Variable {
+    name: "SAMI_TEST_TAPLO",
+    doc: "For tests: the program `taplo`, which the schemas are tested with. Tests that need it skip with a printed reason without it; `.ci/run` installs it.",
 };
 
 /// How long tests feed the fuzz targets.
@@ -225,6 +253,12 @@ pub const NO_COLOR: Variable = Variable {
     doc: "Set to anything but the empty string: no colour. Nothing is ever said by colour alone.",
 };
 
+/// Whether words are to be completed.
+pub const COMPLETE: Variable = Variable {
+    name: "SAMI_COMPLETE",
+    doc: "Set by the scripts that `sami completions` prints, to the name of their shell: words are completed instead of carried out.",
+};
+
 /// GPUs that the driver shows.
 pub const VISIBLE: Variable = Variable {
     name: "CUDA_VISIBLE_DEVICES",
@@ -243,6 +277,7 @@ pub const ALL: &[&Variable] = &[
     &LC_CTYPE,
     &LANG,
     &CUDA_VISIBLE_DEVICES,
+    &COMPLETE,
     &HF_HUB_CACHE,
     &HF_HOME,
     &XDG_CACHE_HOME,
@@ -259,6 +294,9 @@ pub const ALL: &[&Variable] = &[
     &GOOGLE_SERVICE_ACCOUNT,
     &GOOGLE_SERVICE_ACCOUNT_KEY,
     &GOOGLE_APPLICATION_CREDENTIALS,
+    &MLFLOW_TRACKING_TOKEN,
+    &MLFLOW_TRACKING_USERNAME,
+    &MLFLOW_TRACKING_PASSWORD,
     &CUDA_LIBS,
     &KERNELS,
     &GRAPHS,
@@ -266,8 +304,10 @@ pub const ALL: &[&Variable] = &[
     &TEST_DATA,
     &TEST_CUDA_BIN,
     &TEST_PYTHON,
+    &TEST_MLFLOW,
     &TEST_KILLS,
     &TEST_FUZZ,
+    &TEST_TAPLO,
     &FAULT,
     &BLESS,
     &BENCH_PYTHON,

@@ -161,7 +161,7 @@ impl Context {
 
 /// The root of the project that a pipeline file is in or, for want of one, the working directory; that itself without
 /// any.
-fn project_of(pipeline: Option<&Path>) -> Result<PathBuf, Failure> {
+pub(super) fn project_of(pipeline: Option<&Path>) -> Result<PathBuf, Failure> {
     let here = std::env::current_dir()?;
     let beside = pipeline.and_then(|file| {
         let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty());

@@ -12,21 +12,25 @@ mod breakdown;
 mod cache;
 mod check;
 mod checkout;
+mod completions;
 mod context;
 mod dag;
 mod diff;
 mod doctor;
 mod du;
 mod estimate;
+mod explain_error;
 mod find;
 mod forget;
 mod fresh;
 mod gc;
 mod help;
+mod init;
 mod lineage;
 mod live;
 mod logs;
 mod ls;
+mod man;
 mod memo;
 mod metrics;
 mod outcomes;
@@ -41,6 +45,7 @@ mod report;
 mod rows;
 mod run;
 mod runs;
+mod schema;
 mod screen;
 mod selection;
 mod sharing;
@@ -178,7 +183,7 @@ pub enum Command {
         run: Option<String>,
     },
     /// Compute again what the cache has, and compare
-    Audit(AuditArgs),
+    Audit(audit::AuditArgs),
     /// Look into the artifact cache
     Cache {
         /// What to do.
@@ -199,8 +204,28 @@ pub enum Command {
     Doctor,
     /// Describe a node kind and its fields, or a command
     Help {
-        /// Node kind, or command such as `run` or `cache gc` (default: list both)
+        /// Node kind, a field of one such as `generate stop`, or command such as `run` or `cache gc` (default: list both)
         topic: Vec<String>,
+    },
+    /// Explain an error by its id: what it means, an example, what to do
+    Explain {
+        /// Id, as in brackets after `error` (default: list all)
+        id: Option<String>,
+    },
+    /// Write a pipeline to start from; asks three questions, or takes flags
+    Init(init::InitArgs),
+    /// Print the JSON Schema of pipelines or of sami.toml, for editors
+    Schema(schema::SchemaArgs),
+    /// Print a shell's script for completion, of names and ids in the cache, too
+    Completions {
+        /// Shell
+        #[arg(value_enum)]
+        shell: completions::Shell,
+    },
+    /// Write man pages
+    Man {
+        /// Directory, made if absent, such as ~/.local/share/man/man1
+        directory: PathBuf,
     },
     /// Execute one attempt (started by the scheduler)
     #[command(hide = true)]
@@ -265,38 +290,6 @@ pub enum Linking {
     Symlink,
     /// A copy
     Copy,
-}
-
-/// Arguments of `audit`.
-#[derive(Debug, Clone, Args)]
-pub struct AuditArgs {
-    /// Nodes to audit, by name, key or prefix (default: all nodes of the latest run)
-    #[arg(value_name = "NODE")]
-    pub nodes: Vec<String>,
-    /// The run whose nodes are audited: its id or a prefix
-    #[arg(long)]
-    pub run: Option<String>,
-    /// Rows to compute again of a kind whose rows are made one by one
-    #[arg(long, value_name = "K", default_value_t = 10)]
-    pub rows: usize,
-    /// Compute all rows again
-    #[arg(long, conflicts_with = "rows")]
-    pub whole: bool,
-    /// Which rows are sampled
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Compute, too, what may come out otherwise; that it does is no failure then
-    #[arg(long)]
-    pub any: bool,
-    /// Run programs, too, as the `command` nodes of this pipeline say
-    #[arg(long, value_name = "FILE")]
-    pub pipeline: Option<PathBuf>,
-    /// Override a param of that pipeline
-    #[arg(long, value_name = "NAME=VALUE", requires = "pipeline")]
-    pub set: Vec<String>,
-    /// Device to compute on: `cpu` or `cuda:N`
-    #[arg(long, default_value = "cpu")]
-    pub device: String,
 }
 
 /// Arguments of `cache rows`.
@@ -387,6 +380,8 @@ pub enum CacheCommand {
     },
 }
 
+pub use explain_error::{Explanation, all as explanations};
+
 /// Draws findings as text, without colour.
 #[doc(hidden)]
 pub fn draw(findings: &[crate::diag::Diagnostic]) -> String {
@@ -395,6 +390,7 @@ pub fn draw(findings: &[crate::diag::Diagnostic]) -> String {
 
 /// Runs the command line and returns the process's exit code.
 pub fn run() -> ExitCode {
+    completions::answer();
     trace::report_bugs();
     let code = match Cli::try_parse().inspect(|cli| terminal::start(cli.global.plain)) {
         Ok(cli) => match trace::start(&cli.command).and_then(|()| dispatch(&cli)) {
@@ -439,6 +435,11 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Report(args) => report::run(context, args),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
+        Command::Explain { id } => explain_error::run(context, id.as_deref()),
+        Command::Init(args) => init::run(context, args),
+        Command::Schema(args) => schema::run(args),
+        Command::Completions { shell } => completions::run(*shell),
+        Command::Man { directory } => man::run(directory),
         Command::Worker { job } => worker::run(job.as_deref()),
     }
 }

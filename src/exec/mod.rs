@@ -62,6 +62,7 @@ pub use journal::attempt_directory;
 pub use keys::{absent_keys, require_keys};
 pub use plan::{Plan, PlanOptions, State, plan};
 pub use reason::Reason;
+pub use record::host;
 pub use scheduler::run;
 pub use select::{Bare, select};
 pub use why::{Finding, Step, rows_now, why};

@@ -114,7 +114,7 @@ pub fn changes(before: &Map<String, Value>, after: &Map<String, Value>) -> Vec<M
 }
 
 /// The interval of a metric: of `win_rate.sami` it is `win_rate_low.sami` to `win_rate_high.sami`.
-fn interval(metrics: &Map<String, Value>, name: &str) -> Option<[f64; 2]> {
+pub fn interval(metrics: &Map<String, Value>, name: &str) -> Option<[f64; 2]> {
     let (stem, suffix) = match name.split_once('.') {
         Some((stem, suffix)) => (stem, format!(".{suffix}")),
         None => (name, String::new()),

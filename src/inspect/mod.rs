@@ -2,6 +2,7 @@
 //!
 //! Nothing here prints, and nothing writes to the cache.
 
+pub mod artifact;
 pub mod attempts;
 pub mod compare;
 pub mod contrast;

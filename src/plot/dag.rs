@@ -1,5 +1,6 @@
 //! A graph of boxes and arrows as SVG, from top to bottom. A state is a word and a shape in the box; its colour only helps.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 
 use super::escape;
@@ -38,7 +39,7 @@ pub struct Block {
 
 /// Draws boxes with arrows between them, from what is taken to what takes it.
 pub fn picture(title: &str, blocks: &[Block], arrows: &[(usize, usize)]) -> String {
-    let laid = layout(blocks.len(), arrows, |at| blocks[at].is_source);
+    let laid = layout(blocks.len(), arrows, |_| true);
     let letters = |block: &Block| block.name.chars().count().max(block.what.chars().count()).clamp(8, LONGEST + 1);
     let column = blocks.iter().map(letters).max().unwrap_or(8) as f64 * LETTER + SHAPE + 14.0;
     let width = laid.width * column + 2.0 * MARGIN;
@@ -53,8 +54,12 @@ pub fn picture(title: &str, blocks: &[Block], arrows: &[(usize, usize)]) -> Stri
     );
     let x = |place: usize| MARGIN + laid.x[place] * column;
     let y = |place: usize| MARGIN + laid.layer[place] as f64 * LAYER;
+    // Arrows from one box share their way as far as it is the same: that is drawn once.
+    let mut drawn = HashSet::new();
     for route in &laid.arrows {
-        draw_arrow(&mut svg, route, &x, &y, &laid.layer, column);
+        let new = route.windows(2).position(|pair| drawn.insert((pair[0], pair[1]))).unwrap_or(route.len() - 2);
+        drawn.extend(route.windows(2).map(|pair| (pair[0], pair[1])));
+        draw_arrow(&mut svg, &route[new..], new == 0, &x, &y, &laid.layer, column);
     }
     svg.push_str("</g>\n");
     for (at, block) in blocks.iter().enumerate() {
@@ -67,6 +72,7 @@ pub fn picture(title: &str, blocks: &[Block], arrows: &[(usize, usize)]) -> Stri
 fn draw_arrow(
     svg: &mut String,
     route: &[usize],
+    whole: bool,
     x: &dyn Fn(usize) -> f64,
     y: &dyn Fn(usize) -> f64,
     layer: &[usize],
@@ -88,8 +94,12 @@ fn draw_arrow(
     svg.push_str("<path marker-end=\"url(#tip)\" d=\"");
     for (at, pair) in route.windows(2).enumerate() {
         let (x0, y0, x1, y1) = (x(pair[0]), y(pair[0]) + HEIGHT, x(pair[1]), y(pair[1]));
-        // Straight past the layer that a bend belongs to.
-        let _ = write!(svg, "{}{x0:.1},{y0:.1}", if at == 0 { "M" } else { " L" });
+        // Straight past the layer that a bend belongs to; a branch begins above it, where the trunk ends.
+        match at {
+            0 if whole => drop(write!(svg, "M{x0:.1},{y0:.1}")),
+            0 => drop(write!(svg, "M{x0:.1},{:.1} L{x0:.1},{y0:.1}", y0 - HEIGHT)),
+            _ => drop(write!(svg, " L{x0:.1},{y0:.1}")),
+        }
         let middle = f64::midpoint(y0, y1);
         let _ = write!(svg, " C{x0:.1},{middle:.1} {x1:.1},{middle:.1} {x1:.1},{y1:.1}");
     }

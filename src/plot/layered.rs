@@ -8,9 +8,11 @@ use std::collections::BinaryHeap;
 const SWEEPS: usize = 6;
 /// Arrows over several layers get bends, unless the drawing would become mostly bends.
 const MOST_BENDS: usize = 20_000;
-/// Distance between neighbours of a layer, in columns.
-const GAP: f64 = 0.25;
-/// Width of a bend, in columns.
+/// Bends in all arrows together, shared ones counted each time.
+const MOST_PASSED: usize = 100_000;
+/// Distance of a box from its neighbours in a layer, in columns.
+const GAP: f64 = 0.22;
+/// Distance of a bend from its neighbours, in columns.
 const BEND: f64 = 0.1;
 
 /// A drawing without ink. Places are boxes first, in the order in which they were given, then bends: points that an arrow
@@ -48,11 +50,12 @@ pub fn layout(boxes: usize, arrows: &[(usize, usize)], lowered: impl Fn(usize) -
             layer[at] = first[at] - 1;
         }
     }
-    let routes = bend(arrows, &mut layer);
+    let routes = bend(boxes, arrows, &mut layer);
     let mut layers = vec![Vec::new(); layer.iter().max().map_or(0, |last| last + 1)];
     layer.iter().enumerate().for_each(|(place, layer)| layers[*layer].push(place));
     let x = arrange(&mut layers, &routes, &layer, boxes);
-    let width = x.iter().take(boxes).copied().fold(0.0, f64::max) + 0.5;
+    let boxes_end = x.iter().take(boxes).copied().fold(0.0, f64::max) + 0.5;
+    let width = x.iter().copied().fold(boxes_end, f64::max);
     Layout { layer, x, arrows: routes, layers, width }
 }
 
@@ -93,20 +96,26 @@ fn sort(boxes: usize, arrows: &[(usize, usize)]) -> (Vec<usize>, Vec<usize>) {
     (order, rank)
 }
 
-/// Gives arrows a bend in each layer that they cross, adding the bends' layers.
-fn bend(arrows: &[(usize, usize)], layer: &mut Vec<usize>) -> Vec<Vec<usize>> {
-    let crossed: usize = arrows.iter().map(|&(from, to)| layer[to].saturating_sub(layer[from] + 1)).sum();
-    if crossed > MOST_BENDS {
+/// Gives arrows a bend in each layer that they cross, adding the bends' layers. Arrows from one box share theirs: they are a
+/// trunk from which branches go off.
+fn bend(boxes: usize, arrows: &[(usize, usize)], layer: &mut Vec<usize>) -> Vec<Vec<usize>> {
+    let (mut reach, mut passed) = (vec![0; boxes], 0);
+    for &(from, to) in arrows {
+        let crossed = layer[to].saturating_sub(layer[from] + 1);
+        passed += crossed;
+        reach[from] = crossed.max(reach[from]);
+    }
+    if passed > MOST_PASSED || reach.iter().sum::<usize>() > MOST_BENDS {
         return arrows.iter().map(|&(from, to)| vec![from, to]).collect();
     }
+    let mut trunk = vec![0; boxes];
+    for from in 0..boxes {
+        trunk[from] = layer.len();
+        layer.extend((1..=reach[from]).map(|down| layer[from] + down).collect::<Vec<_>>());
+    }
     let route = |&(from, to): &(usize, usize)| {
-        let mut route = vec![from];
-        for between in layer[from] + 1..layer[to] {
-            route.push(layer.len());
-            layer.push(between);
-        }
-        route.push(to);
-        route
+        let crossed = layer[to].saturating_sub(layer[from] + 1);
+        [from].into_iter().chain(trunk[from]..trunk[from] + crossed).chain([to]).collect()
     };
     arrows.iter().map(route).collect()
 }
@@ -115,13 +124,16 @@ fn bend(arrows: &[(usize, usize)], layer: &mut Vec<usize>) -> Vec<Vec<usize>> {
 fn arrange(layers: &mut [Vec<usize>], routes: &[Vec<usize>], layer: &[usize], boxes: usize) -> Vec<f64> {
     let count = layer.len();
     let (mut above, mut below) = (vec![Vec::new(); count], vec![Vec::new(); count]);
-    for (from, to) in routes.iter().flat_map(|route| route.windows(2)).map(|pair| (pair[0], pair[1])) {
-        if layer[from] < layer[to] {
-            above[to].push(from);
-            below[from].push(to);
-        }
+    let mut pairs: Vec<(usize, usize)> =
+        routes.iter().flat_map(|route| route.windows(2)).map(|pair| (pair[0], pair[1])).collect();
+    pairs.sort_unstable();
+    pairs.dedup();
+    for (from, to) in pairs.into_iter().filter(|(from, to)| layer[*from] < layer[*to]) {
+        above[to].push(from);
+        below[from].push(to);
     }
-    let half = |place: usize| if place < boxes { 0.5 } else { BEND / 2.0 };
+    // With half of the distance from neighbours.
+    let half = |place: usize| if place < boxes { 0.5 + GAP / 2.0 } else { BEND / 2.0 };
     let mut x = vec![0.0; count];
     for layer in layers.iter() {
         spread(layer, &half, &mut x);
@@ -148,6 +160,7 @@ fn arrange(layers: &mut [Vec<usize>], routes: &[Vec<usize>], layer: &[usize], bo
             spread(&layers[at], &half, &mut x);
         }
     }
+    let half = |place: usize| if place < boxes { 0.5 } else { 0.0 };
     let left = (0..count).map(|place| x[place] - half(place)).fold(f64::INFINITY, f64::min);
     for x in &mut x {
         *x -= left;
@@ -163,7 +176,7 @@ fn spread(layer: &[usize], half: &dyn Fn(usize) -> f64, x: &mut [f64]) {
         let wanted = x[place];
         x[place] = wanted.max(edge + half(place));
         shift += x[place] - wanted;
-        edge = x[place] + half(place) + GAP;
+        edge = x[place] + half(place);
     }
     let shift = shift / layer.len().max(1) as f64;
     for &place in layer {

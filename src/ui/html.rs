@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::query::encode;
 use crate::inspect::figures;
+use crate::plot::escape;
 
 /// Every template by name. A page's own template extends `layout.html`; what starts with `_` is a section that several share.
 const TEMPLATES: &[(&str, &str)] = &[
@@ -25,6 +26,13 @@ const TEMPLATES: &[(&str, &str)] = &[
     ("pipelines.html", include_str!("templates/pipelines.html")),
     ("pipeline.html", include_str!("templates/pipeline.html")),
     ("node.html", include_str!("templates/node.html")),
+    ("artifacts.html", include_str!("templates/artifacts.html")),
+    ("artifact.html", include_str!("templates/artifact.html")),
+    ("_rows.html", include_str!("templates/_rows.html")),
+    ("row.html", include_str!("templates/row.html")),
+    ("text.html", include_str!("templates/text.html")),
+    ("contrast.html", include_str!("templates/contrast.html")),
+    ("contrasts.html", include_str!("templates/contrasts.html")),
     ("log.html", include_str!("templates/log.html")),
 ];
 
@@ -84,6 +92,12 @@ impl Page {
         self
     }
 
+    /// Gives the template several pictures under a name.
+    pub(super) fn pictures(mut self, name: &'static str, svgs: Vec<String>) -> Self {
+        self.data.insert(name, svgs.into_iter().map(Value::from_safe_string).collect());
+        self
+    }
+
     /// The page as HTML.
     pub(super) fn html(mut self) -> Result<String, minijinja::Error> {
         self.data.insert("title", Value::from(self.title));
@@ -102,6 +116,11 @@ fn environment() -> &'static Environment<'static> {
     ENVIRONMENT.get_or_init(|| {
         let mut environment = Environment::new();
         environment.set_auto_escape_callback(|_| AutoEscape::Html);
+        environment.set_formatter(|out, state, value| match value.as_str() {
+            // Nor may text steer a terminal into which the page is copied, or hide what it says.
+            Some(text) if !value.is_safe() => out.write_str(&escape(text)).map_err(minijinja::Error::from),
+            _ => minijinja::escape_formatter(out, state, value),
+        });
         environment.set_undefined_behavior(UndefinedBehavior::SemiStrict);
         for (name, source) in TEMPLATES {
             if let Err(error) = environment.add_template(name, source) {
@@ -122,7 +141,7 @@ fn environment() -> &'static Environment<'static> {
 }
 
 /// An address within the site: a path, and names with values that are encoded; those without a value are left out.
-fn link(path: &str, parts: &Kwargs) -> Result<String, minijinja::Error> {
+fn link(path: &str, parts: &Kwargs) -> Result<Value, minijinja::Error> {
     let mut pairs = Vec::new();
     for name in parts.args() {
         let value: Value = parts.get(name)?;
@@ -131,5 +150,6 @@ fn link(path: &str, parts: &Kwargs) -> Result<String, minijinja::Error> {
         }
     }
     let query = encode(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-    Ok(if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") })
+    let address = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
+    Ok(Value::from_safe_string(escape(&address)))
 }

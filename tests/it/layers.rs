@@ -24,6 +24,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("hub", &["diag", "env", "fs", "secret"]),
     ("endpoint", &["diag", "env", "fs", "secret"]),
     ("kinds", &["depth", "diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "store", "lm", "endpoint"]),
+    ("schema", &["kinds", "pipeline", "settings"]),
     (
         "exec",
         &[
@@ -46,6 +47,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "inspect", "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
         ],
     ),
+    ("trackers", &["diag", "digest", "env", "fs", "secret", "settings", "store", "exec"]),
 ];
 const MOST_LINES: usize = 500;
 

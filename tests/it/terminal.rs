@@ -26,7 +26,11 @@ inputs = { a = "bad" }
 fn on_terminal(sandbox: &Sandbox, args: &str, variables: &[(&str, &str)]) -> Option<String> {
     let line = format!("stty cols 60 rows 20; exec {} {args}", sandbox.command(&[]).get_program().display());
     let mut command = Command::new("script");
-    command.args(["-qefc", &line, "/dev/null"]).current_dir(sandbox.path("")).env("TERM", "xterm").env("LC_ALL", "C.UTF-8");
+    command
+        .args(["-qefc", &line, "/dev/null"])
+        .current_dir(sandbox.path(""))
+        .env("TERM", "xterm")
+        .env("LC_ALL", "C.UTF-8");
     command.env_remove("NO_COLOR").env_remove("SAMI_PLAIN").envs(variables.iter().copied()).stdin(Stdio::null());
     match command.output() {
         Ok(output) => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
@@ -77,7 +81,7 @@ fn a_run_is_watched_until_it_ends_and_told_of_when_it_is_over() {
 #[test]
 fn figures_are_listed_and_drawn() {
     let sandbox = Sandbox::with("name = \"t\"\n[nodes.a]\nkind = \"command\"\nprogram = \"true\"\n");
-    sandbox.run(&["run", "p.toml"], 0);
+    sandbox.run(&[], 0);
     let csv = sandbox.sami(&["metrics", "--csv"]).exits(0).stdout;
     assert_eq!(csv.lines().next(), Some("run,pipeline,node,kind,step,metric,value"), "{csv}");
     assert!(sandbox.sami(&["metrics", "--node", "b"]).exits(2).stderr.contains("no results of a node `b`"));

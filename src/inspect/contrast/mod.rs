@@ -160,8 +160,18 @@ pub fn rows_file(store: &Store, artifact: &Digest) -> Result<Option<std::path::P
     }
 }
 
+/// The text of the row at a place, of so many bytes at most; of a very long one what can be read of its beginning.
+pub fn text_at(path: &Path, at: rows::Place, length: u64) -> Result<String, StoreError> {
+    let text = rows::text_of(path, &rows::Row { at, length, text: String::new() }, ROW)?;
+    Ok(match text.split_once('\n') {
+        Some((line, _)) => line.to_owned(),
+        None if text.len() as u64 >= ROW => rows::mend(&text),
+        None => text,
+    })
+}
+
 /// The text of a row, of a very long one what can be read of its beginning.
-pub fn whole(path: &Path, row: &rows::Row) -> Result<String, StoreError> {
+fn whole(path: &Path, row: &rows::Row) -> Result<String, StoreError> {
     Ok(if row.is_whole() { row.text.clone() } else { rows::mend(&rows::text_of(path, row, ROW)?) })
 }
 

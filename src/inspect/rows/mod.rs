@@ -11,9 +11,11 @@ use serde::Serialize;
 mod filter;
 mod mend;
 mod scan;
+mod table;
 
 pub use filter::Filter;
 pub use mend::mend;
+pub use table::{Cell, Line, Table, object, one_line, table, texts};
 
 /// Bytes of a row that are kept; the rest is its own page.
 pub const KEPT: usize = 64 << 10;

@@ -6,7 +6,11 @@ use super::html::Page;
 use super::query::Query;
 use super::{Problem, Site};
 
+mod artifact;
+mod artifacts;
 mod compare;
+mod content;
+mod contrast;
 mod log;
 mod node;
 mod overview;
@@ -22,6 +26,8 @@ pub(super) enum Answer {
     Page(Page),
     /// What a script asks for.
     Json(Value),
+    /// What an artifact has, as it is.
+    Text(String),
 }
 
 impl From<Page> for Answer {
@@ -46,6 +52,7 @@ impl Answer {
                 Ok(("text/html; charset=utf-8", page.html().map_err(bug)?))
             }
             Self::Json(value) => Ok(("application/json", value.to_string())),
+            Self::Text(text) => Ok(("text/plain; charset=utf-8", text)),
         }
     }
 }
@@ -62,6 +69,12 @@ const PAGES: &[(&str, Make)] = &[
     ("/pipelines", |site, query| pipelines::page(site, query).map(Answer::from)),
     ("/pipeline", |site, query| pipeline::page(site, query).map(Answer::from)),
     ("/node", |site, query| node::page(site, query).map(Answer::from)),
+    ("/artifacts", |site, query| artifacts::page(site, query).map(Answer::from)),
+    ("/artifact", |site, query| artifact::page(site, query).map(Answer::from)),
+    ("/row", |site, query| content::row(site, query).map(Answer::from)),
+    ("/text", |site, query| content::text(site, query).map(Answer::from)),
+    ("/raw", |site, query| content::raw(site, query).map(Answer::Text)),
+    ("/contrast", |site, query| contrast::page(site, query).map(Answer::from)),
     ("/log", |site, query| log::page(site, query).map(Answer::from)),
 ];
 
@@ -69,3 +82,6 @@ const PAGES: &[(&str, Make)] = &[
 pub(super) fn find(path: &str) -> Option<Make> {
     PAGES.iter().find(|(known, _)| *known == path).map(|(_, make)| *make)
 }
+
+#[cfg(test)]
+mod tests;

@@ -361,3 +361,6 @@ fn count<'a>(items: impl Iterator<Item = &'a Item>) -> Vec<(&'static str, usize)
     }
     STATES.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect()
 }
+
+#[cfg(test)]
+mod tests;
