@@ -62,6 +62,7 @@ mod worker;
 
 use crate::amount;
 use crate::inspect::figures;
+
 #[cfg(test)]
 use crate::inspect::sample;
 use context::{CommandResult, Context};

@@ -64,6 +64,8 @@ mod systems;
 mod tensors;
 mod terminal;
 mod tolerance;
+mod tracker_server;
+mod trackers;
 mod two_machines;
 mod verified;
 mod writer;
