@@ -64,7 +64,6 @@ use crate::amount;
 use crate::inspect::figures;
 
 #[cfg(test)]
-#[cfg(test)]
 use crate::inspect::sample;
 use context::{CommandResult, Context};
 
@@ -292,38 +291,6 @@ pub enum Linking {
     Symlink,
     /// A copy
     Copy,
-}
-
-/// Arguments of `audit`.
-#[derive(Debug, Clone, Args)]
-pub struct AuditArgs {
-    /// Nodes to audit, by name, key or prefix (default: all nodes of the latest run)
-    #[arg(value_name = "NODE")]
-    pub nodes: Vec<String>,
-    /// The run whose nodes are audited: its id or a prefix
-    #[arg(long)]
-    pub run: Option<String>,
-    /// Rows to compute again of a kind whose rows are made one by one
-    #[arg(long, value_name = "K", default_value_t = 10)]
-    pub rows: usize,
-    /// Compute all rows again
-    #[arg(long, conflicts_with = "rows")]
-    pub whole: bool,
-    /// Which rows are sampled
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Compute, too, what may come out otherwise; that it does is no failure then
-    #[arg(long)]
-    pub any: bool,
-    /// Run programs, too, as the `command` nodes of this pipeline say
-    #[arg(long, value_name = "FILE")]
-    pub pipeline: Option<PathBuf>,
-    /// Override a param of that pipeline
-    #[arg(long, value_name = "NAME=VALUE", requires = "pipeline")]
-    pub set: Vec<String>,
-    /// Device to compute on: `cpu` or `cuda:N`
-    #[arg(long, default_value = "cpu")]
-    pub device: String,
 }
 
 /// Arguments of `cache rows`.
