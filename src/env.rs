@@ -135,6 +135,22 @@ pub const GOOGLE_APPLICATION_CREDENTIALS: Variable = Variable {
     doc: "The file of credentials for `gs://`, as `gcloud auth application-default login` writes it.",
 };
 
+/// What lets an MLflow server be told of runs.
+pub const MLFLOW_TRACKING_TOKEN: Variable = Variable {
+    name: "MLFLOW_TRACKING_TOKEN",
+    doc: "The token for the server that `mlflow` in `sami.toml` names; it wins over user and password. Sent to that server only; it is in no log, event or artifact.",
+};
+
+/// Who tells it.
+pub const MLFLOW_TRACKING_USERNAME: Variable = Variable {
+    name: "MLFLOW_TRACKING_USERNAME",
+    doc: "With `MLFLOW_TRACKING_PASSWORD`: user and password for that server.",
+};
+
+/// With which password.
+pub const MLFLOW_TRACKING_PASSWORD: Variable =
+    Variable { name: "MLFLOW_TRACKING_PASSWORD", doc: "See `MLFLOW_TRACKING_USERNAME`." };
+
 /// Optional real models and data.
 pub const TEST_DATA: Variable = Variable {
     name: "SAMI_TEST_DATA",
@@ -144,7 +160,13 @@ pub const TEST_DATA: Variable = Variable {
 /// A Python with `torch` and `transformers`, for tests.
 pub const TEST_PYTHON: Variable = Variable {
     name: "SAMI_TEST_PYTHON",
-    doc: "For tests: a Python that has `torch`, `transformers` and `peft`, which the language model is compared with. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
+    doc: "For tests: a Python that has `torch`, `transformers` and `peft`, which the language model is compared with, and `tensorboard`, which reads event files back. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
+};
+
+/// A Python with MLflow's server, for tests.
+pub const TEST_MLFLOW: Variable = Variable {
+    name: "SAMI_TEST_MLFLOW",
+    doc: "For tests: a Python that has `mlflow` and what its server needs; a server is started with it and told of runs. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
 };
 
 /// How long tests feed the fuzz targets.
@@ -189,6 +211,36 @@ pub const BLESS: Variable = Variable {
     doc: "For tests: writes the documents that are made from the code (`docs/cli.md`, `docs/env.md`, `docs/errors.md`, `docs/kinds.md`) instead of comparing them.",
 };
 
+/// How people read.
+pub const PLAIN: Variable = Variable {
+    name: "SAMI_PLAIN",
+    doc: "Set to anything but the empty string: as `--plain` on every command line. Lines of words, one after another, for screen readers and braille displays: no columns, no pictures, no colours, nothing that is drawn anew.",
+};
+
+/// What the terminal is.
+pub const TERM: Variable = Variable {
+    name: "TERM",
+    doc: "The terminal's name. Without it, or with `dumb`, nothing is drawn anew: a run tells its story line by line.",
+};
+
+/// What letters the terminal has.
+pub const LC_ALL: Variable = Variable {
+    name: "LC_ALL",
+    doc: "With `LC_CTYPE` and `LANG`, of which the first that is set counts: the locale, which says what letters the terminal shows. Where that is not UTF-8, what goes to a terminal is ASCII. Without all three it is taken for UTF-8.",
+};
+
+/// See [`LC_ALL`].
+pub const LC_CTYPE: Variable = Variable { name: "LC_CTYPE", doc: "See `LC_ALL`." };
+
+/// See [`LC_ALL`].
+pub const LANG: Variable = Variable { name: "LANG", doc: "See `LC_ALL`." };
+
+/// Which GPUs there are.
+pub const CUDA_VISIBLE_DEVICES: Variable = Variable {
+    name: "CUDA_VISIBLE_DEVICES",
+    doc: "CUDA's own list of GPUs that may be used. What a run tells of the memory of `cuda:N` goes by it.",
+};
+
 /// Whether colour is wanted.
 pub const NO_COLOR: Variable = Variable {
     name: "NO_COLOR",
@@ -207,6 +259,12 @@ pub const ALL: &[&Variable] = &[
     &ROWS_LIMIT,
     &LOG,
     &NO_COLOR,
+    &PLAIN,
+    &TERM,
+    &LC_ALL,
+    &LC_CTYPE,
+    &LANG,
+    &CUDA_VISIBLE_DEVICES,
     &HF_HUB_CACHE,
     &HF_HOME,
     &XDG_CACHE_HOME,
@@ -223,6 +281,9 @@ pub const ALL: &[&Variable] = &[
     &GOOGLE_SERVICE_ACCOUNT,
     &GOOGLE_SERVICE_ACCOUNT_KEY,
     &GOOGLE_APPLICATION_CREDENTIALS,
+    &MLFLOW_TRACKING_TOKEN,
+    &MLFLOW_TRACKING_USERNAME,
+    &MLFLOW_TRACKING_PASSWORD,
     &CUDA_LIBS,
     &KERNELS,
     &GRAPHS,
@@ -230,6 +291,7 @@ pub const ALL: &[&Variable] = &[
     &TEST_DATA,
     &TEST_CUDA_BIN,
     &TEST_PYTHON,
+    &TEST_MLFLOW,
     &TEST_KILLS,
     &TEST_FUZZ,
     &FAULT,

@@ -133,6 +133,27 @@ impl Writer {
     pub fn sync(&self) -> io::Result<()> {
         sync(&self.file)
     }
+
+    /// Lets [`is_held`] say yes until it is closed, however its process ends; where there are no locks, nothing.
+    pub fn hold(&self) -> io::Result<()> {
+        match self.file.file().lock() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.hold(),
+            // Only readers need it.
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether some process holds a file: see [`Writer::hold`]. `None` where that cannot be found out.
+pub fn is_held(file: &File) -> Option<bool> {
+    match file.file().try_lock_shared() {
+        Ok(()) => {
+            let _ = file.file().unlock();
+            Some(false)
+        }
+        Err(std::fs::TryLockError::WouldBlock) => Some(true),
+        Err(std::fs::TryLockError::Error(_)) => None,
+    }
 }
 
 impl Write for Writer {

@@ -13,9 +13,12 @@
 //! - [`archive`]: artifacts in one file.
 //! - [`kinds`]: what each node kind does, on top of those.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
+//! - [`inspect`]: what people ask of a cache. [`plot`]: pictures. [`ui`]: both as a web page.
+//! - [`exec`]: what to run and running it. [`trackers`]: how that goes, told to TensorBoard and MLflow. [`cli`]: what people type and see.
 //!
 //! Reading order: `docs/architecture.md`.
 
+pub(crate) mod amount;
 pub mod archive;
 pub mod cli;
 pub mod compare;
@@ -30,11 +33,15 @@ pub mod fs;
 pub mod fuzz;
 pub mod graph;
 pub mod hub;
+pub mod inspect;
 pub mod kinds;
 pub mod lm;
 pub mod pieces;
 pub mod pipeline;
+pub mod plot;
 pub mod remote;
 pub mod secret;
 pub mod settings;
 pub mod store;
+pub mod ui;
+pub mod trackers;

@@ -1,6 +1,6 @@
 //! `sami cache export` and `sami cache import`: archives.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::context::Failure;
 use super::figures::{bytes, plural};
-use super::{CommandResult, Context, DAMAGED, DONE, FAILED, context, push};
+use super::{CommandResult, Context, DAMAGED, DONE, FAILED, context, push, terminal};
 use crate::archive::{self, ArchiveError, Contents};
 use crate::diag::Diagnostic;
 use crate::store::{Index, Store};
@@ -50,7 +50,7 @@ impl From<ArchiveError> for Failure {
 
 /// Draws how far it is, where someone looks.
 pub(super) fn progress(verb: &'static str) -> impl FnMut(u64, u64) {
-    let terminal = io::stderr().is_terminal();
+    let terminal = terminal::can_redraw();
     let mut shown = 0;
     move |done, total| {
         let percent = done.saturating_mul(100) / total.max(1);
@@ -64,7 +64,7 @@ pub(super) fn progress(verb: &'static str) -> impl FnMut(u64, u64) {
 
 /// Takes away what [`progress`] drew.
 pub(super) fn clear() {
-    if io::stderr().is_terminal() {
+    if terminal::can_redraw() {
         let _ = write!(io::stderr(), "\r\u{1b}[K");
     }
 }

@@ -7,28 +7,18 @@ use serde_json::json;
 use super::figures::{bytes, count, plural};
 use super::page::Page;
 use super::{CommandResult, Context, DONE, context, find, rows};
-use crate::digest::Digest;
-use crate::store::{Index, Manifest, NodeRecord, Preview, Store, StoreError, Use, preview};
+use crate::inspect::artifact::{Known, know};
+use crate::store::{Index, Preview, Store, StoreError, Use, preview};
 
 /// Rows that are shown, if they are short.
 const ROWS: usize = 5;
 /// Lines for all rows.
 const LINES: usize = 14;
 
-/// What there is to tell of an artifact.
-struct Known {
-    id: Digest,
-    manifest: Manifest,
-    /// The record of the latest node that made it; none of what was read from outside.
-    record: Option<NodeRecord>,
-    makers: Vec<Use>,
-    users: Vec<Use>,
-    glance: Preview,
-}
-
 /// Shows what an artifact is, what made it, from what, what uses it, its metrics and its first rows.
 pub(super) fn show(context: &Context, store: &Store, index: &Index, what: &str) -> CommandResult {
     let known = know(store, index, find::artifact(store, index, what)?)?;
+    let glance = preview(store, &known.id, ROWS)?;
     if context.json() {
         context::print_json(&json!({
             "artifact": known.id,
@@ -40,25 +30,18 @@ pub(super) fn show(context: &Context, store: &Store, index: &Index, what: &str) 
             "record": known.record,
             "made_by": known.makers,
             "used_by": known.users,
-            "preview": known.glance,
+            "preview": glance,
         }))?;
     } else {
-        context::print(&page(store, index, &known)?)?;
+        context::print(&page(store, index, &known, &glance)?)?;
     }
     Ok(DONE)
 }
 
-fn know(store: &Store, index: &Index, id: Digest) -> Result<Known, StoreError> {
-    let makers = index.makers(&id);
-    let record = makers.first().map(|maker| store.node(&maker.key)).transpose()?.flatten();
-    let glance = preview(store, &id, ROWS)?;
-    Ok(Known { id, manifest: store.manifest(&id)?, record, makers, users: index.users(&id), glance })
-}
-
-fn page(store: &Store, index: &Index, known: &Known) -> Result<String, StoreError> {
+fn page(store: &Store, index: &Index, known: &Known, glance: &Preview) -> Result<String, StoreError> {
     let mut page = Page::default();
     let size = bytes(known.manifest.size());
-    let rows = known.glance.rows.map_or_else(String::new, |rows| format!(", {}", plural(rows, "row")));
+    let rows = glance.rows.map_or_else(String::new, |rows| format!(", {}", plural(rows, "row")));
     page.lines("artifact", [known.id.to_string(), format!("{}, {size}{rows}", known.manifest.kind)]);
     match &known.record {
         Some(record) => page.record(store, index, record, false),
@@ -75,7 +58,7 @@ fn page(store: &Store, index: &Index, known: &Known) -> Result<String, StoreErro
     let files = known.manifest.files.iter();
     let files: Vec<_> = files.map(|(name, blob)| format!("{name} ({})", bytes(blob.size))).collect();
     page.list("files", &files);
-    look(&known.glance, &mut page);
+    look(glance, &mut page);
     Ok(page.into_text())
 }
 
@@ -127,7 +110,8 @@ mod tests {
         let (_folder, store, index) = sample::store();
         let page = |what: &str| {
             let id = find::artifact(&store, &index, what).unwrap();
-            page(&store, &index, &know(&store, &index, id).unwrap()).unwrap()
+            let known = know(&store, &index, id).unwrap();
+            page(&store, &index, &known, &preview(&store, &id, ROWS).unwrap()).unwrap()
         };
         let shown = "\
 artifact  912c4df25f5a8e1e9849384785b7c59754d3671f01e1e34fba91c247728af3ad

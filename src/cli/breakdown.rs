@@ -21,12 +21,6 @@ pub(super) fn tells(metric: &str) -> bool {
     stem == "ties" || stem.starts_with("win_rate") || stem.starts_with("paired")
 }
 
-/// Whether a metric is an end of an interval.
-pub(super) fn is_end(metric: &str) -> bool {
-    let stem = metric.split('.').next().unwrap_or(metric);
-    stem.ends_with("_low") || stem.ends_with("_high")
-}
-
 /// The tables, each after an empty line; nothing if the file cannot be read.
 pub(super) fn tables(path: &Path) -> String {
     let read = || serde_json::from_slice::<Value>(&fs_err::read(path).ok()?).ok();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{DAMAGED, FAILED, Global, PipelineArgs, USAGE, render};
+use super::{DAMAGED, FAILED, Global, PipelineArgs, USAGE, live, render, terminal};
 use crate::diag::{Diagnostic, Severity};
 use crate::exec::ExecError;
 use crate::graph::{self, Graph};
@@ -161,7 +161,7 @@ impl Context {
 
 /// The root of the project that a pipeline file is in or, for want of one, the working directory; that itself without
 /// any.
-fn project_of(pipeline: Option<&Path>) -> Result<PathBuf, Failure> {
+pub(super) fn project_of(pipeline: Option<&Path>) -> Result<PathBuf, Failure> {
     let here = std::env::current_dir()?;
     let beside = pipeline.and_then(|file| {
         let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -179,6 +179,7 @@ fn project(start: &Path) -> Option<&Path> {
 
 /// Writes text to standard output. That the reader went away (`| head`) is no error.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let text = terminal::shown(text, io::stdout().is_terminal());
     write_out(|stdout| stdout.write_all(text.as_bytes()))
 }
 
@@ -186,7 +187,8 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     let text =
         if io::stdout().is_terminal() { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
-    print(&(text.map_err(io::Error::from)? + "\n"))
+    let text = text.map_err(io::Error::from)? + "\n";
+    write_out(|stdout| stdout.write_all(text.as_bytes()))
 }
 
 /// Lets `write` write to standard output, buffered. That the reader went away is no error.
@@ -206,7 +208,7 @@ pub(crate) fn write_out(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
 /// Draws diagnostics on standard error. Where that cannot be written there is no one to tell.
 pub(crate) fn complain(diagnostics: &[Diagnostic]) {
     if !diagnostics.is_empty() {
-        let _ = io::stderr().lock().write_all(secret::redact(&render::render(diagnostics)).as_bytes());
+        live::above(&secret::redact(&render::render(diagnostics)));
     }
 }
 

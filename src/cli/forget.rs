@@ -1,15 +1,33 @@
 //! `sami cache forget`: records go by name, with what nothing else needs.
 
+use clap::Args;
 use serde_json::json;
 
 use super::figures::{plural, some};
 use super::gc::{confirm, summary, waiting};
 use super::page::LISTED;
 use super::selection::select;
-use super::{CommandResult, Context, DONE, ForgetArgs, context};
+use super::{CommandResult, Context, DONE, context};
 use crate::diag::Diagnostic;
 use crate::digest::Digest;
 use crate::store::{Forgetting, Index, Store};
+
+/// Arguments of `cache forget`.
+#[derive(Debug, Clone, Args)]
+pub struct ForgetArgs {
+    /// Nodes (with all iterations and cells), `PIPELINE/NODE`, pipelines, or the beginnings of ids of runs, artifacts or keys
+    #[arg(required = true)]
+    pub what: Vec<String>,
+    /// Say what would be removed, remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Remove it without asking
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Unpin and forget what is pinned, too
+    #[arg(long)]
+    pub pinned: bool,
+}
 
 /// Shows what would go, asks, and removes it.
 pub(super) fn run(context: &Context, store: &Store, args: &ForgetArgs) -> CommandResult {

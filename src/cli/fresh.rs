@@ -7,8 +7,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::context::Failure;
-use super::report::Report;
+use super::progress::Report;
 use super::run::RunArgs;
+use super::table::Table;
 use super::{CommandResult, Context, DONE, PipelineArgs, context};
 use crate::digest::{Digest, Hasher};
 use crate::exec::{self, FreshRun, Plan, Summary};
@@ -85,9 +86,11 @@ impl Question {
         pipeline: &Pipeline,
         plan: &Plan,
         summary: &Summary,
-        table: Option<String>,
+        table: Option<Table>,
     ) {
         let nodes = summary.nodes.len();
+        // Laid out when it is told: terminals differ.
+        let table = table.and_then(|table| serde_json::to_string(&table).ok());
         let run = FreshRun { pipeline: pipeline.name.clone(), params: pipeline.params.clone(), nodes, table };
         if let Ok(body) = exec::nodes_as_text(&summary.nodes) {
             self.keep(store, plan, Some(run), &body);
@@ -148,7 +151,8 @@ pub(super) fn run(context: &Context, args: &RunArgs, question: &Question, root: 
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     match exec::run_fresh(&store, &mut fresh, &run, &file, threads, &mut |event| report.tell(event)) {
         Ok(Some(seconds)) => {
-            report.end_fresh(run.nodes, seconds, run.table.as_deref());
+            let table = run.table.as_deref().and_then(|table| serde_json::from_str(table).ok());
+            report.end_fresh(run.nodes, seconds, table.as_ref());
             Some(Ok(DONE))
         }
         Ok(None) => None,

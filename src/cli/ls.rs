@@ -1,12 +1,51 @@
 //! `sami cache ls`: artifacts, a page at a time.
 
+use clap::Args;
 use serde_json::{Value, json};
 
 use super::figures::{bytes, clock, count};
 use super::table::Table;
-use super::{CommandResult, Context, DONE, LsArgs, context};
+use super::{CommandResult, Context, DONE, amount, context};
 use crate::fs;
 use crate::store::{Index, Line, Order, Store, Wanted};
+
+/// Types of artifacts.
+const TYPES: [&str; 7] = ["dataset", "constitutions", "responses", "scores", "model", "evaluation", "files"];
+
+/// Arguments of `cache ls`.
+#[derive(Debug, Clone, Args)]
+pub struct LsArgs {
+    /// Only artifacts of this type
+    #[arg(long = "type", value_name = "TYPE", value_parser = TYPES)]
+    pub kind: Option<String>,
+    /// Only what a pipeline of this name made
+    #[arg(long, value_name = "NAME")]
+    pub pipeline: Option<String>,
+    /// Only what a node of this name made
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Only artifacts of this size or larger, such as 200MB or 1.5GiB
+    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
+    pub larger: Option<u64>,
+    /// Only artifacts smaller than this
+    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
+    pub smaller: Option<u64>,
+    /// Only what was made in a run that began within this time, such as 12h, 30d or 8w
+    #[arg(long, value_name = "TIME", value_parser = amount::time)]
+    pub younger: Option<jiff::SignedDuration>,
+    /// Only what was made in a run that began longer ago
+    #[arg(long, value_name = "TIME", value_parser = amount::time)]
+    pub older: Option<jiff::SignedDuration>,
+    /// In which order: age (newest first) or size (largest first)
+    #[arg(long, value_name = "ORDER", value_parser = order, default_value = "age")]
+    pub sort: crate::store::Order,
+    /// How many to leave out at the beginning
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub skip: u64,
+    /// How many to list
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub last: u64,
+}
 
 /// Lists artifacts.
 pub(super) fn run(context: &Context, store: &Store, args: &LsArgs) -> CommandResult {
@@ -17,6 +56,7 @@ pub(super) fn run(context: &Context, store: &Store, args: &LsArgs) -> CommandRes
         kind: args.kind.clone(),
         pipeline: args.pipeline.clone(),
         node: args.node.clone(),
+        like: None,
         larger: args.larger,
         smaller: args.smaller,
         since: args.younger.as_ref().map(ago),

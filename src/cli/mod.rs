@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-mod amount;
 mod archive;
 mod artifact;
 mod audit;
@@ -19,38 +18,49 @@ mod diff;
 mod doctor;
 mod du;
 mod estimate;
-mod figures;
 mod find;
 mod forget;
 mod fresh;
 mod gc;
 mod help;
 mod lineage;
+mod live;
 mod logs;
 mod ls;
 mod memo;
+mod metrics;
+mod outcomes;
 mod page;
 mod pin;
 mod plan;
+mod plot;
+mod progress;
 mod push;
 mod render;
 mod report;
 mod rows;
 mod run;
 mod runs;
-#[cfg(test)]
-mod sample;
 mod screen;
 mod selection;
 mod sharing;
 mod show;
 mod table;
+mod terminal;
 mod trace;
 mod transfer;
+mod ui;
 mod verify;
+mod watch;
 mod why;
 mod worker;
 
+use crate::amount;
+use crate::inspect::figures;
+use context::{CommandResult, Context};
+
+#[cfg(test)]
+use crate::inspect::sample;
 use context::{CommandResult, Context};
 
 /// Declares language-model alignment pipelines and runs them as a DAG of cached steps
@@ -96,6 +106,9 @@ pub struct Global {
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,
+    /// Tell all in lines of words, for screen readers: no columns, no pictures, no colours, nothing drawn anew
+    #[arg(long, global = true)]
+    pub plain: bool,
 }
 
 /// A pipeline file and its overrides.
@@ -116,6 +129,8 @@ pub enum Command {
     Check(PipelineArgs),
     /// Run what is stale
     Run(run::RunArgs),
+    /// Watch a run that goes on, until it ends; exits as the run does
+    Watch(watch::WatchArgs),
     /// Show what would run and why
     Plan(plan::PlanArgs),
     /// Show the state of each node in a line
@@ -148,6 +163,10 @@ pub enum Command {
         /// Run id, node key, a prefix of one, or a node's name
         what: String,
     },
+    /// Draw figures in the terminal: over the steps of a training, over iterations, or over the runs that a node had
+    Plot(plot::PlotArgs),
+    /// List the metrics of a run, as a table, CSV or JSON lines
+    Metrics(metrics::MetricsArgs),
     /// Compare two runs, or two artifacts of a type: what changed first, recipes, metrics, rows, weights
     Diff(DiffArgs),
     /// Follow an artifact up to its sources, or down to all that it touched
@@ -174,6 +193,10 @@ pub enum Command {
     Pull(push::PullArgs),
     /// Show what the remote cache has and what its server can do
     Remote(push::SurveyArgs),
+    /// Show the cache as a web page on this machine: runs, DAG, nodes, artifacts, live while a run goes on
+    Ui(ui::UiArgs),
+    /// Write a run into one HTML file: figures, samples, where it comes from, how to do it again
+    Report(report::ReportArgs),
     /// Show what machine and program offer: devices, memory, libraries, and what `auto` would use
     Doctor,
     /// Describe a node kind and its fields, or a command
@@ -246,9 +269,6 @@ pub enum Linking {
     Copy,
 }
 
-/// Types of artifacts.
-const TYPES: [&str; 7] = ["dataset", "constitutions", "responses", "scores", "model", "evaluation", "files"];
-
 /// Arguments of `audit`.
 #[derive(Debug, Clone, Args)]
 pub struct AuditArgs {
@@ -310,7 +330,7 @@ pub struct RowsArgs {
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
     /// List artifacts, newest first
-    Ls(LsArgs),
+    Ls(ls::LsArgs),
     /// Show an artifact in one screen: what made it, from what, its metrics and first rows
     Show {
         /// Artifact id, prefix, or node name
@@ -331,11 +351,11 @@ pub enum CacheCommand {
         what: Vec<String>,
     },
     /// Forget results by name: their records go, with what nothing else needs
-    Forget(ForgetArgs),
+    Forget(forget::ForgetArgs),
     /// Verify every byte against its digest
     Verify(verify::VerifyArgs),
     /// Remove what nothing that is wanted needs
-    Gc(GcArgs),
+    Gc(gc::GcArgs),
     /// Have gc keep an artifact, and what its nodes took
     Pin {
         /// Artifact id, prefix, or node name
@@ -369,84 +389,6 @@ pub enum CacheCommand {
     },
 }
 
-/// Arguments of `cache forget`.
-#[derive(Debug, Clone, Args)]
-pub struct ForgetArgs {
-    /// Nodes (with all iterations and cells), `PIPELINE/NODE`, pipelines, or the beginnings of ids of runs, artifacts or keys
-    #[arg(required = true)]
-    pub what: Vec<String>,
-    /// Say what would be removed, remove nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Remove it without asking
-    #[arg(short, long)]
-    pub yes: bool,
-    /// Unpin and forget what is pinned, too
-    #[arg(long)]
-    pub pinned: bool,
-}
-
-/// Arguments of `cache ls`.
-#[derive(Debug, Clone, Args)]
-pub struct LsArgs {
-    /// Only artifacts of this type
-    #[arg(long = "type", value_name = "TYPE", value_parser = TYPES)]
-    pub kind: Option<String>,
-    /// Only what a pipeline of this name made
-    #[arg(long, value_name = "NAME")]
-    pub pipeline: Option<String>,
-    /// Only what a node of this name made
-    #[arg(long, value_name = "NAME")]
-    pub node: Option<String>,
-    /// Only artifacts of this size or larger, such as 200MB or 1.5GiB
-    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
-    pub larger: Option<u64>,
-    /// Only artifacts smaller than this
-    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
-    pub smaller: Option<u64>,
-    /// Only what was made in a run that began within this time, such as 12h, 30d or 8w
-    #[arg(long, value_name = "TIME", value_parser = amount::time)]
-    pub younger: Option<jiff::SignedDuration>,
-    /// Only what was made in a run that began longer ago
-    #[arg(long, value_name = "TIME", value_parser = amount::time)]
-    pub older: Option<jiff::SignedDuration>,
-    /// In which order: age (newest first) or size (largest first)
-    #[arg(long, value_name = "ORDER", value_parser = ls::order, default_value = "age")]
-    pub sort: crate::store::Order,
-    /// How many to leave out at the beginning
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub skip: u64,
-    /// How many to list
-    #[arg(long, value_name = "N", default_value_t = 50)]
-    pub last: u64,
-}
-
-/// Arguments of `cache gc`.
-#[derive(Debug, Clone, Args)]
-pub struct GcArgs {
-    /// Say what would be removed, remove nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Remove it without asking
-    #[arg(short, long)]
-    pub yes: bool,
-    /// Keep what the last N runs of each pipeline used
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    pub keep_runs: usize,
-    /// Keep what was made within this time, such as 12h, 30d or 8w
-    #[arg(long, value_name = "TIME", value_parser = amount::time)]
-    pub younger: Option<jiff::SignedDuration>,
-    /// Remove what a node had latest, too, if none of those runs had the node
-    #[arg(long)]
-    pub drop_latest: bool,
-    /// Remove more, until the cache is no larger than this, such as 200GB; pins and what runs are using stay
-    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
-    pub keep: Option<u64>,
-    /// What goes first for --keep: price (what costs least to make again, for its size) or age (what was used longest ago)
-    #[arg(long, value_name = "ORDER", value_parser = gc::by, default_value = "price", requires = "keep")]
-    pub by: crate::store::By,
-}
-
 /// Draws findings as text, without colour.
 #[doc(hidden)]
 pub fn draw(findings: &[crate::diag::Diagnostic]) -> String {
@@ -456,7 +398,7 @@ pub fn draw(findings: &[crate::diag::Diagnostic]) -> String {
 /// Runs the command line and returns the process's exit code.
 pub fn run() -> ExitCode {
     trace::report_bugs();
-    let code = match Cli::try_parse() {
+    let code = match Cli::try_parse().inspect(|cli| terminal::start(cli.global.plain)) {
         Ok(cli) => match trace::start(&cli.command).and_then(|()| dispatch(&cli)) {
             Ok(code) => code,
             Err(failure) => {
@@ -478,6 +420,9 @@ fn dispatch(cli: &Cli) -> CommandResult {
     match &cli.command {
         Command::Check(args) => check::run(context, args),
         Command::Run(args) => run::run(context, args),
+        Command::Watch(args) => watch::run(context, args),
+        Command::Plot(args) => plot::run(context, args),
+        Command::Metrics(args) => metrics::run(context, args),
         Command::Plan(args) => plan::plan(context, args),
         Command::Status(args) => plan::status(context, args),
         Command::Why { pipeline, node } => why::why(context, pipeline, node),
@@ -492,6 +437,8 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Push(args) => push::push(context, args),
         Command::Pull(args) => push::pull(context, args),
         Command::Remote(args) => push::survey(context, args),
+        Command::Ui(args) => ui::run(context, args),
+        Command::Report(args) => report::run(context, args),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
         Command::Worker { job } => worker::run(job.as_deref()),

@@ -1,9 +1,8 @@
 //! A screen of labelled lines: what is told of a node record, in `sami show` and `sami cache show` alike.
 
-use serde_json::Value;
-
 use super::breakdown;
 use super::figures::{clock, cut, figure, seconds};
+use crate::inspect::origin::fields;
 use crate::store::{Index, NodeRecord, Store};
 
 /// Widest line; what is longer is cut.
@@ -110,36 +109,10 @@ impl Page {
     }
 
     fn recipe(&mut self, record: &NodeRecord) {
-        let fields = recipe(record);
+        let fields = fields(&record.preimage);
         let told = fields.iter().take(2 * LISTED).map(|(name, value)| format!("{name} = {value}"));
         let more = fields.len().saturating_sub(2 * LISTED);
         self.lines("recipe", told.chain((more > 0).then(|| format!("… {more} more; `--json` has all"))));
-    }
-}
-
-/// The fields of a record's preimage that say something: inputs, which are told by their ids, leave holes in them.
-pub(super) fn recipe(record: &NodeRecord) -> Vec<(&str, Value)> {
-    let fields = record.preimage.get("fields").and_then(Value::as_object);
-    let fields = fields.into_iter().flatten().map(|(name, value)| (name.as_str(), without_holes(value)));
-    fields.filter(|(_, value)| !is_empty(value)).collect()
-}
-
-fn without_holes(value: &Value) -> Value {
-    match value {
-        Value::Object(fields) => {
-            let fields = fields.iter().map(|(name, value)| (name.clone(), without_holes(value)));
-            Value::Object(fields.filter(|(_, value)| !is_empty(value)).collect())
-        }
-        other => other.clone(),
-    }
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        _ => false,
     }
 }
 

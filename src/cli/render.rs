@@ -8,6 +8,7 @@ use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde_json::{Value, json};
 
+use super::terminal;
 use crate::diag::{Diagnostic, Label, Severity, Source};
 
 /// Lines of text around the labels that the renderer is given; it folds what is not needed.
@@ -17,8 +18,34 @@ const MOST_DRAWN: usize = 100;
 
 /// Draws findings for standard error, in colour if that is a terminal and nothing says otherwise.
 pub(crate) fn render(diagnostics: &[Diagnostic]) -> String {
+    if terminal::is_plain() {
+        return diagnostics.iter().map(words).collect();
+    }
     let coloured = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
     draw(diagnostics, coloured)
+}
+
+/// A finding in lines that can be read out: no arrows, no excerpts but the line that is meant.
+fn words(diagnostic: &Diagnostic) -> String {
+    let severity = match diagnostic.severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+    };
+    let mut text = format!("{severity} {}: {}\n", diagnostic.id, printable(&diagnostic.title));
+    for Label { source, span, text: label, .. } in &diagnostic.labels {
+        let (line, column) = source.position(span.start);
+        let told = source.text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
+        let _ = writeln!(text, "at {}, line {line}, column {column}: {}", source.path, printable(told.trim()));
+        if !label.is_empty() {
+            let _ = writeln!(text, "there: {}", printable(label));
+        }
+    }
+    for (word, parts) in [("note", &diagnostic.notes), ("help", &diagnostic.help)] {
+        for part in parts {
+            let _ = writeln!(text, "{word}: {}", printable(part));
+        }
+    }
+    text + "\n"
 }
 
 /// Draws findings, and counts them if they are several.

@@ -1,66 +1,69 @@
-//! Draws the events of a run: bars on a terminal, lines elsewhere, JSON for scripts.
+//! `sami report`: a run in one HTML file.
 
-use std::collections::{BTreeMap, HashMap};
-use std::io::{self, IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::io;
+use std::path::{Path, PathBuf};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
-use serde_json::{Map, Value};
+use clap::Args;
+use serde_json::json;
 
-use super::figures::{bytes, count, cut, figure, plural, seconds};
-use super::table::Table;
-use super::{context, render};
+use super::context::Failure;
+use super::figures::bytes;
+use super::find;
+use super::{CommandResult, Context, DONE, FAILED, context};
 use crate::diag::Diagnostic;
+use crate::fs;
+use crate::inspect::run::Account;
+use crate::store::{Store, StoreError};
+use crate::ui::report;
 use crate::exec::{Event, Summary};
 use crate::kinds::Progress;
+use crate::secret;
 use crate::store::RunNode;
 
-/// Time between two lines that tell how far a node is.
-const BEAT: Duration = Duration::from_secs(10);
-/// Widest explanation on a line.
-const WIDTH: usize = 100;
-/// Metrics on a node's last line.
-const LISTED: usize = 7;
-/// Rows of the table at the end; beyond that it is no overview.
-const ROWS: usize = 40;
-
-/// Metrics that people look for, in the order in which they are shown.
-const METRICS: &[&str] = &[
-    "no_contrast",
-    "win_rate",
-    "adherence",
-    "well_formed",
-    "loss",
-    "bound",
-    "gap",
-    "accuracy_row",
-    "accuracy_column",
-    "kl",
-    "mean_length",
-    "rows",
-    "rows_reused",
-    "dropped",
-    "tokens",
-];
-/// Those of them that say how well it went: the columns of the table at the end.
-const OUTCOMES: &[&str] =
-    &["bound", "gap", "accuracy_row", "accuracy_column", "kl", "win_rate", "adherence", "well_formed", "mean_length"];
-
-/// Draws events.
-pub(crate) struct Report {
-    form: Form,
-    names: usize,
+/// Arguments of `report`.
+#[derive(Debug, Clone, Args)]
+pub struct ReportArgs {
+    /// Run id or the beginning of one (default: the latest run)
+    pub run: Option<String>,
+    /// File to write; `-` is standard output
+    #[arg(short, long, value_name = "FILE", default_value = "report.html")]
+    pub output: PathBuf,
+    /// Queries to show with what the models said
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    pub samples: usize,
 }
 
-enum Form {
-    /// A line of JSON per event on standard output.
-    Json,
-    /// Lines on standard error; when each node last told how far it is.
-    Lines(HashMap<String, Instant>),
-    /// Bars on standard error, one per attempt that goes on, and lines above them.
-    Bars(MultiProgress, HashMap<String, ProgressBar>),
+/// Writes the report of a run.
+pub(super) fn run(context: &Context, args: &ReportArgs) -> CommandResult {
+    let store = Store::open_existing(&context.cache_directory(None)?)?;
+    let run = match &args.run {
+        Some(named) => find::run(&store, named)?,
+        None => find::latest_run(&store, |_| true)?.ok_or_else(|| {
+            Diagnostic::error("report::no-run", "the cache has no run to report on")
+                .help("run a pipeline first: `sami run FILE`")
+        })?,
+    };
+    let gone = || StoreError::Damaged { what: format!("the record of run {}", run.run) };
+    let account = Account::of(&store, &run.run)?.ok_or_else(gone)?;
+    let page = report::draw(&store, &account, args.samples)?;
+    if args.output == Path::new("-") {
+        context::write_out(|stdout| stdout.write_all(page.as_bytes()))?;
+        return Ok(DONE);
+    }
+    fs::write_atomic(&args.output, page.as_bytes()).map_err(|error| unwritten(&args.output, &error))?;
+    if context.json() {
+        context::print_json(&json!({"file": args.output, "run": run.run, "bytes": page.len()}))?;
+    } else {
+        let size = bytes(page.len() as u64);
+        context::print(&format!("{}: run {} of {}, {size}\n", args.output.display(), run.run, run.pipeline))?;
+    }
+    Ok(DONE)
 }
 
+fn unwritten(file: &Path, error: &io::Error) -> Failure {
+    let fault =
+        Diagnostic::error("report::output", format!("the report cannot be written to `{}`: {error}", file.display()));
+    Failure { code: FAILED, diagnostics: vec![fault.help("name a file in a directory that is there: `-o FILE`")] }
 impl Report {
     /// Draws for whoever is there.
     pub(crate) fn new(json: bool) -> Self {
@@ -245,6 +248,20 @@ impl Report {
         self.line(&format!("done in {}: {} fresh", seconds(took), count(nodes as u64)));
     }
 
+    /// Draws findings that come up while the run goes on.
+    pub(crate) fn complain(&self, findings: &[Diagnostic]) {
+        if !findings.is_empty() {
+            self.line(secret::redact(&render::render(findings)).trim_end());
+        }
+    }
+
+    /// Where a run that is over can be looked at elsewhere.
+    pub(crate) fn shown_at(&self, places: &[String]) {
+        if !matches!(self.form, Form::Json) {
+            places.iter().for_each(|place| self.line(&format!("tracked: {place}")));
+        }
+    }
+
     /// Writes lines to standard error, above the bars if there are any. Where that cannot be written no one reads.
     fn line(&self, text: &str) {
         match &self.form {
@@ -283,7 +300,7 @@ fn downloaded(done: u64, total: u64, passed: f64) -> String {
 
 /// `120/500 rows, 4.1/s, 1 m 33 s left · loss 0.5`
 fn how_far(progress: &Progress, passed: f64) -> String {
-    let Progress { done, total, unit, metrics } = progress;
+    let Progress { done, total, unit, metrics, .. } = progress;
     let mut text = format!("{}/{} {unit}", count(*done), count(*total));
     if *done > 0 && passed > 0.0 {
         let rate = *done as f64 / passed;
@@ -399,7 +416,8 @@ mod tests {
 
     #[test]
     fn progress_has_rate_and_time_left() {
-        let progress = Progress { done: 50, total: 200, unit: "rows".into(), metrics: metrics(json!({"loss": 1.5})) };
+        let loss = metrics(json!({"loss": 1.5}));
+        let progress = Progress { done: 50, total: 200, unit: "rows".into(), metrics: loss, ..Progress::default() };
         assert_eq!(how_far(&progress, 10.0), "50/200 rows, 5.000/s, 30.0 s left · loss 1.500");
         let none = Progress { done: 0, ..progress };
         assert_eq!(how_far(&none, 10.0), "0/200 rows · loss 1.500");

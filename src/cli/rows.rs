@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::figures::{cut, figure, plain};
+use crate::inspect::rows::{one_line, texts};
 
 /// Widest value among those on the first line, if they are several.
 const SHORT: usize = 48;
@@ -26,7 +27,7 @@ pub(super) fn lines(row: &str) -> Vec<String> {
             Value::String(text) => short.push(format!("{name} {}", cut(text, width))),
             Value::Array(_) | Value::Object(_) => {
                 let texts = texts(value);
-                if texts.is_empty() { rest.push((name, vec![compact(value)])) } else { told.push((name, texts)) }
+                if texts.is_empty() { rest.push((name, vec![one_line(value)])) } else { told.push((name, texts)) }
             }
             other => short.push(format!("{name} {}", figure(other))),
         }
@@ -41,38 +42,6 @@ pub(super) fn lines(row: &str) -> Vec<String> {
         }
     }
     lines
-}
-
-/// The texts in a value, those of named parts under their names.
-fn texts(value: &Value) -> Vec<String> {
-    match value {
-        Value::Array(items) => items.iter().flat_map(texts).collect(),
-        Value::Object(fields) => match fields.get("text") {
-            Some(Value::String(text)) => vec![text.clone()],
-            _ => fields
-                .iter()
-                .flat_map(|(name, value)| {
-                    let said = texts(value).into_iter();
-                    // Of what a candidate is asked and answers, the answers need no name.
-                    said.map(move |text| if name == "responses" { text } else { format!("{name}: {text}") })
-                })
-                .collect(),
-        },
-        _ => Vec::new(),
-    }
-}
-
-/// A value on a line, numbers to four digits.
-fn compact(value: &Value) -> String {
-    match value {
-        Value::Array(items) => format!("[{}]", items.iter().map(compact).collect::<Vec<_>>().join(", ")),
-        Value::Object(fields) => {
-            let fields = fields.iter().map(|(name, value)| format!("{name} {}", compact(value)));
-            format!("{{{}}}", fields.collect::<Vec<_>>().join(", "))
-        }
-        Value::Number(_) => figure(value),
-        other => other.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use clap::Args;
 use super::context::Failure;
 use super::estimate::Totals;
 use super::fresh::{self, Question};
-use super::report::{Report, outcomes};
+use super::outcomes::outcomes;
+use super::progress::Report;
 use super::sharing::Source;
 use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, PipelineArgs};
 use super::{context, doctor, push, sharing};
@@ -18,6 +19,9 @@ use crate::exec::budget::{Budget, Needs};
 use crate::exec::{self, Elsewhere, Event, PlanOptions, RunOptions, State};
 use crate::settings::{Push, RemoteSettings};
 use crate::store::{Index, Store};
+use crate::trackers::Trackers;
+
+mod tracking;
 
 /// Arguments of `run`.
 #[derive(Debug, Clone, Args)]
@@ -62,7 +66,9 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let budget = args.budget.as_deref().map(Budget::parse).transpose()?.unwrap_or_default();
     let root = context.cache_directory(Some(&args.pipeline.pipeline))?;
     let mut question = Question::new(&format!("run on {}", args.device), &args.pipeline, &args.targets)?;
-    let (pull, push) = remotes(args)?;
+    // What is wrong in the file is an error whatever is asked for.
+    let settings = Context::settings(Some(&args.pipeline.pipeline))?;
+    let (pull, push) = remotes(args, settings.remote.clone())?;
     // Fresh nodes are pushed, too, if the remote cache lacks them.
     if push.is_none()
         && let Some(done) = fresh::run(context, args, &question, &root)
@@ -117,10 +123,21 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
             estimates.nodes.iter().map(|(node, estimate)| (*node, Needs::of(estimate, estimates.past.get(node))));
         options.needs = needs.collect();
     }
-    let mut tell = |event: &Event| report.tell(event);
-    let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell)?;
+    // A run in which nothing happens is not told of.
+    let mut trackers = if stale { tracking::start(&settings, &pipeline, &store, args)? } else { None };
+    let mut tell = |event: &Event| {
+        report.tell(event);
+        if let Some(trackers) = &mut trackers {
+            report.complain(&trackers.tell(event));
+        }
+    };
+    let summary = exec::run(&pipeline, &graph, &store, &mut index, &mut plan, &options, &mut tell);
+    let (wrong, places) = trackers.map(Trackers::finish).unwrap_or_default();
+    report.complain(&wrong);
+    let summary = summary?;
     drop(section);
     report.end(&summary);
+    report.shown_at(&places);
     if !stale && summary.ok() {
         question.remember_run(&store, &pipeline, &plan, &summary, outcomes(&summary.nodes));
     }
@@ -145,9 +162,11 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
 }
 
 /// The remote cache that is asked before nodes run, and the one that is given what they made.
-fn remotes(args: &RunArgs) -> Result<(Option<RemoteSettings>, Option<RemoteSettings>), Failure> {
-    // What is wrong in the file is an error whatever is asked for.
-    let settings = Context::remote(None, Some(&args.pipeline.pipeline))?.filter(|_| !args.no_remote);
+fn remotes(
+    args: &RunArgs,
+    settings: Option<RemoteSettings>,
+) -> Result<(Option<RemoteSettings>, Option<RemoteSettings>), Failure> {
+    let settings = settings.filter(|_| !args.no_remote);
     if settings.is_none() && (args.pull || args.push) {
         return Err(push::unnamed().into());
     }

@@ -2,7 +2,8 @@
 
 use std::io::{self, IsTerminal};
 
-use super::figures::{cut, plain};
+use super::figures::{columns, cut, plain};
+use super::terminal;
 use crate::compare::{Piece, lines, words};
 use crate::graph::key::Change;
 
@@ -10,6 +11,8 @@ use crate::graph::key::Change;
 const WIDTH: usize = 100;
 /// Narrowest width that is kept to.
 const NARROWEST: usize = 40;
+/// Width where nothing is cut or broken.
+const ENDLESS: usize = 1 << 20;
 /// Letters of what is the same in both that are shown beside a difference.
 const BESIDE: usize = 32;
 /// Lines of a text that changed.
@@ -18,8 +21,12 @@ const LINES: usize = 12;
 /// What there is to draw on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Screen {
-    /// Columns.
+    /// Columns that lines are kept to.
     pub(super) width: usize,
+    /// Columns that tables are kept to: those of a terminal. What goes elsewhere has tables as wide as they are.
+    pub(super) room: Option<usize>,
+    /// Whether all is told in lines of words.
+    pub(super) plain: bool,
     coloured: bool,
 }
 
@@ -32,19 +39,33 @@ enum Mark {
 }
 
 impl Screen {
-    /// Standard output, with colours if it is a terminal and nothing (`NO_COLOR`) says otherwise.
+    /// Standard output, with colours if it is a terminal and nothing (`NO_COLOR`, `--plain`) says otherwise.
     pub(super) fn of_stdout() -> Self {
-        let coloured = anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never;
-        let size = io::stdout().is_terminal().then(|| rustix::termios::tcgetwinsize(io::stdout()).ok()).flatten();
-        let width = size.map_or(WIDTH, |size| usize::from(size.ws_col));
-        // A terminal that does not know how wide it is says 0.
-        Self { width: if width == 0 { WIDTH } else { width.max(NARROWEST) }, coloured }
+        Self::of(&io::stdout(), io::stdout().is_terminal())
     }
 
-    /// A screen of this width without colours.
+    /// Standard error, likewise.
+    pub(super) fn of_stderr() -> Self {
+        Self::of(&io::stderr(), io::stderr().is_terminal())
+    }
+
+    fn of(stream: &(impl std::os::fd::AsFd + anstream::stream::RawStream), is_terminal: bool) -> Self {
+        let plain = terminal::is_plain();
+        let coloured = !plain && anstream::AutoStream::choice(stream) != anstream::ColorChoice::Never;
+        let room = terminal::size(stream).filter(|_| is_terminal && !plain).map(|(width, _)| width.max(NARROWEST));
+        Self { width: if plain { ENDLESS } else { room.unwrap_or(WIDTH) }, room, plain, coloured }
+    }
+
+    /// What no terminal shows.
+    #[cfg(test)]
+    pub(super) fn piped() -> Self {
+        Self { width: WIDTH, room: None, plain: false, coloured: false }
+    }
+
+    /// A terminal of this width without colours.
     #[cfg(test)]
     pub(super) fn plain(width: usize) -> Self {
-        Self { width, coloured: false }
+        Self { width, room: Some(width), plain: false, coloured: false }
     }
 
     /// A heading.
@@ -77,7 +98,7 @@ impl Screen {
         };
         let (Some(old), Some(new)) = (&change.old, &change.new) else { return vec![self.fit(&short)] };
         let (old, new) = (told(old), told(new));
-        let whole = !short.contains('…') && short.chars().count() <= self.width;
+        let whole = !short.contains('…') && columns(&short) <= self.width;
         if change.path.starts_with("input ") || (whole && !old.contains('\n') && !new.contains('\n')) {
             return vec![self.fit(&short)];
         }
@@ -120,7 +141,7 @@ impl Screen {
             for word in text.split_inclusive(' ') {
                 let mut rest = word;
                 loop {
-                    let length = rest.chars().count();
+                    let length = columns(rest);
                     if used + length <= room + usize::from(rest.ends_with(' ')) {
                         waiting.push_str(rest);
                         used += length;

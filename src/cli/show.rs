@@ -8,9 +8,11 @@ use super::figures::{bytes, clock, cut, figure, plural, quoted, seconds, some};
 use super::find::{self, Found};
 use super::page::Page;
 use super::table::Table;
-use super::{CommandResult, Context, DONE, breakdown, context, report, runs};
+use super::{CommandResult, Context, DONE, breakdown, context, outcomes};
 use crate::digest::Digest;
 use crate::graph::key;
+use crate::inspect::metric::is_end;
+use crate::inspect::run;
 use crate::store::{Index, NodeRecord, RunRecord, Store, StoreError, preview};
 
 /// Results that stand side by side.
@@ -33,7 +35,7 @@ pub(super) fn run(context: &Context, what: &str) -> CommandResult {
 
 fn show_run(context: &Context, run: &RunRecord) -> CommandResult {
     if context.json() {
-        context::print_json(&json!({"run": run, "state": runs::state(run), "seconds": runs::took(run)}))?;
+        context::print_json(&json!({"run": run, "state": run::state(run), "seconds": run::took(run)}))?;
     } else {
         context::print(&run_page(run))?;
     }
@@ -43,20 +45,20 @@ fn show_run(context: &Context, run: &RunRecord) -> CommandResult {
 fn run_page(run: &RunRecord) -> String {
     let mut page = Page::default();
     page.line("run", &format!("{}  of pipeline {} ({})", run.run, run.pipeline, run.file));
-    let took = runs::took(run).map_or_else(String::new, |took| format!(", took {}", seconds(took)));
-    page.line("started", &format!("{}{took}, {}", clock(&run.started), runs::state(run)));
+    let took = run::took(run).map_or_else(String::new, |took| format!(", took {}", seconds(took)));
+    page.line("started", &format!("{}{took}, {}", clock(&run.started), run::state(run)));
     let params: Vec<_> = run.params.iter().map(|(name, value)| cut(&format!("{name} = {value}"), 60)).collect();
     page.flow("params", &params, " · ");
     if run.nodes.is_empty() {
         page.line("nodes", "told when a run ends; this one goes on still, or it was killed");
         return page.into_text();
     }
-    let counts = runs::counts(run).into_iter().zip(runs::STATES).filter(|(count, _)| *count > 0);
+    let counts = run::counts(run).into_iter().zip(run::STATES).filter(|(count, _)| *count > 0);
     page.line("nodes", &counts.map(|(count, state)| format!("{count} {state}")).collect::<Vec<_>>().join(", "));
     page.append("\n");
     let mut table = Table::new(["node", "kind", "state", "seconds", "artifact", "metrics"], &[3]);
     for node in &run.nodes {
-        let metrics = report::headline(&node.metrics);
+        let metrics = outcomes::headline(&node.metrics);
         // What did not run took no time in this run.
         let ran = node.state == "ran" || node.state == "failed";
         let took = if ran { format!("{:.2}", node.seconds) } else { String::new() };
@@ -148,7 +150,7 @@ fn side_by_side(latest: &NodeRecord, earlier: &[NodeRecord]) -> String {
         row(path, &|result| value_at(result, path));
     }
     let names = results.iter().flat_map(|result| result.metrics.keys());
-    let names: BTreeSet<&String> = names.filter(|name| !breakdown::is_end(name)).collect();
+    let names: BTreeSet<&String> = names.filter(|name| !is_end(name)).collect();
     for name in names {
         row(name, &|result| result.metrics.get(name).map_or_else(|| "-".to_owned(), figure));
     }

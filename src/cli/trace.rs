@@ -4,8 +4,8 @@ use std::io::{self, Write};
 
 use tracing_subscriber::EnvFilter;
 
-use super::Command;
 use super::context::Failure;
+use super::{Command, live, terminal};
 use crate::diag::Diagnostic;
 use crate::{env, pipeline, secret};
 
@@ -26,9 +26,10 @@ pub(super) fn start(command: &Command) -> Result<(), Failure> {
     })?;
     // They would write down requests byte by byte, keys among them, where no search finds these.
     let filter = QUIET.iter().filter_map(|quiet| quiet.parse().ok()).fold(filter, EnvFilter::add_directive);
-    let coloured = anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
+    let coloured =
+        !worker && !terminal::is_plain() && anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
     let log = tracing_subscriber::fmt()
-        .with_writer(|| Redacted(io::stderr()))
+        .with_writer(|| Redacted(live::Stderr))
         .with_env_filter(filter)
         .with_ansi(coloured)
         // It would be said on standard error, and panic: on a full disk a worker's log cannot be written.

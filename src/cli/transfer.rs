@@ -1,12 +1,13 @@
 //! Draws what moves between caches: a bar on a terminal, a line now and then elsewhere.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::figures::{bytes, count, plural};
+use super::terminal;
 use crate::remote::{Moved, Moving};
 
 /// Time between two lines.
@@ -28,7 +29,7 @@ struct State {
 impl Transfer {
     /// Draws for whoever is there; `verb` is what is done: `pushing`.
     pub(crate) fn new(verb: &'static str) -> Self {
-        let bar = io::stderr().is_terminal().then(|| {
+        let bar = terminal::can_redraw().then(|| {
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
             let style = "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
             // A template that is a constant parses.

@@ -1,11 +1,13 @@
 //! `run --budget`: what a run may come to at most, as it is typed. What it has come to is in `ledger`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use super::Past;
+use crate::amount;
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::kinds::estimate::{Estimate, Place};
+use crate::pipeline::Pipeline;
 
 /// Something that a run uses up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,18 +41,6 @@ const ITEMS: [(&str, Item); 8] = [
     ("disk", Item::Disk),
 ];
 
-const SIZES: [(&str, f64); 9] = [
-    ("TiB", 1024.0 * 1024.0 * 1024.0 * 1024.0),
-    ("GiB", 1024.0 * 1024.0 * 1024.0),
-    ("MiB", 1024.0 * 1024.0),
-    ("KiB", 1024.0),
-    ("TB", 1e12),
-    ("GB", 1e9),
-    ("MB", 1e6),
-    ("kB", 1e3),
-    ("B", 1.0),
-];
-
 impl fmt::Display for Item {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(ITEMS.iter().find(|(_, item)| item == self).map_or("", |(name, _)| name))
@@ -63,10 +53,7 @@ impl Item {
         match self {
             Self::Hours | Self::GpuHours | Self::CpuHours => format!("{amount:.3}"),
             Self::Dollars => format!("{amount:.2}"),
-            Self::Disk => {
-                let (unit, size) = SIZES.iter().find(|(_, size)| amount >= *size).unwrap_or(&SIZES[8]);
-                format!("{:.1} {unit}", amount / size)
-            }
+            Self::Disk => amount::bytes(amount as u64),
             Self::Calls | Self::JudgeCalls | Self::Tokens => format!("{amount:.0}"),
         }
     }
@@ -122,13 +109,13 @@ impl Budget {
 }
 
 fn amount_of(item: Item, text: &str) -> Option<f64> {
-    let (number, size) = match item {
-        Item::Disk => SIZES.iter().find_map(|(unit, size)| Some((text.strip_suffix(unit)?.trim(), *size)))?,
-        _ => (text, 1.0),
-    };
-    let number: f64 = number.replace('_', "").parse().ok()?;
+    let text = text.replace('_', "");
+    if item == Item::Disk {
+        return amount::size(&text).ok().map(|bytes| bytes as f64);
+    }
+    let number: f64 = text.parse().ok()?;
     let whole = !matches!(item, Item::Calls | Item::JudgeCalls | Item::Tokens) || number.fract() == 0.0;
-    (number.is_finite() && number >= 0.0 && whole).then_some(number * size)
+    (number.is_finite() && number >= 0.0 && whole).then_some(number)
 }
 
 /// What a node will come to, as far as that is estimated.
@@ -161,6 +148,12 @@ impl Needs {
         need(Item::Disk, number(estimate.disk));
         Self { amounts }
     }
+}
+
+/// Seconds that nodes will take, by name, as far as that is known.
+pub(super) fn likely(pipeline: &Pipeline, needs: &HashMap<usize, Needs>) -> BTreeMap<String, f64> {
+    let seconds = |needs: &Needs| Some(needs.amounts.get(&Item::Hours)? * 3600.0);
+    needs.iter().filter_map(|(node, needs)| Some((pipeline.nodes[*node].name.clone(), seconds(needs)?))).collect()
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! What a run tells while it goes on: the terminal, the plain log, `--json` and `events.jsonl` draw from it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::digest::Digest;
@@ -10,7 +11,7 @@ use crate::kinds::Progress;
 use crate::store::{EqualToWithin, RunNode};
 
 /// Something that happened in a run. As JSON it has its name under `event`: `start`, `node-start`, …, `done`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
     /// A model or a dataset comes from the hub, before the run begins.
@@ -38,6 +39,9 @@ pub enum Event {
         hits: usize,
         /// Threads of the machine.
         threads: usize,
+        /// Seconds that nodes will take, those of which earlier attempts tell that.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        likely: BTreeMap<String, f64>,
     },
     /// A node turned out to be fresh; those that were fresh from the start are only counted.
     NodeHit {
@@ -99,7 +103,7 @@ pub enum Event {
         /// What the attempt made, if that is another artifact than the one recorded first, which stays.
         other: Option<Digest>,
         /// The artifact that it counts as for what is below it, which is `artifact` then; what it made is in its record.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         equal_to_within: Option<EqualToWithin>,
         /// Wall seconds.
         seconds: f64,

@@ -124,6 +124,7 @@ pub fn run_fresh(
         nodes: run.nodes,
         hits: run.nodes,
         threads,
+        likely: BTreeMap::new(),
     };
     let done = Event::Done { ok: true, ran: 0, hits: run.nodes, failed: 0, nodes: Vec::new() };
     for event in [start, done] {

@@ -34,6 +34,7 @@ impl Journal {
     ) -> Result<Self, ExecError> {
         let begun = new_id(store).and_then(|run| {
             let events = fs::writer(&store.run_dir(&run).join("events.jsonl"))?;
+            events.hold()?;
             Ok((run, Some(io::BufWriter::new(events))))
         });
         let (run, events) = match begun {
@@ -74,7 +75,7 @@ impl Journal {
         Ok(store.put_run(&self.record)?)
     }
 
-    /// Writes an event down. The last one goes without the nodes, which are in `run.json`.
+    /// Writes an event down, with `at`: seconds since the run began. The last one goes without the nodes, which are in `run.json`.
     pub(super) fn write(&mut self, event: &Event) -> Result<(), ExecError> {
         let without_nodes;
         let event = match event {
@@ -86,9 +87,11 @@ impl Journal {
             other => other,
         };
         fs::told(|| serde_json::to_string(event).unwrap_or_default());
+        let at = self.seconds();
         let Some(events) = &mut self.events else { return Ok(()) };
-        serde_json::to_writer(&mut *events, event).map_err(io::Error::from)?;
-        Ok(events.write_all(b"\n")?)
+        let text = serde_json::to_string(event).map_err(io::Error::from)?;
+        // An event is an object.
+        Ok(writeln!(events, "{{\"at\":{at:.3},{}", text.trim_start_matches('{'))?)
     }
 
     /// Lets followers of `events.jsonl` see what was written down.

@@ -3,7 +3,7 @@
 //! Reading order: [`plan()`] (graph × store → hit, run or unknown), `source` (datasets and models from outside),
 //! `phase` and `scheduler` (where a node is in a run, and the loop that moves it on), `job` (what scheduler and worker
 //! tell each other), `attempt` and `local` (a worker from start to end), [`work`] (what every attempt is), [`Event`]
-//! (what a run tells while it goes on), [`why()`] (from a stale node to what made it so), [`bring`] (what another cache
+//! (what a run tells while it goes on; `follow` reads it), [`why()`] (from a stale node to what made it so), [`bring`] (what another cache
 //! has).
 
 use std::collections::HashMap;
@@ -25,6 +25,7 @@ mod error;
 mod estimate;
 mod event;
 mod fetch;
+mod follow;
 mod fresh;
 mod history;
 mod interrupt;
@@ -54,12 +55,14 @@ pub use error::ExecError;
 pub use estimate::{Estimates, estimate};
 pub use event::Event;
 pub use fetch::fetch;
+pub use follow::{Follower, Told, goes_on};
 pub use fresh::{FreshRun, nodes_as_text, remember, run_fresh, watched};
 pub use history::{Likely, Likeness, Past, sum as sum_of_likely};
 pub use journal::attempt_directory;
 pub use keys::{absent_keys, require_keys};
 pub use plan::{Plan, PlanOptions, State, plan};
 pub use reason::Reason;
+pub use record::host;
 pub use scheduler::run;
 pub use select::{Bare, select};
 pub use why::{Finding, Step, rows_now, why};

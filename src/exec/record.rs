@@ -40,7 +40,7 @@ pub(super) fn run_nodes(
 }
 
 /// The name of this machine, for people.
-pub(super) fn host() -> String {
+pub fn host() -> String {
     let name = fs_err::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     if name.trim().is_empty() { "unknown".to_owned() } else { name.trim().to_owned() }
 }

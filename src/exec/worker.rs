@@ -123,7 +123,10 @@ fn heed_signals() -> Result<Arc<AtomicBool>, ExecError> {
 /// Executes an attempt; `store` is the one that the last attempt used, if it may be used again.
 fn execute(job: &Job, store: &mut Option<Store>, mouth: &mut Mouth, cancel: &AtomicBool) -> JobResult {
     (mouth.last, mouth.purse, mouth.told) = (None, Arc::new(Purse::new(job.allowance)), Spent::default());
-    let result = attempt(job, store, mouth, cancel).unwrap_or_else(|error| match error {
+    mouth.held = None;
+    let attempted = attempt(job, store, mouth, cancel);
+    mouth.catch_up();
+    let result = attempted.unwrap_or_else(|error| match error {
         NodeError::Interrupted => JobResult::Interrupted,
         NodeError::Failed { what, help } => JobResult::Failed { what, help },
         NodeError::Store(error) => failed(error.diagnostic()),
@@ -273,6 +276,8 @@ fn failed(finding: Diagnostic) -> JobResult {
 struct Mouth {
     socket: Option<UnixStream>,
     last: Option<Instant>,
+    /// Progress that was too soon after the last to be said, with all steps since.
+    held: Option<Progress>,
     purse: Arc<Purse>,
     /// What was said to be spent.
     told: Spent,
@@ -280,16 +285,29 @@ struct Mouth {
 
 impl Mouth {
     fn new(socket: Option<UnixStream>) -> Self {
-        Self { socket, last: None, purse: Arc::new(Purse::new(Allowance::default())), told: Spent::default() }
+        let purse = Arc::new(Purse::new(Allowance::default()));
+        Self { socket, last: None, held: None, purse, told: Spent::default() }
     }
 
-    fn progress(&mut self, progress: Progress) {
+    fn progress(&mut self, mut progress: Progress) {
         fs::kill_point("progress");
+        if let Some(held) = self.held.take() {
+            progress.steps.splice(..0, held.steps);
+        }
         let due = self.last.is_none_or(|last| last.elapsed() >= BEAT);
         if due || progress.done >= progress.total {
             self.last = Some(Instant::now());
             self.account();
             self.say(&Word::Progress(progress));
+        } else {
+            self.held = Some(progress);
+        }
+    }
+
+    /// Says what is held of steps: none is kept for itself.
+    fn catch_up(&mut self) {
+        if let Some(held) = self.held.take().filter(|held| !held.steps.is_empty()) {
+            self.say(&Word::Progress(held));
         }
     }
 

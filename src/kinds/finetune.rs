@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use self::figures::{Watch, metrics, watched};
+use self::figures::{Watch, line, metrics, watched};
 use super::check::input;
 use super::estimate::{self, Estimate, Known};
 use super::examples::{self, Examples, Whose};
@@ -292,6 +292,7 @@ optimizer = { name = "adamw", lr = 5e-7 }
             cx.check_interrupt()?;
         }
         let mut watch = Watch::default();
+        let mut told: Vec<_> = trainer.records().iter().map(line).collect();
         while !trainer.done() {
             if cx.check_interrupt().is_err() {
                 trainer.checkpoint(&checkpoints)?;
@@ -299,11 +300,13 @@ optimizer = { name = "adamw", lr = 5e-7 }
             }
             let record = trainer.step()?;
             watch.look(trainer.records());
+            told.push(line(&record));
             (cx.progress)(Progress {
                 done: record.step,
                 total: steps,
                 unit: "steps".to_owned(),
                 metrics: watched(&record),
+                steps: std::mem::take(&mut told),
             });
             if record.step % self.checkpoint_every == 0 && !trainer.done() {
                 trainer.checkpoint(&checkpoints)?;
@@ -415,7 +418,7 @@ impl Finetune {
             crate::fs::create_directory(&folder)?;
             trainer.save_adapter(&folder)?;
         }
-        let lines: Vec<String> = trainer.records().iter().map(|record| json!(record).to_string()).collect();
+        let lines: Vec<String> = trainer.records().iter().map(|record| json!(line(record)).to_string()).collect();
         crate::fs::write(&cx.staging.join("train.jsonl"), lines.join("\n") + "\n")?;
         // A GGUF file has the tokenizer in it; other programs want it in files.
         if model.files.contains_key(gguf::FILE) {

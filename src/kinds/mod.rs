@@ -277,7 +277,7 @@ impl InputArtifact {
 }
 
 /// How far an attempt is.
-#[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, serde::Deserialize)]
 pub struct Progress {
     /// Units done.
     pub done: u64,
@@ -287,6 +287,11 @@ pub struct Progress {
     pub unit: String,
     /// Figures worth a look while it runs, such as `loss`.
     pub metrics: Map<String, Value>,
+    /// All figures of each step since the last word, as the lines of `train.jsonl`: every step is told once, however seldom
+    /// words are. An attempt that goes on from a checkpoint tells the steps before it again. A figure that is no number
+    /// is null.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<Map<String, Value>>,
 }
 
 /// What a node made.

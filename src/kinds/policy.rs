@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::memo::{Space, note};
 use super::{Cx, InputArtifact, NodeError, Progress};
@@ -114,7 +114,8 @@ impl<'a, 'cx> Work<'a, 'cx> {
 
     fn advance(&mut self, by: usize) {
         self.done += by as u64;
-        let progress = Progress { done: self.done, total: self.total, unit: self.unit.to_owned(), metrics: Map::new() };
+        let (done, total, unit) = (self.done, self.total, self.unit.to_owned());
+        let progress = Progress { done, total, unit, ..Progress::default() };
         (self.cx.progress)(progress);
     }
 

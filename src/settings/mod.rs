@@ -5,7 +5,7 @@
 //! without showing it.
 //!
 //! Reading order: this file, `section` (a table whose keys are taken one by one), `remote` and `url` (the table
-//! `[remote]`).
+//! `[remote]`), `trackers` (the keys `tensorboard` and `mlflow`).
 
 use std::io::Read;
 use std::path::Path;
@@ -17,23 +17,29 @@ use crate::diag::{Diagnostic, Source, did_you_mean};
 
 mod remote;
 mod section;
+mod trackers;
 mod url;
 
 pub use remote::{Push, RemoteSettings};
+pub use trackers::{MlflowSettings, TensorboardSettings};
 pub use url::{Place, parse_url};
 
 use section::Section;
 
 /// A file larger than this is no `sami.toml`.
 const MOST_BYTES: u64 = 1 << 20;
-/// The tables that there are.
-const SECTIONS: [&str; 1] = ["remote"];
+/// The tables and keys that there are.
+const SECTIONS: [&str; 3] = ["mlflow", "remote", "tensorboard"];
 
 /// What `sami.toml` says. Without one, nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Where artifacts are shared, if they are.
     pub remote: Option<RemoteSettings>,
+    /// Where TensorBoard finds how runs go, if it is to.
+    pub tensorboard: Option<TensorboardSettings>,
+    /// The MLflow server that is told how runs go, if one is.
+    pub mlflow: Option<MlflowSettings>,
 }
 
 impl Settings {
@@ -85,6 +91,23 @@ impl Settings {
                     settings.remote = remote::take(&mut section);
                     faults.extend(section.finish());
                 }
+                ("tensorboard", value) => match trackers::tensorboard((name, text), &span, &value) {
+                    Ok(found) => settings.tensorboard = found,
+                    Err(fault) => faults.push(fault),
+                },
+                ("mlflow", value @ (DeValue::Table(_) | DeValue::String(_))) => {
+                    let mut section = match value {
+                        DeValue::Table(table) => Section::new(name, text, "mlflow", span, table),
+                        url => Section::short(name, text, "mlflow", span, ("url", url)),
+                    };
+                    settings.mlflow = trackers::mlflow(&mut section);
+                    faults.extend(section.finish());
+                }
+                ("mlflow", _) => faults.push(
+                    Diagnostic::error("settings::value", "`mlflow` is the URL of a server, or a table")
+                        .label(&section::shown(name, text, Some(&span)), key.span(), "")
+                        .help("write `mlflow = \"http://localhost:5000\"`"),
+                ),
                 (section, _) if SECTIONS.contains(&section) => {
                     let what = format!("`{section}` is a table");
                     let source = section::shown(name, text, Some(&span));
@@ -95,13 +118,13 @@ impl Settings {
                     );
                 }
                 (unknown, _) => {
-                    let what = format!("`sami.toml` has no table `{unknown}`");
+                    let what = format!("`sami.toml` has no key or table `{unknown}`");
                     // Whatever is in it is not shown: who knows what it was meant to be.
                     let source = section::shown(name, text, Some(&(key.span().end..text.len())));
                     let fault = Diagnostic::error("settings::unknown-key", what).label(&source, key.span(), "unknown");
                     faults.push(match did_you_mean(unknown, SECTIONS) {
-                        Some(near) => fault.help(format!("a table with a similar name exists: `{near}`")),
-                        None => fault.help(format!("the tables are {}", SECTIONS.map(|s| format!("`{s}`")).join(", "))),
+                        Some(near) => fault.help(format!("one with a similar name exists: `{near}`")),
+                        None => fault.help(format!("there are {}", SECTIONS.map(|s| format!("`{s}`")).join(", "))),
                     });
                 }
             }

@@ -22,6 +22,14 @@ pub(super) struct Section<'a> {
     faults: Vec<Diagnostic>,
 }
 
+/// Variables that the credentials for what a table names come from.
+fn variables(table: &str) -> &'static str {
+    if table == "mlflow" { MLFLOW } else { "`AWS_…`, `GOOGLE_…`" }
+}
+
+/// Those for an MLflow server.
+pub(super) const MLFLOW: &str = "`MLFLOW_TRACKING_TOKEN`, or `MLFLOW_TRACKING_USERNAME` and `…_PASSWORD`";
+
 /// The text of the file for an error to show, without what is in `secret`.
 pub(super) fn shown(file: &str, text: &str, secret: Option<&Range<usize>>) -> Arc<Source> {
     let mut bytes = text.as_bytes().to_vec();
@@ -41,6 +49,23 @@ impl<'a> Section<'a> {
         };
         let entries = table.into_iter().map(entry).collect();
         Self { name, file, text, span, entries, known: Vec::new(), faults: Vec::new() }
+    }
+
+    /// What is written in place of a table: the value of one of its keys.
+    pub(super) fn short(
+        file: &'a str,
+        text: &'a str,
+        name: &'a str,
+        span: Range<usize>,
+        (key, value): (&str, DeValue<'a>),
+    ) -> Self {
+        let entries = BTreeMap::from([(key.to_owned(), (span.clone(), span.clone(), value))]);
+        Self { name, file, text, span, entries, known: Vec::new(), faults: Vec::new() }
+    }
+
+    /// Whether nothing was found wrong so far.
+    pub(super) fn is_without_faults(&self) -> bool {
+        self.faults.is_empty()
     }
 
     /// Says that the value of a key is wrong; its place is shown, and the value if it is no secret.
@@ -135,7 +160,7 @@ impl<'a> Section<'a> {
                     format!("`{key}` looks like a credential, which has no place here"),
                 )
                 .label(&source, at, "not shown")
-                .help("set it in the environment (`AWS_…`, `GOOGLE_…`) and remove it from the file")
+                .help(format!("set it in the environment ({}) and remove it from the file", variables(self.name)))
             } else {
                 let fault = Diagnostic::error("settings::unknown-key", format!("`[{}]` has no key `{key}`", self.name))
                     .label(&source, at, "unknown key");

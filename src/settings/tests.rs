@@ -43,8 +43,8 @@ fn what_is_unknown_or_of_the_wrong_kind_is_said_with_its_place() {
     assert_eq!(unknown.id, "settings::unknown-key");
     assert_eq!(unknown.labels[0].source.position(unknown.labels[0].span.start), (3, 1));
     assert_eq!(unknown.help, ["a key with a similar name exists: `pull`"]);
-    assert_eq!(fault("[remot]\n").help, ["a table with a similar name exists: `remote`"]);
-    assert_eq!(fault("x = 1\n").help, ["the tables are `remote`"]);
+    assert_eq!(fault("[remot]\n").help, ["one with a similar name exists: `remote`"]);
+    assert_eq!(fault("x = 1\n").help, ["there are `mlflow`, `remote`, `tensorboard`"]);
     assert_eq!(fault("remote = 1\n").id, "settings::value");
     assert_eq!(fault("[remote]\n").id, "settings::missing-key");
     assert_eq!(fault("[remote\n").id, "settings::syntax");
@@ -112,4 +112,54 @@ fn files_that_cannot_be_read_are_said_to_be() {
     fs_err::write(&path, vec![b'#'; 2 << 20]).unwrap();
     assert_eq!(Settings::read(&path).unwrap_err()[0].notes, ["it is larger than 1 MiB"]);
     assert_eq!(Settings::read(Path::new("/no/such/sami.toml")), Ok(Settings::default()));
+}
+
+#[test]
+fn trackers_are_named_on_a_line_each() {
+    let both = parse("tensorboard = true\nmlflow = \"http://localhost:5000/\"\n").unwrap();
+    assert_eq!(both.tensorboard, Some(TensorboardSettings { directory: None }));
+    let mlflow = both.mlflow.unwrap();
+    assert_eq!((mlflow.url.as_str(), mlflow.experiment, mlflow.timeout.as_secs()), ("http://localhost:5000", None, 10));
+    assert_eq!(parse("tensorboard = false\n").unwrap().tensorboard, None);
+    let elsewhere = parse("tensorboard = \"/shared/tb\"\n").unwrap().tensorboard.unwrap();
+    assert_eq!(elsewhere.directory.as_deref(), Some(Path::new("/shared/tb")));
+    let table =
+        parse("[mlflow]\nurl = \"http://tracking.lab/mlflow\"\nallow_http = true\nexperiment = \"e\"\ntimeout = 3\n");
+    let table = table.unwrap().mlflow.unwrap();
+    assert_eq!((table.url.as_str(), table.experiment.as_deref()), ("http://tracking.lab/mlflow", Some("e")));
+    assert_eq!(table.timeout, Duration::from_secs(3));
+    for url in ["http://127.0.0.1:5000", "http://[::1]:5000", "https://mlflow.lab.org/path"] {
+        assert!(parse(&format!("mlflow = \"{url}\"\n")).unwrap().mlflow.is_some(), "{url}");
+    }
+}
+
+#[test]
+fn trackers_that_cannot_be_are_refused_with_what_to_write() {
+    for (text, id, help) in [
+        ("tensorboard = 1\n", "settings::value", "write `tensorboard = true`"),
+        ("[tensorboard]\n", "settings::value", "write `tensorboard = true`"),
+        ("mlflow = true\n", "settings::value", "write `mlflow = "),
+        ("mlflow = \"\"\n", "settings::value", "put text between quotes"),
+        ("[mlflow]\n", "settings::missing-key", "name the server"),
+        ("mlflow = \"localhost:5000\"\n", "settings::url", "write `http://localhost:5000`"),
+        ("mlflow = \"sqlite:///m.db\"\n", "settings::url", "write `http://localhost:5000`"),
+        ("mlflow = \"mlflow\"\n", "settings::url", "write `http://localhost:5000`"),
+        ("mlflow = \"http://mlflow.lab.org\"\n", "settings::url", "write `https://`"),
+        ("mlflow = \"https://\"\n", "settings::url", "write `http://localhost:5000`"),
+        ("[mlflow]\nurl = \"https://h\"\ntimeout = 0\n", "settings::value", "give such a number"),
+        ("[mlflow]\nurl = \"https://h\"\nexperimint = \"x\"\n", "settings::unknown-key", "a key with a similar name"),
+        ("mlflow = \"https://me:hunter2@h\"\n", "settings::secret", "leave it out"),
+        ("mlflow = \"https://h?token=hunter2\"\n", "settings::secret", "leave it out"),
+        (
+            "[mlflow]\nurl = \"https://h\"\ntoken = \"hunter2\"\n",
+            "settings::secret",
+            "set it in the environment (`MLFLOW_",
+        ),
+        ("mflow = \"https://h\"\n", "settings::unknown-key", "one with a similar name exists: `mlflow`"),
+    ] {
+        let found = fault(text);
+        assert_eq!(found.id, id, "{text}: {found:?}");
+        assert!(found.help[0].starts_with(help), "{text}: {:?}", found.help);
+        assert!(!format!("{found:?}").contains("hunter2"), "{found:?}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ::url::Url;
+use ::url::{Host, Url};
 
 use crate::diag::{Diagnostic, did_you_mean};
 
@@ -85,6 +85,35 @@ pub(super) fn check_endpoint(text: &str, allow_http: bool) -> Result<(), Diagnos
         "http" => wrong("`http://` sends everything in clear")
             .map_err(|fault| fault.help("write `https://`, or add `allow_http = true` if the network is your own")),
         _ => wrong("an endpoint is an address of the web").map_err(|fault| fault.help("write `https://HOST`")),
+    }
+}
+
+/// Whether a text can be the address of a server that is told of runs. That of this machine needs no TLS.
+pub(super) fn check_server(text: &str, allow_http: bool) -> Result<(), Diagnostic> {
+    let help = "write `http://localhost:5000`, or `https://HOST`";
+    let url = sound(text).map_err(|mut fault| {
+        let is_secret = fault.id == "settings::secret";
+        fault.help = vec![if is_secret {
+            format!("leave it out; credentials come from the environment ({})", super::section::MLFLOW)
+        } else {
+            help.to_owned()
+        }];
+        fault
+    })?;
+    let wrong = |what: &str| Diagnostic::error("settings::url", what.to_owned());
+    let is_here = match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    };
+    match url.scheme() {
+        "http" | "https" if url.host_str().is_none_or(str::is_empty) => Err(wrong("the URL names no host").help(help)),
+        "https" => Ok(()),
+        "http" if is_here || allow_http => Ok(()),
+        "http" => Err(wrong("`http://` sends everything in clear")
+            .help("write `https://`, or `{ url = \"http://…\", allow_http = true }` if the network is your own")),
+        other => Err(wrong(&format!("`{other}:` is no server that can be told of runs")).help(help)),
     }
 }
 

@@ -72,6 +72,11 @@ impl Holder {
         started(self.process) == Some(self.started)
     }
 
+    /// Whether it lives, as far as that can be seen from here: of one on another machine it cannot.
+    pub fn may_live(&self) -> bool {
+        !self.is_near() || self.lives()
+    }
+
     /// For people: `process 4711`, with the machine where it is another one.
     pub fn name(&self) -> String {
         if self.boot == Self::me().boot {

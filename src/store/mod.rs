@@ -13,6 +13,8 @@
 //!   runs/RUN/               run.json, events.jsonl, NODE.ATTEMPT/{job.json,log.txt,result.json}; of `command` nodes
 //!                           NODE.ATTEMPT.log
 //!   pins/ID                 artifacts that gc keeps
+//!   tensorboard/            event files, if `sami.toml` asks for them; can be deleted
+//!   trackers/               as which run unfinished ones are told to trackers
 //!   quarantine/             damaged files that were replaced
 //!   live/                   one file per living process: what it needs, whatever gc thinks
 //!   locks/                  one file per key that is worked on; `store` is shared by sections, gc's alone while it moves
@@ -74,7 +76,7 @@ pub use health::{Health, Stamps};
 pub use index::{Index, Line, Lines, Maker, Order, Wanted};
 pub use live::Sharing;
 pub use lock::KeyLock;
-pub use preview::{Preview, preview};
+pub use preview::{Preview, Tensor, preview, tensors};
 pub use record::{AttemptRecord, GPU, NodeRecord, RunNode, RunRecord, Usage};
 pub use usage::{Share, Shares};
 pub use uses::Use;

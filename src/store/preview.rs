@@ -49,11 +49,10 @@ pub fn preview(store: &Store, id: &Digest, lines: usize) -> Result<Preview, Stor
         let weights = files.iter().filter(|(name, _)| Path::new(name).extension() == Some("safetensors".as_ref()));
         let mut dtypes: Vec<String> = Vec::new();
         for (_, path) in weights {
-            for tensor in tensors(path).unwrap_or_default().values() {
+            for tensor in tensors(path).unwrap_or_default() {
                 preview.tensors += 1;
-                let shape = tensor["shape"].as_array();
-                preview.parameters += shape.into_iter().flatten().filter_map(Value::as_u64).product::<u64>();
-                dtypes.extend(tensor["dtype"].as_str().map(str::to_owned));
+                preview.parameters += tensor.parameters();
+                dtypes.push(tensor.dtype);
             }
         }
         dtypes.sort_unstable();
@@ -93,8 +92,41 @@ fn count_lines(path: &Path) -> std::io::Result<u64> {
     Ok(lines)
 }
 
-/// The tensors that a safetensors header lists.
-fn tensors(path: &Path) -> std::io::Result<Map<String, Value>> {
+/// A tensor, as the header of its file describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Tensor {
+    /// Its name.
+    pub name: String,
+    /// The type of its numbers, such as `BF16`; empty if the header has none.
+    pub dtype: String,
+    /// Its dimensions.
+    pub shape: Vec<u64>,
+    /// Bytes.
+    pub size: u64,
+}
+
+impl Tensor {
+    /// Numbers in it.
+    pub fn parameters(&self) -> u64 {
+        self.shape.iter().fold(1, |product, length| product.saturating_mul(*length))
+    }
+}
+
+/// The tensors that the header of a safetensors file lists, in the order of their names. Errs on a file that is none.
+pub fn tensors(path: &Path) -> std::io::Result<Vec<Tensor>> {
+    let of = |(name, tensor): (String, Value)| {
+        let offset = |at: usize| tensor["data_offsets"].get(at).and_then(Value::as_u64).unwrap_or(0);
+        Tensor {
+            name,
+            dtype: tensor["dtype"].as_str().unwrap_or_default().to_owned(),
+            shape: tensor["shape"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect(),
+            size: offset(1).saturating_sub(offset(0)),
+        }
+    };
+    Ok(header(path)?.into_iter().map(of).collect())
+}
+
+fn header(path: &Path) -> std::io::Result<Map<String, Value>> {
     let mut file = crate::pieces::open(path)?;
     let mut length = [0; 8];
     file.read_exact(&mut length)?;

@@ -80,7 +80,7 @@ impl Store {
         }
         add(&mut parts, "artifacts", manifests);
         add(&mut parts, "nodes", nodes);
-        for part in ["external", "partial", "quarantine", "rows", "runs", "tmp", "trash"] {
+        for part in ["external", "partial", "quarantine", "rows", "runs", "tensorboard", "tmp", "trash"] {
             add(&mut parts, part, weigh(&self.root.join(part))?);
         }
         add(&mut parts, "index", (1, super::gc::size(&self.root.join("index.sqlite"))));

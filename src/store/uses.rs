@@ -45,6 +45,11 @@ impl Index {
         self.collect("SELECT DISTINCT name FROM named ORDER BY name", [], |row| row.get(0))
     }
 
+    /// The kind of the node that has a result under a key.
+    pub fn kind_of(&self, key: &Digest) -> Option<String> {
+        self.collect("SELECT kind FROM nodes WHERE key = ?1", [bytes(key)], |row| row.get(0)).pop()
+    }
+
     /// The keys under which nodes of a kind have results, those of the latest runs first, `most` of them.
     pub fn keys_of_kind(&self, kind: &str, most: usize) -> Vec<Digest> {
         let query = "SELECT key FROM nodes WHERE kind = ?1 ORDER BY run DESC, key LIMIT ?2";

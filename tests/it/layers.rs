@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// A module may name only these and itself; `cli`, `lib` and `main` may name all.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("amount", &[]),
     ("depth", &[]),
     ("diag", &[]),
     ("digest", &[]),
@@ -12,9 +13,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("secret", &["env"]),
     // The name of a repository is the hub's word; what an endpoint is, the endpoint's.
     ("pipeline", &["depth", "diag", "digest", "env", "fs", "secret", "hub", "endpoint"]),
-    ("graph", &["diag", "digest", "pipeline"]),
+    ("graph", &["diag", "digest", "pipeline", "plot"]),
     ("pieces", &["digest", "fs"]),
-    ("store", &["diag", "digest", "env", "fs", "pieces"]),
+    ("store", &["amount", "diag", "digest", "env", "fs", "pieces"]),
     ("lm", &["depth", "diag", "env", "fs", "pieces"]),
     ("archive", &["diag", "digest", "fs", "pieces", "store"]),
     ("settings", &["diag"]),
@@ -25,8 +26,27 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("kinds", &["depth", "diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "store", "lm", "endpoint"]),
     (
         "exec",
-        &["diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub", "endpoint", "kinds"],
+        &[
+            "amount", "diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub",
+            "endpoint", "kinds",
+        ],
     ),
+    ("plot", &[]),
+    (
+        "inspect",
+        &[
+            "amount", "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
+            "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
+        ],
+    ),
+    (
+        "ui",
+        &[
+            "amount", "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
+            "inspect", "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
+        ],
+    ),
+    ("trackers", &["diag", "digest", "env", "fs", "secret", "settings", "store", "exec"]),
 ];
 const MOST_LINES: usize = 500;
 

@@ -125,7 +125,7 @@ fn gc_keeps_a_cache_below_a_size() {
     let told = json(&sandbox, &["gc", "--dry-run", "--keep", "1GB"]);
     assert_eq!((&told["removed"]["bytes"], &told["room"]["evicted"]), (&0.into(), &0.into()), "{told}");
     let left = told["room"]["left"].as_u64().expect("bytes");
-    let keep = (left - 60_000).to_string();
+    let keep = format!("{}B", left - 60_000);
     let text = sandbox.sami(&["cache", "gc", "--dry-run", "--keep", &keep]).exits(0).stdout;
     assert!(text.contains(" would stay of ") && text.contains(" wanted artifact"), "{text}");
     let told = json(&sandbox, &["gc", "--yes", "--keep", &keep]);

@@ -9,10 +9,11 @@ use super::super::screen::Screen;
 use super::super::table::Table;
 use super::Side;
 use super::files::{self, Content, FileChange, State};
-use super::metrics::{self, MetricChange};
+use super::metrics;
 use crate::compare::{Differing, RowChanges, TensorChanges};
 use crate::diag::Diagnostic;
 use crate::graph::key::{self, Change};
+use crate::inspect::metric::{MetricChange, changes};
 use crate::store::{Index, Store};
 
 /// Changes of a recipe or a JSON file that are shown.
@@ -52,7 +53,7 @@ pub(super) fn diff(store: &Store, sides: [Side; 2], rows: usize) -> Result<Artif
         after: after.json(),
         same: before.id == after.id,
         recipe: records.map(|(before, after)| super::recipe(before, after)),
-        metrics: records.map(|(before, after)| metrics::changes(&before.metrics, &after.metrics)).unwrap_or_default(),
+        metrics: records.map(|(before, after)| changes(&before.metrics, &after.metrics)).unwrap_or_default(),
         files: if before.id == after.id { Vec::new() } else { files::changes(store, before, after, rows)? },
         sides,
     })

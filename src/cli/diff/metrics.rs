@@ -1,56 +1,10 @@
-//! Metrics before and after, with their intervals where these are known.
+//! Metrics before and after, in a table.
 
-use serde::Serialize;
-use serde_json::{Map, Number, Value};
+use serde_json::{Number, Value};
 
-use super::super::breakdown;
 use super::super::figures::figure;
 use super::super::table::Table;
-
-/// A metric that differs.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct MetricChange {
-    /// Its name.
-    pub(super) name: String,
-    /// What it was, if it was there.
-    pub(super) before: Option<Value>,
-    /// What it is, if it is there.
-    pub(super) after: Option<Value>,
-    /// The interval that it was in.
-    pub(super) interval_before: Option<[f64; 2]>,
-    /// The interval that it is in.
-    pub(super) interval_after: Option<[f64; 2]>,
-}
-
-/// The metrics that differ, those with intervals first, by name; ends of intervals stand beside what they are the ends of.
-pub(super) fn changes(before: &Map<String, Value>, after: &Map<String, Value>) -> Vec<MetricChange> {
-    let names = before.keys().chain(after.keys().filter(|name| !before.contains_key(*name)));
-    let mut changes: Vec<MetricChange> = names
-        .filter(|name| before.get(*name) != after.get(*name))
-        .filter(|name| !breakdown::is_end(name))
-        .map(|name| MetricChange {
-            name: name.clone(),
-            before: before.get(name).cloned(),
-            after: after.get(name).cloned(),
-            interval_before: interval(before, name),
-            interval_after: interval(after, name),
-        })
-        .collect();
-    // What has an interval is what was asked for; the rest says how it came about.
-    let has_none = |change: &MetricChange| change.interval_before.or(change.interval_after).is_none();
-    changes.sort_by(|one, other| (has_none(one), &one.name).cmp(&(has_none(other), &other.name)));
-    changes
-}
-
-/// The interval of a metric: of `win_rate.sami` it is `win_rate_low.sami` to `win_rate_high.sami`.
-fn interval(metrics: &Map<String, Value>, name: &str) -> Option<[f64; 2]> {
-    let (stem, suffix) = match name.split_once('.') {
-        Some((stem, suffix)) => (stem, format!(".{suffix}")),
-        None => (name, String::new()),
-    };
-    let end = |end: &str| metrics.get(&format!("{stem}_{end}{suffix}"))?.as_f64();
-    Some([end("low")?, end("high")?])
-}
+use crate::inspect::metric::MetricChange;
 
 /// A table of the first `most` of them, each after what stands in `lead`.
 pub(super) fn table<'a>(changes: impl Iterator<Item = (&'a str, &'a MetricChange)>, most: usize) -> String {
@@ -91,8 +45,10 @@ fn number(number: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
+
+    use super::*;
+    use crate::inspect::metric::changes;
 
     #[test]
     fn metrics_stand_beside_each_other_with_their_intervals() {

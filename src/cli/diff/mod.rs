@@ -1,6 +1,6 @@
 //! `sami diff`: two runs, or two artifacts of a type, beside each other.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::figures::{clock, quoted};
 use super::find::{self, Thing};
@@ -8,7 +8,7 @@ use super::screen::Screen;
 use super::{CommandResult, Context, DONE, DiffArgs, context};
 use crate::diag::Diagnostic;
 use crate::digest::Digest;
-use crate::graph::key::{self, Change};
+use crate::inspect::diff::{self, recipe};
 use crate::store::{NodeRecord, RunRecord, Store};
 
 pub(super) use artifacts::row_lines;
@@ -29,7 +29,7 @@ pub(super) fn run(context: &Context, args: &DiffArgs) -> CommandResult {
     let screen = Screen::of_stdout();
     match (before, after) {
         (Thing::Run(before), Thing::Run(after)) => {
-            let diff = runs::diff(&store, *before, *after)?;
+            let diff = diff::runs(&store, *before, *after)?;
             if context.json() { context::print_json(&diff)? } else { context::print(&runs::text(&diff, screen))? }
         }
         (Thing::Artifact { id: before, record: old }, Thing::Artifact { id: after, record: new }) => {
@@ -81,14 +81,6 @@ fn earlier(store: &Store, after: &Thing, what: &str) -> Result<Thing, context::F
         }
         Thing::Artifact { id, record: None } => Err(none(&format!("artifact {}", id.short()))),
     }
-}
-
-/// What differs between two preimages, without the holes that inputs that came or went leave in the fields.
-fn recipe(before: &NodeRecord, after: &NodeRecord) -> Vec<Change> {
-    let is_nothing = |value: &Option<Value>| value.as_ref().is_none_or(Value::is_null);
-    let mut changes = key::diff(&before.preimage, &after.preimage);
-    changes.retain(|change| !is_nothing(&change.old) || !is_nothing(&change.new));
-    changes
 }
 
 /// An artifact, and the work that made it.

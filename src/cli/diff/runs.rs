@@ -1,19 +1,14 @@
 //! Two runs: params, nodes that came and went, keys that changed, metrics, what it took.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
-use serde::Serialize;
-use serde_json::{Value, json};
-
-use super::super::context::Failure;
 use super::super::figures::{clock, count, plural, seconds};
-use super::super::runs as invocations;
 use super::super::screen::Screen;
 use super::super::table::Table;
-use super::metrics::{self, MetricChange};
-use crate::digest::Digest;
-use crate::graph::key::{self, Change};
-use crate::store::{RunNode, RunRecord, Store};
+use super::metrics;
+use crate::inspect::diff::{NodeDiff, RunDiff};
+use crate::inspect::run;
+use crate::store::RunNode;
 
 /// Nodes that are shown of each kind of difference.
 const NODES: usize = 30;
@@ -22,156 +17,13 @@ const CHANGES: usize = 6;
 /// Metrics that are shown.
 const METRICS: usize = 40;
 
-/// What differs between two runs.
-#[derive(Debug, Serialize)]
-pub(super) struct RunDiff {
-    before: Value,
-    after: Value,
-    params: Vec<Change>,
-    added: Vec<String>,
-    removed: Vec<String>,
-    /// Nodes of both that are not the same, each after the ones that it takes something from; those that changed
-    /// themselves first.
-    changed: Vec<NodeDiff>,
-    /// Nodes of both that have one key and one artifact.
-    same: usize,
-    #[serde(skip)]
-    runs: [RunRecord; 2],
-}
-
-/// A node of both runs that is not the same.
-#[derive(Debug, Serialize)]
-struct NodeDiff {
-    node: String,
-    kind: String,
-    /// Whether its own fields, or inputs that no node of the run made, changed; else it follows from what it takes.
-    first: bool,
-    before: Of,
-    after: Of,
-    /// What differs in the keys; nothing if one of them is not known.
-    changes: Vec<Change>,
-    /// The nodes whose changed artifacts it takes, by the input that it takes them as.
-    from: BTreeMap<String, String>,
-    metrics: Vec<MetricChange>,
-}
-
-/// A node in one of the runs.
-#[derive(Debug, Serialize)]
-struct Of {
-    state: String,
-    seconds: f64,
-    key: Option<Digest>,
-    artifact: Option<Digest>,
-}
-
-impl Of {
-    fn new(node: &RunNode) -> Self {
-        Self { state: node.state.clone(), seconds: node.seconds, key: node.key, artifact: node.artifact }
-    }
-}
-
-/// Compares. Reads the records of nodes whose keys differ.
-pub(super) fn diff(store: &Store, before: RunRecord, after: RunRecord) -> Result<RunDiff, Failure> {
-    let old: HashMap<&str, &RunNode> = before.nodes.iter().map(|node| (node.name.as_str(), node)).collect();
-    let new: HashMap<&str, &RunNode> = after.nodes.iter().map(|node| (node.name.as_str(), node)).collect();
-    let only = |one: &RunRecord, other: &HashMap<&str, &RunNode>| -> Vec<String> {
-        one.nodes.iter().filter(|node| !other.contains_key(node.name.as_str())).map(|node| node.name.clone()).collect()
-    };
-    let differ: Vec<(&RunNode, &RunNode)> = after
-        .nodes
-        .iter()
-        .filter_map(|node| Some((*old.get(node.name.as_str())?, node)))
-        .filter(|(old, new)| (old.key, old.artifact) != (new.key, new.artifact) || old.metrics != new.metrics)
-        .collect();
-    // What a changed input comes from, if that is a node that is not the same.
-    let makers: HashMap<Digest, &str> =
-        differ.iter().filter_map(|(_, node)| Some((node.artifact?, node.name.as_str()))).collect();
-    let record = |node: &RunNode| node.key.map(|key| store.node(&key)).transpose().map(Option::flatten);
-    let mut changed: Vec<NodeDiff> = Vec::new();
-    for (was, is) in &differ {
-        let (old_record, new_record) = (record(was)?, record(is)?);
-        let preimages = old_record.as_ref().zip(new_record.as_ref());
-        let changes = preimages.map(|(old, new)| super::recipe(old, new)).unwrap_or_default();
-        let from = taken_from(&changes, &makers, &is.name);
-        changed.push(NodeDiff {
-            node: is.name.clone(),
-            kind: is.kind.clone(),
-            first: changes
-                .iter()
-                .any(|change| change.path.strip_prefix("input ").is_none_or(|input| !from.contains_key(input)))
-                || (changes.is_empty() && was.artifact != is.artifact && preimages.is_some()),
-            before: Of::new(was),
-            after: Of::new(is),
-            changes,
-            from,
-            metrics: metrics::changes(&was.metrics, &is.metrics),
-        });
-    }
-    let changed = ordered(changed);
-    let both = after.nodes.iter().filter(|node| old.contains_key(node.name.as_str())).count();
-    let params = key::changes(&json!(before.params), &json!(after.params));
-    let head = |run: &RunRecord| {
-        json!({"run": run.run, "pipeline": run.pipeline, "file": run.file, "started": run.started,
-            "seconds": invocations::took(run), "state": invocations::state(run)})
-    };
-    Ok(RunDiff {
-        before: head(&before),
-        after: head(&after),
-        params,
-        added: only(&after, &old),
-        removed: only(&before, &new),
-        same: both - changed.len(),
-        changed,
-        runs: [before, after],
-    })
-}
-
-/// The nodes that made the changed inputs.
-fn taken_from(changes: &[Change], makers: &HashMap<Digest, &str>, own: &str) -> BTreeMap<String, String> {
-    let maker = |change: &Change| {
-        let id: Digest = change.new.as_ref()?.as_str()?.parse().ok()?;
-        let maker = makers.get(&id).filter(|maker| **maker != own)?;
-        Some((change.path.strip_prefix("input ")?.to_owned(), (*maker).to_owned()))
-    };
-    changes.iter().filter_map(maker).collect()
-}
-
-/// Those that changed themselves first, and each after those that it takes something from.
-fn ordered(nodes: Vec<NodeDiff>) -> Vec<NodeDiff> {
-    let places: HashMap<String, usize> = nodes.iter().enumerate().map(|(at, node)| (node.node.clone(), at)).collect();
-    let above: Vec<BTreeSet<usize>> =
-        nodes.iter().map(|node| node.from.values().filter_map(|from| places.get(from)).copied().collect()).collect();
-    let mut order = Vec::with_capacity(nodes.len());
-    let mut seen = vec![false; nodes.len()];
-    for start in 0..nodes.len() {
-        let mut open = vec![(start, false)];
-        while let Some((at, done)) = open.pop() {
-            if done {
-                order.push(at);
-            } else if !std::mem::replace(&mut seen[at], true) {
-                open.push((at, true));
-                open.extend(above[at].iter().rev().filter(|above| !seen[**above]).map(|above| (*above, false)));
-            }
-        }
-    }
-    let mut nodes: Vec<Option<NodeDiff>> = nodes.into_iter().map(Some).collect();
-    let mut ordered: Vec<NodeDiff> = order.into_iter().filter_map(|at| nodes[at].take()).collect();
-    ordered.sort_by_key(|node| !node.first);
-    ordered
-}
-
 /// Draws it.
 pub(super) fn text(diff: &RunDiff, screen: Screen) -> String {
     let mut page = Vec::new();
     for (label, run) in ["before", "after"].iter().zip(&diff.runs) {
-        let took = invocations::took(run).map_or_else(String::new, |took| format!(", took {}", seconds(took)));
-        let line = format!(
-            "{label:<8}{}  of {}, {}{took}, {}",
-            run.run,
-            run.pipeline,
-            clock(&run.started),
-            invocations::state(run)
-        );
+        let took = run::took(run).map_or_else(String::new, |took| format!(", took {}", seconds(took)));
+        let line =
+            format!("{label:<8}{}  of {}, {}{took}, {}", run.run, run.pipeline, clock(&run.started), run::state(run));
         page.push(screen.fit(&line));
     }
     let parts = [
@@ -266,12 +118,13 @@ fn took(diff: &RunDiff) -> String {
 mod tests {
     use super::super::super::sample;
     use super::*;
+    use crate::inspect::diff;
 
     #[test]
     fn two_runs_are_told_from_what_changed_first() {
         let (_folder, store, _) = sample::store();
         let run = |id: &str| store.run(id).unwrap().unwrap();
-        let diff = diff(&store, run("20260101-000000-aaaa"), run("20260102-000000-bbbb")).unwrap();
+        let diff = diff::runs(&store, run("20260101-000000-aaaa"), run("20260102-000000-bbbb")).unwrap();
         let shown = "\
 before  20260101-000000-aaaa  of toy, 2026-01-01 00:00:00, took 2 m 05 s, ok
 after   20260102-000000-bbbb  of toy, 2026-01-02 00:00:00, took 2 m 05 s, ok

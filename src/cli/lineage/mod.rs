@@ -8,14 +8,11 @@ use super::screen::Screen;
 use super::{CommandResult, Context, DONE, LineageArgs, context};
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::digest::Digest;
+use crate::inspect::lineage::{Follow, Way, first_ids, is_rows, walk};
 use crate::store::{Index, RunRecord, Store};
 use context::Failure;
-use follow::Follow;
-use walk::{Way, walk};
 
-mod follow;
 mod text;
-mod walk;
 
 /// Follows what is named, up to its sources or down to all that it touched.
 pub(super) fn run(context: &Context, args: &LineageArgs) -> CommandResult {
@@ -99,7 +96,7 @@ fn must_have(store: &Store, index: &Index, roots: &[Digest], follow: &Follow, ro
             return Ok(());
         }
         if let Some(record) = index.makers(id).first().map(|maker| store.node(&maker.key)).transpose()?.flatten() {
-            examples.extend(record.inputs.into_iter().filter(|(field, _)| follow::is_rows(field)));
+            examples.extend(record.inputs.into_iter().filter(|(field, _)| is_rows(field)));
         }
     }
     for (field, id) in examples {
@@ -107,7 +104,7 @@ fn must_have(store: &Store, index: &Index, roots: &[Digest], follow: &Follow, ro
             return Ok(());
         }
     }
-    let some = roots.first().map(|id| follow::first_ids(store, id)).transpose()?.unwrap_or_default();
+    let some = roots.first().map(|id| first_ids(store, id)).transpose()?.unwrap_or_default();
     let fault = Diagnostic::error("cli::no-row", format!("no row there has the id `{row}`"));
     Err(match &some[..] {
         [] => fault.help("give the id of one of its rows; `sami cache show` shows the first ones").into(),

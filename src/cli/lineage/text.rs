@@ -5,11 +5,10 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 use super::super::figures::{bytes, count, cut, figure, plural, some};
-use super::super::report;
+use super::super::outcomes;
 use super::super::rows;
 use super::super::screen::Screen;
-use super::follow::{Rows, stances};
-use super::walk::{Item, Lineage, Way};
+use crate::inspect::lineage::{Item, Lineage, Rows, Way, stances};
 use crate::store::Store;
 
 /// Lines of a row that are shown.
@@ -117,7 +116,7 @@ fn head(item: &Item, field: &str) -> String {
     if let Some(made) = &item.made {
         let told = match item.kind.as_deref() {
             Some("evaluation") => win_rates(&made.metrics),
-            _ => report::headline(&made.metrics),
+            _ => outcomes::headline(&made.metrics),
         };
         if !told.is_empty() {
             line.push_str(&format!("  {}", some(&told, " · ", METRICS)));
@@ -137,7 +136,7 @@ fn win_rates(metrics: &Map<String, Value>) -> Vec<String> {
             None => format!("{name} {}", figure(rate)),
         })
         .collect();
-    if told.is_empty() { report::headline(metrics) } else { told }
+    if told.is_empty() { outcomes::headline(metrics) } else { told }
 }
 
 /// What is told of the rows that were followed to an item: of a row what it has beyond those that it was made of.
@@ -191,10 +190,9 @@ fn principle_lines(item: &Item, rows: &[&Rows], store: &Store) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::super::super::sample;
-    use super::super::follow::Follow;
-    use super::super::walk::walk;
     use super::*;
     use crate::digest::Digest;
+    use crate::inspect::lineage::{Follow, walk};
     use crate::store::Index;
     use serde_json::json;
 

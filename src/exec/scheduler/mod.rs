@@ -22,6 +22,7 @@ use crate::exec::interrupt::Interrupts;
 use crate::exec::ledger::Ledger;
 
 use crate::digest::Digest;
+use crate::exec::budget::likely;
 use crate::exec::journal::{Journal, sweep, sweep_slots};
 use crate::exec::local::{Message, Worker};
 use crate::exec::phase::{Phase, phases};
@@ -183,6 +184,7 @@ impl Scheduler<'_> {
             nodes: asked,
             hits,
             threads: self.options.threads,
+            likely: likely(self.pipeline, &self.options.needs),
         };
         self.tell(&start)?;
         sweep_slots(self.store)?;

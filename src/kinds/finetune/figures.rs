@@ -43,6 +43,11 @@ fn fall(records: &[StepRecord]) -> Option<f64> {
     Some(mean(&records[..steps])? - mean(&records[records.len() - steps..])?)
 }
 
+/// All figures of a step: a line of `train.jsonl`.
+pub(super) fn line(record: &StepRecord) -> Map<String, Value> {
+    json!(record).as_object().cloned().unwrap_or_default()
+}
+
 /// What is worth a look while it trains.
 pub(super) fn watched(record: &StepRecord) -> Map<String, Value> {
     let all = [

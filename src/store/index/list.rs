@@ -18,6 +18,8 @@ pub struct Wanted {
     pub pipeline: Option<String>,
     /// Made by a node of this name, by the latest work that made it.
     pub node: Option<String>,
+    /// Made by a node whose name has this in it, whatever the case of ASCII letters.
+    pub like: Option<String>,
     /// So many bytes or more.
     pub larger: Option<u64>,
     /// Fewer bytes.
@@ -96,6 +98,11 @@ impl Index {
         self.collect("SELECT DISTINCT node FROM nodes ORDER BY node", [], |row| row.get(0))
     }
 
+    /// Types of the artifacts that there are, in order.
+    pub fn types(&self) -> Vec<String> {
+        self.collect("SELECT DISTINCT type FROM artifacts ORDER BY type", [], |row| row.get(0))
+    }
+
     /// The latest runs of a pipeline, newest first.
     pub fn runs_of(&self, pipeline: &str, most: usize) -> Vec<String> {
         let query = "SELECT run FROM runs WHERE pipeline = ?1 ORDER BY run DESC LIMIT ?2";
@@ -171,12 +178,15 @@ impl Wanted {
         if let Some(time) = self.before {
             add(&format!("{made_is} < ?"), Box::new(made_since(time)));
         }
-        let by_node = self.pipeline.is_some() || self.node.is_some();
+        let by_node = self.pipeline.is_some() || self.node.is_some() || self.like.is_some();
         if let Some(pipeline) = &self.pipeline {
             add("n.pipeline = ?", Box::new(pipeline.clone()));
         }
         if let Some(node) = &self.node {
             add("n.node = ?", Box::new(node.clone()));
+        }
+        if let Some(part) = &self.like {
+            add("instr(lower(n.node), ?) > 0", Box::new(part.to_ascii_lowercase()));
         }
         if conditions.is_empty() {
             conditions.push("1".to_owned());

@@ -51,6 +51,7 @@ fn wanted() -> impl Strategy<Value = Wanted> {
             kind: kind.map(str::to_owned),
             pipeline: pipeline.map(str::to_owned),
             node: node.map(str::to_owned),
+            like: None,
             larger,
             smaller,
             since: since.map(|day| format!("2026-01-0{day}T00:00:00Z").parse().unwrap()),

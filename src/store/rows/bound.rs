@@ -15,7 +15,7 @@ use super::{merge, segments, table};
 use crate::digest::Digest;
 use crate::store::gc::size;
 use crate::store::{Store, StoreError};
-use crate::{env, fs};
+use crate::{amount, env, fs};
 
 /// The room without a setting.
 const DEFAULT: u64 = 20_000_000_000;
@@ -29,26 +29,13 @@ pub struct RowLimit(pub u64);
 impl FromStr for RowLimit {
     type Err = String;
 
-    /// `none`, or a number with one of `B`, `kB`, `MB`, `GB`, `TB` (thousands) or `KiB`, `MiB`, `GiB`, `TiB`.
+    /// `none`, or a size as [`amount::size`] reads it.
     fn from_str(text: &str) -> Result<Self, String> {
-        let text = text.trim();
-        if text == "none" {
-            return Ok(Self(u64::MAX));
-        }
-        let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-        let (number, unit) = text.split_at(end);
-        let units = ["b", "kb", "mb", "gb", "tb"];
-        let binary = ["kib", "mib", "gib", "tib"];
-        let unit = unit.trim().to_ascii_lowercase();
-        let factor =
-            match (units.iter().position(|known| *known == unit), binary.iter().position(|known| *known == unit)) {
-                (Some(power), _) => 1000f64.powi(power as i32),
-                (_, Some(power)) => 1024f64.powi(power as i32 + 1),
-                _ => return Err(format!("`{text}` is no size; write for example `20GB`, `500MiB` or `none`")),
-            };
-        match number.parse::<f64>() {
-            Ok(number) if number.is_finite() => Ok(Self((number * factor) as u64)),
-            _ => Err(format!("`{text}` is no size; write for example `20GB`, `500MiB` or `none`")),
+        match text.trim() {
+            "none" => Ok(Self(u64::MAX)),
+            text => amount::size(text)
+                .map(Self)
+                .map_err(|_| format!("`{text}` is no size; write for example `20GB`, `500MiB` or `none`")),
         }
     }
 }

@@ -20,7 +20,8 @@ use crate::fs;
 use crate::pieces;
 
 /// What may lie beside the directories of a store.
-const BESIDE: &[&str] = &["VERSION", "index.sqlite", "index.sqlite-journal", "README.md", "quarantine", "trash"];
+const BESIDE: &[&str] =
+    &["VERSION", "index.sqlite", "index.sqlite-journal", "README.md", "quarantine", "tensorboard", "trackers", "trash"];
 
 impl Sight<'_> {
     /// The top of the store.

@@ -15,7 +15,7 @@ const FIRST: usize = 6;
 
 /// What is followed from artifact to artifact.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Follow {
+pub enum Follow {
     /// Nothing but the artifacts.
     Nothing,
     /// The row of this id. Of a query that was sampled more than once the second sample is `ID#2`.
@@ -26,28 +26,28 @@ pub(super) enum Follow {
 
 /// Rows of an artifact that were followed to it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub(super) struct Rows {
+pub struct Rows {
     /// How many they are.
-    pub(super) found: u64,
+    pub found: u64,
     /// How many rows the artifact has.
-    pub(super) of: u64,
+    pub of: u64,
     /// The first of them.
     #[serde(rename = "rows")]
-    pub(super) first: Vec<Map<String, Value>>,
+    pub first: Vec<Map<String, Value>>,
     /// Their numbers, from 0.
     #[serde(skip)]
-    pub(super) places: Vec<u64>,
+    pub places: Vec<u64>,
 }
 
 impl Rows {
     /// Whether there are none.
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.found == 0
     }
 }
 
 /// Whether rows go on through an input of this name: queries, responses and examples, not what computes with them.
-pub(super) fn is_rows(field: &str) -> bool {
+pub fn is_rows(field: &str) -> bool {
     let stem = field.split('.').next().unwrap_or(field);
     !["model", "reference", "judge", "writer"].contains(&stem)
 }
@@ -59,7 +59,7 @@ fn base(id: &str) -> &str {
 
 impl Follow {
     /// What is followed through an input: of examples from several inputs the ids begin with the input's name.
-    pub(super) fn through(&self, field: &str) -> Self {
+    pub fn through(&self, field: &str) -> Self {
         let own = field.strip_prefix("examples.");
         match (self, own) {
             (Self::Row(id), Some(name)) => {
@@ -70,12 +70,12 @@ impl Follow {
     }
 
     /// Whether nothing but the artifacts is followed.
-    pub(super) fn is_nothing(&self) -> bool {
+    pub fn is_nothing(&self) -> bool {
         *self == Self::Nothing
     }
 
     /// The rows of an artifact that are followed; `None` if it has no rows, or if nothing is followed.
-    pub(super) fn rows_of(&self, store: &Store, id: &Digest) -> Result<Option<Rows>, StoreError> {
+    pub fn rows_of(&self, store: &Store, id: &Digest) -> Result<Option<Rows>, StoreError> {
         if self.is_nothing() {
             return Ok(None);
         }
@@ -135,14 +135,14 @@ fn memchr(line: &[u8], text: &[u8]) -> bool {
 }
 
 /// The principles in the constitutions of a row, with their polarity.
-pub(super) fn stances(row: &Map<String, Value>) -> impl Iterator<Item = (&str, &str)> {
+pub fn stances(row: &Map<String, Value>) -> impl Iterator<Item = (&str, &str)> {
     let constitutions = row.get("constitutions").and_then(Value::as_array).into_iter().flatten();
     let stances = constitutions.flat_map(|one| one.get("principles").and_then(Value::as_array).into_iter().flatten());
     stances.filter_map(|stance| Some((stance["name"].as_str()?, stance["polarity"].as_str()?)))
 }
 
 /// The first ids of an artifact's rows.
-pub(super) fn first_ids(store: &Store, id: &Digest) -> Result<Vec<String>, StoreError> {
+pub fn first_ids(store: &Store, id: &Digest) -> Result<Vec<String>, StoreError> {
     let files = store.files(id)?;
     let Some(path) = files.get("rows.jsonl") else { return Ok(Vec::new()) };
     let mut ids = Vec::new();

@@ -2,20 +2,10 @@
 
 use serde_json::Value;
 
-/// Bytes as people read them: `12 B`, `3.4 KiB`.
-pub(crate) fn bytes(bytes: u64) -> String {
-    let mut size = bytes as f64;
-    let mut unit = 0;
-    while size >= 1024.0 && unit < 4 {
-        size /= 1024.0;
-        unit += 1;
-    }
-    let unit = ["B", "KiB", "MiB", "GiB", "TiB"][unit];
-    if unit == "B" { format!("{bytes} B") } else { format!("{size:.1} {unit}") }
-}
+pub(crate) use crate::amount::bytes;
 
 /// A count with separators: `12,345`.
-pub(crate) fn count(number: u64) -> String {
+pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (place, digit) in digits.chars().enumerate() {
@@ -28,12 +18,12 @@ pub(crate) fn count(number: u64) -> String {
 }
 
 /// A count and its noun: `1 row`, `2 rows`.
-pub(crate) fn plural(number: u64, noun: &str) -> String {
+pub fn plural(number: u64, noun: &str) -> String {
     format!("{} {noun}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
 /// A duration in the two largest units that it needs: `4 ms`, `0.25 s`, `12.3 s`, `2 m 05 s`, `3 h 07 m`.
-pub(crate) fn seconds(seconds: f64) -> String {
+pub fn seconds(seconds: f64) -> String {
     // Rounded first, so that 59.96 s is a minute.
     let tenths = (seconds.max(0.0) * 10.0).round() / 10.0;
     let whole = seconds.max(0.0).round() as u64;
@@ -47,13 +37,13 @@ pub(crate) fn seconds(seconds: f64) -> String {
 }
 
 /// A name as a shell takes it.
-pub(crate) fn quoted(name: &str) -> String {
+pub fn quoted(name: &str) -> String {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.@/".contains(letter);
     if name.chars().all(plain) { name.to_owned() } else { format!("'{name}'") }
 }
 
 /// A metric: whole numbers with separators, others to four significant digits.
-pub(crate) fn figure(value: &Value) -> String {
+pub fn figure(value: &Value) -> String {
     let Some(number) = value.as_f64() else { return plain(value.as_str().unwrap_or(&value.to_string())) };
     if let Some(number) = value.as_u64() {
         return count(number);
@@ -73,12 +63,12 @@ pub(crate) fn figure(value: &Value) -> String {
 }
 
 /// An RFC 3339 time to the second, as people read it.
-pub(crate) fn clock(time: &str) -> String {
+pub fn clock(time: &str) -> String {
     time.split('.').next().unwrap_or(time).trim_end_matches('Z').replace('T', " ")
 }
 
 /// The first `listed` parts, joined; the rest as a count.
-pub(crate) fn some<T: AsRef<str>>(parts: &[T], between: &str, listed: usize) -> String {
+pub fn some<T: AsRef<str>>(parts: &[T], between: &str, listed: usize) -> String {
     let shown = parts.iter().take(listed).map(AsRef::as_ref).collect::<Vec<_>>().join(between);
     match parts.len().saturating_sub(listed) {
         0 => shown,
@@ -87,7 +77,7 @@ pub(crate) fn some<T: AsRef<str>>(parts: &[T], between: &str, listed: usize) -> 
 }
 
 /// Text on a line, without control characters, cut to `width` characters.
-pub(crate) fn cut(text: &str, width: usize) -> String {
+pub fn cut(text: &str, width: usize) -> String {
     let plain = plain(text);
     if plain.chars().count() <= width {
         return plain.trim_end().to_owned();
@@ -96,7 +86,7 @@ pub(crate) fn cut(text: &str, width: usize) -> String {
 }
 
 /// Text with a space for each control character: what a file holds must not steer the terminal.
-pub(crate) fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 

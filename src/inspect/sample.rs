@@ -10,7 +10,7 @@ use crate::store::{Class, Index, NodeRecord, Reproduces, RunNode, RunRecord, Sto
 
 /// A directory that is removed when dropped, the store in it, and its index. Two iterations of `generate` and
 /// `train`; the second run had another learning rate.
-pub(super) fn store() -> (tempfile::TempDir, Store, Index) {
+pub(crate) fn store() -> (tempfile::TempDir, Store, Index) {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(&folder.path().join("cache")).unwrap();
     let mut index = Index::open(&store).unwrap();
@@ -44,7 +44,7 @@ pub(super) fn store() -> (tempfile::TempDir, Store, Index) {
     (folder, store, index)
 }
 
-pub(super) fn put(store: &Store, kind: &str, files: &[(&str, String)]) -> Digest {
+pub(crate) fn put(store: &Store, kind: &str, files: &[(&str, String)]) -> Digest {
     let blob = |(name, text): &(&str, String)| ((*name).to_owned(), store.put_bytes(text.as_bytes()).unwrap());
     store
         .put_manifest(&crate::store::Manifest { kind: kind.to_owned(), files: files.iter().map(blob).collect() })
@@ -55,7 +55,7 @@ fn map(value: Value) -> Map<String, Value> {
     value.as_object().cloned().unwrap_or_default()
 }
 
-pub(super) fn record(
+pub(crate) fn record(
     run: &str,
     node: &str,
     kind: &str,

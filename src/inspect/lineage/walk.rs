@@ -15,7 +15,7 @@ use crate::store::{Index, NodeRecord, Store, StoreError};
 /// Which way is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Way {
+pub enum Way {
     /// To what something was made of.
     Up,
     /// To what was made of it.
@@ -24,31 +24,35 @@ pub(super) enum Way {
 
 /// What was found.
 #[derive(Debug, Serialize)]
-pub(super) struct Lineage {
-    pub(super) way: Way,
+pub struct Lineage {
+    /// Which way was followed.
+    pub way: Way,
     /// The first items are what was asked for.
-    pub(super) roots: usize,
-    pub(super) items: Vec<Item>,
+    pub roots: usize,
+    /// All of them, by their distance from the roots.
+    pub items: Vec<Item>,
     /// Whether there is more further away than was asked for.
-    pub(super) cut: bool,
+    pub cut: bool,
 }
 
 /// An artifact.
 #[derive(Debug, Serialize)]
-pub(super) struct Item {
-    pub(super) artifact: Digest,
+pub struct Item {
+    /// Its id.
+    pub artifact: Digest,
     /// Its type; absent if it is not in the cache any more.
     #[serde(rename = "type")]
-    pub(super) kind: Option<String>,
-    pub(super) size: Option<u64>,
+    pub kind: Option<String>,
+    /// Bytes; absent with the type.
+    pub size: Option<u64>,
     /// What it is called that comes from outside, such as `dataset:posts`.
-    pub(super) source: Option<String>,
+    pub source: Option<String>,
     /// The work that made it.
-    pub(super) made: Option<Made>,
+    pub made: Option<Made>,
     /// Rows that were followed to it.
-    pub(super) rows: Option<Rows>,
+    pub rows: Option<Rows>,
     /// What it was made of, or what was made of it.
-    pub(super) links: Vec<Link>,
+    pub links: Vec<Link>,
     #[serde(skip)]
     depth: usize,
     #[serde(skip)]
@@ -57,13 +61,19 @@ pub(super) struct Item {
 
 /// The work that made an artifact.
 #[derive(Debug, Serialize)]
-pub(super) struct Made {
-    pub(super) node: String,
-    pub(super) pipeline: String,
-    pub(super) kind: String,
-    pub(super) key: Digest,
-    pub(super) run: String,
-    pub(super) metrics: Map<String, Value>,
+pub struct Made {
+    /// Node name.
+    pub node: String,
+    /// Pipeline name.
+    pub pipeline: String,
+    /// Kind name.
+    pub kind: String,
+    /// The node key.
+    pub key: Digest,
+    /// The run.
+    pub run: String,
+    /// What it measured.
+    pub metrics: Map<String, Value>,
     #[serde(skip)]
     fields: Value,
     #[serde(skip)]
@@ -93,11 +103,11 @@ impl Made {
 
 /// A step from one item to another.
 #[derive(Debug, Serialize)]
-pub(super) struct Link {
+pub struct Link {
     /// The input through which the one enters the other.
-    pub(super) field: String,
+    pub field: String,
     /// The other item, by its place.
-    pub(super) item: usize,
+    pub item: usize,
 }
 
 struct Walker<'a> {
@@ -106,10 +116,12 @@ struct Walker<'a> {
     items: Vec<Item>,
     known: HashMap<(Digest, Follow), usize>,
     open: VecDeque<usize>,
+    /// Items at most.
+    most: usize,
 }
 
 /// Walks from the roots; `depth` is how many steps away is looked.
-pub(super) fn walk(
+pub fn walk(
     store: &Store,
     index: &Index,
     roots: &[Digest],
@@ -117,7 +129,21 @@ pub(super) fn walk(
     follow: &Follow,
     depth: Option<usize>,
 ) -> Result<Lineage, StoreError> {
-    let mut walker = Walker { store, index, items: Vec::new(), known: HashMap::new(), open: VecDeque::new() };
+    walk_some(store, index, roots, way, follow, depth, usize::MAX)
+}
+
+/// As [`walk`], and stops where there are so many items; more of them are as if they were further away.
+pub fn walk_some(
+    store: &Store,
+    index: &Index,
+    roots: &[Digest],
+    way: Way,
+    follow: &Follow,
+    depth: Option<usize>,
+    most: usize,
+) -> Result<Lineage, StoreError> {
+    let (known, open) = (HashMap::new(), VecDeque::new());
+    let mut walker = Walker { store, index, items: Vec::new(), known, open, most };
     let mut cut = false;
     for id in roots {
         let made = walker.maker(id, None)?;
@@ -140,6 +166,10 @@ pub(super) fn walk(
             continue;
         }
         for Next { field, id, made, source, rows, follow } in next {
+            if walker.items.len() >= most && !walker.known.contains_key(&(id, follow.clone())) {
+                cut = true;
+                continue;
+            }
             let item = walker.add(id, made, source, rows, follow, walker.items[at].depth + 1);
             walker.items[at].links.push(Link { field, item });
         }
@@ -226,6 +256,10 @@ impl Walker<'_> {
         let mut next = Vec::new();
         let mut seen = HashSet::new();
         for user in self.index.users(&id) {
+            // One more than there is room for tells that there are more.
+            if next.len() > self.most {
+                break;
+            }
             let Some(record) = self.store.node(&user.key)? else { continue };
             let (artifact, made) = (record.artifact, Made::of(record));
             if artifact == id || !seen.insert((user.field.clone(), artifact)) {

@@ -1,0 +1,222 @@
+//! `sami watch`: a run that another process is at, told as that one tells it.
+
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use super::context::Failure;
+use super::figures::{clock, quoted, seconds};
+use super::progress::Report;
+use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, find};
+use crate::diag::Diagnostic;
+use crate::exec::{self, Event, Follower, Summary, Told};
+use crate::fs;
+use crate::inspect::run;
+use crate::store::{RunRecord, Store};
+
+/// Between two looks at what was written.
+const LOOK: Duration = Duration::from_millis(200);
+/// Between two looks at the run's record, where there are no locks to tell whether it goes on.
+const LOOK_AT_RECORD: Duration = Duration::from_secs(2);
+/// Latest runs among which one that goes on is looked for.
+const LATEST: usize = 200;
+/// Failures from before it was watched that are told.
+const FAILURES: usize = 3;
+
+/// Arguments of `watch`.
+#[derive(Debug, Clone, Args)]
+pub struct WatchArgs {
+    /// Run id, or the beginning of one (default: the latest run that goes on)
+    pub run: Option<String>,
+}
+
+/// What has been seen of a run.
+#[derive(Debug, Default)]
+struct Seen {
+    done: Option<bool>,
+    interrupted: bool,
+    /// Bounds of the budget that were reached.
+    budget: Vec<String>,
+    nodes: usize,
+    ended: usize,
+    failures: Vec<Event>,
+}
+
+impl Seen {
+    fn take(&mut self, event: &Event) {
+        match event {
+            Event::Start { nodes, hits, .. } => (self.nodes, self.ended) = (*nodes, *hits),
+            Event::NodeFinish { .. } | Event::NodeHit { .. } => self.ended += 1,
+            Event::NodeFail { retry: false, .. } => self.failures.push(event.clone()),
+            Event::Interrupt { .. } => self.interrupted = true,
+            Event::Budget { what: told } | Event::NodeRefuse { why: told, .. } => self.budget.push(told.clone()),
+            Event::Done { ok, .. } => self.done = Some(*ok),
+            _ => {}
+        }
+    }
+}
+
+/// Watches a run until it ends.
+pub(super) fn run(context: &Context, args: &WatchArgs) -> CommandResult {
+    let store = Store::open_existing(&context.cache_directory(None)?)?;
+    let record = match &args.run {
+        Some(run) => find::run(&store, run)?,
+        None => latest(&store)?,
+    };
+    let mut follower = match Follower::of(&store, &record.run) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let fault = Diagnostic::error("cli::no-events", format!("run {} left no events", record.run));
+            return Err(fault.help(format!("what is known of it: `sami show {}`", record.run)).into());
+        }
+        follower => follower?,
+    };
+    if context.json() {
+        return pass_on(&store, &record, &mut follower);
+    }
+    let goes_on = record.finished.is_none() && follower.goes_on() != Some(false);
+    let zero = Instant::now().checked_sub(Duration::from_secs_f64(age(&record))).unwrap_or_else(Instant::now);
+    let mut seen = Seen::default();
+    if !goes_on {
+        follower.news(&mut |line| {
+            if let Some(told) = Told::parse(line) {
+                seen.take(&told.event);
+            }
+        })?;
+        return Ok(tell_of_ended(&record, &seen));
+    }
+    let mut report = Report::since(zero, false);
+    // What was there before it was watched is not told again, but for what failed.
+    follower.news(&mut |line| {
+        if let Some(Told { at, event }) = Told::parse(line) {
+            seen.take(&event);
+            report.recall(&event, at.unwrap_or_else(|| age(&record)));
+        }
+    })?;
+    report.line(&format!(
+        "watching run {} of pipeline {}, which began {} ago: {} of {} nodes done",
+        record.run,
+        record.pipeline,
+        seconds(age(&record).floor()),
+        seen.ended,
+        seen.nodes
+    ));
+    for failure in seen.failures.iter().rev().take(FAILURES).rev() {
+        report.tell_failure(failure);
+    }
+    let mut looked = Instant::now();
+    while seen.done.is_none() {
+        // Asked first: what was written before it ended is then read.
+        let goes_on = follower.goes_on();
+        follower.news(&mut |line| {
+            if let Some(Told { event, .. }) = Told::parse(line) {
+                seen.take(&event);
+                report.tell(&event);
+            }
+        })?;
+        let mut ended = goes_on == Some(false);
+        if goes_on.is_none() && looked.elapsed() >= LOOK_AT_RECORD {
+            looked = Instant::now();
+            ended = store.run(&record.run)?.is_none_or(|record| record.finished.is_some());
+        }
+        if ended {
+            break;
+        }
+        if seen.done.is_none() {
+            std::thread::sleep(LOOK);
+        }
+    }
+    let record = store.run(&record.run)?.unwrap_or(record);
+    if seen.done.is_none() && record.finished.is_none() {
+        drop(report);
+        return Ok(tell_of_ended(&record, &seen));
+    }
+    let took = run::took(&record).unwrap_or_else(|| age(&record));
+    let interrupted = seen.interrupted && seen.done != Some(true);
+    let (id, nodes, budget) = (record.run.clone(), record.nodes.clone(), seen.budget.clone());
+    report.end(&Summary { run: id, interrupted, seconds: took, budget, nodes });
+    Ok(code(&record, &seen))
+}
+
+/// The latest run that goes on or, for want of one, the latest.
+fn latest(store: &Store) -> Result<RunRecord, Failure> {
+    let ids = store.run_ids()?;
+    for id in ids.iter().rev().take(LATEST) {
+        if exec::goes_on(store, id) == Some(true)
+            && let Some(record) = store.run(id)?
+            && record.finished.is_none()
+        {
+            return Ok(record);
+        }
+    }
+    find::latest_run(store, |_| true)?.ok_or_else(|| {
+        let fault = Diagnostic::error("cli::no-runs", "there are no runs in this cache");
+        fault.help("`sami run PIPELINE` makes one; `--cache DIR` names another cache").into()
+    })
+}
+
+/// Seconds since a run began.
+fn age(record: &RunRecord) -> f64 {
+    let began = record.started.parse::<jiff::Timestamp>();
+    began.map_or(0.0, |began| (fs::now() - began).as_secs_f64().max(0.0))
+}
+
+/// Says of a run that it goes on no more, and how it ended.
+fn tell_of_ended(record: &RunRecord, seen: &Seen) -> u8 {
+    let report = Report::since(Instant::now(), false);
+    let (id, pipeline) = (&record.run, &record.pipeline);
+    if record.finished.is_none() && seen.done.is_none() {
+        let (ended, nodes) = (seen.ended, seen.nodes);
+        report.line(&format!(
+            "run {id} of pipeline {pipeline} was killed: {ended} of {nodes} nodes were done, and are kept"
+        ));
+        report.line(&format!("`sami run {}` goes on from there", quoted(&record.file)));
+        return FAILED;
+    }
+    let took = run::took(record).map_or_else(String::new, |took| format!(", took {}", seconds(took)));
+    report.line(&format!(
+        "run {id} of pipeline {pipeline} is over: {}, ended {}{took}",
+        run::state(record),
+        clock(record.finished.as_deref().unwrap_or(&record.started)),
+    ));
+    report.line(&format!("look further: sami show {id}"));
+    code(record, seen)
+}
+
+/// The exit code of the run.
+fn code(record: &RunRecord, seen: &Seen) -> u8 {
+    let failed = record.nodes.iter().any(|node| node.state == "failed");
+    match record.ok.or(seen.done) {
+        Some(true) => DONE,
+        _ if seen.interrupted => INTERRUPTED,
+        _ if !failed && !seen.budget.is_empty() => BUDGET,
+        _ => FAILED,
+    }
+}
+
+/// Passes the run's events on to standard output as they stand there, until it ends or no one reads.
+fn pass_on(store: &Store, record: &RunRecord, follower: &mut Follower) -> CommandResult {
+    let mut seen = Seen::default();
+    loop {
+        let goes_on = record.finished.is_none() && follower.goes_on() != Some(false);
+        let mut text = String::new();
+        follower.news(&mut |line| {
+            if let Some(told) = Told::parse(line) {
+                seen.take(&told.event);
+            }
+            text.push_str(line);
+            text.push('\n');
+        })?;
+        let mut stdout = io::stdout().lock();
+        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(DONE),
+            written => written?,
+        }
+        let record = store.run(&record.run)?.unwrap_or_else(|| record.clone());
+        if seen.done.is_some() || !goes_on {
+            return Ok(code(&record, &seen));
+        }
+        drop(stdout);
+        std::thread::sleep(LOOK);
+    }
+}
