@@ -169,6 +169,12 @@ pub const TEST_MLFLOW: Variable = Variable {
     doc: "For tests: a Python that has `mlflow` and what its server needs; a server is started with it and told of runs. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
 };
 
+/// The real `taplo`.
+pub const TEST_TAPLO: Variable = Variable {
+    name: "SAMI_TEST_TAPLO",
+    doc: "For tests: the program `taplo`, which the schemas are tested with. Tests that need it skip with a printed reason without it; `.ci/run` installs it.",
+};
+
 /// How long tests feed the fuzz targets.
 pub const TEST_FUZZ: Variable = Variable {
     name: "SAMI_TEST_FUZZ",
@@ -247,6 +253,12 @@ pub const NO_COLOR: Variable = Variable {
     doc: "Set to anything but the empty string: no colour. Nothing is ever said by colour alone.",
 };
 
+/// Whether words are to be completed.
+pub const COMPLETE: Variable = Variable {
+    name: "SAMI_COMPLETE",
+    doc: "Set by the scripts that `sami completions` prints, to the name of their shell: words are completed instead of carried out.",
+};
+
 /// GPUs that the driver shows.
 pub const VISIBLE: Variable = Variable {
     name: "CUDA_VISIBLE_DEVICES",
@@ -265,6 +277,7 @@ pub const ALL: &[&Variable] = &[
     &LC_CTYPE,
     &LANG,
     &CUDA_VISIBLE_DEVICES,
+    &COMPLETE,
     &HF_HUB_CACHE,
     &HF_HOME,
     &XDG_CACHE_HOME,
@@ -294,6 +307,7 @@ pub const ALL: &[&Variable] = &[
     &TEST_MLFLOW,
     &TEST_KILLS,
     &TEST_FUZZ,
+    &TEST_TAPLO,
     &FAULT,
     &BLESS,
     &BENCH_PYTHON,

@@ -12,6 +12,7 @@
 //! - [`settings`]: `sami.toml`. [`remote`]: artifacts shared in buckets and directories.
 //! - [`archive`]: artifacts in one file.
 //! - [`kinds`]: what each node kind does, on top of those.
+//! - [`schema`]: what editors know of pipelines and `sami.toml`.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
 //! - [`inspect`]: what people ask of a cache. [`plot`]: pictures. [`ui`]: both as a web page.
 //! - [`exec`]: what to run and running it. [`trackers`]: how that goes, told to TensorBoard and MLflow. [`cli`]: what people type and see.
@@ -40,8 +41,9 @@ pub mod pieces;
 pub mod pipeline;
 pub mod plot;
 pub mod remote;
+pub mod schema;
 pub mod secret;
 pub mod settings;
 pub mod store;
-pub mod ui;
 pub mod trackers;
+pub mod ui;

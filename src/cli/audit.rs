@@ -1,15 +1,50 @@
 //! `sami audit`: whether what the cache has comes out again.
 
+use std::path::PathBuf;
+
+use clap::Args;
 use serde_json::json;
 
 use super::context::Failure;
 use super::figures::count;
 use super::find::{self, Found};
 use super::table::Table;
-use super::{AuditArgs, CommandResult, Context, DONE, FAILED, PipelineArgs, context, run};
+use super::{CommandResult, Context, DONE, FAILED, PipelineArgs, context, run};
 use crate::diag::Diagnostic;
 use crate::exec::{self, AuditOptions, Audited, Verdict};
 use crate::store::{Index, NodeRecord, Store};
+
+/// Arguments of `audit`.
+#[derive(Debug, Clone, Args)]
+pub struct AuditArgs {
+    /// Nodes to audit, by name, key or prefix (default: all nodes of the latest run)
+    #[arg(value_name = "NODE")]
+    pub nodes: Vec<String>,
+    /// The run whose nodes are audited: its id or a prefix
+    #[arg(long)]
+    pub run: Option<String>,
+    /// Rows to compute again of a kind whose rows are made one by one
+    #[arg(long, value_name = "K", default_value_t = 10)]
+    pub rows: usize,
+    /// Compute all rows again
+    #[arg(long, conflicts_with = "rows")]
+    pub whole: bool,
+    /// Which rows are sampled
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Compute, too, what may come out otherwise; that it does is no failure then
+    #[arg(long)]
+    pub any: bool,
+    /// Run programs, too, as the `command` nodes of this pipeline say
+    #[arg(long, value_name = "FILE")]
+    pub pipeline: Option<PathBuf>,
+    /// Override a param of that pipeline
+    #[arg(long, value_name = "NAME=VALUE", requires = "pipeline")]
+    pub set: Vec<String>,
+    /// Device to compute on: `cpu` or `cuda:N`
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+}
 
 /// Computes nodes again and compares. What cannot be computed is told at the end; the others are audited all the same.
 pub(crate) fn audit(context: &Context, args: &AuditArgs) -> CommandResult {

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use super::figures::{bytes, clock, count};
 use super::table::Table;
-use super::{CommandResult, Context, DONE, amount, context};
-use crate::fs;
+use super::{CommandResult, Context, DONE, context};
 use crate::store::{Index, Line, Order, Store, Wanted};
+use crate::{amount, fs};
 
 /// Types of artifacts.
 const TYPES: [&str; 7] = ["dataset", "constitutions", "responses", "scores", "model", "evaluation", "files"];
@@ -38,7 +38,7 @@ pub struct LsArgs {
     pub older: Option<jiff::SignedDuration>,
     /// In which order: age (newest first) or size (largest first)
     #[arg(long, value_name = "ORDER", value_parser = order, default_value = "age")]
-    pub sort: crate::store::Order,
+    pub sort: Order,
     /// How many to leave out at the beginning
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub skip: u64,

@@ -12,21 +12,25 @@ mod breakdown;
 mod cache;
 mod check;
 mod checkout;
+mod completions;
 mod context;
 mod dag;
 mod diff;
 mod doctor;
 mod du;
 mod estimate;
+mod explain_error;
 mod find;
 mod forget;
 mod fresh;
 mod gc;
 mod help;
+mod init;
 mod lineage;
 mod live;
 mod logs;
 mod ls;
+mod man;
 mod memo;
 mod metrics;
 mod outcomes;
@@ -41,6 +45,7 @@ mod report;
 mod rows;
 mod run;
 mod runs;
+mod schema;
 mod screen;
 mod selection;
 mod sharing;
@@ -57,8 +62,8 @@ mod worker;
 
 use crate::amount;
 use crate::inspect::figures;
-use context::{CommandResult, Context};
 
+#[cfg(test)]
 #[cfg(test)]
 use crate::inspect::sample;
 use context::{CommandResult, Context};
@@ -180,7 +185,7 @@ pub enum Command {
         run: Option<String>,
     },
     /// Compute again what the cache has, and compare
-    Audit(AuditArgs),
+    Audit(audit::AuditArgs),
     /// Look into the artifact cache
     Cache {
         /// What to do.
@@ -201,8 +206,28 @@ pub enum Command {
     Doctor,
     /// Describe a node kind and its fields, or a command
     Help {
-        /// Node kind, or command such as `run` or `cache gc` (default: list both)
+        /// Node kind, a field of one such as `generate stop`, or command such as `run` or `cache gc` (default: list both)
         topic: Vec<String>,
+    },
+    /// Explain an error by its id: what it means, an example, what to do
+    Explain {
+        /// Id, as in brackets after `error` (default: list all)
+        id: Option<String>,
+    },
+    /// Write a pipeline to start from; asks three questions, or takes flags
+    Init(init::InitArgs),
+    /// Print the JSON Schema of pipelines or of sami.toml, for editors
+    Schema(schema::SchemaArgs),
+    /// Print a shell's script for completion, of names and ids in the cache, too
+    Completions {
+        /// Shell
+        #[arg(value_enum)]
+        shell: completions::Shell,
+    },
+    /// Write man pages
+    Man {
+        /// Directory, made if absent, such as ~/.local/share/man/man1
+        directory: PathBuf,
     },
     /// Execute one attempt (started by the scheduler)
     #[command(hide = true)]
@@ -389,6 +414,51 @@ pub enum CacheCommand {
     },
 }
 
+/// Arguments of `cache forget`.
+#[derive(Debug, Clone, Args)]
+pub struct ForgetArgs {
+    /// Nodes (with all iterations and cells), `PIPELINE/NODE`, pipelines, or the beginnings of ids of runs, artifacts or keys
+    #[arg(required = true)]
+    pub what: Vec<String>,
+    /// Say what would be removed, remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Remove it without asking
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Unpin and forget what is pinned, too
+    #[arg(long)]
+    pub pinned: bool,
+}
+
+/// Arguments of `cache gc`.
+#[derive(Debug, Clone, Args)]
+pub struct GcArgs {
+    /// Say what would be removed, remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Remove it without asking
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Keep what the last N runs of each pipeline used
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub keep_runs: usize,
+    /// Keep what was made within this time, such as 12h, 30d or 8w
+    #[arg(long, value_name = "TIME", value_parser = amount::time)]
+    pub younger: Option<jiff::SignedDuration>,
+    /// Remove what a node had latest, too, if none of those runs had the node
+    #[arg(long)]
+    pub drop_latest: bool,
+    /// Remove more, until the cache is no larger than this, such as 200GB; pins and what runs are using stay
+    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
+    pub keep: Option<u64>,
+    /// What goes first for --keep: price (what costs least to make again, for its size) or age (what was used longest ago)
+    #[arg(long, value_name = "ORDER", value_parser = gc::by, default_value = "price", requires = "keep")]
+    pub by: crate::store::By,
+}
+
+pub use explain_error::{Explanation, all as explanations};
+
 /// Draws findings as text, without colour.
 #[doc(hidden)]
 pub fn draw(findings: &[crate::diag::Diagnostic]) -> String {
@@ -397,6 +467,7 @@ pub fn draw(findings: &[crate::diag::Diagnostic]) -> String {
 
 /// Runs the command line and returns the process's exit code.
 pub fn run() -> ExitCode {
+    completions::answer();
     trace::report_bugs();
     let code = match Cli::try_parse().inspect(|cli| terminal::start(cli.global.plain)) {
         Ok(cli) => match trace::start(&cli.command).and_then(|()| dispatch(&cli)) {
@@ -441,6 +512,11 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Report(args) => report::run(context, args),
         Command::Doctor => doctor::run(context),
         Command::Help { topic } => help::run(context, topic),
+        Command::Explain { id } => explain_error::run(context, id.as_deref()),
+        Command::Init(args) => init::run(context, args),
+        Command::Schema(args) => schema::run(args),
+        Command::Completions { shell } => completions::run(*shell),
+        Command::Man { directory } => man::run(directory),
         Command::Worker { job } => worker::run(job.as_deref()),
     }
 }

@@ -14,6 +14,7 @@ use super::{context, render, terminal};
 use crate::diag::Diagnostic;
 use crate::exec::{Event, Summary};
 use crate::kinds::Progress;
+use crate::secret;
 
 /// Time between two lines that tell how far a node is, and with `--plain`, where each is listened to.
 const BEAT: Duration = Duration::from_secs(10);
@@ -50,6 +51,20 @@ impl Report {
             false => Form::Lines(HashMap::new()),
         };
         Self { form, names: 0 }
+    }
+
+    /// Draws findings that come up while the run goes on.
+    pub(crate) fn complain(&self, findings: &[Diagnostic]) {
+        if !findings.is_empty() {
+            self.line(secret::redact(&render::render(findings)).trim_end());
+        }
+    }
+
+    /// Where a run that is over can be looked at elsewhere.
+    pub(crate) fn shown_at(&self, places: &[String]) {
+        if !matches!(self.form, Form::Json) {
+            places.iter().for_each(|place| self.line(&format!("tracked: {place}")));
+        }
     }
 
     /// Takes what happened `at` some seconds after the run began, before there was anyone to tell.

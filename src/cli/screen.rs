@@ -27,7 +27,7 @@ pub(super) struct Screen {
     pub(super) room: Option<usize>,
     /// Whether all is told in lines of words.
     pub(super) plain: bool,
-    coloured: bool,
+    pub(super) coloured: bool,
 }
 
 /// What becomes of a part of a text.

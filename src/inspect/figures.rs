@@ -1,8 +1,9 @@
 //! Sizes, counts, times and metrics as people read them.
 
 use serde_json::Value;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-pub(crate) use crate::amount::bytes;
+pub use crate::amount::bytes;
 
 /// A count with separators: `12,345`.
 pub fn count(number: u64) -> String {
@@ -76,18 +77,51 @@ pub fn some<T: AsRef<str>>(parts: &[T], between: &str, listed: usize) -> String 
     }
 }
 
-/// Text on a line, without control characters, cut to `width` characters.
-pub fn cut(text: &str, width: usize) -> String {
-    let plain = plain(text);
-    if plain.chars().count() <= width {
-        return plain.trim_end().to_owned();
-    }
-    plain.chars().take(width - 1).chain(['…']).collect()
+/// Columns that a text takes on a terminal: none for letters that join others, two for wide ones.
+pub fn columns(text: &str) -> usize {
+    if text.is_ascii() { text.len() } else { text.width() }
 }
 
-/// Text with a space for each control character: what a file holds must not steer the terminal.
+/// Text on a line, without control characters, cut to `width` columns.
+pub fn cut(text: &str, width: usize) -> String {
+    let plain = plain(text);
+    if columns(&plain) <= width {
+        return plain.trim_end().to_owned();
+    }
+    let mut cut = beginning(plain.chars(), width.saturating_sub(1));
+    cut.push('…');
+    cut
+}
+
+/// As [`cut`], in the middle: the end of a node's name says as much as its beginning.
+pub fn cut_middle(text: &str, width: usize) -> String {
+    let plain = plain(text);
+    if columns(&plain) <= width || width < 3 {
+        return cut(&plain, width);
+    }
+    let tail = (width - 1) / 2;
+    let end = beginning(plain.chars().rev(), tail);
+    let mut cut = beginning(plain.chars(), width - 1 - tail);
+    cut.push('…');
+    cut.extend(end.chars().rev());
+    cut
+}
+
+/// The first letters, as many as `width` columns hold.
+fn beginning(letters: impl Iterator<Item = char>, width: usize) -> String {
+    let mut used = 0;
+    let fits = |letter: &char| {
+        used += letter.width().unwrap_or(0);
+        used <= width
+    };
+    letters.take_while(fits).collect()
+}
+
+/// Text with a space for each control character, and without what turns the direction of others: what a file holds must not
+/// steer the terminal.
 pub fn plain(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
+    let turns = |letter: char| matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|letter| if letter.is_control() || turns(letter) { ' ' } else { letter }).collect()
 }
 
 #[cfg(test)]
@@ -117,6 +151,10 @@ mod tests {
     fn long_lines_are_cut_at_characters_and_controls_do_not_reach_the_terminal() {
         assert_eq!(cut("añb\u{1b}[31m", 10), "añb [31m");
         assert_eq!(cut("äöüäöü", 4), "äöü…");
+        assert_eq!((columns("日本"), cut("日本語日本語", 6)), (4, "日本…".to_owned()));
+        assert_eq!(cut_middle("finetune@1[lr=1e-7,seed=0]", 15), "finetun…seed=0]");
+        assert_eq!([cut_middle("日本語日本語", 6), cut_middle("short", 6)], ["日…語", "short"]);
+        assert_eq!(plain("a\u{202e}b"), "a b");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Kind `constitutions`: principles with their antitheses, and how constitutions are drawn from them.
 
 use indexmap::IndexMap;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -16,7 +17,7 @@ use super::{Cx, NodeError, NodeKind, Outputs, template};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// The fields of kind `constitutions`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConstitutionsKind {
     /// What the principles are for.

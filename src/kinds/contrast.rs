@@ -1,6 +1,7 @@
 //! Principles, the constitutions that are made of them, and the rule by which they are drawn.
 
 use indexmap::IndexMap;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::draw::Draw;
@@ -24,7 +25,7 @@ pub struct Principle {
 }
 
 /// Which constitutions are held against each other.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Contrast {
     /// The first is all positive; each other has at least one antithesis.
@@ -37,7 +38,7 @@ pub enum Contrast {
 }
 
 /// How principles become a text.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// `1. …`, a line each.
@@ -60,7 +61,7 @@ pub struct HoldOut {
 }
 
 /// The part of the combinations that constitutions are drawn from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
     /// Those not held out.

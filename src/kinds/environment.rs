@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
@@ -138,6 +139,20 @@ impl<'de> Deserialize<'de> for Environment {
             }
         }
         deserializer.deserialize_any(Names)
+    }
+}
+
+impl JsonSchema for Environment {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Environment".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["array", "object"],
+            "items": { "type": "string" },
+            "additionalProperties": { "type": ["string", "boolean"], "not": { "const": false } },
+        })
     }
 }
 

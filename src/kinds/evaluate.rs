@@ -1,6 +1,7 @@
 //! Kind `evaluate`: holds models against each other on the same queries, constitutions and seeds.
 
 use indexmap::IndexMap;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -21,7 +22,7 @@ use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 mod validate;
 
 /// Under which of a query's constitutions responses are compared.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compare {
     /// The first.
@@ -32,7 +33,7 @@ pub enum Compare {
 }
 
 /// What a verdict of a model is read off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum By {
     /// The log-probabilities of the two labels.
@@ -42,7 +43,7 @@ pub(super) enum By {
 }
 
 /// In which orders the two responses are shown to a model that judges.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Orders {
     /// Both, one after the other.
@@ -60,7 +61,7 @@ impl Orders {
 }
 
 /// The fields of kind `evaluate`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluate {
     pub(super) candidates: IndexMap<String, Input>,

@@ -1,5 +1,6 @@
 //! What `finetune` trains on, made of datasets and of scored responses.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::policy::response_tokens;
@@ -9,7 +10,7 @@ use crate::lm::train::Example;
 use crate::lm::{Join, Sequence, Tokenizer};
 
 /// Whose responses of a query are trained on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Whose {
     /// Those of all constitutions.

@@ -5,6 +5,7 @@ mod validate;
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -25,7 +26,7 @@ use crate::lm::{Join, Tokenizer, gguf};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// What is minimised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Objective {
     /// Two-sided cross-entropy of the C×C log-probabilities to the identity.
@@ -39,7 +40,7 @@ pub enum Objective {
 }
 
 /// The fields of kind `finetune`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Finetune {
     pub(super) model: Input,
@@ -95,14 +96,19 @@ pub struct Finetune {
     pub(super) join: Join,
     #[serde(default)]
     pub(super) seed: u64,
+    /// With `lm`: template of the text; `{{ text }}` without it.
     #[serde(default)]
     pub(super) text: Option<String>,
+    /// With `sft` or `dpo` on a dataset: template of the prompt.
     #[serde(default)]
     pub(super) prompt: Option<String>,
+    /// With `sft` on a dataset: template of the response.
     #[serde(default)]
     pub(super) response: Option<String>,
+    /// With `dpo` on a dataset: template of the response that is preferred.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) chosen: Option<String>,
+    /// With `dpo` on a dataset: template of the other response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) rejected: Option<String>,
     #[serde(default = "checkpoint_every")]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -19,7 +20,7 @@ use crate::lm::{Finish, SamplingSettings};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// The fields of kind `generate`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Generate {
     pub(super) model: Input,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -109,6 +110,28 @@ impl<'de> Deserialize<'de> for Rule {
             }
         }
         deserializer.deserialize_any(RuleVisitor)
+    }
+}
+
+impl JsonSchema for Rule {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Rule".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["number", "object"],
+            "properties": {
+                "principles": {
+                    "type": ["integer", "array", "string"],
+                    "minimum": 0,
+                    "items": { "type": "string" },
+                    "description": "Names of principles, or how many of the last ones.",
+                },
+            },
+            "required": ["principles"],
+            "additionalProperties": false,
+        })
     }
 }
 

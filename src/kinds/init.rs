@@ -1,5 +1,6 @@
 //! Kind `init`, behind `[models.NAME] init = { … }`: a randomly initialised model with a tokenizer of its own.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -11,7 +12,7 @@ use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 use crate::store::Reproduces;
 
 /// `tokenizer = { … }`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerFields {
     /// The dataset that it is trained on.
@@ -41,7 +42,7 @@ fn is_llama(family: &Family) -> bool {
 }
 
 /// The fields of kind `init`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Init {
     #[serde(default, skip_serializing_if = "is_llama")]

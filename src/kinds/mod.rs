@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -57,7 +58,7 @@ mod versus;
 mod writer;
 
 /// A kind: its typed fields are the implementing struct, whose doc comment is the kind's page.
-pub trait NodeKind: Spec + Serialize + DeserializeOwned + Sized + 'static {
+pub trait NodeKind: Spec + Serialize + DeserializeOwned + JsonSchema + Sized + 'static {
     /// The name after `kind =`.
     const NAME: &'static str;
     /// Raised when equal inputs would give other outputs.
@@ -96,6 +97,8 @@ pub struct Entry {
     reproduces: fn(&dyn Spec, &Setting<'_>) -> Option<Reproduces>,
     /// The input whose rows the node's rows are made from one by one, if they are.
     pub rows_of: Option<&'static str>,
+    /// The JSON Schema of the kind's own fields, made of the type that reads them.
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
 }
 
 impl Entry {
@@ -124,6 +127,7 @@ impl Entry {
                 spec.downcast_ref::<K>().map(|kind| kind.reproduces(given))
             },
             rows_of: K::ROWS_OF,
+            schema: K::json_schema,
         }
     }
 

@@ -3,13 +3,16 @@
 use std::fmt;
 
 use indexmap::IndexMap;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Value, json};
 
 /// A principle as written; either text may be missing.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(transform = with_weak)]
 pub struct Draft {
     /// What a response that follows the principle is like.
     #[serde(default, alias = "weak")]
@@ -51,7 +54,7 @@ enum Item {
 }
 
 /// A pair of whole constitutions in the authors' schema.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct Pair {
     positive: String,
     negative: String,
@@ -59,7 +62,7 @@ struct Pair {
 }
 
 /// Which principle, in which polarity, each line of a pair is: `pos concise`, `neg concise`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct Identifiers {
     positive: Vec<String>,
     negative: Vec<String>,
@@ -154,6 +157,30 @@ impl<'de> Deserialize<'de> for Principles {
             }
         }
         deserializer.deserialize_any(PrinciplesVisitor)
+    }
+}
+
+/// `weak`, as the authors' files call it, is another name of `definition`.
+fn with_weak(schema: &mut Schema) {
+    if let Some(Value::Object(fields)) = schema.get_mut("properties") {
+        let definition = fields.get("definition").cloned().unwrap_or_default();
+        fields.insert("weak".to_owned(), definition);
+    }
+}
+
+impl JsonSchema for Principles {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Principles".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut item = generator.subschema_for::<Pair>();
+        item.insert("type".to_owned(), json!(["string", "object"]));
+        json_schema!({
+            "type": ["object", "array"],
+            "additionalProperties": generator.subschema_for::<Draft>(),
+            "items": item,
+        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Kind `probe`: whether a model tells each principle from its antithesis, before anything is trained on the difference.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -18,7 +19,7 @@ use crate::lm::{Join, SamplingSettings};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
 /// The fields of kind `probe`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Probe {
     model: Input,

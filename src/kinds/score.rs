@@ -1,5 +1,6 @@
 //! Kind `score`: the log-probability of every response of a query under every constitution of it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -17,7 +18,7 @@ use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 use crate::store::{Reproduces, Tolerance};
 
 /// The fields of kind `score`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[expect(clippy::struct_field_names, reason = "the fields are named as the file names them")]
 pub struct Score {

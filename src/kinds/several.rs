@@ -3,8 +3,10 @@
 use std::fmt;
 
 use indexmap::IndexMap;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::json;
 
 use super::check::input;
 use super::{Cx, InputArtifact, NodeError};
@@ -93,6 +95,29 @@ impl<'de> Deserialize<'de> for Several {
             }
         }
         deserializer.deserialize_any(SeveralVisitor)
+    }
+}
+
+impl JsonSchema for Several {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Several".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        // Names, or the keys of one input: never both.
+        let of_one = json!([{ "required": ["from"] }, { "required": ["skip"] }, { "required": ["take"] }]);
+        json_schema!({
+            "type": ["string", "object"],
+            "minProperties": 1,
+            "properties": {
+                "from": { "type": "string", "description": "The name of a dataset or a node." },
+                "skip": { "type": "integer", "minimum": 0, "description": "Rows to leave out at the start." },
+                "take": { "type": "integer", "minimum": 0, "description": "Rows to take after those; all without it." },
+            },
+            "additionalProperties": generator.subschema_for::<Input>(),
+            "if": { "type": "object", "anyOf": of_one },
+            "then": { "required": ["from"], "propertyNames": { "enum": ["from", "skip", "take"] } },
+        })
     }
 }
 

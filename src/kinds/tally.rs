@@ -1,6 +1,7 @@
 //! Kind `tally`: win rates of verdicts that were given elsewhere.
 
 use indexmap::IndexMap;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -12,7 +13,7 @@ use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 use crate::store::Reproduces;
 
 /// The fields of kind `tally`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tally {
     verdicts: Input,

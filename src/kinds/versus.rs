@@ -1,12 +1,13 @@
 //! How a candidate did against another one: every win rate with its interval.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::stats::{Controlled, Interval, Paired, Trials, balanced, bootstrap, wald, wilson};
 
 /// What a comparison counts that nobody won.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Ties {
     /// Half a win.

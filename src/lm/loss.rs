@@ -10,12 +10,13 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 use candle_nn::ops::log_softmax;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::LmError;
 
 /// Which contrasts of the matrix count.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sides {
     /// Both, with equal weight.
@@ -28,7 +29,7 @@ pub enum Sides {
 }
 
 /// How a response's token log-probabilities become one number.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LengthNorm {
     /// Their mean: nats per token.

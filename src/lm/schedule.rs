@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -24,7 +25,7 @@ pub struct Schedule {
 }
 
 /// Steps that a shape is stretched over, however many are done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "a number of steps, or \"epoch\"")]
 pub enum Span {
     /// So many.
@@ -34,7 +35,7 @@ pub enum Span {
 }
 
 /// Spans with a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SpanName {
     /// The steps in which every example comes up once; a last one of fewer examples does not count.
@@ -59,13 +60,18 @@ impl Schedule {
     }
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Table {
+    /// Shape after the warm-up.
     name: ScheduleName,
+    /// Steps over which the rate rises to its value.
     warmup: u64,
+    /// Share of the rate left at the end.
     floor: f64,
+    /// The warm-up begins at 0, so that the first step does nothing.
     from_zero: bool,
+    /// Steps that the shape is stretched over, or `epoch`; those of the run without it.
     span: Option<Span>,
 }
 
@@ -96,13 +102,26 @@ impl<'de> Deserialize<'de> for Schedule {
     }
 }
 
+impl JsonSchema for Schedule {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Schedule".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = generator.subschema_for::<Table>();
+        schema.insert("type".to_owned(), serde_json::json!(["object", "string"]));
+        schema.insert("pattern".to_owned(), "^authors-2024$".into());
+        schema
+    }
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
 fn is_false(flag: &bool) -> bool {
     !*flag
 }
 
 /// Shapes of the learning rate over the steps.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleName {
     /// Stays.

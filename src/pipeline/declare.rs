@@ -17,10 +17,15 @@ use super::{KindSpec, ModelSource, overlay, params};
 use crate::diag::Diagnostic;
 
 /// The format that this version reads.
-const SCHEMA: i64 = 1;
+pub(super) const SCHEMA: i64 = 1;
 /// More iterations than this are a slip of the pen.
-const MOST_ITERATIONS: i64 = 100_000;
-const KEYS: &[&str] = &["schema", "name", "description", "params", "models", "datasets", "nodes", "loop", "when"];
+pub(super) const MOST_ITERATIONS: i64 = 100_000;
+/// The keys of the file.
+pub(super) const KEYS: &[&str] =
+    &["schema", "name", "description", "params", "models", "datasets", "nodes", "loop", "when"];
+
+/// The keys of `[loop]`.
+pub(super) const LOOP_KEYS: &[&str] = &["times", "carry", "nodes"];
 
 /// What a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -331,7 +336,7 @@ impl Reader<'_> {
                 entry.key_span,
                 "unknown key",
             );
-            self.findings.add(unknown(finding, &key, "key", ["times", "carry", "nodes"]));
+            self.findings.add(unknown(finding, &key, "key", LOOP_KEYS.iter().copied()));
         }
     }
 }

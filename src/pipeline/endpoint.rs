@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -15,7 +16,7 @@ use crate::endpoint::{Calling, Endpoint, OMITTABLE, OPENAI, OWN_FIELDS, Price, b
 use crate::env;
 
 /// Keys that only endpoints have.
-const KEYS: &[&str] = &[
+pub(super) const KEYS: &[&str] = &[
     "base_url",
     "api_key_env",
     "requests_per_minute",
@@ -34,20 +35,32 @@ const MOST_AT_ONCE: usize = 256;
 const LONGEST: f64 = 86_400.0;
 const MOST_RETRIES: u32 = 1000;
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, Default, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct EndpointTable {
+pub(super) struct EndpointTable {
+    /// `openai:MODEL`: a model behind an HTTP endpoint of OpenAI's form.
     source: String,
+    /// What `/chat/completions` is put after; OpenAI's own without it.
     base_url: Option<String>,
+    /// Name of the environment variable with the key; never the key itself.
     api_key_env: Option<String>,
+    /// Calls a minute at most, by each node for itself.
     requests_per_minute: Option<u32>,
+    /// Tokens a minute at most, of prompts and answers together, by each node for itself.
     tokens_per_minute: Option<u64>,
+    /// Calls at once; 4 without it.
     concurrency: Option<usize>,
+    /// Seconds for one call; 120 without it.
     timeout: Option<f64>,
+    /// How often a call that failed is made again; 8 without it.
     retries: Option<u32>,
+    /// What a million tokens cost, for estimates and the metric `cost`.
     price: Option<Price>,
+    /// Further fields of each request's body, such as `{ top_k = 1 }`.
     extra: Map<String, Value>,
+    /// Which of `temperature`, `top_p`, `stop` and `seed` are left out of each request's body.
     omit: Vec<String>,
+    /// What the body's field for the most tokens is called; `max_tokens` without it.
     max_tokens_field: Option<String>,
 }
 

@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -13,7 +14,7 @@ use serde_json::Value;
 use super::tree::Tree;
 
 /// What an artifact is, hence which inputs it fits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ArtifactType {
     /// `rows.jsonl`: an object per line, each with a unique `id`.
@@ -123,6 +124,25 @@ impl<'de> Deserialize<'de> for Input {
             }
         }
         deserializer.deserialize_any(InputVisitor)
+    }
+}
+
+impl JsonSchema for Input {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Input".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["string", "object"],
+            "properties": {
+                "from": { "type": "string", "description": "The name of a model, a dataset or a node." },
+                "skip": { "type": "integer", "minimum": 0, "description": "Rows to leave out at the start." },
+                "take": { "type": "integer", "minimum": 0, "description": "Rows to take after those; all without it." },
+            },
+            "required": ["from"],
+            "additionalProperties": false,
+        })
     }
 }
 

@@ -34,6 +34,7 @@ mod quick;
 mod random;
 mod reference;
 mod rows;
+mod shape;
 mod source;
 mod tolerance;
 pub mod tree;
@@ -46,6 +47,7 @@ use findings::Findings;
 use include::Includer;
 
 pub use kind::{ArtifactType, Input, InputField, KindSpec, Problem, Spec};
+pub use shape::{Shapes, shapes};
 pub use tolerance::Tolerance;
 
 /// A pipeline, expanded: no expression, loop or matrix is left, every reference is resolved.
@@ -150,7 +152,7 @@ pub enum Target {
 }
 
 /// `run = { … }`: how a node is executed. Never in the key.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunFields {
     /// `auto`, `cpu` or `cuda:N`.

@@ -14,7 +14,7 @@ use crate::diag::{Diagnostic, Source};
 type Table = IndexMap<String, Entry>;
 
 /// The tables that an overlay may have, besides `remove`.
-const KEYS: &[&str] = &["params", "models", "datasets", "nodes", "loop", "remove"];
+pub(super) const KEYS: &[&str] = &["params", "models", "datasets", "nodes", "loop", "remove"];
 /// The tables whose entries share one set of names.
 const GROUPS: &[&[&str]] = &[&["models"], &["datasets"], &["nodes"], &["loop", "nodes"]];
 /// What says where a dataset's rows come from.

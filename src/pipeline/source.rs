@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::findings::Findings;
@@ -12,14 +13,17 @@ use super::{ModelSource, Origin, endpoint};
 use crate::diag::Diagnostic;
 use crate::hub::{Repo, RepoKind};
 
-mod dataset;
+pub(super) mod dataset;
 pub(super) use dataset::dataset;
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, Default, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct ModelTable {
+pub(super) struct ModelTable {
+    /// A directory with `config.json`, `tokenizer.json` and `*.safetensors`; or `hf:REPO`, `hf:REPO@REVISION`; or `gguf:FILE`; or `openai:MODEL`, an endpoint.
     source: Option<String>,
+    /// `f32`, `bf16` or `f16`; what the checkpoint says without it.
     dtype: Option<String>,
+    /// With `gguf:`: a `tokenizer.json` to use instead of what the file says.
     tokenizer: Option<String>,
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -56,5 +57,23 @@ impl<'de> Deserialize<'de> for Tolerance {
             }
         }
         deserializer.deserialize_any(ToleranceVisitor)
+    }
+}
+
+impl JsonSchema for Tolerance {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Tolerance".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["number", "object"],
+            "minimum": 0,
+            "properties": {
+                "relative": { "type": "number", "minimum": 0, "description": "In parts of the earlier number." },
+                "absolute": { "type": "number", "minimum": 0, "description": "In itself." },
+            },
+            "additionalProperties": false,
+        })
     }
 }

@@ -152,7 +152,7 @@ impl Tree {
     }
 
     /// A tree of a JSON value, all of it at one place. Errs with what has no counterpart in TOML.
-    pub(super) fn of_json(value: Value, span: &Range<usize>) -> Result<Self, &'static str> {
+    pub(crate) fn of_json(value: Value, span: &Range<usize>) -> Result<Self, &'static str> {
         let value = match value {
             Value::Null => return Err("null, or a number that is not finite"),
             Value::Bool(flag) => TreeValue::Boolean(flag),

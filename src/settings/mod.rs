@@ -21,6 +21,7 @@ mod trackers;
 mod url;
 
 pub use remote::{Push, RemoteSettings};
+pub use section::{Form, TableForm};
 pub use trackers::{MlflowSettings, TensorboardSettings};
 pub use url::{Place, parse_url};
 
@@ -30,6 +31,18 @@ use section::Section;
 const MOST_BYTES: u64 = 1 << 20;
 /// The tables and keys that there are.
 const SECTIONS: [&str; 3] = ["mlflow", "remote", "tensorboard"];
+/// Those that are or may be tables.
+const TABLES: [&str; 2] = ["mlflow", "remote"];
+
+/// The tables that there are, as what reads them asks for their keys.
+pub fn forms() -> Vec<TableForm> {
+    let form = |name: &str| {
+        let mut section = Section::new("sami.toml", "", name, 0..0, DeTable::new());
+        Settings::default().take(&mut section, name);
+        section.form()
+    };
+    TABLES.into_iter().map(form).collect()
+}
 
 /// What `sami.toml` says. Without one, nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -88,7 +101,7 @@ impl Settings {
             match (name_of.as_str(), value) {
                 ("remote", DeValue::Table(table)) => {
                     let mut section = Section::new(name, text, "remote", span, table);
-                    settings.remote = remote::take(&mut section);
+                    settings.take(&mut section, "remote");
                     faults.extend(section.finish());
                 }
                 ("tensorboard", value) => match trackers::tensorboard((name, text), &span, &value) {
@@ -100,7 +113,7 @@ impl Settings {
                         DeValue::Table(table) => Section::new(name, text, "mlflow", span, table),
                         url => Section::short(name, text, "mlflow", span, ("url", url)),
                     };
-                    settings.mlflow = trackers::mlflow(&mut section);
+                    settings.take(&mut section, "mlflow");
                     faults.extend(section.finish());
                 }
                 ("mlflow", _) => faults.push(
@@ -130,6 +143,14 @@ impl Settings {
             }
         }
         if faults.is_empty() { Ok(settings) } else { Err(faults) }
+    }
+
+    /// Reads a table of [`TABLES`].
+    fn take(&mut self, section: &mut Section<'_>, name: &str) {
+        match name {
+            "mlflow" => self.mlflow = trackers::mlflow(section),
+            _ => self.remote = remote::take(section),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A table of `sami.toml`: its keys are taken one by one, and what is left over is unknown.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
@@ -11,6 +11,30 @@ use crate::diag::{Diagnostic, Source, did_you_mean};
 /// What a key looks like that should not be in a file.
 const SECRET: [&str; 7] = ["secret", "password", "passwd", "token", "credential", "access_key", "private"];
 
+/// What the value of a key is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Form {
+    /// A text that is not empty.
+    Text,
+    /// `true` or `false`.
+    Flag,
+    /// A whole number.
+    Number(RangeInclusive<u64>),
+    /// One of several words.
+    Word(Vec<String>),
+}
+
+/// A table as its reader asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableForm {
+    /// Its name.
+    pub name: String,
+    /// Its keys, in the order in which they are asked for.
+    pub keys: Vec<(String, Form)>,
+    /// Those that must be there.
+    pub required: Vec<String>,
+}
+
 /// A table whose keys are taken one by one.
 pub(super) struct Section<'a> {
     name: &'a str,
@@ -19,6 +43,8 @@ pub(super) struct Section<'a> {
     span: Range<usize>,
     entries: BTreeMap<String, (Range<usize>, Range<usize>, DeValue<'a>)>,
     known: Vec<&'static str>,
+    forms: BTreeMap<&'static str, Form>,
+    lacking: Vec<String>,
     faults: Vec<Diagnostic>,
 }
 
@@ -48,7 +74,8 @@ impl<'a> Section<'a> {
             (key.into_inner().into_owned(), (at, value_at, value.into_inner()))
         };
         let entries = table.into_iter().map(entry).collect();
-        Self { name, file, text, span, entries, known: Vec::new(), faults: Vec::new() }
+        let (known, forms, lacking, faults) = (Vec::new(), BTreeMap::new(), Vec::new(), Vec::new());
+        Self { name, file, text, span, entries, known, forms, lacking, faults }
     }
 
     /// What is written in place of a table: the value of one of its keys.
@@ -60,7 +87,8 @@ impl<'a> Section<'a> {
         (key, value): (&str, DeValue<'a>),
     ) -> Self {
         let entries = BTreeMap::from([(key.to_owned(), (span.clone(), span.clone(), value))]);
-        Self { name, file, text, span, entries, known: Vec::new(), faults: Vec::new() }
+        let (known, forms, lacking, faults) = (Vec::new(), BTreeMap::new(), Vec::new(), Vec::new());
+        Self { name, file, text, span, entries, known, forms, lacking, faults }
     }
 
     /// Whether nothing was found wrong so far.
@@ -80,14 +108,25 @@ impl<'a> Section<'a> {
         self.faults.push(fault.label(&source, at.clone(), ""));
     }
 
-    fn take(&mut self, key: &'static str) -> Option<(Range<usize>, DeValue<'a>)> {
+    /// What was asked for.
+    pub(super) fn form(&self) -> TableForm {
+        let keys = self.known.iter().map(|key| ((*key).to_owned(), self.forms[key].clone())).collect();
+        TableForm { name: self.name.to_owned(), keys, required: self.lacking.clone() }
+    }
+
+    fn take(&mut self, key: &'static str, form: Form) -> Option<(Range<usize>, DeValue<'a>)> {
         self.known.push(key);
+        self.forms.insert(key, form);
         self.entries.remove(key).map(|(_, at, value)| (at, value))
     }
 
     /// A text that is not empty.
     pub(super) fn text(&mut self, key: &'static str) -> Option<(String, Range<usize>)> {
-        let (at, value) = self.take(key)?;
+        self.text_of(key, Form::Text)
+    }
+
+    fn text_of(&mut self, key: &'static str, form: Form) -> Option<(String, Range<usize>)> {
+        let (at, value) = self.take(key, form)?;
         match value {
             DeValue::String(text) if !text.trim().is_empty() => Some((text.into_owned(), at)),
             _ => {
@@ -99,7 +138,7 @@ impl<'a> Section<'a> {
 
     /// `true` or `false`.
     pub(super) fn flag(&mut self, key: &'static str) -> Option<bool> {
-        let (at, value) = self.take(key)?;
+        let (at, value) = self.take(key, Form::Flag)?;
         match value {
             DeValue::Boolean(flag) => Some(flag),
             _ => {
@@ -110,8 +149,8 @@ impl<'a> Section<'a> {
     }
 
     /// A whole number in a range.
-    pub(super) fn number(&mut self, key: &'static str, range: std::ops::RangeInclusive<u64>) -> Option<u64> {
-        let (at, value) = self.take(key)?;
+    pub(super) fn number(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Option<u64> {
+        let (at, value) = self.take(key, Form::Number(range.clone()))?;
         let number = match &value {
             DeValue::Integer(number) => u64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok(),
             _ => None,
@@ -126,7 +165,8 @@ impl<'a> Section<'a> {
 
     /// One of several words, by its number.
     pub(super) fn word(&mut self, key: &'static str, words: &[&str]) -> Option<usize> {
-        let (text, at) = self.text(key)?;
+        let form = Form::Word(words.iter().map(|word| (*word).to_owned()).collect());
+        let (text, at) = self.text_of(key, form)?;
         let found = words.iter().position(|word| *word == text);
         if found.is_none() {
             let list = words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or ");
@@ -141,6 +181,7 @@ impl<'a> Section<'a> {
 
     /// Says that the table lacks a key.
     pub(super) fn lacks(&mut self, key: &str, help: &str) {
+        self.lacking.push(key.to_owned());
         let source = shown(self.file, self.text, None);
         let what = format!("`[{}]` has no `{key}`", self.name);
         let end = self.text[self.span.start..].find('\n').map_or(self.text.len(), |line| self.span.start + line);

@@ -18,10 +18,12 @@ mod batch;
 mod catch_up;
 mod edges;
 mod forget;
+mod glimpse;
 mod insert;
 mod list;
 mod restore;
 
+pub use glimpse::Glimpse;
 pub use list::{Line, Lines, Maker, Order, Wanted};
 
 pub(super) use edges::objects;

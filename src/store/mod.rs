@@ -73,7 +73,7 @@ pub use error::StoreError;
 pub use fresh::Fresh;
 pub use gc::{Budget, By, Class as GcClass, Forgetting, Garbage, Going, Plan as GcPlan, Room, Roots, Selection};
 pub use health::{Health, Stamps};
-pub use index::{Index, Line, Lines, Maker, Order, Wanted};
+pub use index::{Glimpse, Index, Line, Lines, Maker, Order, Wanted};
 pub use live::Sharing;
 pub use lock::KeyLock;
 pub use preview::{Preview, Tensor, preview, tensors};

@@ -147,10 +147,21 @@ fn errors_page() {
     let ids = error_ids();
     assert!(ids.len() > 20, "the scan for error ids found only {}", ids.len());
     let mut page = String::from(
-        "# Errors\n\nMade from the source by the tests. Each error prints its id, the place, and what to do; here stands what each id says.\n\n| id | says |\n|---|---|\n",
+        "# Errors\n\nMade from the source by the tests. Each error prints its id, the place, and what to do; here stands what each id says,\nand below what it means, an example, and what to do (`sami explain ID`).\n\n| id | says |\n|---|---|\n",
     );
-    for (id, title) in ids {
-        page.push_str(&format!("| `{id}` | {title} |\n"));
+    for (id, title) in &ids {
+        page.push_str(&format!("| [`{id}`](#{}) | {title} |\n", id.replace("::", "")));
+    }
+    let explained: BTreeMap<&str, cli::Explanation> = cli::explanations().map(|one| (one.id, one)).collect();
+    let (known, told): (Vec<&str>, Vec<&str>) =
+        (ids.keys().map(String::as_str).collect(), explained.keys().copied().collect());
+    assert_eq!(known, told, "each id of the source is explained in src/cli/explain_error/, and nothing else is");
+    for (id, one) in explained {
+        let language = if one.language == "text" { "text" } else { "toml" };
+        page.push_str(&format!(
+            "\n## `{id}`\n\n{}\n\n```{language}\n{}\n```\n\n{}\n",
+            one.meaning, one.example, one.fix
+        ));
     }
     check_made("docs/errors.md", &page);
 }

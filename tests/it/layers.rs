@@ -24,6 +24,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("hub", &["diag", "env", "fs", "secret"]),
     ("endpoint", &["diag", "env", "fs", "secret"]),
     ("kinds", &["depth", "diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "store", "lm", "endpoint"]),
+    ("schema", &["kinds", "pipeline", "settings"]),
     (
         "exec",
         &[

@@ -18,6 +18,7 @@ mod cuda;
 mod diff;
 mod docs;
 mod doctor;
+mod editor;
 mod endpoint;
 mod endpoint_run;
 mod endpoint_server;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use indexmap::IndexMap;
 use minijinja::Value as Context;
 use regex::{Regex, RegexBuilder};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::kinds::NodeError;
@@ -13,7 +14,7 @@ use crate::kinds::template::{self, Template};
 use crate::pipeline::Problem;
 
 /// `rules = { … }`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rules {
     /// How a response shows that it follows a principle, by the principle's name.
@@ -24,7 +25,7 @@ pub struct Rules {
 }
 
 /// The checks of a principle.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Sides {
     /// Holds if the response follows the definition.
@@ -34,7 +35,7 @@ pub struct Sides {
 }
 
 /// A check on a text: every part that is given must hold.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Check {
     /// Words or phrases of which at least one is there.

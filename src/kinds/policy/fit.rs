@@ -1,5 +1,6 @@
 //! Prompts that are longer than the model's positions.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Pair;
@@ -7,7 +8,7 @@ use crate::kinds::NodeError;
 use crate::lm::{Model, Sequence, Tokenizer};
 
 /// What happens to a prompt that is longer than the model's positions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(in crate::kinds) enum TooLong {
     /// An error that names the row.

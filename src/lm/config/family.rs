@@ -1,11 +1,12 @@
 //! The families of models, and what each has without its `config.json` saying so.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::lm::LmError;
 
 /// A family of models: what `config.json` calls `model_type`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
     /// Llama 1 to 3, and the many that have its form.

@@ -1,9 +1,10 @@
 //! Direct preference optimisation: a response that should be likelier than another one, each measured from a reference.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Under which of a query's constitutions its own responses are preferred to the others.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Directions {
     /// Each.

@@ -9,6 +9,7 @@ mod update;
 use std::collections::BTreeMap;
 
 use candle_core::{Tensor, Var};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::moments::Moments;
@@ -18,7 +19,7 @@ use super::LmError;
 use super::random::{Stream, hash};
 
 /// `optimizer = { … }`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OptimizerSettings {
     /// `adamw` or `rmsprop`.
@@ -47,7 +48,7 @@ pub struct OptimizerSettings {
 }
 
 /// Optimisers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerName {
     /// Loshchilov and Hutter 2019.

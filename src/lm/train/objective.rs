@@ -1,6 +1,7 @@
 //! What is minimised, on numbers alone: from the log-probabilities of a step's sequences to the loss and its slope.
 
 use candle_core::{Device, Var};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::super::LmError;
@@ -37,7 +38,7 @@ pub enum Objective {
 }
 
 /// Which sequences a KL term is taken over.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum KlOver {
     /// All cells of the matrix.

@@ -1,5 +1,6 @@
 //! How to train.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::super::adapter::LoraSettings;
@@ -105,7 +106,7 @@ fn is_one(number: &usize) -> bool {
 }
 
 /// A step's examples in equal parts, in their order, and whose gradient moves the weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Accumulation {
     /// How many parts; each one's gradient is divided by that.
@@ -116,7 +117,7 @@ pub struct Accumulation {
 }
 
 /// Parts of a step whose gradients are kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kept {
     /// All: the gradient is that of the step's mean loss.
@@ -140,7 +141,7 @@ impl Accumulation {
 }
 
 /// What parameters are rounded to after each update.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Weights {
     /// Not at all: they are f32.
@@ -158,7 +159,7 @@ impl Weights {
 }
 
 /// A type that passes compute in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Compute {
     /// 24 bits of mantissa.

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::diag::{Diagnostic, did_you_mean};
@@ -16,42 +17,55 @@ use crate::pipeline::tree::{Tree, from_tree};
 /// A template dataset larger than this is a slip of the pen.
 const MOST_ROWS: u64 = 100_000_000;
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize, Default, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-struct DatasetTable {
+pub(in crate::pipeline) struct DatasetTable {
+    /// A `.jsonl`, `.json`, `.csv`, `.txt` or `.parquet` file, all but the last also packed as `.gz`; or `hf:datasets/REPO`.
     source: Option<String>,
+    /// Rows that are made of a seeded template, instead of `source`.
     make: Option<Make>,
+    /// Template of the row's id; without it the field `id`, or else the row's number from 0.
     id: Option<String>,
+    /// Of rows with one id the first is kept; without it they are an error.
     unique: bool,
+    /// Seed: shuffles the rows.
     shuffle: Option<u64>,
+    /// Rows left out at the start.
     skip: u64,
+    /// Rows taken after those; all without it.
     take: Option<u64>,
+    /// With `hf:datasets/…`: which split; `train` without it.
     split: Option<String>,
+    /// With `hf:datasets/…`: which configuration.
     config: Option<String>,
+    /// With `hf:datasets/…`: names of files, one or a list; `*` and `**` stand for anything.
     data_files: Option<OneOrMore>,
 }
 
 /// A text, or a list of some.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum OneOrMore {
     One(String),
     More(Vec<String>),
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Make {
+    /// How many rows.
     rows: u64,
+    /// Seed of the random numbers.
     #[serde(default)]
     seed: u64,
+    /// Template of a row's JSON object; it has `row` and `choose`, `sample`, `shuffle`, `chance`, `between`.
     template: String,
 }
 
 const OWN_KEYS: &[&str] =
     &["source", "make", "id", "unique", "shuffle", "skip", "take", "split", "config", "data_files"];
 /// Keys that say which rows of a repository are meant.
-const OF_THE_HUB: [&str; 3] = ["split", "config", "data_files"];
+pub(in crate::pipeline) const OF_THE_HUB: [&str; 3] = ["split", "config", "data_files"];
 
 fn is_dataset(repo: Repo) -> Result<Repo, String> {
     match repo.kind {

@@ -1,0 +1,227 @@
+//! Schemas in the real taplo, completions in real shells, man pages in groff, and what `init` writes, run.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use sami::env;
+
+use crate::sandbox::Sandbox;
+
+/// Whether a program is there.
+fn has(program: &str) -> bool {
+    let mut run = Command::new(program);
+    run.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    run.status().is_ok_and(|status| status.success())
+}
+
+macro_rules! need {
+    ($program:expr) => {
+        if !has($program) {
+            println!("skipped: there is no `{}` here", $program);
+            return;
+        }
+    };
+}
+
+/// What taplo says of a file under a schema: nothing if all is well.
+fn lint(taplo: &str, schema: &Path, file: &Path) -> String {
+    let url = format!("file://{}", schema.display());
+    let lint = Command::new(taplo)
+        .args(["lint", "--schema", &url])
+        .arg(file)
+        .current_dir(file.parent().expect("it is in a directory"))
+        .stdin(Stdio::null())
+        .output()
+        .expect("taplo starts");
+    if lint.status.success() { String::new() } else { String::from_utf8_lossy(&lint.stderr).into_owned() + "failed" }
+}
+
+#[test]
+fn taplo_takes_what_is_shipped_and_refuses_what_is_wrong() {
+    let Some(taplo) = env::TEST_TAPLO.get().filter(|taplo| has(taplo)) else {
+        println!("skipped: SAMI_TEST_TAPLO names no taplo");
+        return;
+    };
+    let project = Sandbox::new();
+    project.sami(&["schema", "-o", "s.json"]).exits(0);
+    let schema = project.path("s.json");
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines");
+    let mut seen = 0;
+    for entry in fs_err::read_dir(shipped).expect("is there") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            assert_eq!(lint(&taplo, &schema, &path), "", "{}", path.display());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 6, "{seen} pipelines");
+    let node = |more: &str| format!("[nodes.a]\nkind = \"command\"\nprogram = \"true\"\n{more}\n");
+    let wrong = [
+        (node("argz = []"), "argz"),
+        (node("args = 3"), "3"),
+        (node("run = { thread = 2 }"), "thread"),
+        (node("run = { threads = -2 }"), "-2"),
+        (node("matrix = { seed = 3 }"), "3"),
+        ("[nodes.a]\nkind = \"comand\"\n".to_owned(), "comand"),
+        ("[nodes.a]\nkind = \"command\"\n".to_owned(), "program"),
+        ("[nodes.a]\nprogram = \"true\"\n".to_owned(), "kind"),
+        ("[node.a]\nkind = \"command\"\n".to_owned(), "node"),
+        ("schema = 2\n".to_owned(), "2"),
+        ("[models.m]\nsource = \"x\"\ndtype = \"f8\"\n".to_owned(), "f8"),
+        ("[models.m]\nsource = \"x\"\nprice = { input = 1, output = 1 }\n".to_owned(), "price"),
+        ("[datasets.d]\nsource = \"x\"\nunqiue = true\n".to_owned(), "true"),
+        ("[loop.nodes.a]\nkind = \"command\"\nprogram = \"x\"\n".to_owned(), "times"),
+    ];
+    for (at, (text, named)) in wrong.iter().enumerate() {
+        let name = format!("w{at}.toml");
+        project.write(&name, text);
+        let said = lint(&taplo, &schema, &project.path(&name));
+        assert!(said.contains(named), "{text}\n{said}");
+    }
+    project.sami(&["schema", "project", "-o", "project.json"]).exits(0);
+    project.write("settings.toml", "[remote]\nurl = \"file:///x\"\npull = true\n");
+    let schema = project.path("project.json");
+    assert_eq!(lint(&taplo, &schema, &project.path("settings.toml")), "");
+    project.write("settings.toml", "[remote]\nurl = \"file:///x\"\npull = \"yes\"\n");
+    assert!(lint(&taplo, &schema, &project.path("settings.toml")).contains("yes"));
+}
+
+const PIPELINE: &str = "[params]\nword = \"x\"\n[nodes.greet]\nkind = \"command\"\nprogram = \"/bin/sh\"\n\
+    args = [\"-c\", \"echo hello ${word} > {output}/a.txt\"]\n[nodes.leave]\nkind = \"command\"\nprogram = \"/bin/true\"\n";
+
+/// A project that has run, with the binary in a directory for the `PATH`.
+fn world() -> (Sandbox, String) {
+    let project = Sandbox::with(PIPELINE);
+    project.sami(&["run", "p.toml", "greet"]).exits(0);
+    fs_err::create_dir(project.path("bin")).expect("makes");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_sami"), project.path("bin/sami")).expect("links");
+    let path = format!("{}:{}", project.path("bin").display(), env::named("PATH").unwrap_or_default());
+    (project, path)
+}
+
+/// The words that a shell offers for a line.
+fn offered(project: &Sandbox, path: &str, shell: &str, script: &str) -> String {
+    let output = Command::new(shell)
+        .args(if shell == "bash" { &["--norc", "--noprofile", "-c"][..] } else { &["-c"][..] })
+        .arg(script)
+        .env("PATH", path)
+        .env("HOME", project.path(""))
+        .current_dir(project.path(""))
+        .stdin(Stdio::null())
+        .output()
+        .expect("the shell starts");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{shell} stays silent");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn bash(line: &str) -> String {
+    format!(
+        "source <(sami completions bash); COMP_WORDS=({line} ''); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMP_TYPE=9; \
+         _clap_complete_sami sami '' ''; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    )
+}
+
+#[test]
+fn bash_knows_nodes_runs_and_artifacts_and_is_silent_on_damage() {
+    need!("bash");
+    let (project, path) = world();
+    let words = |line: &str| offered(&project, &path, "bash", &bash(line));
+    assert!(words("sami why p.toml").lines().any(|word| word.starts_with("leave")), "{}", words("sami why p.toml"));
+    let shown = words("sami show");
+    let run = fs_err::read_dir(project.path("cache/runs")).expect("runs").next().expect("one").expect("an entry");
+    assert!(shown.contains("greet") && shown.contains(&run.file_name().to_string_lossy().into_owned()), "{shown}");
+    assert!(words("sami cache show").lines().count() >= 2, "a node and an artifact");
+    assert!(words("sami run p.toml --set").contains("word="));
+    assert!(words("sami help").contains("finetune"));
+    fs_err::write(project.path("cache/index.sqlite"), [7; 9000]).expect("damages");
+    fs_err::write(project.path("p.toml"), "[nodes.").expect("damages");
+    assert_eq!(words("sami cache show").trim(), "");
+    assert_eq!(words("sami why p.toml").trim(), "");
+}
+
+#[test]
+fn fish_knows_nodes() {
+    need!("fish");
+    let (project, path) = world();
+    let said = offered(&project, &path, "fish", "sami completions fish | source; complete -C 'sami why p.toml '");
+    assert!(said.contains("greet") && said.contains("leave"), "{said}");
+}
+
+#[test]
+fn zsh_takes_the_script() {
+    need!("zsh");
+    let (project, path) = world();
+    let script = "autoload -Uz compinit; compinit -u -d .z; source <(sami completions zsh); print -r -- ${_comps[sami]}; \
+        SAMI_COMPLETE=zsh _CLAP_COMPLETE_INDEX=3 _CLAP_IFS=$'\\n' sami -- sami why p.toml ''";
+    let said = offered(&project, &path, "zsh", script);
+    assert!(said.contains("_clap_dynamic_completer_sami") && said.contains("leave"), "{said}");
+}
+
+#[test]
+fn man_pages_are_sound() {
+    let project = Sandbox::new();
+    project.sami(&["man", "pages"]).exits(0);
+    let pages = project.files("pages");
+    assert!(pages.len() > 30, "{} pages", pages.len());
+    need!("groff");
+    for page in pages {
+        let groff = Command::new("groff")
+            .args(["-man", "-Tutf8", "-ww", "-rLL=100n"])
+            .arg(&page)
+            .output()
+            .expect("groff starts");
+        assert_eq!(String::from_utf8_lossy(&groff.stderr), "", "{}", page.display());
+        assert!(groff.stdout.len() > 200, "{}", page.display());
+    }
+}
+
+#[test]
+fn init_writes_what_runs_and_nothing_twice() {
+    let project = Sandbox::new();
+    project.sami(&["init", "--yes"]).exits(0);
+    let text = project.read("pipelines/first.toml");
+    assert!(text.starts_with("#:schema .schema.json\n") && !text.contains('@'), "{text}");
+    assert!(project.read("pipelines/.schema.json").contains("draft-07") && project.read(".gitignore") == "/cache/\n");
+    assert_eq!(project.read("sami.toml"), "", "what was there stays");
+    project.sami(&["check", "pipelines/first.toml"]).exits(0);
+    let again = project.sami(&["init", "--yes"]).exits(2);
+    assert!(again.stderr.contains("cli::exists"), "{}", again.stderr);
+    assert_eq!(project.read("pipelines/first.toml"), text);
+    assert_eq!(project.files("pipelines").len(), 2, "nothing is left over");
+    let tiny = ["iterations=1", "queries=4", "held_out=4", "steps=1", "documents=64", "pretrain_steps=2", "width=16"];
+    let sets = tiny.iter().flat_map(|set| ["--set", set]);
+    let args: Vec<&str> = ["run", "pipelines/first.toml", "--json"].into_iter().chain(sets).collect();
+    project.sami(&args).exits(0);
+}
+
+#[test]
+fn init_takes_rows_of_ones_own_and_says_what_it_cannot_use() {
+    let project = Sandbox::new();
+    let rows: String = (0..30).map(|row| format!("{{\"id\": {row}, \"post\": \"p{row}\"}}\n")).collect();
+    project.write("data/posts.jsonl", &rows);
+    project.sami(&["init", "--name", "posts", "--queries", "data/posts.jsonl"]).exits(0);
+    let text = project.read("pipelines/posts.toml");
+    assert!(text.contains("source = \"../data/posts.jsonl\"\nquery = \"{{ post }}\""), "{text}");
+    for (args, named) in [
+        (&["--model", "nothing"][..], "cli::no-answer"),
+        (&["--queries", "gone.csv"], "gone.csv"),
+        (&["--queries", "data/posts.jsonl", "--field", "body"], "`post`"),
+        (&["--name", "a/b"], "cannot be a name"),
+    ] {
+        let args: Vec<&str> = ["init"].iter().chain(args).copied().collect();
+        let said = project.sami(&args).exits(2);
+        assert!(said.stderr.contains(named), "{args:?}: {}", said.stderr);
+    }
+    assert_eq!(project.files("pipelines").len(), 2);
+}
+
+#[test]
+fn errors_are_explained_by_their_ids() {
+    let project = Sandbox::new();
+    let said = project.sami(&["explain", "error[pipeline::unknown-key]:"]).exits(0);
+    assert!(said.stdout.contains("argz") && said.stdout.contains("What to do"), "{}", said.stdout);
+    assert!(project.sami(&["explain", "pipeline::unknwn-key"]).exits(2).stderr.contains("`pipeline::unknown-key`"));
+    assert!(project.sami(&["explain"]).exits(0).stdout.lines().count() > 180);
+    let field = project.sami(&["help", "finetune", "optimizer.lr"]).exits(0);
+    assert!(field.stdout.contains("lr *  (number)"), "{}", field.stdout);
+}
