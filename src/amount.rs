@@ -26,7 +26,7 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 }
 
 /// Bytes as people read them: `12 B`, `3.4 KiB`.
-pub fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     let mut size = bytes as f64;
     let mut unit = 0;
     while size >= 1024.0 && unit < 4 {

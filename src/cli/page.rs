@@ -2,11 +2,15 @@
 
 use super::breakdown;
 use super::figures::{clock, cut, figure, seconds};
+use super::screen::Screen;
+use super::table::wrapped;
 use crate::inspect::origin::fields;
 use crate::store::{Index, NodeRecord, Store};
 
 /// Widest line; what is longer is cut.
 pub(super) const WIDTH: usize = 100;
+/// Columns of labels.
+const LABEL: usize = 10;
 /// Parts of a list that are told, so that all fits a screen.
 pub(super) const LISTED: usize = 8;
 
@@ -19,8 +23,16 @@ pub(super) struct Page {
 impl Page {
     /// Adds a line under a label; an empty label goes on with the one above.
     pub(super) fn line(&mut self, label: &str, rest: &str) {
-        self.text.push_str(&cut(&format!("{label:<9} {rest}"), WIDTH));
-        self.text.push('\n');
+        let screen = Screen::of_stdout();
+        let whole = cut(&format!("{label:<9} {rest}"), if screen.plain { screen.width } else { WIDTH });
+        let (label, rest) = whole.split_at_checked(LABEL).unwrap_or((&whole, ""));
+        let room = screen.width.min(WIDTH).saturating_sub(LABEL);
+        let rest = if screen.room.is_some() { wrapped(rest, room) } else { vec![rest.to_owned()] };
+        for (number, part) in rest.iter().enumerate() {
+            let label = if number == 0 { label } else { "          " };
+            self.text.push_str(format!("{label}{part}").trim_end());
+            self.text.push('\n');
+        }
     }
 
     /// Adds lines under one label.
@@ -32,10 +44,11 @@ impl Page {
 
     /// Adds parts that are joined by `between` and go on in the next line where they do not fit.
     pub(super) fn flow(&mut self, label: &str, parts: &[String], between: &str) {
+        let width = Screen::of_stdout().width.min(WIDTH);
         let mut lines: Vec<String> = Vec::new();
         for part in parts {
             match lines.last_mut() {
-                Some(line) if 10 + line.chars().count() + between.len() + part.chars().count() <= WIDTH => {
+                Some(line) if LABEL + line.chars().count() + between.len() + part.chars().count() <= width => {
                     line.push_str(between);
                     line.push_str(part);
                 }

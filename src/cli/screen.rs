@@ -62,6 +62,12 @@ impl Screen {
         Self { width: WIDTH, room: None, plain: false, coloured: false }
     }
 
+    /// What is read out.
+    #[cfg(test)]
+    pub(super) fn spoken() -> Self {
+        Self { width: ENDLESS, room: None, plain: true, coloured: false }
+    }
+
     /// A terminal of this width without colours.
     #[cfg(test)]
     pub(super) fn plain(width: usize) -> Self {

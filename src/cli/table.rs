@@ -155,7 +155,7 @@ impl Table {
 }
 
 /// A text in lines of a width, broken between words where that can be.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
+pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
     if columns(text) <= width {
         return vec![text.to_owned()];
     }
@@ -226,7 +226,7 @@ mod tests {
             "generate@1\n  seconds 1.5\n  why its field\n    `temperature` changed\n    from 0.7 to 1.0\n日本\n  seconds 12.25\n"
         );
         assert_eq!(
-            toy().on(Screen { plain: true, ..Screen::plain(30) }),
+            toy().on(Screen::spoken()),
             "node generate@1, seconds 1.5, why its field `temperature` changed from 0.7 to 1.0\n\
              node 日本, seconds 12.25\n"
         );

@@ -4,6 +4,7 @@ use serde_json::Value;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 pub use crate::amount::bytes;
+pub(crate) use crate::amount::bytes;
 
 /// A count with separators: `12,345`.
 pub fn count(number: u64) -> String {

@@ -70,8 +70,10 @@ pub fn listed(metrics: &Map<String, Value>) -> Vec<Metric> {
 }
 
 /// Where a metric comes among others.
-pub fn order(name: &str) -> (usize, &str) {
-    (OUTCOMES.iter().position(|known| *known == stem(name)).unwrap_or(OUTCOMES.len()), name)
+pub fn order(name: &str) -> (usize, bool, &str) {
+    let known = OUTCOMES.iter().position(|known| *known == stem(name));
+    // Of the others, totals before what they are made of.
+    (known.unwrap_or(OUTCOMES.len()), known.is_none() && name.contains('.'), name)
 }
 
 fn stem(name: &str) -> &str {

@@ -65,7 +65,8 @@ pub fn told(step: &Step) -> Told {
             let fields: Vec<&str> = inputs.iter().map(|(input, _)| input.as_str()).collect();
             let (names, fields) = (some(&names, ", ", INPUTS), some(&fields, ", ", INPUTS));
             let known = if changes.is_empty() { "" } else { "; whatever that gives, it has to run, for it changed in" };
-            (format!("is known only when {names} is there, which gives its {fields}{known}"), all(changes))
+            let (are, give) = if inputs.len() == 1 { ("is", "gives") } else { ("are", "give") };
+            (format!("is known only when {names} {are} there, which {give} its {fields}{known}"), all(changes))
         }
         Finding::Remade { changes } => ("made that anew, for it changed in".to_owned(), all(changes)),
         Finding::Differs => {

@@ -90,7 +90,8 @@ impl Axis {
                 None => text,
             };
         }
-        let decimals = (-self.step.log10().floor()).max(0.0) as usize;
+        let whole = self.ticks.iter().all(|tick| tick.fract() == 0.0);
+        let decimals = if whole { 0 } else { (-self.step.log10().floor()).max(0.0) as usize };
         grouped(&format!("{tick:.decimals$}"))
     }
 }

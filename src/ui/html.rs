@@ -134,6 +134,7 @@ fn environment() -> &'static Environment<'static> {
         environment.add_filter("clock", |time: &str| figures::clock(time));
         environment.add_filter("figure", |value: Serde<serde_json::Value>| figures::figure(&value.0));
         environment.add_filter("cut", |text: &str, width: usize| figures::cut(text, width.max(1)));
+        environment.add_filter("fixed", |number: f64, digits: usize| format!("{number:.*}", digits.min(9)));
         environment.add_filter("brief", |id: &str| id.chars().take(12).collect::<String>());
         environment.add_function("link", |path: &str, parts: Kwargs| link(path, &parts));
         environment

@@ -45,16 +45,14 @@ impl Query {
 
     /// The same with a value in place of another one, as the rest of an address.
     pub(super) fn with(&self, name: &str, value: &str) -> String {
-        let mut changed = self.last.clone();
-        changed.insert(name.to_owned(), value.to_owned());
-        encode(changed.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+        let others = self.all.iter().filter(|(other, _)| other != name);
+        encode(others.map(|(name, value)| (name.as_str(), value.as_str())).chain([(name, value)]))
     }
 
     /// The same without a name, as the rest of an address.
     pub(super) fn without(&self, name: &str) -> String {
-        encode(
-            self.last.iter().map(|(name, value)| (name.as_str(), value.as_str())).filter(|(other, _)| *other != name),
-        )
+        let others = self.all.iter().filter(|(other, _)| other != name);
+        encode(others.map(|(name, value)| (name.as_str(), value.as_str())))
     }
 }
 
@@ -75,6 +73,7 @@ mod tests {
         assert_eq!(Query::parse("page=3").number("page", 1).unwrap(), 3);
         assert!(Query::parse("page=-3").number("page", 1_u32).is_err() && query.need("other").is_err());
         assert_eq!(Query::parse("run=a&run=&x=1&run=b").all("run").collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(Query::parse("run=a&token=x&run=b").without("token"), "run=a&run=b");
         assert_eq!(Query::parse("a=%ff%fe&&==&%").get("a"), Some("\u{fffd}\u{fffd}"));
     }
 }

@@ -1,5 +1,7 @@
 //! The secret in the address that is printed: who has it may read the cache.
 
+use std::fmt::Write;
+
 /// Bytes of chance in a token.
 const BYTES: usize = 20;
 
@@ -12,7 +14,12 @@ impl Token {
     pub(super) fn new() -> std::io::Result<Self> {
         let mut bytes = [0; BYTES];
         getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
-        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+        let mut text = String::with_capacity(2 * BYTES);
+        for byte in bytes {
+            // Writing to a string does not fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        Ok(Self(text))
     }
 
     /// As text.

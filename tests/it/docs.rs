@@ -131,6 +131,7 @@ fn error_ids() -> BTreeMap<String, String> {
                 const LAYERS: [&str; 14] = [
                     "archive", "cli", "dataset", "endpoint", "exec", "graph", "hub", "lm", "node", "pipeline",
                     "remote", "settings", "store", "trackers",
+                    "remote", "settings", "store", "ui",
                 ];
                 LAYERS.contains(&layer) && !name.is_empty() && name.chars().all(plain)
             });

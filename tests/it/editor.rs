@@ -135,8 +135,11 @@ fn bash_knows_nodes_runs_and_artifacts_and_is_silent_on_damage() {
     assert!(words("sami help").contains("finetune"));
     fs_err::write(project.path("cache/index.sqlite"), [7; 9000]).expect("damages");
     fs_err::write(project.path("p.toml"), "[nodes.").expect("damages");
-    assert_eq!(words("sami cache show").trim(), "");
-    assert_eq!(words("sami why p.toml").trim(), "");
+    // The options are known without the cache.
+    for line in ["sami cache show", "sami why p.toml"] {
+        let named: Vec<String> = words(line).lines().filter(|word| !word.starts_with('-')).map(str::to_owned).collect();
+        assert_eq!(named.concat(), "", "{line}");
+    }
 }
 
 #[test]

@@ -10,8 +10,8 @@ use super::super::rows::Place;
 use super::row;
 use crate::lm::loss::Contrast;
 
-/// Bytes that are looked at: some ten or hundred thousand queries.
-const LOOKED: u64 = 128 << 20;
+/// Bytes that are looked at: some ten thousands of queries.
+const LOOKED: u64 = 48 << 20;
 /// Letters of a query that a list shows.
 const QUERY: usize = 160;
 

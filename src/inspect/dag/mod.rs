@@ -140,7 +140,7 @@ impl Dag {
                     (item.state, item.key, item.artifact) = ("fresh", Some(*key), Some(*artifact));
                 }
                 State::Run { key, reason } => {
-                    (item.state, item.key, item.why) = ("stale", Some(*key), reason.to_string())
+                    (item.state, item.key, item.why) = ("stale", Some(*key), reason.to_string());
                 }
                 State::Unknown { until, downloads } => {
                     let names = until.iter().map(|node| pipeline.nodes[*node].name.clone());

@@ -1,6 +1,6 @@
 //! Rows as a table: which fields have columns, and what stands in the cells.
 
-use indexmap::IndexMap;
+use indexmap::IndexSet;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -8,8 +8,19 @@ use super::{Place, Row, mend};
 use crate::inspect::figures::{figure, plain};
 
 /// Fields that say what a row is; the others follow in the order in which rows have them.
-const FIRST: [&str; 10] =
-    ["id", "query", "text", "prompt", "response", "chosen", "rejected", "constitutions", "responses", "candidates"];
+const FIRST: [&str; 11] = [
+    "id",
+    "step",
+    "query",
+    "text",
+    "prompt",
+    "response",
+    "chosen",
+    "rejected",
+    "constitutions",
+    "responses",
+    "candidates",
+];
 /// Columns that are shown where nothing else is asked for.
 const COLUMNS: usize = 6;
 /// Letters of a text in a cell, and of each of several.
@@ -22,6 +33,8 @@ const MOST: usize = 8;
 pub struct Table {
     /// Every field that one of the rows has, and whether it is shown.
     pub fields: Vec<(String, bool)>,
+    /// For each field that is shown whether it holds numbers only.
+    pub numbers: Vec<bool>,
     /// The rows.
     pub lines: Vec<Line>,
 }
@@ -57,12 +70,8 @@ pub struct Cell {
 /// Makes a table. `asked` names the fields that are shown.
 pub fn table(rows: &[Row], asked: Option<&[&str]>) -> Table {
     let read: Vec<Option<Map<String, Value>>> = rows.iter().map(object).collect();
-    // How many rows have the field: what is in few of them is no column, if there are many.
-    let mut counts: IndexMap<&String, usize> = IndexMap::new();
-    for name in read.iter().flatten().flat_map(Map::keys) {
-        *counts.entry(name).or_default() += 1;
-    }
-    let mut names: Vec<&String> = counts.keys().copied().collect();
+    let found: IndexSet<&String> = read.iter().flatten().flat_map(Map::keys).collect();
+    let mut names: Vec<&String> = found.into_iter().collect();
     let rank = |name: &str| FIRST.iter().position(|first| *first == name).unwrap_or(FIRST.len());
     names.sort_by_key(|name| rank(name));
     let shown = |(at, name): (usize, &&String)| match asked {
@@ -80,8 +89,13 @@ pub fn table(rows: &[Row], asked: Option<&[&str]>) -> Table {
         let cells = object.as_ref().map(cells).unwrap_or_default();
         Line { at: row.at, length: row.length, id: id.unwrap_or_default(), cells, plain }
     };
-    let lines = rows.iter().zip(&read).map(line).collect();
-    Table { fields: names.into_iter().cloned().zip(shown).collect(), lines }
+    let lines: Vec<Line> = rows.iter().zip(&read).map(line).collect();
+    let holds_numbers = |at: usize| {
+        let mut cells = lines.iter().filter_map(|line| line.cells.get(at)).filter(|cell| **cell != Cell::default());
+        cells.clone().next().is_some() && cells.all(|cell| cell.is_number)
+    };
+    let numbers = (0..shown.iter().filter(|shown| **shown).count()).map(holds_numbers).collect();
+    Table { fields: names.into_iter().cloned().zip(shown).collect(), numbers, lines }
 }
 
 /// The object that a row is; of a very long one what its beginning has.
@@ -178,6 +192,7 @@ mod tests {
             table.lines[0].cells[3].is_number && table.lines[1].id == "7" && table.lines[1].cells[1] == Cell::default()
         );
         assert_eq!(table.lines[2].plain.as_deref(), Some("no object"));
+        assert_eq!(table.numbers, [false, false, false, true, false, false]);
         let asked = super::table(&rows, Some(&["d", "e", "nothing"]));
         assert_eq!(asked.lines[1].cells.iter().map(|cell| cell.text.as_str()).collect::<Vec<_>>(), ["", "more"]);
     }

@@ -112,7 +112,14 @@ pub(super) fn page(site: &Site, query: &Query) -> Result<Page, Problem> {
         page = page.with("rates", &rates(&read));
     }
     if let Some((name, path)) = file(&files, query.get("file"), content::is_rows)? {
-        page = page.with("rows", &content::rows(path, name, query)?).with("has_contrast", &has_contrast(&known, name));
+        page = match content::rows(path, name, query) {
+            Ok(rows) => page.with("rows", &rows).with("has_contrast", &has_contrast(&known, name)),
+            Err(problem) if problem.status == 400 => return Err(problem),
+            // The rest can be told without the rows.
+            Err(problem) => {
+                page.with("unread", &problem.findings.first().map(|finding| &finding.title)).with("rows_of", name)
+            }
+        };
     }
     Ok(page)
 }

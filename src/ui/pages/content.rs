@@ -15,7 +15,7 @@ use crate::ui::query::Query;
 use crate::ui::{Problem, Site};
 
 /// Rows of a page.
-const PAGE: usize = 50;
+const PAGE: usize = 25;
 /// Bytes of a row that are read for its page, and letters of a value on it.
 const ROW: (u64, usize) = (2 << 20, 20_000);
 /// Fields of a row that are shown.

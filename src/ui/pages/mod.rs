@@ -84,4 +84,6 @@ pub(super) fn find(path: &str) -> Option<Make> {
 }
 
 #[cfg(test)]
+mod artifact_tests;
+#[cfg(test)]
 mod tests;

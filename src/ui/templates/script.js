@@ -11,6 +11,10 @@
     status.classList.toggle("bad", Boolean(bad));
   };
   let source = null;
+  let channel = null;
+  let release = null;
+  let giveUp = null;
+  let listens = false;
   let waiting = null;
   let asking = false;
   let again = false;
@@ -47,6 +51,7 @@
   };
 
   const refresh = async () => {
+    if (!document.querySelector("[data-live]")) return;
     if (asking) {
       again = true;
       return;
@@ -75,43 +80,83 @@
     }
   };
 
-  const stop = () => {
-    source?.close();
-    source = null;
-    clearTimeout(waiting);
+  const hear = (number) => {
+    pause = 1000;
+    const changed = seen !== number;
+    const first = seen === null;
+    seen = number;
+    if (changed && !first) refresh();
+    else say("live");
   };
 
-  const start = () => {
-    if (source || document.hidden || !document.querySelector("[data-live]")) return;
+  const lost = () => say("not live: sami ui does not answer", true);
+
+  const open = () => {
     source = new EventSource("/live");
     source.addEventListener("change", (event) => {
-      pause = 1000;
-      const changed = seen !== null && seen !== event.data;
-      seen = event.data;
-      if (changed) refresh();
-      else say("live");
+      channel?.postMessage(event.data);
+      hear(event.data);
     });
     source.onerror = () => {
-      stop();
-      say("not live: sami ui does not answer", true);
+      source.close();
+      channel?.postMessage("");
+      lost();
       waiting = setTimeout(() => {
         // Whatever was missed meanwhile.
         seen = "";
-        start();
+        open();
       }, pause);
       pause = Math.min(2 * pause, 60000);
     };
   };
 
-  // A browser has few connections to a server: a tab that is not looked at gives its own back.
+  const stop = () => {
+    source?.close();
+    channel?.close();
+    release?.();
+    giveUp?.abort();
+    source = channel = release = giveUp = null;
+    clearTimeout(waiting);
+    listens = false;
+  };
+
+  // A browser has few connections to a server: of all tabs one listens and tells the others, where browsers can do that.
+  const start = () => {
+    if (listens || document.hidden || !document.querySelector("[data-live]")) return;
+    listens = true;
+    if (!navigator.locks || !window.BroadcastChannel) {
+      open();
+      return;
+    }
+    channel = new BroadcastChannel("sami-live");
+    channel.onmessage = (event) => {
+      if (!event.data) {
+        lost();
+        return;
+      }
+      seen ??= "";
+      hear(event.data);
+    };
+    giveUp = new AbortController();
+    const lead = () =>
+      new Promise((done) => {
+        release = done;
+        open();
+      });
+    navigator.locks.request("sami-live", { signal: giveUp.signal }, lead).catch(() => {});
+    say("live");
+  };
+
+  // A tab that is not looked at neither listens nor asks.
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) {
       stop();
       return;
     }
     pause = 1000;
-    seen = seen === null ? null : "";
     start();
+    // Whatever was missed meanwhile; after a day that may be a server that is gone.
+    refresh();
   });
   addEventListener("pagehide", stop);
   addEventListener("pageshow", start);
