@@ -4,7 +4,7 @@ use jiff::SignedDuration;
 
 /// A size in bytes: a number and `B`, `kB`, `MB`, `GB`, `TB` (by 1,000) or `KiB`, `MiB`, `GiB`, `TiB` (by 1,024); a bare letter is
 /// taken for the latter, as `df` has it. Only zero needs no unit: whoever forgets one must not lose a cache by it.
-pub(crate) fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     let wrong = || "a size is a number and a unit, such as `200GB` or `1.5TiB`".to_owned();
     let (number, unit) = split(text);
     let number = number.parse::<f64>().ok().filter(|number| *number >= 0.0 && number.is_finite()).ok_or_else(wrong)?;
@@ -26,7 +26,7 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 }
 
 /// Bytes as people read them: `12 B`, `3.4 KiB`.
-pub(crate) fn bytes(bytes: u64) -> String {
+pub fn bytes(bytes: u64) -> String {
     let mut size = bytes as f64;
     let mut unit = 0;
     while size >= 1024.0 && unit < 4 {
@@ -38,7 +38,7 @@ pub(crate) fn bytes(bytes: u64) -> String {
 }
 
 /// A length of time: a number and `m`, `h`, `d` or `w`.
-pub(crate) fn time(text: &str) -> Result<SignedDuration, String> {
+pub fn time(text: &str) -> Result<SignedDuration, String> {
     let wrong = || "a time is a number and `m`, `h`, `d` or `w`, such as `12h` or `30d`".to_owned();
     let (number, unit) = split(text);
     let minutes: f64 = match unit {

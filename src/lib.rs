@@ -19,7 +19,7 @@
 //!
 //! Reading order: `docs/architecture.md`.
 
-pub(crate) mod amount;
+pub mod amount;
 pub mod archive;
 pub mod cli;
 pub mod compare;

@@ -414,49 +414,6 @@ pub enum CacheCommand {
     },
 }
 
-/// Arguments of `cache forget`.
-#[derive(Debug, Clone, Args)]
-pub struct ForgetArgs {
-    /// Nodes (with all iterations and cells), `PIPELINE/NODE`, pipelines, or the beginnings of ids of runs, artifacts or keys
-    #[arg(required = true)]
-    pub what: Vec<String>,
-    /// Say what would be removed, remove nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Remove it without asking
-    #[arg(short, long)]
-    pub yes: bool,
-    /// Unpin and forget what is pinned, too
-    #[arg(long)]
-    pub pinned: bool,
-}
-
-/// Arguments of `cache gc`.
-#[derive(Debug, Clone, Args)]
-pub struct GcArgs {
-    /// Say what would be removed, remove nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Remove it without asking
-    #[arg(short, long)]
-    pub yes: bool,
-    /// Keep what the last N runs of each pipeline used
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    pub keep_runs: usize,
-    /// Keep what was made within this time, such as 12h, 30d or 8w
-    #[arg(long, value_name = "TIME", value_parser = amount::time)]
-    pub younger: Option<jiff::SignedDuration>,
-    /// Remove what a node had latest, too, if none of those runs had the node
-    #[arg(long)]
-    pub drop_latest: bool,
-    /// Remove more, until the cache is no larger than this, such as 200GB; pins and what runs are using stay
-    #[arg(long, value_name = "SIZE", value_parser = amount::size)]
-    pub keep: Option<u64>,
-    /// What goes first for --keep: price (what costs least to make again, for its size) or age (what was used longest ago)
-    #[arg(long, value_name = "ORDER", value_parser = gc::by, default_value = "price", requires = "keep")]
-    pub by: crate::store::By,
-}
-
 pub use explain_error::{Explanation, all as explanations};
 
 /// Draws findings as text, without colour.

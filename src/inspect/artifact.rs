@@ -135,13 +135,13 @@ mod tests {
         let files = [("a.safetensors".to_owned(), path), ("b.safetensors".to_owned(), damaged)];
         let weights = weights(files.iter().map(|(name, path)| (name, path)));
         let names: Vec<&str> = weights.tensors.iter().map(|(_, tensor)| tensor.name.as_str()).collect();
-        assert_eq!(names, ["model.layers.9.w", "model.layers.10.w", "embed"]);
+        assert_eq!(names, ["embed", "model.layers.9.w", "model.layers.10.w"]);
         assert_eq!(
             (weights.parameters, weights.size, &weights.unread[..]),
             (11, 36, &["b.safetensors".to_owned()][..])
         );
-        assert_eq!(weights.parts, [("model.layers.*.w".to_owned(), 10), ("embed".to_owned(), 1)]);
-        assert_eq!(weights.dtypes, [("BF16".to_owned(), 4), ("F32".to_owned(), 7)]);
+        assert_eq!(weights.parts, [("embed".to_owned(), 1), ("model.layers.*.w".to_owned(), 10)]);
+        assert_eq!(weights.dtypes, [("F32".to_owned(), 7), ("BF16".to_owned(), 4)]);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use serde_json::Value;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-pub use crate::amount::bytes;
 pub(crate) use crate::amount::bytes;
 
 /// A count with separators: `12,345`.

@@ -26,7 +26,11 @@ inputs = { a = "bad" }
 fn on_terminal(sandbox: &Sandbox, args: &str, variables: &[(&str, &str)]) -> Option<String> {
     let line = format!("stty cols 60 rows 20; exec {} {args}", sandbox.command(&[]).get_program().display());
     let mut command = Command::new("script");
-    command.args(["-qefc", &line, "/dev/null"]).current_dir(sandbox.path("")).env("TERM", "xterm").env("LC_ALL", "C.UTF-8");
+    command
+        .args(["-qefc", &line, "/dev/null"])
+        .current_dir(sandbox.path(""))
+        .env("TERM", "xterm")
+        .env("LC_ALL", "C.UTF-8");
     command.env_remove("NO_COLOR").env_remove("SAMI_PLAIN").envs(variables.iter().copied()).stdin(Stdio::null());
     match command.output() {
         Ok(output) => Some(String::from_utf8_lossy(&output.stdout).into_owned()),

@@ -99,8 +99,9 @@ impl Found {
 pub fn look(path: &Path, ask: &Ask) -> io::Result<Found> {
     let mut file = crate::fs::open(path)?;
     let size = file.metadata()?.len();
-    let from =
-        if begins(&mut file, ask.from.byte, size)? && ask.from.nth <= ask.nth { ask.from } else { Place::default() };
+    // The first row has the number 0, whatever was said.
+    let is_sound = ask.from.byte > 0 && ask.from.nth <= ask.nth && begins(&mut file, ask.from.byte, size)?;
+    let from = if is_sound { ask.from } else { Place::default() };
     file.seek(SeekFrom::Start(from.byte))?;
     let mut scan = scan::Scan::new(ask, from);
     let mut block = vec![0; BLOCK];
