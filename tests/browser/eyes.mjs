@@ -9,8 +9,6 @@ const SIZES = { desk: { width: 1280, height: 900 }, phone: { width: 390, height:
 const RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"];
 /** Pages can be long; a picture of one is not. */
 const MOST_HEIGHT = 5000;
-/** Forms of a view that are visited besides. */
-const MOST_FORMS = 8;
 /** So often is Tab pressed at most on one page. */
 const MOST_TABS = 60;
 
@@ -101,10 +99,10 @@ export class Eyes {
   }
 
   /**
-   * Follows all links within the site and has pages visited: of each view (a path) up to `most`, of each form of a view (what
-   * else its address asks for) one more. Returns how many pages of each view were visited.
+   * Follows all links within the site and has pages visited: of each view (a path) `most`, and up to `forms` more that ask for
+   * other things in their address. Returns how many pages of each view were visited.
    */
-  async crawl(starts, most, visit, options = {}) {
+  async crawl(starts, { most, forms: mostForms }, visit, options = {}) {
     const open = [...new Set(starts)];
     const met = new Set(open);
     const forms = new Set();
@@ -115,7 +113,7 @@ export class Eyes {
       const view = pathname.split("/").filter(Boolean).join("-") || "overview";
       const form = `${view} ${[...new Set(searchParams.keys())].sort()}`;
       const count = views[view] ?? 0;
-      if (count >= most && (forms.has(form) || count >= most + MOST_FORMS)) continue;
+      if (count >= most && (forms.has(form) || count >= most + mostForms)) continue;
       forms.add(form);
       const page = await this.page(url, options);
       const links = await page.evaluate(() => {

@@ -8,6 +8,7 @@ mod bad_model;
 mod behaviour;
 mod bit_flips;
 mod book;
+mod browser;
 mod budget;
 mod chat;
 mod cli;

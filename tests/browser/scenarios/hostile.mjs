@@ -3,7 +3,7 @@
 export default async function (eyes, given) {
   const start = await eyes.enter();
   let shown = 0;
-  const views = await eyes.crawl([start], 4, async (page, url, view) => {
+  const views = await eyes.crawl([start], { most: 4, forms: 4 }, async (page, url, view) => {
     const { hacked, text, size } = await page.evaluate(() => ({
       hacked: window.hacked ?? null,
       text: document.body.innerText,

@@ -6,7 +6,7 @@ const MOST = 1000;
 export default async function (eyes, given) {
   const start = await eyes.enter();
   const took = {};
-  await eyes.crawl([start], 2, async (page, url, view, count) => {
+  await eyes.crawl([start], { most: 2, forms: 4 }, async (page, url, view, count) => {
     const fastest = Math.round(await eyes.fastest(page, url));
     took[view] = Math.max(took[view] ?? 0, fastest);
     eyes.expect(fastest <= MOST, `${url}: it took ${fastest} ms`);

@@ -2,7 +2,7 @@
 
 export default async function (eyes, given) {
   const start = await eyes.enter();
-  return eyes.crawl([start], 2, async (page, url, view, count) => {
+  return eyes.crawl([start], { most: 2, forms: 6 }, async (page, url, view, count) => {
     if (count === 1) await eyes.look(url, given.prefix + view);
   });
 }

@@ -4,7 +4,7 @@ export default async function (eyes, given) {
   const start = await eyes.enter({ any: true });
   const fixed = ["/", "/pipelines", "/runs", "/artifacts", "/contrast"].map((path) => new URL(path, start).href);
   const seen = {};
-  await eyes.crawl([start, ...fixed], 3, async (page, url) => {
+  await eyes.crawl([start, ...fixed], { most: 1, forms: 3 }, async (page, url) => {
     const { status, text } = await page.evaluate(() => ({
       status: performance.getEntriesByType("navigation")[0].responseStatus,
       text: document.querySelector("main")?.innerText ?? "",
