@@ -35,7 +35,7 @@ fn on_terminal(sandbox: &Sandbox, args: &str, variables: &[(&str, &str)]) -> Opt
     match command.output() {
         Ok(output) => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
         Err(error) => {
-            eprintln!("skipped: `script` of util-linux is not here ({error})");
+            super::sandbox::skipped(&format!("`script` of util-linux is not here ({error})"));
             None
         }
     }
