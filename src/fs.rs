@@ -285,6 +285,8 @@ pub fn sync_directory(directory: &Path) -> io::Result<()> {
 }
 
 fn sync_directory_now(directory: &Path) -> io::Result<()> {
+    // What is above a name alone.
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
     change(directory, || File::open(directory)?.sync_all())?;
     crash::settled(directory)
 }

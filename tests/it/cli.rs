@@ -374,7 +374,7 @@ fn help_tells_of_kinds_and_commands() {
     let sandbox = Sandbox::new();
     let all = sandbox.sami(&["help"]).exits(0).stdout;
     assert!(all.contains("  generate      ") && all.contains("  cache         "), "{all}");
-    assert!(sandbox.sami(&["help", "generate"]).exits(0).stdout.starts_with("# generate\n"));
+    assert!(sandbox.sami(&["help", "generate"]).exits(0).stdout.starts_with("generate\n\nResponses"));
     assert!(sandbox.sami(&["help", "cache", "gc"]).exits(0).stdout.contains("--keep-runs"));
     assert!(sandbox.sami(&["cache", "gc", "--help"]).exits(0).stdout.contains("--keep-runs"));
     let typo = sandbox.sami(&["cache", "verfy"]).exits(USAGE.into());
