@@ -80,7 +80,9 @@ fn a_run_is_watched_until_it_ends_and_told_of_when_it_is_over() {
 
 #[test]
 fn figures_are_listed_and_drawn() {
-    let sandbox = Sandbox::with("name = \"t\"\n[nodes.a]\nkind = \"command\"\nprogram = \"true\"\n");
+    let sandbox = Sandbox::with(
+        "name = \"t\"\n[nodes.a]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-c\", \"echo x > {output}/a\"]\n",
+    );
     sandbox.run(&[], 0);
     let csv = sandbox.sami(&["metrics", "--csv"]).exits(0).stdout;
     assert_eq!(csv.lines().next(), Some("run,pipeline,node,kind,step,metric,value"), "{csv}");
