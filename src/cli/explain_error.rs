@@ -163,7 +163,7 @@ mod tests {
             tried += 1;
         }
         assert_eq!(others, Vec::<String>::new());
-        assert!(tried > 50, "{tried}");
+        assert!(tried >= 50, "{tried}");
     }
 
     #[test]

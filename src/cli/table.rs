@@ -223,7 +223,7 @@ mod tests {
         );
         assert_eq!(
             toy().on(Screen::plain(30)),
-            "generate@1\n  seconds 1.5\n  why its field\n    `temperature` changed\n    from 0.7 to 1.0\n日本\n  seconds 12.25\n"
+            "generate@1\n  seconds 1.5\n  why its field\n    `temperature` changed from\n    0.7 to 1.0\n日本\n  seconds 12.25\n"
         );
         assert_eq!(
             toy().on(Screen::spoken()),

@@ -15,14 +15,13 @@ use sami::lm::{Config, Files, Model, Sequence, adapter};
 use serde_json::{Value, json};
 
 /// Past the test harness's capture, so that a skip is seen.
-fn skip(why: &str) {
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("skipped: {why}\n").as_bytes());
-}
-
 /// Runs the other side; false, with a printed reason, where it cannot.
 fn run(what: &str, directory: &Path) -> bool {
     let Some(python) = env::TEST_PYTHON.get() else {
-        skip(&format!("{} names no Python with torch, transformers and peft", env::TEST_PYTHON.name));
+        super::sandbox::skipped(&format!(
+            "{} names no Python with torch, transformers and peft",
+            env::TEST_PYTHON.name
+        ));
         return false;
     };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/adapters.py");
@@ -30,7 +29,7 @@ fn run(what: &str, directory: &Path) -> bool {
     command.arg(script).arg(what).arg(directory).env("HF_HUB_OFFLINE", "1").env("TOKENIZERS_PARALLELISM", "false");
     let output = command.output().expect("Python starts");
     if output.status.code() == Some(77) {
-        skip("this Python has no peft");
+        super::sandbox::skipped("this Python has no peft");
         return false;
     }
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -39,7 +39,7 @@ fn lint(taplo: &str, schema: &Path, file: &Path) -> String {
 #[test]
 fn taplo_takes_what_is_shipped_and_refuses_what_is_wrong() {
     let Some(taplo) = env::TEST_TAPLO.get().filter(|taplo| has(taplo)) else {
-        println!("skipped: SAMI_TEST_TAPLO names no taplo");
+        super::sandbox::skipped("SAMI_TEST_TAPLO names no taplo");
         return;
     };
     let project = Sandbox::new();
@@ -200,7 +200,8 @@ fn init_writes_what_runs_and_nothing_twice() {
 #[test]
 fn init_takes_rows_of_ones_own_and_says_what_it_cannot_use() {
     let project = Sandbox::new();
-    let rows: String = (0..30).map(|row| format!("{{\"id\": {row}, \"post\": \"p{row}\"}}\n")).collect();
+    let rows: String =
+        (0..30).fold(String::new(), |text, row| text + &format!("{{\"id\": {row}, \"post\": \"p{row}\"}}\n"));
     project.write("data/posts.jsonl", &rows);
     project.sami(&["init", "--name", "posts", "--queries", "data/posts.jsonl"]).exits(0);
     let text = project.read("pipelines/posts.toml");

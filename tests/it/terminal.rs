@@ -35,7 +35,7 @@ fn on_terminal(sandbox: &Sandbox, args: &str, variables: &[(&str, &str)]) -> Opt
     match command.output() {
         Ok(output) => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
         Err(error) => {
-            eprintln!("skipped: `script` of util-linux is not here ({error})");
+            super::sandbox::skipped(&format!("`script` of util-linux is not here ({error})"));
             None
         }
     }
@@ -80,7 +80,9 @@ fn a_run_is_watched_until_it_ends_and_told_of_when_it_is_over() {
 
 #[test]
 fn figures_are_listed_and_drawn() {
-    let sandbox = Sandbox::with("name = \"t\"\n[nodes.a]\nkind = \"command\"\nprogram = \"true\"\n");
+    let sandbox = Sandbox::with(
+        "name = \"t\"\n[nodes.a]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-c\", \"echo > out\"]\n",
+    );
     sandbox.run(&[], 0);
     let csv = sandbox.sami(&["metrics", "--csv"]).exits(0).stdout;
     assert_eq!(csv.lines().next(), Some("run,pipeline,node,kind,step,metric,value"), "{csv}");

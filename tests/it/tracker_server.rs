@@ -154,7 +154,7 @@ fn carry_out(target: &str, asked: &Value, state: &mut State) -> (u16, Value) {
                     (200, json!({"run": {"info": info, "data": {"metrics": latest.into_values().collect::<Vec<_>>()}}}))
                 }
                 "runs/update" => {
-                    run.status = asked["status"].as_str().expect("a status").to_owned();
+                    asked["status"].as_str().expect("a status").clone_into(&mut run.status);
                     run.ended = asked.get("end_time").map(|_| Instant::now());
                     (200, json!({}))
                 }

@@ -268,7 +268,7 @@ fn the_real_tensorboard_reads_what_a_killed_and_resumed_training_wrote() {
     let files = sandbox.files("cache/tensorboard");
     assert_eq!(files.iter().filter(|file| file.parent().is_some_and(|folder| folder.ends_with("base"))).count(), 2);
     let Some(found) = tensorboard(&sandbox) else {
-        eprintln!("skipped: SAMI_TEST_PYTHON names no Python with tensorboard");
+        super::sandbox::skipped("SAMI_TEST_PYTHON names no Python with tensorboard");
         return;
     };
     let steps: Vec<u64> =
@@ -347,7 +347,7 @@ impl Drop for Real {
 fn the_real_mlflow_shows_a_killed_and_resumed_training_as_one_run() {
     let sandbox = sandbox("");
     let Some(server) = Real::start(&sandbox) else {
-        eprintln!("skipped: SAMI_TEST_MLFLOW names no Python with mlflow");
+        super::sandbox::skipped("SAMI_TEST_MLFLOW names no Python with mlflow");
         return;
     };
     sandbox.write("sami.toml", &format!("mlflow = \"{}\"\n", server.address));

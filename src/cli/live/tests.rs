@@ -123,7 +123,7 @@ fn lines_are_narrower_than_the_terminal_and_fewer_than_its_rows() {
             assert!(lines.iter().all(|line| columns(line) < width), "{width}: {lines:#?}");
         }
     }
-    let lines = view.lines(5.0, canvas(80, 24), &[gpu]);
+    let lines = view.lines(5.0, canvas(100, 24), &[gpu]);
     assert_eq!(lines[11], "… 29 more run");
     assert!(lines[12].starts_with("cuda:0 ") && lines[12].ends_with("3.0 GiB of 80.0 GiB · 97% busy"), "{}", lines[12]);
 }
