@@ -157,10 +157,10 @@ export class Eyes {
   }
 
   /** A picture of a page. */
-  async picture(page, name) {
+  async picture(page, name, most = MOST_HEIGHT) {
     const height = await page.evaluate(() => document.documentElement.scrollHeight);
     const { width } = page.viewportSize();
-    const clip = { x: 0, y: 0, width, height: Math.min(height, MOST_HEIGHT) };
+    const clip = { x: 0, y: 0, width, height: Math.min(height, most) };
     await page.screenshot({ path: `${this.#given.screens}/${name}.png`, fullPage: true, clip });
   }
 
