@@ -9,9 +9,8 @@ use crate::sandbox::Sandbox;
 
 /// Whether a program is there.
 fn has(program: &str) -> bool {
-    let mut run = Command::new(program);
-    run.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    run.status().is_ok_and(|status| status.success())
+    // Piped: taplo fails where what it says goes nowhere.
+    Command::new(program).arg("--version").stdin(Stdio::null()).output().is_ok_and(|said| said.status.success())
 }
 
 macro_rules! need {
