@@ -179,7 +179,7 @@ impl Store {
     }
 
     /// Where an artifact's files are, by name: in the store, or in the directory that they were left in. What is kept in
-    /// pieces is at the path of its recipe: open it with [`pieces::open`](crate::pieces::open).
+    /// pieces is at the path of its recipe: open it with [`pieces::open`].
     pub fn files(&self, id: &Digest) -> Result<BTreeMap<String, PathBuf>, StoreError> {
         let manifest = self.manifest(id)?;
         let external = self.external(id)?;
