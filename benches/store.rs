@@ -183,9 +183,10 @@ fn main() -> std::io::Result<()> {
         writeln!(out, "{:<52} {:>9.3} {:>9.3} {peak:>9.0}", format!("sami {}", args.join(" ")), best.wall, best.cpu)
     };
     time(&["cache", "rebuild"], 1)?;
-    let store = Store::open_existing(&root).map_err(std::io::Error::other)?;
-    let some = store.node_keys().map_err(std::io::Error::other)?;
-    let some = some[some.len() / 2].to_string();
+    // Not all keys: a child's peak counts what its parent held when it was started.
+    let shard = sami::fs::list(&root.join("nodes/80"))?;
+    let some = shard.first().and_then(|path| Some(format!("80{}", path.file_stem()?.to_str()?)));
+    let some = some.ok_or_else(|| std::io::Error::other("no record begins with 80: write more artifacts"))?;
     for args in [
         &["cache", "ls"][..],
         &["cache", "ls", "--json"],
