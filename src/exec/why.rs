@@ -1,8 +1,8 @@
 //! From a node to what made it stale: the exact fields and inputs, followed up to the first ancestors that differ.
 //!
 //! Approach: depth first, through every input that is not known yet or not what it was, each node once; so the walk is
-//! linear in what it passes. It reads records (two for a node that was made anew, `CELLS` for a new cell of a matrix, one for any other), and of those no
-//! more than [`MOST`] nodes have.
+//! linear in what it passes. It reads records (two for a node that was made anew, `CELLS` for a new cell of a matrix, one
+//! for any other), and of those no more than [`MOST`] nodes have.
 
 use std::collections::HashSet;
 

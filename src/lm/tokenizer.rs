@@ -1,6 +1,7 @@
 //! Text to tokens and back.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ use tokenizers::{AddedToken, ModelWrapper};
 use super::gguf::{self, Gguf};
 use super::{Config, Files, LmError, Sequence};
 use crate::fs;
+
+mod outline;
 
 /// How a tokenizer that is trained here cuts text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -93,11 +96,8 @@ impl Tokenizer {
         };
         let malformed =
             |error: tokenizers::Error| LmError::Malformed { file: TOKENIZER.to_owned(), what: error.to_string() };
-        // The crate panics on some texts that end in the middle.
-        serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).map_err(|error| malformed(error.into()))?;
-        let made = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes));
-        let mut inner =
-            made.unwrap_or_else(|_| Err("the tokenizer library gave up on it".into())).map_err(malformed)?;
+        outline::check(&bytes).map_err(|what| malformed(what.into()))?;
+        let mut inner = held(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(malformed)?;
         // Cutting off and filling up are the business of who makes a batch.
         inner.with_truncation(None).map_err(failed("cannot be set up"))?;
         inner.with_padding(None);
@@ -127,7 +127,7 @@ impl Tokenizer {
             let value = settings.get(field)?;
             inner.token_to_id(value.as_str().or_else(|| value.get("content")?.as_str())?)
         };
-        let alone = inner.encode("", true).map_err(failed("cannot encode"))?;
+        let alone = held(|| inner.encode("", true)).map_err(failed("cannot encode"))?;
         let eos_token = named("eos_token");
         // A post-processor may end texts, too; that is asked for where it is wanted.
         let first = alone.get_ids().first().copied().filter(|id| Some(*id) != eos_token);
@@ -210,7 +210,7 @@ impl Tokenizer {
     }
 
     fn encode(&self, text: &str) -> Result<tokenizers::Encoding, LmError> {
-        self.inner.encode(text, false).map_err(failed("cannot encode a text"))
+        held(|| self.inner.encode(text, false)).map_err(failed("cannot encode a text"))
     }
 
     /// The token that begins a text, if it is wanted and the text does not begin with it, as one that a chat template
@@ -266,7 +266,7 @@ impl Tokenizer {
 
     /// The text of tokens, without special ones.
     pub fn decode(&self, ids: &[u32]) -> Result<String, LmError> {
-        self.inner.decode(ids, true).map_err(failed("cannot decode"))
+        held(|| self.inner.decode(ids, true)).map_err(failed("cannot decode"))
     }
 
     /// The token that begins a text, if any.
@@ -289,6 +289,12 @@ impl Tokenizer {
         let ids = self.inner.get_vocab(true);
         ids.values().max().map_or(0, |largest| *largest as usize + 1)
     }
+}
+
+/// What the tokenizer library makes. It panics on some files that it reads, or later on what they say.
+fn held<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    std::panic::catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err("the tokenizer library gave up on it".into()))
 }
 
 /// `tokenizer_config.json`, or what a GGUF file says in its place; null without either.

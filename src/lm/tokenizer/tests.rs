@@ -125,6 +125,25 @@ fn bad_files_are_clear_errors() {
 }
 
 #[test]
+fn what_the_library_gives_up_on_is_an_error() {
+    let load = |tokenizer: Value| {
+        let folder = tempfile::tempdir().unwrap();
+        fs_err::write(folder.path().join(TOKENIZER), tokenizer.to_string()).unwrap();
+        Tokenizer::load(&files(folder.path())).map(drop).map_err(|error| error.to_string())
+    };
+    let unigram =
+        |token: String| json!({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], [token, -1.0]]}});
+    assert_eq!(load(unigram("a".repeat(1000))), Ok(()));
+    assert!(load(unigram("a".repeat(40_000))).unwrap_err().contains("a token of 40000 bytes"));
+    let mut unknown = unigram("a".to_owned());
+    unknown["post_processor"] = json!({
+        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}], "special_tokens": {},
+    });
+    assert!(load(unknown).unwrap_err().contains("gave up on it"));
+}
+
+#[test]
 fn nothing_to_train_on_is_an_error() {
     let error = Tokenizer::train(TokenizerKind::Word, [" ", ""], 100).unwrap_err();
     assert!(error.to_string().contains("there is no text"), "{error}");

@@ -26,11 +26,6 @@ use super::{Store, StoreError};
 use crate::digest::Digest;
 use crate::fs::{self, absent_is_none};
 
-/// Whether a line of a segment is whole.
-pub(super) fn is_line(line: &[u8]) -> bool {
-    line::read(line).is_some()
-}
-
 mod about;
 mod bound;
 mod line;
@@ -324,6 +319,11 @@ fn runs(mut places: &[(u32, Place, usize)]) -> impl Iterator<Item = &[(u32, Plac
 fn segments(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     let is_segment = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "jsonl");
     Ok(fs::list(directory)?.into_iter().filter(is_segment).collect())
+}
+
+/// Whether a line of a segment is whole.
+pub(super) fn is_line(line: &[u8]) -> bool {
+    line::read(line).is_some()
 }
 
 /// Where the rows of a segment are: from the table beside it, or by reading it.
