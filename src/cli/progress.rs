@@ -85,6 +85,10 @@ impl Report {
                 serde_json::to_writer(&mut *stdout, event)?;
                 stdout.write_all(b"\n")
             });
+            // For whoever reads the log of what reads the events.
+            if let Event::NodeFail { .. } = event {
+                self.tell_failure(event);
+            }
             return;
         }
         if let Form::Live(live) = &self.form {
