@@ -150,7 +150,7 @@ mod tests {
             format!(r#"{{"event":"node-hit","node":"generate@2","key":"{key}","artifact":"{key}"}}"#),
             r#"{"event":"node-fail","node":"train@2","attempt":1,"error":"no room","help":"make some","tail":["a","b"]}"#.to_owned(),
         ];
-        crate::fs::write(&store.run_dir(&run.run).join("events.jsonl"), told.join("\n") + "\n").unwrap();
+        let _held = sample::hold(&store, &run.run, &(told.join("\n") + "\n"));
         let account = Account::of(&store, &run.run).unwrap().unwrap();
         let nodes: Vec<(&str, &str)> =
             account.run.nodes.iter().map(|node| (node.name.as_str(), node.state.as_str())).collect();
