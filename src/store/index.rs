@@ -29,7 +29,7 @@ pub(super) use insert::{bytes, digest};
 use insert::{insert_latest, insert_node, insert_run};
 
 /// Raised with the tables; an index of another schema is made again.
-const SCHEMA: i64 = 4;
+const SCHEMA: i64 = 5;
 
 const TABLES: &str = "
     CREATE TABLE nodes (key BLOB PRIMARY KEY, node TEXT, pipeline TEXT, kind TEXT, artifact BLOB, run TEXT,
@@ -53,7 +53,7 @@ const TABLES: &str = "
 /// Made when the tables are filled, which is faster. Whatever is listed is listed in the order of one of them.
 const INDEXES: &str = "
     CREATE INDEX nodes_artifact ON nodes (artifact, made);
-    CREATE INDEX nodes_node ON nodes (node, made);
+    CREATE INDEX nodes_node ON nodes (node, made, pipeline);
     CREATE INDEX nodes_pipeline ON nodes (pipeline, made);
     CREATE INDEX nodes_kind ON nodes (kind, run);
     CREATE INDEX inputs_artifact ON inputs (artifact);
@@ -81,6 +81,10 @@ impl Index {
         let path = store.root().join("index.sqlite");
         if let Ok(Some(index)) = Self::existing(&path, OpenFlags::SQLITE_OPEN_READ_WRITE) {
             return Ok(index);
+        }
+        // Where there is no cache yet a question makes none: a directory with an index and no version is not one either.
+        if !store.exists() {
+            return Ok(Self { connection: fresh(Connection::open_in_memory()?)?, at: None });
         }
         match Self::rebuild(store) {
             Ok(index) => Ok(index),

@@ -202,3 +202,14 @@ fn what_warns_or_is_stale_is_not_remembered() {
     assert_eq!(runs(), before + 1);
     assert_eq!(latest(&sandbox)["nodes"].as_array().map(Vec::len), Some(2));
 }
+
+/// A question makes no cache: neither the next one nor a run finds something half made.
+#[test]
+fn a_question_where_there_is_no_cache_leaves_nothing_behind() {
+    let sandbox = project();
+    for args in [["plan", "p.toml"], ["status", "p.toml"], ["plan", "p.toml"]] {
+        sandbox.sami(&args).exits(0);
+        assert!(!sandbox.path("cache").exists(), "{args:?} made a cache");
+    }
+    sandbox.sami(&["run", "p.toml"]).exits(0);
+}
