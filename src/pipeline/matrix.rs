@@ -111,7 +111,7 @@ pub(super) struct Cells {
 
 #[derive(Default)]
 struct GroupCells {
-    /// The first of its nodes.
+    /// The first of its nodes; where it has no variables, the only one.
     first: usize,
     /// Its sets of variables (mostly one), sorted.
     variables: Vec<Vec<String>>,
@@ -154,6 +154,11 @@ impl Cells {
                 .entry((draft.declaration, draft.iteration))
                 .or_insert_with(|| GroupCells { first: nodes, ..GroupCells::default() });
             for cell in cells {
+                // Most have no matrix.
+                if cell.is_empty() && cells.len() == 1 {
+                    nodes += 1;
+                    continue;
+                }
                 let mut sorted = cell.clone();
                 sorted.sort();
                 let variables: Vec<String> = sorted.iter().map(|(name, _)| name.clone()).collect();

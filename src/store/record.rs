@@ -326,6 +326,15 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 
 /// Reads JSON; `None` if the file is absent or is not what it should be, which a warning tells.
 pub(super) fn read_json<T: DeserializeOwned>(path: &std::path::Path) -> Result<Option<T>, StoreError> {
+    read_by(path, parse)
+}
+
+/// As [`read_json`], of what is only told to people: without a look at the digest of a record.
+pub(super) fn glance_at<T: DeserializeOwned>(path: &std::path::Path) -> Result<Option<T>, StoreError> {
+    read_by(path, |bytes| serde_json::from_slice(bytes).map_err(|error| error.to_string()))
+}
+
+fn read_by<T>(path: &std::path::Path, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<Option<T>, StoreError> {
     let bytes = match fs::read(path, LARGEST_RECORD) {
         Ok(bytes) => bytes,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
