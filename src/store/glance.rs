@@ -100,7 +100,8 @@ struct NodeStateGlance {
 pub(super) type KeyAndState = (Option<Digest>, String);
 
 impl Store {
-    /// The key and the state of the node of a name in each of these runs, if the run has it.
+    /// The key and the state of the node of a name in each of these runs, if the run has it. A record of a run that is damaged
+    /// may be read as if it was not: a key is good for looking for the record under it, and a state for a word that it is equal to.
     pub fn node_in_runs(&self, runs: &[String], node: &str) -> Result<Vec<Option<KeyAndState>>, StoreError> {
         let find = |run: &String| {
             let record: Option<StateGlance> = super::record::glance_at(&self.run_dir(run).join("run.json"))?;
@@ -110,15 +111,13 @@ impl Store {
         runs.par_iter().map(find).collect()
     }
 
-    /// Hands on all runs, newest first. Few are in memory at once. Where it is only for `telling`, records are not held against
-    /// their digests, which takes several times as long as to read them.
-    pub(super) fn each_run(&self, telling: bool, see: &mut dyn FnMut(Run)) -> Result<(), StoreError> {
+    /// Hands on all runs, newest first. Few are in memory at once.
+    pub(super) fn each_run(&self, see: &mut dyn FnMut(Run)) -> Result<(), StoreError> {
         let mut ids = self.run_ids()?;
         ids.reverse();
         for some in ids.chunks(8) {
             let read = |id: &String| {
-                let path = self.run_dir(id).join("run.json");
-                let record = if telling { super::record::glance_at(&path)? } else { super::record::read_json(&path)? };
+                let record = super::record::read_json(&self.run_dir(id).join("run.json"))?;
                 Ok(Run { id: id.clone(), record })
             };
             let runs: Result<Vec<Run>, StoreError> = some.par_iter().map(read).collect();

@@ -98,7 +98,7 @@ impl Store {
         let pins: BTreeSet<Digest> = self.pins()?.into_iter().collect();
         let mut runs = what.runs.clone();
         let mut latest: HashMap<String, Digest> = HashMap::new();
-        self.each_run(false, &mut |Run { id, record }| {
+        self.each_run(&mut |Run { id, record }| {
             let Some(record) = record else { return };
             for node in &record.nodes {
                 if let (Some(key), Some(_)) = (node.key, node.artifact) {

@@ -125,7 +125,7 @@ impl Kept {
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
         let mut latest: HashSet<String> = HashSet::new();
         let mut unlisted = HashSet::new();
-        store.each_run(inventory.is_view, &mut |Run { id, record }| {
+        store.each_run(&mut |Run { id, record }| {
             // A run without a record did not get as far as running anything.
             let Some(record) = record else { return self.runs_to_go.push((id, false)) };
             let count = counts.entry(record.pipeline.clone()).or_default();

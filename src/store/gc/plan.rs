@@ -104,6 +104,12 @@ impl Store {
         self.plan_with(scratch, &Inventory::of_index(self, index)?, roots)
     }
 
+    /// [`Store::plan_gc`] by an inventory of whatever kind.
+    #[cfg(test)]
+    pub(in crate::store) fn plan_by(&self, inventory: &Inventory, roots: &Roots) -> Result<Plan, StoreError> {
+        self.plan_with(self.scratch()?, inventory, roots)
+    }
+
     fn plan_with(&self, scratch: Scratch, inventory: &Inventory, roots: &Roots) -> Result<Plan, StoreError> {
         let mut kept = Kept::mark(self, inventory, roots)?;
         let mut plan = Plan::default();
