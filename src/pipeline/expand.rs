@@ -4,10 +4,11 @@
 //! has a matrix, drafts are nodes. Else cells travel down: in topological order, each draft is multiplied by the cells
 //! of what it refers to, joined on the variables they share (see [`super::matrix`]).
 
+use std::fmt::{self, Display};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::declare::Declarations;
+use super::declare::{Declaration, Declarations};
 use super::expr::{Evaluator, Scope};
 use super::findings::Findings;
 use super::include::Includer;
@@ -48,6 +49,24 @@ impl Draft {
     pub(super) fn base_name(&self, declared: &Declarations) -> String {
         let name = &declared.nodes[self.declaration].name;
         if self.iteration == 0 { name.clone() } else { format!("{name}@{}", self.iteration) }
+    }
+}
+
+/// A declaration in messages.
+struct Owner<'a> {
+    declaration: &'a Declaration,
+    with_kind: bool,
+}
+
+impl Display for Owner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Declaration { name, kind, .. } = self.declaration;
+        match (name.strip_prefix("models."), self.with_kind) {
+            (Some(model), true) => write!(f, "model `{model}` (init)"),
+            (Some(model), false) => write!(f, "model `{model}`"),
+            (None, true) => write!(f, "node `{name}` (kind `{}`)", kind.name),
+            (None, false) => write!(f, "node `{name}`"),
+        }
     }
 }
 
@@ -192,10 +211,6 @@ impl Expander<'_> {
     ) {
         let declaration = &declared.nodes[at];
         let source = Arc::clone(&self.findings.source);
-        let what = match declaration.name.strip_prefix("models.") {
-            Some(name) => format!("model `{name}` (init)"),
-            None => format!("node `{}` (kind `{}`)", declaration.name, declaration.kind.name),
-        };
         self.evaluator.evaluate(&mut tree, scope, self.findings);
         self.includer.include(&mut tree, self.findings);
         let tolerance = common.tolerance.and_then(|entry| self.tolerance(entry.value, scope, &declaration.name));
@@ -210,8 +225,9 @@ impl Expander<'_> {
             }
             fields
         });
-        let owner = what.split(" (").next().unwrap_or(&what);
+        let owner = &Owner { declaration, with_kind: false };
         let holed = has_hole(&tree);
+        let what = Owner { declaration, with_kind: true };
         let (spec, sound) = self.findings.fit(&what, &mut tree, declaration.kind.parse);
         let Some(spec) = spec else { return };
         if sound && !holed {

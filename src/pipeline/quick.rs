@@ -4,15 +4,12 @@
 
 use std::ops::Range;
 
-use indexmap::IndexMap;
 use indexmap::map::Entry as Place;
 
-use super::tree::{Entry, Tree, TreeValue};
+use super::tree::{Entry, Table, Tree, TreeValue};
 
 /// Tables and arrays in one another.
 const DEEPEST: usize = 16;
-
-type Table = IndexMap<String, Entry>;
 
 /// A key and where it stands.
 type Key<'a> = (&'a str, Range<usize>);
@@ -20,7 +17,7 @@ type Key<'a> = (&'a str, Range<usize>);
 /// Reads a text, if it is plain enough.
 pub(super) fn parse(text: &str) -> Option<Tree> {
     let mut reader = Reader { text, bytes: text.as_bytes(), at: 0 };
-    let mut root = Table::new();
+    let mut root = Table::default();
     reader.pairs(&mut root)?;
     while reader.at < reader.bytes.len() {
         let (path, header) = reader.header()?;
@@ -155,7 +152,10 @@ impl<'a> Reader<'a> {
         for (depth, (key, span)) in path.into_iter().enumerate() {
             let new = |span: Range<usize>, header| Entry {
                 key_span: span,
-                value: Tree { span: header, value: TreeValue::Table(Table::with_capacity(4)) },
+                value: Tree {
+                    span: header,
+                    value: TreeValue::Table(Table::with_capacity_and_hasher(4, Default::default())),
+                },
             };
             let entry = match table.entry(key.to_owned()) {
                 Place::Vacant(place) if depth == last => place.insert(new(span, header.clone())),
@@ -207,10 +207,10 @@ impl<'a> Reader<'a> {
         self.take(b'{')?;
         self.blanks();
         if self.take(b'}').is_some() {
-            return Some(Table::new());
+            return Some(Table::default());
         }
         // Most have one or two; room for more would be most of what a large pipeline holds.
-        let mut table = Table::with_capacity(1);
+        let mut table = Table::with_capacity_and_hasher(1, Default::default());
         loop {
             self.blanks();
             self.pair(&mut table, depth)?;
