@@ -4,6 +4,7 @@
 //! has a matrix, drafts are nodes. Else cells travel down: in topological order, each draft is multiplied by the cells
 //! of what it refers to, joined on the variables they share (see [`super::matrix`]).
 
+use std::borrow::Cow;
 use std::fmt::{self, Display};
 use std::ops::Range;
 use std::sync::Arc;
@@ -39,16 +40,16 @@ pub(super) struct Draft {
     pub(super) own: Cell,
     /// Its inputs, where they stand and what they mean.
     pub(super) references: Vec<(InputField, Range<usize>, Option<Resolved>)>,
-    spec: Box<dyn Spec>,
+    spec: Arc<dyn Spec>,
     run: RunFields,
     tolerance: Option<Tolerance>,
 }
 
 impl Draft {
     /// The name without the cell.
-    pub(super) fn base_name(&self, declared: &Declarations) -> String {
+    fn base_name<'a>(&self, declared: &'a Declarations) -> Cow<'a, str> {
         let name = &declared.nodes[self.declaration].name;
-        if self.iteration == 0 { name.clone() } else { format!("{name}@{}", self.iteration) }
+        if self.iteration == 0 { name.into() } else { format!("{name}@{}", self.iteration).into() }
     }
 }
 
@@ -334,7 +335,7 @@ fn assemble(drafts: Vec<Draft>, cells: &matrix::Cells, declared: &Declarations) 
                 }
             })
         };
-        let spec: Arc<dyn Spec> = Arc::from(draft.spec);
+        let spec = draft.spec;
         let mut node = |cell: &Cell, links: Vec<Link>| {
             nodes.push(Node {
                 name: matrix::name(&base, cell),
