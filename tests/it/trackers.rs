@@ -34,6 +34,10 @@ kind = "command"
 program = "sh"
 args = ["-c", "sleep ${wait}; cp {input.model}/train.jsonl {output}/"]
 inputs = { model = "base" }
+[nodes.odd]
+kind = "command"
+program = "sh"
+args = ["-c", "echo '{\"none\": NaN, \"sum\": 2}' > metrics.json"]
 "#;
 
 fn sandbox(settings: &str) -> Sandbox {
@@ -229,6 +233,66 @@ fn two_runs_at_once_are_two_for_a_tracker() {
     sandbox.verify();
 }
 
+#[test]
+fn a_run_that_is_over_can_be_told_of_and_is_told_once() {
+    let server = Server::start(Manner::Well);
+    let sandbox = sandbox("");
+    train(&sandbox, &[], &[]);
+    assert!(sandbox.sami(&["track"]).exits(2).stderr.contains("cli::no-tracker"));
+    sandbox.write("sami.toml", &format!("tensorboard = true\n{}", mlflow(&server)));
+    let tell = |args: &[&str]| {
+        let said = sandbox.sami(&[&["track"], args].concat()).exits(0);
+        assert_eq!(said.stdout.matches("tracked: ").count(), 2, "{said:?}");
+        let files: Vec<_> = sandbox.files("cache/tensorboard");
+        (files.iter().map(|file| (file.clone(), fs_err::read(file).expect("a file"))).collect::<Vec<_>>(), said)
+    };
+    let (files, _) = tell(&[]);
+    assert_eq!(files.len(), 2, "the run's and that of its training");
+    {
+        let state = server.state();
+        let run = &state.runs[0];
+        assert_eq!((state.runs.len(), run.status.as_str()), (1, "FINISHED"));
+        assert_eq!((run.steps("train/base/loss"), run.steps("base/loss")), (all(12), vec![0]));
+        assert!(run.params.contains(&("rate".to_owned(), "0.03".to_owned())), "{:?}", run.params);
+    }
+    let before = server.state().runs[0].metrics.clone();
+    let id = server.state().runs[0].name.clone();
+    let (again, _) = tell(&[&id[..id.len() - 1]]);
+    assert_eq!(again, files, "what is there stays");
+    assert_eq!((server.state().runs.len(), &server.state().runs[0].metrics), (1, &before), "nothing twice");
+    // One that was told of as it went is known, too; where another run went on with it, that one's end stays.
+    train(&sandbox, &["--set", "steps=3"], &[]);
+    assert_eq!(server.state().runs.len(), 2);
+    let told = server.state().runs[1].metrics.clone();
+    tell(&[]);
+    assert_eq!((server.state().runs.len(), &server.state().runs[1].metrics), (2, &told));
+    let tag = ("sami.runs".to_owned(), format!("{id} a-later-one"));
+    {
+        let run = &mut server.state().runs[0];
+        run.tags = vec![tag];
+        run.status = "RUNNING".to_owned();
+    }
+    tell(&[&id]);
+    assert_eq!(server.state().runs[0].status, "RUNNING");
+    // What an interrupt left half told is no hindrance.
+    fs_err::remove_dir_all(sandbox.path("cache/tensorboard")).expect("it goes");
+    sandbox.write(&format!("cache/tensorboard/{id}.unfinished/base/old"), "");
+    assert_eq!(tell(&[&id]).0.len(), 2);
+    assert!(sandbox.sami(&["track", "none"]).exits(2).stderr.contains("cli::unknown-run"));
+}
+
+#[test]
+fn who_cannot_be_told_of_a_run_that_is_over_is_named() {
+    let sandbox = sandbox("");
+    train(&sandbox, &["--set", "steps=1"], &[]);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it has one");
+    drop(listener);
+    sandbox.write("sami.toml", &format!("mlflow = \"http://{address}\"\n"));
+    let said = sandbox.sami(&["track"]).exits(1);
+    assert!(said.stderr.contains("trackers::mlflow-incomplete") && said.stdout.is_empty(), "{said:?}");
+}
+
 /// Reads all event files below a directory with TensorBoard's own reader, and prints tags with their steps and values.
 const READ: &str = r"
 import glob, json, os, sys
@@ -373,6 +437,21 @@ fn the_real_mlflow_shows_a_killed_and_resumed_training_as_one_run() {
         {"key": "up", "value": "Infinity", "step": 1, "timestamp": 1}]});
     server.post("runs/log-batch", &nan);
     assert_eq!(server.history(run, "nan")[0].1, "NaN");
+    // What a node said of itself that is no number, and of a run that was not told of as it went.
+    sandbox.write("sami.toml", "");
+    sandbox.sami(&["run", "p.toml", "odd"]).exits(0);
+    sandbox.write("sami.toml", &format!("mlflow = \"{}\"\n", server.address));
+    for _ in 0..2 {
+        sandbox.sami(&["track"]).exits(0);
+        let runs = find();
+        assert_eq!(runs.as_array().map(Vec::len), Some(2), "{runs}");
+        let odd = runs.as_array().into_iter().flatten().find(|run| run["data"].to_string().contains("odd/sum"));
+        let odd = odd.expect("it is told of");
+        assert_eq!(odd["info"]["status"], "FINISHED", "{odd}");
+        let id = odd["info"]["run_id"].as_str().expect("an id");
+        assert_eq!(server.history(id, "odd/none"), [(0, Value::from("NaN"))]);
+        assert_eq!(server.history(id, "odd/sum"), [(0, Value::from(2.0))]);
+    }
     // What is refused there is said here.
     server.post("experiments/delete", &serde_json::json!({"experiment_id": "1"}));
     let (output, _) = train(&sandbox, &["--set", "steps=2"], &[]);
