@@ -182,6 +182,9 @@ pub enum Command {
         /// Run id or prefix (default: the latest run that executed the node)
         #[arg(long)]
         run: Option<String>,
+        /// Of a node in parts, that part alone
+        #[arg(long, value_name = "NUMBER")]
+        shard: Option<usize>,
     },
     /// Compute again what the cache has, and compare
     Audit(audit::AuditArgs),
@@ -428,7 +431,7 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Show { what } => show::run(context, what),
         Command::Diff(args) => diff::run(context, args),
         Command::Lineage(args) => lineage::run(context, args),
-        Command::Logs { node, run } => logs::run(context, node, run.as_deref()),
+        Command::Logs { node, run, shard } => logs::run(context, node, run.as_deref(), *shard),
         Command::Push(args) => push::push(context, args),
         Command::Pull(args) => push::pull(context, args),
         Command::Remote(args) => push::survey(context, args),

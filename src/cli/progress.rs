@@ -12,7 +12,7 @@ use super::screen::Screen;
 use super::table::Table;
 use super::{context, render, terminal};
 use crate::diag::Diagnostic;
-use crate::exec::{Event, Summary};
+use crate::exec::{Event, ShardState, Summary};
 use crate::kinds::Progress;
 use crate::secret;
 
@@ -109,7 +109,7 @@ impl Report {
     fn far(&mut self, event: &Event) -> Option<String> {
         let Form::Lines(told) = &mut self.form else { return None };
         let (name, far) = match event {
-            Event::NodeProgress { node, progress, seconds: passed } => (node, how_far(progress, *passed)),
+            Event::NodeProgress { node, progress, seconds: passed, .. } => (node, how_far(progress, *passed)),
             Event::Download { name, done, total, seconds: passed, finished: false } => {
                 (name, downloaded(*done, *total, *passed))
             }
@@ -149,9 +149,15 @@ impl Report {
             }
             // What goes on stands below.
             Event::NodeStart { .. } if matches!(self.form, Form::Live(_)) => return None,
-            Event::NodeStart { node, why, attempt, .. } => {
+            Event::NodeStart { node, why, attempt, shards, .. } => {
                 let again = if *attempt > 1 { format!("attempt {attempt}; ") } else { String::new() };
-                self.said("start", node, &cut(&format!("{again}{why}"), WIDTH))
+                let shards = shards.map_or_else(String::new, |shards| format!("{shards} shards; "));
+                self.said("start", node, &cut(&format!("{again}{shards}{why}"), WIDTH))
+            }
+            Event::NodeShard { node, shard, of, state: ShardState::Again, error, .. } => {
+                let error = error.as_deref().unwrap_or_default();
+                let told = format!("shard {shard} of {of} is tried once more: {error}");
+                self.said("again", node, &cut(&told, WIDTH))
             }
             Event::NodeHit { node, .. } => self.said("hit", node, "is there already"),
             Event::NodeWait { node, by, .. } => {
@@ -178,7 +184,11 @@ impl Report {
                 "interrupted: finishing the batches in hand; once more to stop at once".to_owned()
             }
             Event::Interrupt { again: true } => "interrupted again: stopping at once".to_owned(),
-            Event::Download { .. } | Event::NodeProgress { .. } | Event::NodeFail { .. } | Event::Done { .. } => {
+            Event::Download { .. }
+            | Event::NodeShard { .. }
+            | Event::NodeProgress { .. }
+            | Event::NodeFail { .. }
+            | Event::Done { .. } => {
                 return None;
             }
         })

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
@@ -13,6 +14,7 @@ use super::journal::{Journal, tail};
 use super::local::{Message, Worker};
 use super::plan::Recipe;
 use super::room::Place;
+use super::shards::Role;
 use super::{Event, ExecError, Reason};
 use crate::digest::Digest;
 use crate::endpoint::{Allowance, Calling};
@@ -56,7 +58,9 @@ pub(super) struct Attempt {
     pub(super) last: bool,
     own: Option<Own>,
     /// Nobody else works at the key until it is dropped.
-    pub(super) lock: KeyLock,
+    pub(super) lock: Arc<KeyLock>,
+    /// Whether it is at a part of the node.
+    pub(super) role: Role,
 }
 
 /// What an attempt has for itself if its worker has: directories in `tmp/`, and one in the run's.
@@ -86,14 +90,15 @@ pub(super) struct Given {
     pub(super) reason: Reason,
     pub(super) recipe: Recipe,
     pub(super) place: Place,
-    pub(super) lock: KeyLock,
+    pub(super) lock: Arc<KeyLock>,
     pub(super) allowance: Allowance,
+    pub(super) role: Role,
 }
 
 impl Attempt {
     /// Starts it: in a worker of its own, or, if the node is light, in one of `idle` or one that will be there when it ends.
     pub(super) fn start(start: &Start<'_>, given: Given, idle: &mut Vec<Worker>) -> Result<Self, ExecError> {
-        let Given { node, number, reason, recipe, place, lock, allowance } = given;
+        let Given { node, number, reason, recipe, place, lock, allowance, role } = given;
         let Start { pipeline, store, journal, .. } = *start;
         let name = &pipeline.nodes[node].name;
         let light = takes_turns(&pipeline.nodes[node]);
@@ -110,6 +115,7 @@ impl Attempt {
             micro_batch: pipeline.nodes[node].run.micro_batch,
             activation_checkpointing: pipeline.nodes[node].run.activation_checkpointing,
             afresh: false,
+            part: role.job(),
             store: store.root().to_owned(),
             live: Some(store.live_file()?),
             scratch: PathBuf::new(),
@@ -124,11 +130,11 @@ impl Attempt {
             let job = Job { log: Some(log.clone()), ..job };
             (give(start, job, idle)?, log, None)
         } else {
-            let directory = journal.attempt(name, number)?;
+            let directory = role.of(&journal.attempt(name, number)?)?;
             let tmp = store.staging_dir(&recipe.key)?;
-            let staging = tmp.join(format!("{}.{number}", journal.run()));
+            let staging = role.beside(tmp.join(format!("{}.{number}", journal.run())));
             fs::create_directory(&staging)?;
-            let (scratch, result) = (store.partial_dir(&recipe.key)?, directory.join("result.json"));
+            let (scratch, result) = (role.of(&store.partial_dir(&recipe.key)?)?, directory.join("result.json"));
             let job = Job { scratch, staging: staging.clone(), result: Some(result), ..job };
             let path = directory.join("job.json");
             let bytes = serde_json::to_vec_pretty(&job).map_err(crate::store::StoreError::from)?;
@@ -155,7 +161,16 @@ impl Attempt {
             last: false,
             own,
             lock,
+            role,
         })
+    }
+
+    /// The device that the node is computed on.
+    fn device(&self) -> &str {
+        match &self.role {
+            Role::Join { device, .. } => device,
+            _ => self.place.device(),
+        }
     }
 
     /// Whether its worker goes on when it has ended.
@@ -191,13 +206,11 @@ impl Attempt {
             attempt: self.number,
             started: self.started.clone(),
             seconds,
-            usage: self
-                .usage
-                .map(|usage| Usage { gpu_seconds: (self.place.device() != "cpu").then_some(seconds), ..usage }),
+            usage: self.usage.map(|usage| usage.on_gpu_for((self.place.device() != "cpu").then_some(seconds))),
             host: made.host.to_owned(),
-            device: self.place.device().to_owned(),
+            device: self.device().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            class: class(made.pipeline, node, self.place.device()),
+            class: class(made.pipeline, node, self.device()),
             equal_to_within: None,
         }
     }

@@ -277,6 +277,7 @@ fn job(store: &Store, record: &NodeRecord, options: &AuditOptions, place: &Place
         activation_checkpointing: before.as_ref().and_then(|job| job.activation_checkpointing),
         allowance: crate::endpoint::Allowance::default(),
         afresh: true,
+        part: None,
         live: None,
         trusted: Vec::new(),
         store: store.root().to_owned(),

@@ -148,12 +148,16 @@ impl Needs {
         need(Item::Disk, number(estimate.disk));
         Self { amounts }
     }
+
+    /// Seconds of one worker, as far as that is known.
+    pub(super) fn seconds(&self) -> Option<f64> {
+        self.amounts.get(&Item::Hours).map(|hours| hours * 3600.0)
+    }
 }
 
 /// Seconds that nodes will take, by name, as far as that is known.
 pub(super) fn likely(pipeline: &Pipeline, needs: &HashMap<usize, Needs>) -> BTreeMap<String, f64> {
-    let seconds = |needs: &Needs| Some(needs.amounts.get(&Item::Hours)? * 3600.0);
-    needs.iter().filter_map(|(node, needs)| Some((pipeline.nodes[*node].name.clone(), seconds(needs)?))).collect()
+    needs.iter().filter_map(|(node, needs)| Some((pipeline.nodes[*node].name.clone(), needs.seconds()?))).collect()
 }
 
 #[cfg(test)]

@@ -44,6 +44,9 @@ pub(super) struct Job {
     /// Whether remembered rows are computed again, for an audit.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) afresh: bool,
+    /// Which rows it is about, if not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) part: Option<JobPart>,
     /// Root of the store.
     pub(super) store: PathBuf,
     /// Where the run names what gc is to leave alone; the worker does, too.
@@ -62,6 +65,28 @@ pub(super) struct Job {
     /// What may be spent on calls.
     #[serde(default)]
     pub(super) allowance: Allowance,
+}
+
+/// Which rows a job is about.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum JobPart {
+    /// Those of one part; nothing is made of them.
+    Shard {
+        /// Its number, from 0.
+        number: usize,
+        /// How many parts there are.
+        of: usize,
+        /// Where what was done is told.
+        report: PathBuf,
+    },
+    /// All, which are there, as all parts are done.
+    Join {
+        /// What was done, as told by the parts.
+        reports: Vec<PathBuf>,
+        /// The class of device that it was done on, if that is not the class of this attempt's.
+        class: Option<String>,
+    },
 }
 
 /// An input of a job.
@@ -115,6 +140,11 @@ pub(super) enum JobResult {
         /// What the disk is still to be waited for before that counts.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         unsettled: Vec<PathBuf>,
+    },
+    /// The rows of the part are remembered.
+    Computed {
+        /// The class of device that they were computed on, if it can be told.
+        class: Option<String>,
     },
     /// The node cannot be done.
     Failed {

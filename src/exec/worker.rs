@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::ExecError;
-use super::job::{Job, JobResult, STOP, Word};
+use super::job::{Job, JobPart, JobResult, STOP, Word};
 use super::local::die;
 use crate::diag::Diagnostic;
 use crate::endpoint::{Allowance, Purse, Spent};
 use crate::fs;
+use crate::kinds::part::{Joined, Part, Report, Shard};
 use crate::kinds::{self, Cx, InputArtifact, NodeError, Progress};
 use crate::store::{Store, Usage};
 
@@ -45,7 +46,7 @@ pub fn work(path: &Path) -> Result<u8, ExecError> {
     mouth.say(&Word::Used(used(&mouth.purse.spent())));
     mouth.say(&Word::Result(result.clone()));
     Ok(match result {
-        JobResult::Done { .. } => 0,
+        JobResult::Done { .. } | JobResult::Computed { .. } => 0,
         JobResult::Failed { .. } => 1,
         JobResult::Interrupted => 130,
     })
@@ -139,6 +140,7 @@ fn execute(job: &Job, store: &mut Option<Store>, mouth: &mut Mouth, cancel: &Ato
         // A log that says nothing else is not worth its block on the disk.
         JobResult::Done { .. } if job.log.is_some() => {}
         JobResult::Done { artifact, .. } => tracing::info!("done: artifact {artifact}"),
+        JobResult::Computed { .. } => tracing::info!("done: the rows of the part are remembered"),
         JobResult::Failed { what, .. } => tracing::error!("failed: {what}"),
         JobResult::Interrupted => tracing::info!("interrupted"),
     }
@@ -183,11 +185,16 @@ fn attempt(
         micro_batch: job.micro_batch,
         activation_checkpointing: job.activation_checkpointing,
         afresh: job.afresh,
+        part: part(job)?,
         progress: &mut progress,
         purse,
         cancel,
     };
     let outputs = entry.run(&job.fields, &mut cx)?;
+    if let (Some(JobPart::Shard { report, .. }), Part::Shard(shard)) = (&job.part, &cx.part) {
+        fs::write_atomic(report, &serde_json::to_vec(&shard.report).map_err(std::io::Error::from)?)?;
+        return Ok(JobResult::Computed { class: kinds::device_class(&job.device).ok() });
+    }
     if job.afresh {
         // An audit looks at the files where they are.
         let files = serde_json::to_vec(&outputs.files).map_err(std::io::Error::from)?;
@@ -202,6 +209,21 @@ fn attempt(
     let (artifact, unsettled) = if job.log.is_some() { fs::deferred(put) } else { (put(), Vec::new()) };
     let artifact = artifact?;
     Ok(JobResult::Done { artifact, metrics: outputs.metrics, put: store.known(&artifact)?, unsettled })
+}
+
+/// Which rows the attempt computes.
+fn part(job: &Job) -> Result<Part, NodeError> {
+    Ok(match &job.part {
+        None => Part::Whole,
+        Some(JobPart::Shard { number, of, .. }) => {
+            Part::Shard(Shard { number: *number, of: *of, report: Report::default() })
+        }
+        Some(JobPart::Join { reports, class }) => {
+            let read = |path| Ok(serde_json::from_slice(&fs_err::read(path)?)?);
+            let reports = reports.iter().map(read).collect::<std::io::Result<_>>()?;
+            Part::Joined(Joined::of(reports, class.clone()))
+        }
+    })
 }
 
 fn record(job: &Job, result: &JobResult) -> std::io::Result<()> {

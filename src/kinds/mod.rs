@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use self::estimate::{Estimate, Known};
+use self::part::Part;
 use crate::digest::Digest;
 use crate::endpoint::{Calling, Purse};
 use crate::pipeline::{ArtifactType, KindSpec, Spec};
@@ -39,6 +40,7 @@ pub mod judge;
 pub mod keep;
 mod markers;
 mod memo;
+pub mod part;
 mod policy;
 pub mod principles;
 pub mod probe;
@@ -111,6 +113,7 @@ impl Entry {
                 doc: K::DOC,
                 parse: |tree| Ok(Box::new(crate::pipeline::tree::from_tree::<K>(tree)?)),
                 public: K::PUBLIC,
+                row_wise: K::ROWS_OF.is_some(),
             },
             run: |fields, cx| {
                 let kind: K = serde_json::from_value(fields.clone()).map_err(|error| {
@@ -251,6 +254,8 @@ pub struct Cx<'a> {
     pub activation_checkpointing: Option<bool>,
     /// Whether every row is computed, remembered or not, and none is remembered: it is an audit.
     pub afresh: bool,
+    /// Which rows it computes.
+    pub part: Part,
     /// Where progress goes.
     pub progress: &'a mut dyn FnMut(Progress),
     /// What may be spent on calls to endpoints.

@@ -26,6 +26,8 @@ pub(super) use keeper::{Reuse, Rows};
 pub(super) struct Policy {
     input: InputArtifact,
     device: String,
+    /// The class of device that its rows are of, if that is another one's.
+    class: Option<String>,
     too_long: TooLong,
     model: Option<Model>,
     tokenizer: Option<Tokenizer>,
@@ -222,7 +224,8 @@ impl<'a, 'cx> Work<'a, 'cx> {
 impl Policy {
     /// A model that is not loaded yet.
     pub(super) fn new(cx: &Cx<'_>, input: &InputArtifact) -> Self {
-        Self { input: input.clone(), device: cx.device.clone(), too_long: TooLong::Error, model: None, tokenizer: None }
+        let (device, class) = (cx.device.clone(), cx.part.class().cloned());
+        Self { input: input.clone(), device, class, too_long: TooLong::Error, model: None, tokenizer: None }
     }
 
     /// Does so with prompts that are too long.
@@ -232,7 +235,7 @@ impl Policy {
 
     /// The class of the device that it computes on.
     fn class(&self) -> Result<String, NodeError> {
-        Ok(crate::lm::device::class(&self.device)?)
+        self.class.clone().map_or_else(|| Ok(crate::lm::device::class(&self.device)?), Ok)
     }
 
     /// The model, loaded if it was not, and what prompts must fit.

@@ -142,6 +142,7 @@ macro_rules! kind {
             doc: "",
             parse: |tree| Ok(Box::new(tree::from_tree::<$type>(tree)?)),
             public: $public,
+            row_wise: false,
         }
     };
 }

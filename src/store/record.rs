@@ -84,6 +84,13 @@ pub struct Usage {
     pub dollars: Option<f64>,
 }
 
+impl Usage {
+    /// The same with seconds on a GPU, if none were counted.
+    pub fn on_gpu_for(self, seconds: Option<f64>) -> Self {
+        Self { gpu_seconds: self.gpu_seconds.or(seconds), ..self }
+    }
+}
+
 /// Seconds on a processor that a second on a GPU is worth: about what they cost where they are rented.
 pub const GPU: f64 = 10.0;
 

@@ -59,6 +59,7 @@ mod room;
 mod sandbox;
 mod scheduler;
 mod secrets;
+mod shards;
 mod sharing;
 mod store_faults;
 mod systems;

@@ -28,13 +28,14 @@ fn began(node: &str, device: &str) -> Event {
         device: device.into(),
         threads: 1,
         log: PathBuf::new(),
+        shards: None,
     }
 }
 
 fn far(node: &str, done: u64, seconds: f64) -> Event {
     let metrics = json!({"loss": 0.5}).as_object().cloned().unwrap_or_default();
     let progress = Progress { done, total: 400, unit: "rows".into(), metrics, ..Progress::default() };
-    Event::NodeProgress { node: node.into(), progress, seconds }
+    Event::NodeProgress { node: node.into(), progress, seconds, shards: Vec::new() }
 }
 
 fn finished(node: &str) -> Event {

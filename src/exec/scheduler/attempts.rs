@@ -1,5 +1,6 @@
 //! An attempt from its start to its end, as the loop sees it.
 
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
@@ -8,9 +9,11 @@ use crate::digest::Digest;
 use crate::exec::attempt::{Attempt, Fault, Given, Made, Start};
 use crate::exec::commit;
 use crate::exec::job::{JobResult, Word};
+use crate::exec::ledger::{Asking, Portion};
 use crate::exec::phase::Phase;
 use crate::exec::records::Found;
 use crate::exec::room::Place;
+use crate::exec::shards::Role;
 use crate::exec::tolerance;
 use crate::exec::verified::check_inputs;
 use crate::exec::{Event, ExecError, Reason};
@@ -19,6 +22,9 @@ use crate::store::{AttemptRecord, NodeRecord, StoreError};
 impl Scheduler<'_> {
     /// Starts an attempt at a ready node, unless its key turns out to be worked on or done.
     pub(super) fn begin(&mut self, node: usize, place: Place) -> Result<(), ExecError> {
+        if self.sharded.contains_key(&node) {
+            return self.begin_part(node, place);
+        }
         let Phase::Ready { key, reason } = self.phases[node].clone() else {
             self.room.leave(&place);
             return Ok(());
@@ -54,13 +60,39 @@ impl Scheduler<'_> {
             self.room.leave(&place);
             return self.repair(node, key, wrong);
         }
-        let Some((asking, allowance)) = self.admit(node, &place, &key)? else {
+        if let Some(parts) = self.parts_of(node, &recipe)? {
+            self.split(node, (recipe, reason, lock), parts, &place)?;
+            return self.begin_part(node, place);
+        }
+        let Some((asking, allowance)) = self.admit(node, &place, &key, Portion::WHOLE)? else {
             self.room.leave(&place);
             return Ok(());
         };
         let number = self.numbers.entry(node).or_default();
         *number += 1;
         let number = *number;
+        let (lock, role) = (Arc::new(lock), Role::Node);
+        let given = Given { node, number, reason, recipe, place, lock, allowance, role };
+        let serial = self.launch(given, asking)?;
+        let Some(attempt) = self.running.get(&serial) else { return Ok(()) };
+        let event = Event::NodeStart {
+            node: self.pipeline.nodes[node].name.clone(),
+            kind: self.pipeline.nodes[node].kind.name.to_owned(),
+            key,
+            attempt: number,
+            why: attempt.reason.to_string(),
+            device: attempt.place.device().to_owned(),
+            threads: attempt.place.threads,
+            log: attempt.log.clone(),
+            shards: None,
+        };
+        self.keys.insert(key, Vec::new());
+        self.phases[node] = Phase::Running { key };
+        self.tell(&event)
+    }
+
+    /// Starts an attempt; returns its number among those of the run.
+    pub(super) fn launch(&mut self, given: Given, asking: Asking) -> Result<u64, ExecError> {
         self.serial += 1;
         let start = Start {
             pipeline: self.pipeline,
@@ -71,23 +103,11 @@ impl Scheduler<'_> {
             stamps: &self.plan.records.stamps,
             serial: self.serial,
         };
-        let given = Given { node, number, reason, recipe, place, lock, allowance };
+        let allowance = given.allowance;
         let attempt = Attempt::start(&start, given, &mut self.idle)?;
         self.ledger.begin(self.serial, asking, allowance);
-        let event = Event::NodeStart {
-            node: self.pipeline.nodes[node].name.clone(),
-            kind: self.pipeline.nodes[node].kind.name.to_owned(),
-            key,
-            attempt: number,
-            why: attempt.reason.to_string(),
-            device: attempt.place.device().to_owned(),
-            threads: attempt.place.threads,
-            log: attempt.log.clone(),
-        };
         self.running.insert(self.serial, attempt);
-        self.keys.insert(key, Vec::new());
-        self.phases[node] = Phase::Running { key };
-        self.tell(&event)
+        Ok(self.serial)
     }
 
     /// Takes a worker's word.
@@ -113,9 +133,16 @@ impl Scheduler<'_> {
             }
             Word::Progress(progress) => {
                 self.ledger.progress(serial, progress.done, progress.total);
+                let at = attempt.node;
+                match attempt.role {
+                    Role::Node => {}
+                    Role::Shard { number, .. } => return self.hear_part(at, number, progress),
+                    // All rows are there.
+                    Role::Join { .. } => return Ok(()),
+                }
                 let node = self.pipeline.nodes[attempt.node].name.clone();
                 let seconds = attempt.began.elapsed().as_secs_f64();
-                self.tell(&Event::NodeProgress { node, progress, seconds })
+                self.tell(&Event::NodeProgress { node, progress, seconds, shards: Vec::new() })
             }
         }
     }
@@ -126,12 +153,14 @@ impl Scheduler<'_> {
         let (node, key) = (attempt.node, attempt.recipe.key);
         let ended = attempt.end(&mut self.idle)?;
         self.room.leave(&attempt.place);
-        let seconds = ended.seconds;
         let name = self.pipeline.nodes[node].name.clone();
         let told = self.stop >= Stop::Interrupted || self.ledger.stopped(serial);
+        let refused = self.ledger.refused(serial);
         self.account(serial, &key, &ended.result, ended.silent)?;
+        let Some(ended) = self.end_part(&mut attempt, ended, (told, refused))? else { return Ok(()) };
+        let seconds = ended.seconds;
         let (state, error) = match &ended.result {
-            JobResult::Done { .. } => ("done", None),
+            JobResult::Done { .. } | JobResult::Computed { .. } => ("done", None),
             JobResult::Failed { what, .. } if !told => ("failed", Some(what.clone())),
             JobResult::Failed { .. } | JobResult::Interrupted => ("interrupted", None),
         };
@@ -165,6 +194,8 @@ impl Scheduler<'_> {
                 self.committing.insert(serial, attempt);
                 return Ok(());
             }
+            // Of a part, which was dealt with.
+            JobResult::Computed { .. } => {}
             JobResult::Failed { .. } | JobResult::Interrupted if told => {
                 self.phases[node] = Phase::Stopped { key, seconds };
                 self.tell(&Event::NodeStop { node: name, seconds })?;
@@ -199,11 +230,9 @@ impl Scheduler<'_> {
 
     /// Lets others begin at the key of an attempt that is over.
     fn release(&mut self, attempt: Attempt) {
-        let twins = self.keys.remove(&attempt.recipe.key).unwrap_or_default();
-        drop(attempt.lock);
-        for twin in twins {
-            self.enqueue(twin);
-        }
+        let key = attempt.recipe.key;
+        drop(attempt);
+        self.free(&key);
     }
 
     /// Has what was made recorded, unless that is being done for what was made before: what ends in the meantime is recorded
@@ -256,7 +285,7 @@ impl Scheduler<'_> {
 
 /// What the index has not been told of: a transaction costs as much as a short node.
 pub(super) struct Unlisted {
-    attempts: Vec<AttemptRecord>,
+    pub(super) attempts: Vec<AttemptRecord>,
     /// Nodes by name, with the records that hold.
     nodes: Vec<(String, NodeRecord)>,
     since: Instant,

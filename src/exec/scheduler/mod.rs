@@ -28,6 +28,7 @@ use crate::exec::local::{Message, Worker};
 use crate::exec::phase::{Phase, phases};
 use crate::exec::record::{host, run_nodes};
 use crate::exec::room::{Full, Room, Wish, is_light};
+use crate::exec::shards::Sharded;
 use crate::exec::{Event, ExecError, Plan, RunOptions, State, Summary};
 use crate::graph::Graph;
 use crate::pipeline::Pipeline;
@@ -37,6 +38,7 @@ mod attempts;
 mod budget;
 mod repair;
 mod settle;
+mod shards;
 
 use attempts::Unlisted;
 
@@ -85,6 +87,7 @@ pub fn run(
         place: vec![0; pipeline.nodes.len()],
         room: Room::new(options.threads, options.jobs, &options.gpus),
         running: BTreeMap::new(),
+        sharded: BTreeMap::new(),
         idle: Vec::new(),
         made: Vec::new(),
         committing: BTreeMap::new(),
@@ -147,6 +150,8 @@ struct Scheduler<'a> {
     /// Keys that attempts of this run are at, and nodes that wait for them because they have the same key.
     keys: HashMap<Digest, Vec<usize>>,
     running: BTreeMap<u64, Attempt>,
+    /// Nodes of which parts are computed.
+    sharded: BTreeMap<usize, Sharded>,
     /// Workers that take further jobs and have none.
     idle: Vec<Worker>,
     /// What attempts made that no one has begun to record.
@@ -268,7 +273,7 @@ impl Scheduler<'_> {
         if let Phase::Held { key, reason } = &self.phases[node] {
             self.phases[node] = Phase::Ready { key: *key, reason: reason.clone() };
         }
-        self.ready.entry(self.devices[node].clone()).or_default().insert((self.place[node], node));
+        self.ready.entry(self.device_of(node)).or_default().insert((self.place[node], node));
     }
 
     fn fill(&mut self) -> Result<(), ExecError> {
@@ -276,9 +281,9 @@ impl Scheduler<'_> {
         while self.stop == Stop::No {
             let firsts = self.ready.iter().filter(|(device, _)| !busy.contains(*device));
             let Some((_, node)) = firsts.filter_map(|(_, nodes)| nodes.first()).min().copied() else { break };
-            let (device, declared) = (self.devices[node].clone(), &self.pipeline.nodes[node]);
+            let (device, declared) = (self.device_of(node), &self.pipeline.nodes[node]);
             let wish = Wish::of(is_light(self.pipeline, declared), declared.run.threads);
-            let count = self.ready.values().map(BTreeSet::len).sum();
+            let count = self.ready.values().flatten().map(|(_, node)| self.could_start(*node)).sum();
             match self.room.enter(wish, &device, count) {
                 Err(Full::Machine) => break,
                 Err(Full::Device) => _ = busy.insert(device),
@@ -328,6 +333,7 @@ impl Scheduler<'_> {
 
     /// Records the run and tells that it is over.
     fn finish(mut self) -> Result<Summary, ExecError> {
+        self.conclude_all()?;
         self.list(true);
         self.remember();
         let nodes = run_nodes(self.pipeline, &self.phases, &self.index.figures());
