@@ -12,6 +12,7 @@ mod breakdown;
 mod cache;
 mod check;
 mod checkout;
+mod cluster;
 mod completions;
 mod context;
 mod dag;
@@ -233,6 +234,9 @@ pub enum Command {
     Worker {
         /// Job file (default: jobs come over the socket on standard input)
         job: Option<PathBuf>,
+        /// No scheduler is there: speak into files beside the job
+        #[arg(long, requires = "job")]
+        detached: bool,
     },
 }
 
@@ -441,6 +445,6 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Schema(args) => schema::run(args),
         Command::Completions { shell } => completions::run(*shell),
         Command::Man { directory } => man::run(directory),
-        Command::Worker { job } => worker::run(job.as_deref()),
+        Command::Worker { job, detached } => worker::run(job.as_deref(), *detached),
     }
 }

@@ -91,6 +91,15 @@ impl View {
                 self.waiting.remove(node);
                 self.begin(node, device, *attempt, now, false).why.clone_from(why);
             }
+            Event::NodeJob { node, state, host, .. } => {
+                if let Some(going) = self.going.iter_mut().find(|going| going.name == *node) {
+                    going.device = match (state.as_str(), host) {
+                        ("runs", Some(host)) => host.clone(),
+                        ("unseen", _) => "a cluster that does not answer".to_owned(),
+                        _ => "a queue".to_owned(),
+                    };
+                }
+            }
             Event::NodeProgress { node, progress, seconds } => {
                 // Not to go by when the word came.
                 let going = self.begin(node, "", 1, now - seconds, false);

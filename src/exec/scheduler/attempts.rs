@@ -7,6 +7,7 @@ use super::{GATHER, LISTING, MOST_TOGETHER, MOST_UNLISTED, Scheduler, Stop};
 use crate::digest::Digest;
 use crate::exec::attempt::{Attempt, Fault, Given, Made, Start};
 use crate::exec::commit;
+use crate::exec::engine::Ticket;
 use crate::exec::job::{JobResult, Word};
 use crate::exec::phase::Phase;
 use crate::exec::records::Found;
@@ -54,6 +55,16 @@ impl Scheduler<'_> {
             self.room.leave(&place);
             return self.repair(node, key, wrong);
         }
+        // What an earlier run began and no one has seen the end of goes on, wherever this run would have it.
+        let ticket =
+            Ticket::at(self.store, &key).filter(|ticket| self.yard.knows(&ticket.engine) && !ticket.is_spent());
+        let place = match &ticket {
+            Some(_) => {
+                self.room.leave(&place);
+                self.place_away(node)
+            }
+            None => place,
+        };
         let Some((asking, allowance)) = self.admit(node, &place, &key)? else {
             self.room.leave(&place);
             return Ok(());
@@ -72,7 +83,12 @@ impl Scheduler<'_> {
             serial: self.serial,
         };
         let given = Given { node, number, reason, recipe, place, lock, allowance };
-        let attempt = Attempt::start(&start, given, &mut self.idle)?;
+        let adopted = ticket.is_some();
+        let attempt = if given.place.is_away() {
+            Attempt::send(&start, given, &mut self.yard, ticket)?
+        } else {
+            Attempt::start(&start, given, &mut self.idle)?
+        };
         self.ledger.begin(self.serial, asking, allowance);
         let event = Event::NodeStart {
             node: self.pipeline.nodes[node].name.clone(),
@@ -84,10 +100,19 @@ impl Scheduler<'_> {
             threads: attempt.place.threads,
             log: attempt.log.clone(),
         };
+        let job = attempt.remote.as_ref().filter(|_| adopted).map(|remote| Event::NodeJob {
+            node: self.pipeline.nodes[node].name.clone(),
+            engine: remote.ticket.engine.clone(),
+            job: remote.ticket.job.clone(),
+            state: "adopted".to_owned(),
+            host: None,
+            why: remote.ticket.look.clone(),
+        });
         self.running.insert(self.serial, attempt);
         self.keys.insert(key, Vec::new());
         self.phases[node] = Phase::Running { key };
-        self.tell(&event)
+        self.tell(&event)?;
+        job.map_or(Ok(()), |job| self.tell(&job))
     }
 
     /// Takes a worker's word.
@@ -107,11 +132,24 @@ impl Scheduler<'_> {
                 Ok(())
             }
             Word::Result(result) => {
+                // Of a job it counts when all is known that belongs to it.
+                if attempt.remote.is_some() {
+                    return Ok(());
+                }
                 attempt.result = Some(result);
                 // Of the others the end follows when their workers end.
                 if attempt.is_light() { self.end(serial) } else { Ok(()) }
             }
+            Word::Began { host } => {
+                // What it took until then it waited.
+                attempt.began = Instant::now();
+                tracing::debug!("attempt {serial} has begun on {host}");
+                Ok(())
+            }
             Word::Progress(progress) => {
+                if let Some(remote) = &mut attempt.remote {
+                    remote.reached = progress.done;
+                }
                 self.ledger.progress(serial, progress.done, progress.total);
                 let node = self.pipeline.nodes[attempt.node].name.clone();
                 let seconds = attempt.began.elapsed().as_secs_f64();
@@ -125,6 +163,7 @@ impl Scheduler<'_> {
         let Some(mut attempt) = self.running.remove(&serial) else { return Ok(()) };
         let (node, key) = (attempt.node, attempt.recipe.key);
         let ended = attempt.end(&mut self.idle)?;
+        let again = attempt.remote.as_mut().and_then(|remote| remote.again.take());
         self.room.leave(&attempt.place);
         let seconds = ended.seconds;
         let name = self.pipeline.nodes[node].name.clone();
@@ -133,7 +172,7 @@ impl Scheduler<'_> {
         let (state, error) = match &ended.result {
             JobResult::Done { .. } => ("done", None),
             JobResult::Failed { what, .. } if !told => ("failed", Some(what.clone())),
-            JobResult::Failed { .. } | JobResult::Interrupted => ("interrupted", None),
+            JobResult::Failed { .. } | JobResult::Interrupted => ("interrupted", again.clone()),
         };
         self.unlisted.attempts.push(AttemptRecord {
             run: self.journal.run().to_owned(),
@@ -148,8 +187,9 @@ impl Scheduler<'_> {
         match ended.result {
             JobResult::Done { artifact, metrics, put, unsettled } => {
                 self.store.trust(put);
-                let made =
-                    Made { pipeline: self.pipeline, run: self.journal.run(), host: &self.host, artifact, metrics };
+                let there = attempt.remote.as_ref().and_then(|remote| Some(remote.exit.as_ref()?.1.clone()));
+                let host = there.unwrap_or_else(|| self.host.clone());
+                let made = Made { pipeline: self.pipeline, run: self.journal.run(), host: &host, artifact, metrics };
                 let mut record = attempt.record(made, seconds);
                 let tolerance = self.pipeline.nodes[node].tolerance;
                 let records = &mut self.plan.records;
@@ -164,6 +204,17 @@ impl Scheduler<'_> {
                 // Until it is recorded, no one else begins at the key.
                 self.committing.insert(serial, attempt);
                 return Ok(());
+            }
+            JobResult::Interrupted if !told && again.is_some() && self.stop == Stop::No => {
+                let what = again.unwrap_or_default();
+                let fault = Fault::of(&attempt.log, attempt.number, what, None);
+                self.phases[node] = Phase::Ready { key, reason: attempt.reason.clone() };
+                self.tell(&fault.event(name, true))?;
+                self.enqueue(node);
+            }
+            JobResult::Interrupted if again.is_some() => {
+                self.phases[node] = Phase::Stopped { key, seconds };
+                self.tell(&Event::NodeStop { node: name, seconds })?;
             }
             JobResult::Failed { .. } | JobResult::Interrupted if told => {
                 self.phases[node] = Phase::Stopped { key, seconds };
@@ -198,7 +249,7 @@ impl Scheduler<'_> {
     }
 
     /// Lets others begin at the key of an attempt that is over.
-    fn release(&mut self, attempt: Attempt) {
+    pub(super) fn release(&mut self, attempt: Attempt) {
         let twins = self.keys.remove(&attempt.recipe.key).unwrap_or_default();
         drop(attempt.lock);
         for twin in twins {
