@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use super::context::Failure;
 use super::estimate::Totals;
@@ -13,7 +14,7 @@ use super::outcomes::outcomes;
 use super::progress::Report;
 use super::sharing::Source;
 use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, PipelineArgs};
-use super::{cluster, context, doctor, push, sharing};
+use super::{attach, cluster, context, doctor, push, sharing};
 use crate::diag::Diagnostic;
 use crate::exec::budget::{Budget, Needs};
 use crate::exec::{self, Elsewhere, Event, PlanOptions, RunOptions, State};
@@ -24,7 +25,7 @@ use crate::trackers::Trackers;
 mod tracking;
 
 /// Arguments of `run`.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
 pub struct RunArgs {
     /// Pipeline and params.
     #[command(flatten)]
@@ -116,6 +117,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         gpus,
         keep_going: args.keep_going,
         away,
+        invocation: None,
         elsewhere: source.clone().map(|source| source as Arc<dyn Elsewhere>),
         budget,
         needs: HashMap::new(),
@@ -123,7 +125,10 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     if stale {
         section = None;
         if let Some(away) = &options.away {
-            context::complain(&exec::engine::check(away, &store)?);
+            let is_hit = |node: &usize| matches!(plan.nodes[*node], State::Hit { .. });
+            let asked = away.asked(&pipeline, plan.order.iter().copied().filter(|node| !is_hit(node)));
+            context::complain(&exec::engine::check(away, &store, &asked)?);
+            options.invocation = Some(attach::invocation(args)?);
         }
         let estimates = exec::estimate(&pipeline, &store, &index, &plan, &options.device, !options.gpus.is_empty())?;
         context::complain(Totals::of(&estimates, &store).warning(&store).as_slice());

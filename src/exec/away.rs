@@ -33,6 +33,16 @@ pub struct Away {
     pub program: PathBuf,
 }
 
+impl Away {
+    /// What the nodes ask for that an engine will execute.
+    pub fn asked(&self, pipeline: &Pipeline, nodes: impl IntoIterator<Item = usize>) -> Vec<Resources> {
+        let (inbox, _) = std::sync::mpsc::channel();
+        let yard = Yard::new(Some(self.clone()), inbox);
+        let away = nodes.into_iter().filter(|node| yard.goes_away(pipeline, *node));
+        away.map(|node| yard.resources(pipeline, node)).collect()
+    }
+}
+
 /// All that a run has of engines.
 #[derive(Debug)]
 pub(super) struct Yard {
@@ -144,6 +154,7 @@ impl Yard {
         let arguments = ["worker", &path.display().to_string(), "--detached"];
         let text = script(&what, &resources, &path, program, &arguments);
         fs::write(&directory.join("job.sh"), text)?;
+        fs::write(&directory.join("log.txt"), "")?;
         let place = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let mark = format!("{run}/{place}");
         let ticket = Ticket {
@@ -176,6 +187,11 @@ impl Yard {
     pub(super) fn adopt(&mut self, ticket: Ticket, serial: u64, here: &Path) -> Result<Remote, ExecError> {
         let (directory, mark, job) = (ticket.directory.clone(), ticket.mark.clone(), ticket.job.clone());
         let engine = ticket.engine.clone();
+        // What it prints is found in this run, too, as long as the file system lets one file have two names.
+        let log = "log.txt";
+        if let Err(error) = fs::hard_link(&directory.join(log), &here.join(log)) {
+            tracing::debug!("its log stays where it is: {error}");
+        }
         let order = Order::Adopt { attempt: serial, directory: directory.clone(), mark, job };
         self.watcher(&engine)?.order(order);
         self.jobs += 1;

@@ -62,7 +62,7 @@ pub use fetch::fetch;
 pub use follow::{Follower, Told, goes_on};
 pub use fresh::{FreshRun, nodes_as_text, remember, run_fresh, watched};
 pub use history::{Likely, Likeness, Past, sum as sum_of_likely};
-pub use journal::attempt_directory;
+pub use journal::{INVOCATION, attempt_directory};
 pub use keys::{absent_keys, require_keys};
 pub use plan::{Plan, PlanOptions, State, plan};
 pub use reason::Reason;
@@ -70,7 +70,7 @@ pub use record::host;
 pub use scheduler::run;
 pub use select::{Bare, select};
 pub use why::{Finding, Step, rows_now, why};
-pub use worker::{serve, work, work_detached};
+pub use worker::{serve, work, work_detached, work_probe};
 
 /// How to run.
 #[derive(Debug, Clone)]
@@ -95,6 +95,8 @@ pub struct RunOptions {
     pub budget: Budget,
     /// Where attempts execute that are no processes of this machine.
     pub away: Option<Away>,
+    /// What is kept of how the run was asked for, for one that goes on where it is left.
+    pub invocation: Option<serde_json::Value>,
     /// What nodes will come to, by their index, as far as it is known.
     pub needs: HashMap<usize, Needs>,
 }

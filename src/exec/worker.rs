@@ -26,7 +26,7 @@ use crate::store::{Store, Usage};
 mod detached;
 mod mouth;
 
-pub use detached::work_detached;
+pub use detached::{work_detached, work_probe};
 use mouth::Mouth;
 
 /// Executes the attempt of a job file. Returns the process's exit code: 0 done, 1 failed, 130 interrupted.

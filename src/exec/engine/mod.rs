@@ -23,6 +23,7 @@ mod ticket;
 mod watch;
 
 pub use check::check;
+pub(super) use check::probe;
 pub(super) use fate::{Fate, Judged, Patience, judge};
 pub(super) use script::script;
 pub(super) use ticket::Ticket;

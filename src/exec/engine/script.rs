@@ -22,6 +22,18 @@ pub(crate) fn quoted(word: &str) -> String {
 
 /// The script that executes `program ARGUMENTS`, after a look for `file`, which is in the shared cache.
 pub(crate) fn script(what: &str, resources: &Resources, file: &Path, program: &Path, arguments: &[&str]) -> String {
+    script_into(what, resources, file, program, arguments, None)
+}
+
+/// The same; what the program prints goes into a file of its own.
+pub(super) fn script_into(
+    what: &str,
+    resources: &Resources,
+    file: &Path,
+    program: &Path,
+    arguments: &[&str],
+    log: Option<&Path>,
+) -> String {
     let mut text = format!("#!/bin/sh\n# {}\n", what.replace('\n', " "));
     for line in resources.setup.iter().flatten() {
         let _ = writeln!(text, "{line}");
@@ -32,11 +44,12 @@ pub(crate) fn script(what: &str, resources: &Resources, file: &Path, program: &P
     let inner = format!(
         "[ -r {file} ] || {{ echo \"sami: $(uname -n) does not see {shown}: the cache must be in a directory that all hosts share\" >&2; exit {UNSEEN}; }}\n\
          command -v {program} >/dev/null || {{ echo \"sami: $(uname -n) has no program {shown_program}\" >&2; exit {NO_PROGRAM}; }}\n\
-         exec {program} {arguments}\n",
+         exec {program} {arguments}{into}\n",
         file = quoted(&file.display().to_string()),
         shown = file.display().to_string().replace(['"', '$', '`', '\\'], "?"),
         program = quoted(&program.display().to_string()),
         shown_program = program.display().to_string().replace(['"', '$', '`', '\\'], "?"),
+        into = log.map(|log| format!(" >{} 2>&1", quoted(&log.display().to_string()))).unwrap_or_default(),
         arguments = arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
     );
     match &resources.container {

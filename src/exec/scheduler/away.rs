@@ -40,6 +40,7 @@ impl Scheduler<'_> {
         let (state, host, why) = match sight {
             Sight::Over(fate) => return self.over(serial, &fate),
             Sight::Submitted { job, look } => {
+                crate::fs::kill_point("submitted");
                 remote.ticket.job = Some(job.clone());
                 remote.ticket.look.clone_from(&look);
                 remote.ticket.write(self.store, &attempt.recipe.key)?;

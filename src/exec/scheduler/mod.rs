@@ -197,6 +197,9 @@ impl Scheduler<'_> {
         if !ready.is_empty() {
             interrupts = Some(Interrupts::forward(self.outbox.clone())?);
             self.journal.save(self.store)?;
+            if let Some(invocation) = &self.options.invocation {
+                self.journal.keep(invocation)?;
+            }
             self.index.add_run(self.journal.record());
             sweep(self.store, &self.journal)?;
         }

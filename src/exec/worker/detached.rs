@@ -45,7 +45,11 @@ pub fn work_detached(path: &Path) -> Result<u8, ExecError> {
         _ => {
             let mut job = Job::read(&path)?;
             job.staging = directory.join(format!("staging-{}-{}", host(), std::process::id()));
-            let done = prepared(&mut job, &mut mouth, &told);
+            let mut done = prepared(&mut job, &mut mouth, &told);
+            // Whoever ends a job ends all of its processes: that those of a node died of it is no fault of the node.
+            if matches!(done, JobResult::Failed { .. }) && told.by() == Some(ToldBy::Signal) {
+                done = JobResult::Interrupted;
+            }
             if let Err(error) = fs::remove_directory(&job.staging) {
                 tracing::warn!("{} is left over: {error}", job.staging.display());
             }
@@ -62,6 +66,11 @@ pub fn work_detached(path: &Path) -> Result<u8, ExecError> {
     };
     leave(directory, &Exit { result, told: told.by(), host: host(), seconds, usage: used(&spent), spent })?;
     Ok(code)
+}
+
+/// Executes a probe: a job that says where it is and what it sees there.
+pub fn work_probe(path: &Path) -> Result<u8, ExecError> {
+    crate::exec::engine::probe(path)
 }
 
 /// Writes the record that an attempt ended. It is on the disk when this returns: a scheduler that comes later goes by it.
