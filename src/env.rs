@@ -208,7 +208,7 @@ pub const TEST_CUDA_BIN: Variable = Variable {
 /// Where a test makes the process fail.
 pub const FAULT: Variable = Variable {
     name: "SAMI_FAULT",
-    doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth change to the disk fails; `store-op:12:eio`, also `enospc`, `eintr`, `short` and `kill`, says how, `store-op:12:eio:FILE` counts those of all processes together), `read-op:12:eio` (the twelfth read of a file of the store) or `kill:batch:3` (the process is killed after its third batch; also `checkpoint`, `progress`, `send`, `arrive`); `room:1000` has the disk say that a thousand bytes are free; `crash-log:DIRECTORY` writes down what the disk would have after the power went. Several are separated by commas.",
+    doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth change to the disk fails; `store-op:12:eio`, also `enospc`, `eintr`, `short` and `kill`, says how, `store-op:12:eio:FILE` counts those of all processes together), `read-op:12:eio` (the twelfth read of a file of the store) or `kill:batch:3` (the process is killed after its third batch; also `checkpoint`, `progress`, `send`, `arrive`, `submitted`); `room:1000` has the disk say that a thousand bytes are free; `crash-log:DIRECTORY` writes down what the disk would have after the power went. Several are separated by commas.",
 };
 
 /// Whether tests write the documents that they check.

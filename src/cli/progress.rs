@@ -159,6 +159,18 @@ impl Report {
                 let told = format!("shard {shard} of {of} is tried once more: {error}");
                 self.said("again", node, &cut(&told, WIDTH))
             }
+            Event::NodeJob { node, engine, job, state, host, why } => {
+                let job = format!("{engine} {}", job.as_deref().unwrap_or("job"));
+                match state.as_str() {
+                    "runs" => self.said("runs", node, &format!("{job} on {}", host.as_deref().unwrap_or("a machine"))),
+                    "waits" if why.is_empty() => return None,
+                    "waits" => self.said("wait", node, &format!("{job}: {why}")),
+                    "adopted" => self.said("found", node, &format!("{job}, which an earlier run began")),
+                    "left" => self.said("left", node, &format!("{job} goes on: {why}")),
+                    "unseen" => self.said("wait", node, why),
+                    _ => self.said("queue", node, &format!("{job}: {why}")),
+                }
+            }
             Event::NodeHit { node, .. } => self.said("hit", node, "is there already"),
             Event::NodeWait { node, by, .. } => {
                 self.said("wait", node, &format!("{} is at it", by.as_deref().unwrap_or("another process")))
@@ -175,7 +187,7 @@ impl Report {
                 }
                 self.said("ran", node, &parts.join(" · "))
             }
-            Event::NodeFail { node, retry: true, .. } => self.said("again", node, "it is tried once more"),
+            Event::NodeFail { node, retry: true, error, .. } => self.said("again", node, &cut(error, WIDTH)),
             Event::NodeStop { node, seconds: took } => self.said("stop", node, &format!("after {}", seconds(*took))),
             Event::NodeSkip { node, because } => self.said("skip", node, &format!("it needs {because}")),
             Event::NodeRefuse { node, why } => self.said("skip", node, why),
@@ -228,7 +240,9 @@ impl Report {
             (_, false) => "failed",
         };
         self.line(&format!("{word} in {}: {}", seconds(summary.seconds), parts.join(", ")));
-        if summary.interrupted {
+        if !summary.left.is_empty() {
+            self.line(&format!("{} on: sami attach {}", plural_verb(summary.left.len()), summary.run));
+        } else if summary.interrupted {
             self.line("the same command goes on from here");
         }
         let made = summary.nodes.iter().rev().find(|node| node.state == "ran" && node.artifact.is_some());
@@ -256,6 +270,10 @@ impl Report {
             _ => live::above(&format!("{text}\n")),
         }
     }
+}
+
+fn plural_verb(jobs: usize) -> String {
+    if jobs == 1 { "1 job goes".to_owned() } else { format!("{} jobs go", count(jobs as u64)) }
 }
 
 /// `1.2 GiB of 14.0 GiB, 80.0 MiB/s`

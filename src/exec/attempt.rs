@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use serde_json::{Map, Value};
 
+use super::away::{Remote, Sending, Yard};
 use super::class::class;
+use super::engine::Ticket;
 use super::job::{Job, JobInput, JobResult};
 use super::journal::{Journal, tail};
 use super::local::{Message, Worker};
@@ -57,6 +59,8 @@ pub(super) struct Attempt {
     /// Whether its worker ends with it.
     pub(super) last: bool,
     own: Option<Own>,
+    /// Of one that an engine executes.
+    pub(super) remote: Option<Remote>,
     /// Nobody else works at the key until it is dropped.
     pub(super) lock: Arc<KeyLock>,
     /// Whether it is at a part of the node.
@@ -98,32 +102,11 @@ pub(super) struct Given {
 impl Attempt {
     /// Starts it: in a worker of its own, or, if the node is light, in one of `idle` or one that will be there when it ends.
     pub(super) fn start(start: &Start<'_>, given: Given, idle: &mut Vec<Worker>) -> Result<Self, ExecError> {
-        let Given { node, number, reason, recipe, place, lock, allowance, role } = given;
+        let job = job(start, &given)?;
+        let Given { node, number, reason, recipe, place, lock, role, .. } = given;
         let Start { pipeline, store, journal, .. } = *start;
         let name = &pipeline.nodes[node].name;
         let light = takes_turns(&pipeline.nodes[node]);
-        let job = Job {
-            node: name.clone(),
-            kind: pipeline.nodes[node].kind.name.to_owned(),
-            fields: pipeline.nodes[node].spec.fields(),
-            inputs: inputs(pipeline, store, node, &recipe)?,
-            trusted: recipe.inputs.values().flat_map(|id| store.sealed(id, start.stamps, LARGE)).collect(),
-            key: recipe.key,
-            output: pipeline.nodes[node].spec.output(),
-            device: place.device().to_owned(),
-            threads: place.threads,
-            micro_batch: pipeline.nodes[node].run.micro_batch,
-            activation_checkpointing: pipeline.nodes[node].run.activation_checkpointing,
-            afresh: false,
-            part: role.job(),
-            store: store.root().to_owned(),
-            live: Some(store.live_file()?),
-            scratch: PathBuf::new(),
-            staging: PathBuf::new(),
-            log: None,
-            result: None,
-            allowance,
-        };
         let (began, started) = (Instant::now(), fs::now().to_string());
         let (worker, log, own) = if light {
             let log = journal.log(name, number);
@@ -160,6 +143,54 @@ impl Attempt {
             light,
             last: false,
             own,
+            remote: None,
+            lock,
+            role,
+        })
+    }
+
+    /// Has an engine execute it, or listens to what it already executes for an earlier run.
+    pub(super) fn send(
+        start: &Start<'_>,
+        given: Given,
+        yard: &mut Yard,
+        ticket: Option<Ticket>,
+    ) -> Result<Self, ExecError> {
+        let directory = start.journal.attempt(&start.pipeline.nodes[given.node].name, given.number)?;
+        let directory = given.role.of(&directory)?;
+        let remote = match ticket {
+            Some(ticket) => yard.adopt(ticket, start.serial, &directory)?,
+            None => {
+                let sending = Sending {
+                    store: start.store,
+                    pipeline: start.pipeline,
+                    run: start.journal.run(),
+                    node: given.node,
+                    number: given.number,
+                    serial: start.serial,
+                    directory: &directory,
+                    role: &given.role,
+                };
+                yard.submit(sending, job(start, &given)?)?
+            }
+        };
+        let Given { node, number, reason, recipe, place, lock, role, .. } = given;
+        Ok(Self {
+            node,
+            number,
+            reason,
+            recipe,
+            place,
+            started: fs::now().to_string(),
+            log: remote.directory.join("log.txt"),
+            result: None,
+            usage: None,
+            began: Instant::now(),
+            worker: None,
+            light: false,
+            last: false,
+            own: None,
+            remote: Some(remote),
             lock,
             role,
         })
@@ -215,8 +246,19 @@ impl Attempt {
         }
     }
 
+    /// How one ended that an engine executed.
+    fn end_of(&self, remote: &Remote) -> Ended {
+        let result = self.result.clone().unwrap_or_else(|| no_result(None));
+        let seconds = remote.exit.as_ref().map_or(self.began.elapsed().as_secs_f64(), |(seconds, _)| *seconds);
+        let directory = remote.here.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Ended { result, silent: remote.silent, seconds, directory }
+    }
+
     /// Ends one that has told its result or whose worker is ending; a worker that goes on joins those in `idle`.
     pub(super) fn end(&mut self, idle: &mut Vec<Worker>) -> Result<Ended, ExecError> {
+        if let Some(remote) = &self.remote {
+            return Ok(self.end_of(remote));
+        }
         let seconds = self.began.elapsed().as_secs_f64();
         let status = match self.worker.take() {
             Some(worker) if self.light && self.result.is_some() && !self.last => {
@@ -240,6 +282,35 @@ impl Attempt {
         let directory = left.file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(Ended { result, silent, seconds, directory: directory.unwrap_or_default() })
     }
+}
+
+/// What an attempt executes, but for its directories.
+fn job(start: &Start<'_>, given: &Given) -> Result<Job, ExecError> {
+    let Start { pipeline, store, .. } = *start;
+    let (declared, recipe) = (&pipeline.nodes[given.node], &given.recipe);
+    Ok(Job {
+        node: declared.name.clone(),
+        kind: declared.kind.name.to_owned(),
+        fields: declared.spec.fields(),
+        inputs: inputs(pipeline, store, given.node, recipe)?,
+        trusted: recipe.inputs.values().flat_map(|id| store.sealed(id, start.stamps, LARGE)).collect(),
+        key: recipe.key,
+        output: declared.spec.output(),
+        device: given.place.device().to_owned(),
+        threads: given.place.threads,
+        micro_batch: declared.run.micro_batch,
+        activation_checkpointing: declared.run.activation_checkpointing,
+        afresh: false,
+        part: given.role.job(),
+        store: store.root().to_owned(),
+        live: Some(store.live_file()?),
+        scratch: PathBuf::new(),
+        staging: PathBuf::new(),
+        log: None,
+        result: None,
+        allowance: given.allowance,
+        version: None,
+    })
 }
 
 /// Whether attempts at a node may follow one another in one worker: they do nothing in it but to wait for a program, so

@@ -285,6 +285,7 @@ fn job(store: &Store, record: &NodeRecord, options: &AuditOptions, place: &Place
         staging: place.part("staging"),
         log: None,
         result: Some(place.part("result.json")),
+        version: None,
     })
 }
 

@@ -35,6 +35,9 @@ pub enum ExecError {
     /// The store said no.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What jobs need is not as it must be, as far as the engine or a first job says.
+    #[error("{}", .0.first().map_or("jobs cannot do their work", |finding| finding.title.as_str()))]
+    Cluster(Vec<Diagnostic>),
     /// A worker could not be started.
     #[error("a worker cannot be started: {0}")]
     Spawn(io::Error),
@@ -71,7 +74,7 @@ impl ExecError {
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         let title = self.to_string();
         vec![match self {
-            Self::Sources(findings) => return findings.clone(),
+            Self::Sources(findings) | Self::Cluster(findings) => return findings.clone(),
             Self::UnknownNode { near: Some(near), .. } => Diagnostic::error("exec::unknown-node", title)
                 .help(format!("a node with a similar name exists: `{near}`")),
             Self::UnknownNode { known, .. } => {

@@ -107,6 +107,22 @@ pub enum Event {
         /// Its log.
         log: PathBuf,
     },
+    /// An attempt's job is somewhere else than before.
+    NodeJob {
+        /// Node name.
+        node: String,
+        /// The engine.
+        engine: String,
+        /// The job's id, once there is one.
+        job: Option<String>,
+        /// `submitted`, `waits`, `runs`, `unseen` (the engine does not answer), `adopted` (an earlier run began it) or
+        /// `left` (it goes on without this run).
+        state: String,
+        /// The machine, if it has one.
+        host: Option<String>,
+        /// Why it waits, or what to type to see it.
+        why: String,
+    },
     /// An attempt goes on.
     NodeProgress {
         /// Node name.

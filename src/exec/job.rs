@@ -2,11 +2,12 @@
 //! JSON each.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::ExecError;
 use crate::digest::Digest;
 use crate::endpoint::{Allowance, Calling, Spent};
 use crate::fs::Stamp;
@@ -65,6 +66,18 @@ pub(super) struct Job {
     /// What may be spent on calls.
     #[serde(default)]
     pub(super) allowance: Allowance,
+    /// Of a detached job, the version of the scheduler that wrote it: another one does not execute it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) version: Option<String>,
+}
+
+impl Job {
+    /// Reads a job file.
+    pub(super) fn read(path: &Path) -> Result<Self, ExecError> {
+        let bad = |what: String| ExecError::BadJob { path: path.to_owned(), what };
+        let bytes = fs_err::read(path).map_err(|error| bad(error.to_string()))?;
+        serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))
+    }
 }
 
 /// Which rows a job is about.
@@ -112,6 +125,11 @@ pub(super) struct JobInput {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Word {
+    /// A detached one: where it has begun.
+    Began {
+        /// The machine's name.
+        host: String,
+    },
     /// How far it is.
     Progress(Progress),
     /// What it has spent on calls so far.
@@ -157,6 +175,38 @@ pub(super) enum JobResult {
     Interrupted,
 }
 
+/// How a detached attempt ended: the record that its worker leaves, in `result.json` beside its job. Written whole or not
+/// at all, and after all else: where it is, the worker writes nothing more.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Exit {
+    /// What came of it.
+    pub(super) result: JobResult,
+    /// Of an attempt that was told to stop, by whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) told: Option<ToldBy>,
+    /// Where it ran.
+    pub(super) host: String,
+    /// Wall seconds, without those in the queue.
+    pub(super) seconds: f64,
+    /// What it used.
+    pub(super) usage: Usage,
+    /// What it spent on calls.
+    #[serde(default)]
+    pub(super) spent: Spent,
+}
+
+/// What made a detached worker stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum ToldBy {
+    /// The file that a scheduler puts beside its job.
+    File,
+    /// SIGUSR1: its time is nearly up.
+    TimeLimit,
+    /// SIGTERM or SIGINT: whoever ends its job.
+    Signal,
+}
+
 impl JobResult {
     /// The same without what must not be shown or stored.
     pub(super) fn without_secrets(self) -> Self {
@@ -171,3 +221,10 @@ impl JobResult {
 /// What the scheduler says to make a worker stop at the next good moment. To make it stop now, it closes the socket,
 /// which is also what happens when the scheduler dies.
 pub(super) const STOP: &[u8] = b"stop\n";
+
+/// Beside the job of a detached worker: what it says, how it ended, and what makes it stop.
+pub(super) const WORDS: &str = "words.jsonl";
+/// See [`WORDS`].
+pub(super) const RESULT: &str = "result.json";
+/// See [`WORDS`].
+pub(super) const STOP_FILE: &str = "stop";

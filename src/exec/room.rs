@@ -74,9 +74,21 @@ pub(super) struct Place {
     pub(super) threads: usize,
     counted: usize,
     device: Option<String>,
+    /// Whether it is on no machine of this room.
+    away: bool,
 }
 
 impl Place {
+    /// A place elsewhere, which takes nothing of this machine.
+    pub(super) fn away(threads: usize, device: &str) -> Self {
+        Self { threads, counted: 0, device: (device != "cpu").then(|| device.to_owned()), away: true }
+    }
+
+    /// Whether it is on no machine of this room.
+    pub(super) fn is_away(&self) -> bool {
+        self.away
+    }
+
     /// The device that it is on: `cpu` or `cuda:N`.
     pub(super) fn device(&self) -> &str {
         self.device.as_deref().unwrap_or("cpu")
@@ -119,11 +131,14 @@ impl Room {
         }
         self.used += counted;
         self.attempts += 1;
-        Ok(Place { threads, counted, device })
+        Ok(Place { threads, counted, device, away: false })
     }
 
     /// Gives room back.
     pub(super) fn leave(&mut self, place: &Place) {
+        if place.away {
+            return;
+        }
         self.used -= place.counted;
         self.attempts -= 1;
         if let Some(device) = &place.device {

@@ -59,6 +59,30 @@ impl Role {
         }
     }
 
+    /// The number of the part, from 0, if it is at one.
+    pub(super) fn part(&self) -> Option<usize> {
+        match self {
+            Self::Shard { number, .. } => Some(*number),
+            _ => None,
+        }
+    }
+
+    /// What tells its attempt from others at the node.
+    pub(super) fn mark(&self) -> String {
+        match self {
+            Self::Shard { number, attempt, .. } => format!("#{}.{attempt}", number + 1),
+            _ => String::new(),
+        }
+    }
+
+    /// What is told of it behind what is told of the node.
+    pub(super) fn told(&self) -> String {
+        match self {
+            Self::Shard { number, of, .. } => format!(", shard {} of {of}", number + 1),
+            _ => String::new(),
+        }
+    }
+
     /// Its directory in one of the node: that itself, but for a part.
     pub(super) fn of(&self, directory: &Path) -> io::Result<PathBuf> {
         let Self::Shard { number, attempt, .. } = self else { return Ok(directory.to_owned()) };
@@ -91,6 +115,8 @@ pub(super) struct Share {
     pub(super) stage: Stage,
     /// Attempts at it in this run.
     pub(super) attempts: u32,
+    /// Those of them that failed.
+    pub(super) failures: u32,
     /// Whether it had all that was left of the budget.
     pub(super) had_all: bool,
     /// Whether its share of the budget did not do: it goes on when no other part runs, with all that is left then.
@@ -127,8 +153,15 @@ pub(super) struct Sharded {
 
 impl Sharded {
     pub(super) fn new(recipe: Recipe, reason: Reason, lock: KeyLock, number: u32, count: usize) -> Self {
-        let share =
-            || Share { stage: Stage::Open, attempts: 0, had_all: false, alone: false, far: Vec::new(), report: None };
+        let share = || Share {
+            stage: Stage::Open,
+            attempts: 0,
+            failures: 0,
+            had_all: false,
+            alone: false,
+            far: Vec::new(),
+            report: None,
+        };
         Self {
             reason,
             recipe,

@@ -4,14 +4,13 @@
 //! A worker writes files only: artifacts, row memos, scratch, its result. That an attempt succeeded becomes true when
 //! the scheduler records it.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -19,22 +18,23 @@ use super::ExecError;
 use super::job::{Job, JobPart, JobResult, STOP, Word};
 use super::local::die;
 use crate::diag::Diagnostic;
-use crate::endpoint::{Allowance, Purse, Spent};
+use crate::endpoint::Spent;
 use crate::fs;
 use crate::kinds::part::{Joined, Part, Report, Shard};
 use crate::kinds::{self, Cx, InputArtifact, NodeError, Progress};
 use crate::store::{Store, Usage};
 
-/// The least time between two words of progress.
-const BEAT: Duration = Duration::from_millis(100);
+mod detached;
+mod mouth;
+
+pub use detached::{work_detached, work_probe};
+use mouth::Mouth;
 
 /// Executes the attempt of a job file. Returns the process's exit code: 0 done, 1 failed, 130 interrupted.
 ///
 /// Errs if the file is no job; whatever goes wrong after that is the attempt's result.
 pub fn work(path: &Path) -> Result<u8, ExecError> {
-    let bad = |what: String| ExecError::BadJob { path: path.to_owned(), what };
-    let bytes = fs_err::read(path).map_err(|error| bad(error.to_string()))?;
-    let job: Job = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
+    let job = Job::read(path)?;
     let cancel = heed_signals()?;
     let mut mouth = Mouth::new(lifeline(&cancel, None)?);
     let result = execute(&job, &mut None, &mut mouth, &cancel);
@@ -123,8 +123,7 @@ fn heed_signals() -> Result<Arc<AtomicBool>, ExecError> {
 
 /// Executes an attempt; `store` is the one that the last attempt used, if it may be used again.
 fn execute(job: &Job, store: &mut Option<Store>, mouth: &mut Mouth, cancel: &AtomicBool) -> JobResult {
-    (mouth.last, mouth.purse, mouth.told) = (None, Arc::new(Purse::new(job.allowance)), Spent::default());
-    mouth.held = None;
+    mouth.begin(job.allowance);
     let attempted = attempt(job, store, mouth, cancel);
     mouth.catch_up();
     let result = attempted.unwrap_or_else(|error| match error {
@@ -292,61 +291,4 @@ fn spent(spent: &Spent) -> Usage {
 /// The result of an attempt that ended in a finding of another layer.
 fn failed(finding: Diagnostic) -> JobResult {
     JobResult::Failed { what: finding.title, help: finding.help.into_iter().next() }
-}
-
-/// What the worker says.
-struct Mouth {
-    socket: Option<UnixStream>,
-    last: Option<Instant>,
-    /// Progress that was too soon after the last to be said, with all steps since.
-    held: Option<Progress>,
-    purse: Arc<Purse>,
-    /// What was said to be spent.
-    told: Spent,
-}
-
-impl Mouth {
-    fn new(socket: Option<UnixStream>) -> Self {
-        let purse = Arc::new(Purse::new(Allowance::default()));
-        Self { socket, last: None, held: None, purse, told: Spent::default() }
-    }
-
-    fn progress(&mut self, mut progress: Progress) {
-        fs::kill_point("progress");
-        if let Some(held) = self.held.take() {
-            progress.steps.splice(..0, held.steps);
-        }
-        let due = self.last.is_none_or(|last| last.elapsed() >= BEAT);
-        if due || progress.done >= progress.total {
-            self.last = Some(Instant::now());
-            self.account();
-            self.say(&Word::Progress(progress));
-        } else {
-            self.held = Some(progress);
-        }
-    }
-
-    /// Says what is held of steps: none is kept for itself.
-    fn catch_up(&mut self) {
-        if let Some(held) = self.held.take().filter(|held| !held.steps.is_empty()) {
-            self.say(&Word::Progress(held));
-        }
-    }
-
-    /// Says what was spent since it was said last.
-    fn account(&mut self) {
-        let spent = self.purse.spent();
-        if spent != self.told {
-            self.told = spent;
-            self.say(&Word::Spent(spent));
-        }
-    }
-
-    /// Says a word. If the scheduler is gone no one listens, and the lifeline ends this process.
-    fn say(&mut self, word: &Word) {
-        if let (Some(socket), Ok(mut line)) = (&mut self.socket, serde_json::to_vec(word)) {
-            line.push(b'\n');
-            let _ = socket.write_all(&line);
-        }
-    }
 }

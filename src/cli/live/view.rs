@@ -100,6 +100,15 @@ impl View {
                 going.shards.1 = *of;
                 going.shards.0 += usize::from(*state == ShardState::Done);
             }
+            Event::NodeJob { node, state, host, .. } => {
+                if let Some(going) = self.going.iter_mut().find(|going| going.name == *node) {
+                    going.device = match (state.as_str(), host) {
+                        ("runs", Some(host)) => host.clone(),
+                        ("unseen", _) => "a cluster that does not answer".to_owned(),
+                        _ => "a queue".to_owned(),
+                    };
+                }
+            }
             Event::NodeProgress { node, progress, seconds, shards } => {
                 // Not to go by when the word came.
                 let going = self.begin(node, "", 1, now - seconds, false);

@@ -8,6 +8,7 @@ use super::{GATHER, LISTING, MOST_TOGETHER, MOST_UNLISTED, Scheduler, Stop};
 use crate::digest::Digest;
 use crate::exec::attempt::{Attempt, Fault, Given, Made, Start};
 use crate::exec::commit;
+use crate::exec::engine::Ticket;
 use crate::exec::job::{JobResult, Word};
 use crate::exec::ledger::{Asking, Portion};
 use crate::exec::phase::Phase;
@@ -60,7 +61,17 @@ impl Scheduler<'_> {
             self.room.leave(&place);
             return self.repair(node, key, wrong);
         }
-        if let Some(parts) = self.parts_of(node, &recipe)? {
+        // What an earlier run began and no one has seen the end of goes on, wherever this run would have it.
+        let ticket =
+            Ticket::at(self.store, &key, None).filter(|ticket| self.yard.knows(&ticket.engine) && !ticket.is_spent());
+        let place = match &ticket {
+            Some(_) => {
+                self.room.leave(&place);
+                self.place_away(node)
+            }
+            None => place,
+        };
+        if let Some(parts) = self.parts_of(node, &recipe)?.filter(|_| ticket.is_none()) {
             self.split(node, (recipe, reason, lock), parts, &place)?;
             return self.begin_part(node, place);
         }
@@ -73,7 +84,8 @@ impl Scheduler<'_> {
         let number = *number;
         let (lock, role) = (Arc::new(lock), Role::Node);
         let given = Given { node, number, reason, recipe, place, lock, allowance, role };
-        let serial = self.launch(given, asking)?;
+        let adopted = ticket.is_some();
+        let serial = self.launch(given, asking, ticket)?;
         let Some(attempt) = self.running.get(&serial) else { return Ok(()) };
         let event = Event::NodeStart {
             node: self.pipeline.nodes[node].name.clone(),
@@ -86,13 +98,22 @@ impl Scheduler<'_> {
             log: attempt.log.clone(),
             shards: None,
         };
+        let job = attempt.remote.as_ref().filter(|_| adopted).map(|remote| Event::NodeJob {
+            node: self.pipeline.nodes[node].name.clone(),
+            engine: remote.ticket.engine.clone(),
+            job: remote.ticket.job.clone(),
+            state: "adopted".to_owned(),
+            host: None,
+            why: remote.ticket.look.clone(),
+        });
         self.keys.insert(key, Vec::new());
         self.phases[node] = Phase::Running { key };
-        self.tell(&event)
+        self.tell(&event)?;
+        job.map_or(Ok(()), |job| self.tell(&job))
     }
 
-    /// Starts an attempt; returns its number among those of the run.
-    pub(super) fn launch(&mut self, given: Given, asking: Asking) -> Result<u64, ExecError> {
+    /// Starts an attempt, or listens to one that an engine executes already; returns its number among those of the run.
+    pub(super) fn launch(&mut self, given: Given, asking: Asking, ticket: Option<Ticket>) -> Result<u64, ExecError> {
         self.serial += 1;
         let start = Start {
             pipeline: self.pipeline,
@@ -104,7 +125,11 @@ impl Scheduler<'_> {
             serial: self.serial,
         };
         let allowance = given.allowance;
-        let attempt = Attempt::start(&start, given, &mut self.idle)?;
+        let attempt = if given.place.is_away() {
+            Attempt::send(&start, given, &mut self.yard, ticket)?
+        } else {
+            Attempt::start(&start, given, &mut self.idle)?
+        };
         self.ledger.begin(self.serial, asking, allowance);
         self.running.insert(self.serial, attempt);
         Ok(self.serial)
@@ -127,11 +152,24 @@ impl Scheduler<'_> {
                 Ok(())
             }
             Word::Result(result) => {
+                // Of a job it counts when all is known that belongs to it.
+                if attempt.remote.is_some() {
+                    return Ok(());
+                }
                 attempt.result = Some(result);
                 // Of the others the end follows when their workers end.
                 if attempt.is_light() { self.end(serial) } else { Ok(()) }
             }
+            Word::Began { host } => {
+                // What it took until then it waited.
+                attempt.began = Instant::now();
+                tracing::debug!("attempt {serial} has begun on {host}");
+                Ok(())
+            }
             Word::Progress(progress) => {
+                if let Some(remote) = &mut attempt.remote {
+                    remote.reached = progress.done;
+                }
                 self.ledger.progress(serial, progress.done, progress.total);
                 let at = attempt.node;
                 match attempt.role {
@@ -152,17 +190,18 @@ impl Scheduler<'_> {
         let Some(mut attempt) = self.running.remove(&serial) else { return Ok(()) };
         let (node, key) = (attempt.node, attempt.recipe.key);
         let ended = attempt.end(&mut self.idle)?;
+        let again = attempt.remote.as_mut().and_then(|remote| remote.again.take());
         self.room.leave(&attempt.place);
         let name = self.pipeline.nodes[node].name.clone();
         let told = self.stop >= Stop::Interrupted || self.ledger.stopped(serial);
         let refused = self.ledger.refused(serial);
         self.account(serial, &key, &ended.result, ended.silent)?;
-        let Some(ended) = self.end_part(&mut attempt, ended, (told, refused))? else { return Ok(()) };
+        let Some(ended) = self.end_part(&mut attempt, ended, (told, refused), again.as_ref())? else { return Ok(()) };
         let seconds = ended.seconds;
         let (state, error) = match &ended.result {
             JobResult::Done { .. } | JobResult::Computed { .. } => ("done", None),
             JobResult::Failed { what, .. } if !told => ("failed", Some(what.clone())),
-            JobResult::Failed { .. } | JobResult::Interrupted => ("interrupted", None),
+            JobResult::Failed { .. } | JobResult::Interrupted => ("interrupted", again.clone()),
         };
         self.unlisted.attempts.push(AttemptRecord {
             run: self.journal.run().to_owned(),
@@ -177,8 +216,9 @@ impl Scheduler<'_> {
         match ended.result {
             JobResult::Done { artifact, metrics, put, unsettled } => {
                 self.store.trust(put);
-                let made =
-                    Made { pipeline: self.pipeline, run: self.journal.run(), host: &self.host, artifact, metrics };
+                let there = attempt.remote.as_ref().and_then(|remote| Some(remote.exit.as_ref()?.1.clone()));
+                let host = there.unwrap_or_else(|| self.host.clone());
+                let made = Made { pipeline: self.pipeline, run: self.journal.run(), host: &host, artifact, metrics };
                 let mut record = attempt.record(made, seconds);
                 let tolerance = self.pipeline.nodes[node].tolerance;
                 let records = &mut self.plan.records;
@@ -196,6 +236,17 @@ impl Scheduler<'_> {
             }
             // Of a part, which was dealt with.
             JobResult::Computed { .. } => {}
+            JobResult::Interrupted if !told && again.is_some() && self.stop == Stop::No => {
+                let what = again.unwrap_or_default();
+                let fault = Fault::of(&attempt.log, attempt.number, what, None);
+                self.phases[node] = Phase::Ready { key, reason: attempt.reason.clone() };
+                self.tell(&fault.event(name, true))?;
+                self.enqueue(node);
+            }
+            JobResult::Interrupted if again.is_some() => {
+                self.phases[node] = Phase::Stopped { key, seconds };
+                self.tell(&Event::NodeStop { node: name, seconds })?;
+            }
             JobResult::Failed { .. } | JobResult::Interrupted if told => {
                 self.phases[node] = Phase::Stopped { key, seconds };
                 self.tell(&Event::NodeStop { node: name, seconds })?;
@@ -229,7 +280,7 @@ impl Scheduler<'_> {
     }
 
     /// Lets others begin at the key of an attempt that is over.
-    fn release(&mut self, attempt: Attempt) {
+    pub(super) fn release(&mut self, attempt: Attempt) {
         let key = attempt.recipe.key;
         drop(attempt);
         self.free(&key);

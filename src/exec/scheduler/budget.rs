@@ -58,7 +58,10 @@ impl Scheduler<'_> {
         let known = self.ledger.told.len();
         for serial in self.ledger.over() {
             if let Some(attempt) = self.running.get_mut(&serial) {
-                attempt.stop();
+                match &attempt.remote {
+                    Some(remote) => self.yard.stop(remote),
+                    None => attempt.stop(),
+                }
             }
         }
         self.tell_budget(known)

@@ -15,6 +15,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use crate::exec::attempt::Attempt;
+use crate::exec::away::{AWAY, Yard};
 use crate::exec::commit::{Made, commit_all};
 use crate::exec::device::devices;
 use crate::exec::elsewhere::Seeker;
@@ -35,6 +36,7 @@ use crate::pipeline::Pipeline;
 use crate::store::{Index, RunNode, Store};
 
 mod attempts;
+mod away;
 mod budget;
 mod repair;
 mod settle;
@@ -103,6 +105,7 @@ pub fn run(
         ledger: Ledger::new(options.budget.clone(), options.needs.clone()),
         stop: Stop::No,
         fault: None,
+        yard: Yard::new(options.away.clone(), outbox.clone()),
         seeker: Seeker::new(options.elsewhere.clone()),
         inbox,
         outbox,
@@ -169,6 +172,7 @@ struct Scheduler<'a> {
     ledger: Ledger,
     stop: Stop,
     fault: Option<ExecError>,
+    yard: Yard,
     seeker: Seeker,
     inbox: Receiver<Message>,
     outbox: Sender<Message>,
@@ -193,10 +197,14 @@ impl Scheduler<'_> {
         };
         self.tell(&start)?;
         sweep_slots(self.store)?;
+        self.send_away();
         let mut interrupts = None;
         if !ready.is_empty() {
             interrupts = Some(Interrupts::forward(self.outbox.clone())?);
             self.journal.save(self.store)?;
+            if let Some(invocation) = &self.options.invocation {
+                self.journal.keep(invocation)?;
+            }
             self.index.add_run(self.journal.record());
             sweep(self.store, &self.journal)?;
         }
@@ -244,9 +252,11 @@ impl Scheduler<'_> {
         match message {
             Ok(Message::Word { attempt, word }) => self.hear(attempt, word)?,
             Ok(Message::Gone { attempt }) => self.end(attempt)?,
+            Ok(Message::Sight { attempt, sight }) => self.see(attempt, sight)?,
             Ok(Message::Committed { attempts, done }) => self.committed(&attempts, *done)?,
             Ok(Message::Interrupt) => {
                 let again = self.stop >= Stop::Interrupted;
+                self.leave_jobs()?;
                 self.slow_down(if again { Stop::Killed } else { Stop::Interrupted });
                 self.tell(&Event::Interrupt { again })?;
             }
@@ -282,8 +292,19 @@ impl Scheduler<'_> {
             let firsts = self.ready.iter().filter(|(device, _)| !busy.contains(*device));
             let Some((_, node)) = firsts.filter_map(|(_, nodes)| nodes.first()).min().copied() else { break };
             let (device, declared) = (self.device_of(node), &self.pipeline.nodes[node]);
+            if &*device == AWAY {
+                if self.yard.is_full() {
+                    busy.insert(device);
+                } else {
+                    self.ready.entry(device).or_default().remove(&(self.place[node], node));
+                    let place = self.place_away(node);
+                    self.begin(node, place)?;
+                }
+                continue;
+            }
             let wish = Wish::of(is_light(self.pipeline, declared), declared.run.threads);
-            let count = self.ready.values().flatten().map(|(_, node)| self.could_start(*node)).sum();
+            let here = self.ready.iter().filter(|(device, _)| &***device != AWAY);
+            let count = here.flat_map(|(_, nodes)| nodes).map(|(_, node)| self.could_start(*node)).sum();
             match self.room.enter(wish, &device, count) {
                 Err(Full::Machine) => break,
                 Err(Full::Device) => _ = busy.insert(device),
@@ -294,14 +315,6 @@ impl Scheduler<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Lets workers stop, or kills them.
-    fn slow_down(&mut self, stop: Stop) {
-        self.stop = self.stop.max(stop);
-        for attempt in self.running.values_mut() {
-            if stop == Stop::Killed { attempt.kill() } else { attempt.stop() }
-        }
     }
 
     fn tell(&mut self, event: &Event) -> Result<(), ExecError> {
@@ -337,9 +350,16 @@ impl Scheduler<'_> {
         self.list(true);
         self.remember();
         let nodes = run_nodes(self.pipeline, &self.phases, &self.index.figures());
-        let mut summary =
-            Summary { run: self.journal.run().to_owned(), interrupted: false, seconds: 0.0, budget: Vec::new(), nodes };
+        let mut summary = Summary {
+            run: self.journal.run().to_owned(),
+            interrupted: false,
+            seconds: 0.0,
+            budget: Vec::new(),
+            left: Vec::new(),
+            nodes,
+        };
         summary.budget = std::mem::take(&mut self.ledger.told);
+        summary.left = std::mem::take(&mut self.yard.left);
         summary.interrupted = self.stop >= Stop::Interrupted && !summary.ok();
         // A gc removes this run wholly before both or after: else the index would know a run that is gone.
         let section = self.store.sharing();

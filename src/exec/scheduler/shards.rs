@@ -3,13 +3,16 @@
 //! While parts go on the node is at `Phase::Running`. It stands among those that are ready as long as a part is open, and once
 //! more when all are done; from there on it is as any node with an attempt.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{Scheduler, Stop};
 use crate::digest::Digest;
 use crate::exec::attempt::{Attempt, Ended, Fault, Given};
+use crate::exec::away::AWAY;
+use crate::exec::engine::Ticket;
 use crate::exec::event::ShardState;
-use crate::exec::job::JobResult;
+use crate::exec::job::{Job, JobPart, JobResult};
 use crate::exec::journal::attempt_directory;
 use crate::exec::ledger::Portion;
 use crate::exec::phase::Phase;
@@ -19,14 +22,18 @@ use crate::exec::shards::{Role, Sharded, Stage, count};
 use crate::exec::{Event, ExecError, Reason};
 use crate::kinds::{self, Progress};
 use crate::pipeline::{Shards, Target, dataset};
-use crate::store::{AttemptRecord, KeyLock};
+use crate::store::{AttemptRecord, KeyLock, Store};
 
 impl Scheduler<'_> {
     /// Into how many parts a node is split that is about to start; `None` if it is not.
     pub(super) fn parts_of(&self, node: usize, recipe: &Recipe) -> Result<Option<usize>, ExecError> {
         let Some(wanted) = self.pipeline.nodes[node].run.shards else { return Ok(None) };
         let rows = self.rows_of(node, recipe)?;
-        let slots = if &*self.devices[node] == ANY_GPU { self.options.gpus.len() } else { 1 };
+        let slots = match &*self.devices[node] {
+            ANY_GPU => self.options.gpus.len(),
+            AWAY => self.yard.slots(),
+            _ => 1,
+        };
         let seconds = self.options.needs.get(&node).and_then(crate::exec::budget::Needs::seconds);
         let count = count(wanted, rows, seconds, slots);
         if let (Shards::Count(wanted), Some(rows)) = (wanted, rows)
@@ -129,6 +136,14 @@ impl Scheduler<'_> {
             return Ok(());
         };
         let partial = self.store.partial_dir(&key)?;
+        let adopted = next.and_then(|next| adoptable(self.store, &key, (next, of)));
+        let adopted = adopted.filter(|(ticket, _)| self.yard.knows(&ticket.engine));
+        let place = if adopted.is_some() {
+            self.room.leave(&place);
+            self.place_away(node)
+        } else {
+            place
+        };
         let Some(sharded) = self.sharded.get_mut(&node) else { return Ok(()) };
         let attempt_at_part = next.map(|next| {
             let share = &mut sharded.shares[next];
@@ -137,9 +152,13 @@ impl Scheduler<'_> {
             share.had_all = running == 0 && (alone || open == 1);
             share.attempts
         });
+        let mut ticket = None;
         let role = match (next, attempt_at_part) {
             (Some(number), Some(attempt)) => {
-                let report = partial.join(format!("{}.{}.{number}.json", self.journal.run(), sharded.number));
+                let mut report = partial.join(format!("{}.{}.{number}.json", self.journal.run(), sharded.number));
+                if let Some((found, told)) = adopted {
+                    (ticket, report) = (Some(found), told);
+                }
                 Role::Shard { number, of, attempt, report }
             }
             _ => sharded.join(),
@@ -154,7 +173,7 @@ impl Scheduler<'_> {
             allowance,
             role,
         };
-        let serial = self.launch(given, asking)?;
+        let serial = self.launch(given, asking, ticket)?;
         if open > 1 {
             self.enqueue(node);
         }
@@ -189,12 +208,13 @@ impl Scheduler<'_> {
 
     /// An attempt is over. Returns how it ended if it was at a whole node, or at putting one together; what the end of an
     /// attempt at a part means is dealt with here. `told`: whether it was told to stop; `refused`: whether it stopped because
-    /// it had spent what it might.
+    /// it had spent what it might; `again`: why an engine lets another attempt follow.
     pub(super) fn end_part(
         &mut self,
         attempt: &mut Attempt,
         ended: Ended,
         (told, refused): (bool, bool),
+        again: Option<&String>,
     ) -> Result<Option<Ended>, ExecError> {
         let (node, stop) = (attempt.node, self.stop);
         let (number, of, report) = match &attempt.role {
@@ -222,12 +242,14 @@ impl Scheduler<'_> {
                 (ShardState::Done, None)
             }
             JobResult::Failed { .. } | JobResult::Interrupted if told || given_up => (ShardState::Stopped, None),
+            JobResult::Interrupted if again.is_some() => (ShardState::Again, again.cloned()),
             JobResult::Failed { .. } if !sharded.lock.holds() => {
                 sharded.lost = true;
                 (ShardState::Stopped, None)
             }
             JobResult::Failed { what, help } => {
-                let again = share.attempts <= retries && stop == Stop::No;
+                share.failures += 1;
+                let again = share.failures <= retries && stop == Stop::No;
                 if !again {
                     sharded.fault = Some(fault(format!("shard {part} of {of}: {what}"), help));
                 }
@@ -250,7 +272,12 @@ impl Scheduler<'_> {
             self.conclude(node)?;
         } else if is_lost || over && !self.options.keep_going {
             // What they have done by then is kept.
-            self.running.values_mut().filter(|other| other.node == node).for_each(Attempt::stop);
+            for other in self.running.values_mut().filter(|other| other.node == node) {
+                match &other.remote {
+                    Some(remote) => self.yard.stop(remote),
+                    None => other.stop(),
+                }
+            }
         }
         Ok(None)
     }
@@ -321,6 +348,17 @@ impl Scheduler<'_> {
         for twin in self.keys.remove(key).unwrap_or_default() {
             self.enqueue(twin);
         }
+    }
+}
+
+/// What an earlier run began at a part and no one has seen the end of, with the place of its report: if the node was in as many
+/// parts then.
+fn adoptable(store: &Store, key: &Digest, (number, of): (usize, usize)) -> Option<(Ticket, PathBuf)> {
+    let ticket = Ticket::at(store, key, Some(number)).filter(|ticket| !ticket.is_spent())?;
+    let part = Job::read(&ticket.directory.join("job.json")).ok()?.part?;
+    match part {
+        JobPart::Shard { of: others, report, .. } if others == of => Some((ticket, report)),
+        _ => None,
     }
 }
 
