@@ -66,6 +66,7 @@ impl From<ExecError> for Failure {
             | ExecError::Cluster(_)
             | ExecError::UnknownNode { .. }
             | ExecError::BadDevice { .. }
+            | ExecError::NoGpu { .. }
             | ExecError::BadJob { .. } => USAGE,
         };
         Self { code, diagnostics: error.diagnostics() }

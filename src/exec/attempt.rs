@@ -51,6 +51,8 @@ pub(super) struct Attempt {
     pub(super) result: Option<JobResult>,
     /// What it used, once it has said so.
     pub(super) usage: Option<Usage>,
+    /// Whether it ran out of memory; with a single row?
+    pub(super) full: Option<bool>,
     /// When it began.
     pub(super) began: Instant,
     /// Until its end; a light one then goes on with other attempts.
@@ -97,6 +99,8 @@ pub(super) struct Given {
     pub(super) lock: Arc<KeyLock>,
     pub(super) allowance: Allowance,
     pub(super) role: Role,
+    /// Rows to compute together, where what the node says was too many.
+    pub(super) micro_batch: Option<usize>,
 }
 
 impl Attempt {
@@ -138,6 +142,7 @@ impl Attempt {
             log,
             result: None,
             usage: None,
+            full: None,
             began,
             worker: Some(worker),
             light,
@@ -185,6 +190,7 @@ impl Attempt {
             log: remote.directory.join("log.txt"),
             result: None,
             usage: None,
+            full: None,
             began: Instant::now(),
             worker: None,
             light: false,
@@ -298,7 +304,8 @@ fn job(start: &Start<'_>, given: &Given) -> Result<Job, ExecError> {
         output: declared.spec.output(),
         device: given.place.device().to_owned(),
         threads: given.place.threads,
-        micro_batch: declared.run.micro_batch,
+        gpu_bytes: given.place.bytes(),
+        micro_batch: given.micro_batch.or(declared.run.micro_batch),
         activation_checkpointing: declared.run.activation_checkpointing,
         afresh: false,
         part: given.role.job(),

@@ -278,6 +278,7 @@ fn job(store: &Store, record: &NodeRecord, options: &AuditOptions, place: &Place
         allowance: crate::endpoint::Allowance::default(),
         afresh: true,
         part: None,
+        gpu_bytes: None,
         live: None,
         trusted: Vec::new(),
         store: store.root().to_owned(),

@@ -38,6 +38,9 @@ pub(super) struct Job {
     pub(super) device: String,
     /// Threads to compute with.
     pub(super) threads: usize,
+    /// Bytes of the GPU that it may take, if others are on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) gpu_bytes: Option<u64>,
     /// Rows to compute together, if the user said.
     pub(super) micro_batch: Option<usize>,
     /// Whether to keep little for gradients, if the user said.
@@ -134,6 +137,11 @@ pub(super) enum Word {
     Progress(Progress),
     /// What it has spent on calls so far.
     Spent(Spent),
+    /// The memory is full.
+    Full {
+        /// Whether with a single row.
+        row: bool,
+    },
     /// What it used, measured at its end.
     Used(Usage),
     /// This worker takes no further job: what the attempt started is still running, and ends with the worker.

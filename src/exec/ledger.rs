@@ -354,7 +354,7 @@ mod tests {
 
     fn past() -> Past {
         let seconds = Likely { low: 1800.0, middle: 3600.0, high: 7200.0 };
-        Past { attempts: 1, likeness: Likeness::Node, seconds, tokens: None, calls: None, peak: None }
+        Past { attempts: 1, likeness: Likeness::Node, seconds, tokens: None, calls: None, peak: None, gpu_peak: None }
     }
 
     #[test]

@@ -47,6 +47,7 @@ mod room;
 mod scheduler;
 mod select;
 mod shards;
+mod slots;
 mod source;
 mod tolerance;
 mod verified;
@@ -70,6 +71,7 @@ pub use reason::Reason;
 pub use record::host;
 pub use scheduler::run;
 pub use select::{Bare, select};
+pub use slots::Gpu;
 pub use why::{Finding, Step, rows_now, why};
 pub use worker::{serve, work, work_detached, work_probe};
 
@@ -87,7 +89,7 @@ pub struct RunOptions {
     /// Device of nodes that name none: `auto`, `cpu` or `cuda:N`.
     pub device: String,
     /// The GPUs that `auto` shares out, best first; without any it is the CPU.
-    pub gpus: Vec<String>,
+    pub gpus: Vec<Gpu>,
     /// Whether to go on with what does not depend on a failed node.
     pub keep_going: bool,
     /// Another cache, where nodes are looked for whose keys are known only while the run goes on.

@@ -263,6 +263,7 @@ fn sum(one: Usage, other: Usage) -> Usage {
     Usage {
         cpu_seconds: add(one.cpu_seconds, other.cpu_seconds),
         peak_bytes: one.peak_bytes.max(other.peak_bytes),
+        gpu_peak_bytes: one.gpu_peak_bytes.max(other.gpu_peak_bytes),
         gpu_seconds: add(one.gpu_seconds, other.gpu_seconds),
         calls: one.calls.map_or(other.calls, |calls| Some(calls + other.calls.unwrap_or(0))),
         dollars: add(one.dollars, other.dollars),

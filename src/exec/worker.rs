@@ -126,9 +126,12 @@ fn execute(job: &Job, store: &mut Option<Store>, mouth: &mut Mouth, cancel: &Ato
     mouth.begin(job.allowance);
     let attempted = attempt(job, store, mouth, cancel);
     mouth.catch_up();
+    if let Some(row) = attempted.as_ref().err().and_then(NodeError::is_out_of_memory) {
+        mouth.say(&Word::Full { row });
+    }
     let result = attempted.unwrap_or_else(|error| match error {
         NodeError::Interrupted => JobResult::Interrupted,
-        NodeError::Failed { what, help } => JobResult::Failed { what, help },
+        NodeError::Failed { what, help } | NodeError::Full { what, help } => JobResult::Failed { what, help },
         NodeError::Store(error) => failed(error.diagnostic()),
         NodeError::Lm(error) => failed(error.diagnostic()),
         NodeError::Endpoint(error) => failed(error.diagnostic()),
@@ -189,6 +192,7 @@ fn attempt(
         purse,
         cancel,
     };
+    kinds::bound_gpu_memory(job.gpu_bytes);
     let outputs = entry.run(&job.fields, &mut cx)?;
     if let (Some(JobPart::Shard { report, .. }), Part::Shard(shard)) = (&job.part, &cx.part) {
         fs::write_atomic(report, &serde_json::to_vec(&shard.report).map_err(std::io::Error::from)?)?;
@@ -282,6 +286,7 @@ fn spent(spent: &Spent) -> Usage {
     Usage {
         cpu_seconds: None,
         peak_bytes: None,
+        gpu_peak_bytes: kinds::gpu_peak(),
         gpu_seconds: None,
         calls: (spent.calls > 0).then_some(spent.calls),
         dollars: (spent.dollars > 0.0).then_some(spent.dollars),

@@ -15,6 +15,7 @@ use self::estimate::{Estimate, Known};
 use self::part::Part;
 use crate::digest::Digest;
 use crate::endpoint::{Calling, Purse};
+use crate::lm::LmError;
 use crate::pipeline::{ArtifactType, KindSpec, Spec};
 use crate::store::{Reproduces, Store, Tolerance};
 
@@ -190,6 +191,16 @@ pub fn device_class(device: &str) -> Result<String, NodeError> {
     Ok(crate::lm::device::class(device)?)
 }
 
+/// Bounds the bytes that this process takes of a GPU when it chooses how many rows go together; `None` lets it have all.
+pub fn bound_gpu_memory(bytes: Option<u64>) {
+    crate::lm::memory::bound(bytes);
+}
+
+/// Bytes that this process has held of a GPU at most, as far as it was looked at.
+pub fn gpu_peak() -> Option<u64> {
+    crate::lm::memory::peak()
+}
+
 /// All kinds.
 pub static KINDS: &[Entry] = &[
     Entry::of::<constitutions::ConstitutionsKind>(),
@@ -326,6 +337,14 @@ pub enum NodeError {
         /// What to do about it, if that is known.
         help: Option<String>,
     },
+    /// A row does not fit the memory by itself.
+    #[error("{what}")]
+    Full {
+        /// Which.
+        what: String,
+        /// What to do about it.
+        help: Option<String>,
+    },
     /// The store said no.
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
@@ -344,6 +363,15 @@ impl NodeError {
     /// A failure without a known fix.
     pub fn failed(what: impl Into<String>) -> Self {
         Self::Failed { what: what.into(), help: None }
+    }
+
+    /// Whether memory ran out; with a single row?
+    pub fn is_out_of_memory(&self) -> Option<bool> {
+        match self {
+            Self::Full { .. } | Self::Lm(LmError::RowOutOfMemory { .. }) => Some(true),
+            Self::Lm(LmError::OutOfMemory { .. }) => Some(false),
+            _ => None,
+        }
     }
 
     /// A failure and its fix.

@@ -291,6 +291,7 @@ fn pair_key(pair: &Pair) -> Digest {
 /// An error of the language model, its index of a row made the row's name.
 fn named<'r>(error: LmError, name: impl Fn(usize) -> &'r String) -> NodeError {
     let help = error.diagnostic().help.into_iter().next();
+    let full = matches!(error, LmError::RowOutOfMemory { .. });
     let what = match error {
         LmError::TooLong { row, tokens, positions } => {
             format!("row `{}` has {tokens} tokens, the model has {positions} positions", name(row))
@@ -304,7 +305,7 @@ fn named<'r>(error: LmError, name: impl Fn(usize) -> &'r String) -> NodeError {
         }
         other => return NodeError::Lm(other),
     };
-    NodeError::Failed { what, help }
+    if full { NodeError::Full { what, help } } else { NodeError::Failed { what, help } }
 }
 
 /// How many tokens of a sequence are the response.

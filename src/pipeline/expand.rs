@@ -257,11 +257,12 @@ impl Expander<'_> {
 
     fn check_run(&mut self, run: &RunFields, tree: &Tree, what: &str, kind: &KindSpec) {
         let device = run.device.as_deref().is_none_or(|device| {
-            matches!(device, "auto" | "cpu") || device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok())
+            matches!(device, "auto" | "cpu" | "cuda")
+                || device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok())
         });
         let zero = |value: Option<usize>| value == Some(0);
         let faults = [
-            (!device, "device", "give `auto`, `cpu` or `cuda:N`"),
+            (!device, "device", "give `auto`, `cpu`, `cuda` or `cuda:N`"),
             (zero(run.threads), "threads", "give 1 or more"),
             (zero(run.micro_batch), "micro_batch", "give 1 or more"),
             (run.shards == Some(Shards::Count(0)), "shards", "give 1 or more, or \"auto\""),

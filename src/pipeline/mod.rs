@@ -157,7 +157,7 @@ pub enum Target {
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunFields {
-    /// `auto`, `cpu` or `cuda:N`.
+    /// `auto`, `cpu`, `cuda` (any GPU) or `cuda:N`.
     pub device: Option<String>,
     /// Threads that the worker computes with.
     pub threads: Option<usize>,

@@ -73,6 +73,9 @@ pub struct Usage {
     /// Bytes of memory of the worker at its peak; not of what it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_bytes: Option<u64>,
+    /// Bytes of a GPU's memory at its peak, as far as it was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_peak_bytes: Option<u64>,
     /// Seconds on a GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_seconds: Option<f64>,

@@ -30,6 +30,7 @@ mod fresh;
 mod fuzz;
 mod gc_beside;
 mod gguf;
+mod gpus;
 mod gradients;
 mod hub;
 mod hub_datasets;

@@ -83,7 +83,8 @@ impl Scheduler<'_> {
         *number += 1;
         let number = *number;
         let (lock, role) = (Arc::new(lock), Role::Node);
-        let given = Given { node, number, reason, recipe, place, lock, allowance, role };
+        let micro_batch = self.straits.get(&node).and_then(|strait| strait.micro_batch);
+        let given = Given { node, number, reason, recipe, place, lock, allowance, role, micro_batch };
         let adopted = ticket.is_some();
         let serial = self.launch(given, asking, ticket)?;
         let Some(attempt) = self.running.get(&serial) else { return Ok(()) };
@@ -145,6 +146,10 @@ impl Scheduler<'_> {
             }
             Word::Spent(spent) => {
                 self.ledger.spent(serial, spent);
+                Ok(())
+            }
+            Word::Full { row } => {
+                attempt.full = Some(row);
                 Ok(())
             }
             Word::Last => {
@@ -264,8 +269,10 @@ impl Scheduler<'_> {
             }
             JobResult::Failed { what, help } => {
                 let retries = self.pipeline.nodes[node].run.retries.unwrap_or(0);
+                let relieved = self.relieve(&attempt);
+                let what = relieved.iter().fold(what, |what, told| format!("{what}; {told}"));
                 let fault = Fault::of(&attempt.log, attempt.number, what, help);
-                if attempt.number <= retries && self.stop == Stop::No {
+                if (relieved.is_some() || attempt.number <= retries) && self.stop == Stop::No {
                     self.phases[node] = Phase::Ready { key, reason: attempt.reason.clone() };
                     self.tell(&fault.event(name, true))?;
                     self.enqueue(node);

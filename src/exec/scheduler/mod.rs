@@ -17,7 +17,7 @@ use std::time::Duration;
 use crate::exec::attempt::Attempt;
 use crate::exec::away::{AWAY, Yard};
 use crate::exec::commit::{Made, commit_all};
-use crate::exec::device::devices;
+use crate::exec::device::{check_named, devices};
 use crate::exec::elsewhere::Seeker;
 use crate::exec::interrupt::Interrupts;
 use crate::exec::ledger::Ledger;
@@ -41,8 +41,10 @@ mod budget;
 mod repair;
 mod settle;
 mod shards;
+mod straits;
 
 use attempts::Unlisted;
+pub(super) use straits::Strait;
 
 /// How often a key is tried that another process works at.
 const TICK: Duration = Duration::from_millis(50);
@@ -82,6 +84,11 @@ pub fn run(
     report: &mut dyn FnMut(&Event),
 ) -> Result<Summary, ExecError> {
     let devices = devices(pipeline, &options.device, !options.gpus.is_empty())?;
+    let stale = |node: &usize| !matches!(plan.nodes[*node], State::Hit { .. } | State::Outside);
+    let here = plan.order.iter().copied().filter(stale);
+    if options.away.is_none() {
+        check_named(pipeline, here, &devices, &options.gpus)?;
+    }
     let journal = Journal::begin(&pipeline.name, &pipeline.params, store, &options.file)?;
     let (outbox, inbox) = channel();
     let scheduler = Scheduler {
@@ -90,6 +97,7 @@ pub fn run(
         room: Room::new(options.threads, options.jobs, &options.gpus),
         running: BTreeMap::new(),
         sharded: BTreeMap::new(),
+        straits: HashMap::new(),
         idle: Vec::new(),
         made: Vec::new(),
         committing: BTreeMap::new(),
@@ -155,6 +163,8 @@ struct Scheduler<'a> {
     running: BTreeMap<u64, Attempt>,
     /// Nodes of which parts are computed.
     sharded: BTreeMap<usize, Sharded>,
+    /// Nodes of which attempts ran out of memory.
+    straits: HashMap<usize, Strait>,
     /// Workers that take further jobs and have none.
     idle: Vec<Worker>,
     /// What attempts made that no one has begun to record.
@@ -305,7 +315,7 @@ impl Scheduler<'_> {
             let wish = Wish::of(is_light(self.pipeline, declared), declared.run.threads);
             let here = self.ready.iter().filter(|(device, _)| &***device != AWAY);
             let count = here.flat_map(|(_, nodes)| nodes).map(|(_, node)| self.could_start(*node)).sum();
-            match self.room.enter(wish, &device, count) {
+            match self.room.enter(wish, &device, count, self.want(node)) {
                 Err(Full::Machine) => break,
                 Err(Full::Device) => _ = busy.insert(device),
                 Ok(place) => {

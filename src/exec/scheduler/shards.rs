@@ -172,6 +172,7 @@ impl Scheduler<'_> {
             lock: Arc::clone(&sharded.lock),
             allowance,
             role,
+            micro_batch: self.straits.get(&node).and_then(|strait| strait.micro_batch),
         };
         let serial = self.launch(given, asking, ticket)?;
         if open > 1 {
@@ -224,6 +225,7 @@ impl Scheduler<'_> {
         };
         let name = self.pipeline.nodes[node].name.clone();
         let retries = self.pipeline.nodes[node].run.retries.unwrap_or(0);
+        let relieved = if told { None } else { self.relieve(attempt) };
         let Some(sharded) = self.sharded.get_mut(&node) else { return Ok(None) };
         let gpu = (attempt.place.device() != "cpu").then_some(ended.seconds);
         sharded.use_of(attempt.usage.take(), gpu);
@@ -248,8 +250,9 @@ impl Scheduler<'_> {
                 (ShardState::Stopped, None)
             }
             JobResult::Failed { what, help } => {
-                share.failures += 1;
-                let again = share.failures <= retries && stop == Stop::No;
+                share.failures += u32::from(relieved.is_none());
+                let again = stop == Stop::No && (relieved.is_some() || share.failures <= retries);
+                let what = relieved.iter().fold(what, |what, told| format!("{what}; {told}"));
                 if !again {
                     sharded.fault = Some(fault(format!("shard {part} of {of}: {what}"), help));
                 }
