@@ -258,10 +258,13 @@ impl Ledger {
             };
             *self.used.entry(*item).or_insert(0.0) += used;
         }
-        if running.spent.refused && running.asking.portion.open == 1 {
+        if running.spent.refused {
             let met = |item: &Item| self.budget.bounds.get(item).is_some_and(|bound| self.used(*item) >= *bound);
             let mut met: Vec<Item> = [Item::Calls, Item::JudgeCalls].into_iter().filter(met).collect();
-            if met.is_empty() {
+            // A part had a share of what is left; others go on with theirs.
+            let Asking { node, portion, .. } = running.asking;
+            let had_all = portion.open == 1 && self.running.values().all(|other| other.asking.node != node);
+            if met.is_empty() && had_all {
                 // The next call might have cost more than was left.
                 met.push(Item::Dollars);
             }

@@ -142,6 +142,8 @@ pub(super) struct Sharded {
     pub(super) lost: bool,
     /// The device, and the class of device, that parts were computed on; no class if they differ in it.
     pub(super) device: Option<(String, Option<String>)>,
+    /// Whether it is being put together.
+    pub(super) joining: bool,
     /// Whether putting it together where there is no such device failed: then it is done on one.
     pub(super) on_device: bool,
     /// What the attempts used.
@@ -171,6 +173,7 @@ impl Sharded {
             fault: None,
             lost: false,
             device: None,
+            joining: false,
             on_device: false,
             usage: Usage::default(),
             began: Instant::now(),
@@ -181,6 +184,11 @@ impl Sharded {
 
     pub(super) fn count(&self, stage: Stage) -> usize {
         self.shares.iter().filter(|share| share.stage == stage).count()
+    }
+
+    /// Whether there is an attempt to start: at a part, or at putting all together.
+    pub(super) fn is_ready(&self) -> bool {
+        self.fault.is_none() && (self.count(Stage::Open) > 0 || self.is_computed() && !self.joining)
     }
 
     /// Whether its rows are all there.

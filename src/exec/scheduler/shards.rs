@@ -114,7 +114,7 @@ impl Scheduler<'_> {
         let (key, of, next) = (sharded.recipe.key, sharded.shares.len(), sharded.next());
         let (running, open) = (sharded.count(Stage::Running), sharded.count(Stage::Open));
         let alone = next.is_some_and(|next| sharded.shares[next].alone);
-        if sharded.fault.is_some() || next.is_none() && !sharded.is_computed() {
+        if !sharded.is_ready() {
             self.room.leave(&place);
             return Ok(());
         }
@@ -161,7 +161,10 @@ impl Scheduler<'_> {
                 }
                 Role::Shard { number, of, attempt, report }
             }
-            _ => sharded.join(),
+            _ => {
+                sharded.joining = true;
+                sharded.join()
+            }
         };
         let given = Given {
             node,
@@ -266,11 +269,13 @@ impl Scheduler<'_> {
             }
         };
         let over = sharded.fault.is_some() || sharded.lost || spent || told && !refused;
-        let (running, is_lost) = (sharded.count(Stage::Running), sharded.lost);
+        let (running, is_lost, is_ready) = (sharded.count(Stage::Running), sharded.lost, sharded.is_ready());
         let event = part_event(&name, attempt, (number, of), (state, error), ended.seconds);
         self.tell(&event)?;
         if !over && self.stop == Stop::No {
-            self.enqueue(node);
+            if is_ready {
+                self.enqueue(node);
+            }
         } else if running == 0 {
             self.conclude(node)?;
         } else if is_lost || over && !self.options.keep_going {
@@ -292,7 +297,7 @@ impl Scheduler<'_> {
         let failed = matches!(ended.result, JobResult::Failed { .. }) && !told && attempt.lock.holds();
         if let Some(sharded) = self.sharded.get_mut(&attempt.node).filter(|_| failed && elsewhere) {
             tracing::warn!("the shards are put together on a device like theirs, as rows of them are gone");
-            sharded.on_device = true;
+            (sharded.on_device, sharded.joining) = (true, false);
             self.enqueue(attempt.node);
             return None;
         }
