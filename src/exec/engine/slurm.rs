@@ -25,6 +25,8 @@ pub(super) struct Slurm;
 
 /// Longest name of a job.
 const LONGEST: usize = 60;
+/// Calls of `sbatch` at once.
+const AT_ONCE: usize = 4;
 /// Ids in one call: a command line has a length.
 const MOST_IDS: usize = 5000;
 
@@ -34,7 +36,15 @@ impl Engine for Slurm {
     }
 
     fn submit(&self, jobs: &[Submission]) -> Vec<Result<String, Refusal>> {
-        jobs.iter().map(submit).collect()
+        // A busy controller takes its time with each.
+        std::thread::scope(|scope| {
+            let share = jobs.len().div_ceil(AT_ONCE).max(1);
+            let parts: Vec<_> = jobs
+                .chunks(share)
+                .map(|part| scope.spawn(move || part.iter().map(submit).collect::<Vec<_>>()))
+                .collect();
+            parts.into_iter().flat_map(|part| part.join().unwrap_or_default()).collect()
+        })
     }
 
     fn poll(&self, jobs: &[&str]) -> Result<HashMap<String, Seen>, Refusal> {

@@ -283,8 +283,10 @@ impl Scheduler<'_> {
 
     fn fill(&mut self) -> Result<(), ExecError> {
         let mut busy: BTreeSet<Arc<str>> = BTreeSet::new();
+        let mut full = false;
         while self.stop == Stop::No {
-            let firsts = self.ready.iter().filter(|(device, _)| !busy.contains(*device));
+            let firsts =
+                self.ready.iter().filter(|(device, _)| !busy.contains(*device) && (!full || &***device == AWAY));
             let Some((_, node)) = firsts.filter_map(|(_, nodes)| nodes.first()).min().copied() else { break };
             let (device, declared) = (self.devices[node].clone(), &self.pipeline.nodes[node]);
             if &*device == AWAY {
@@ -301,7 +303,7 @@ impl Scheduler<'_> {
             let here = self.ready.iter().filter(|(device, _)| &***device != AWAY);
             let count = here.map(|(_, nodes)| nodes.len()).sum();
             match self.room.enter(wish, &device, count) {
-                Err(Full::Machine) => break,
+                Err(Full::Machine) => full = true,
                 Err(Full::Device) => _ = busy.insert(device),
                 Ok(place) => {
                     self.ready.entry(device).or_default().remove(&(self.place[node], node));
