@@ -50,6 +50,7 @@ mod memory;
 mod parity;
 mod pictures;
 mod quickstart;
+mod ray;
 mod real;
 mod recipes;
 mod remote_faults;
