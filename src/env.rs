@@ -169,6 +169,12 @@ pub const TEST_MLFLOW: Variable = Variable {
     doc: "For tests: a Python that has `mlflow` and what its server needs; a server is started with it and told of runs. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
 };
 
+/// A real Ray, for tests.
+pub const TEST_RAY: Variable = Variable {
+    name: "SAMI_TEST_RAY",
+    doc: "For tests: the directory of the program `ray`, with its job server; the profile for Ray that the documents show is run on it. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
+};
+
 /// The real `taplo`.
 pub const TEST_TAPLO: Variable = Variable {
     name: "SAMI_TEST_TAPLO",
@@ -307,6 +313,7 @@ pub const ALL: &[&Variable] = &[
     &TEST_MLFLOW,
     &TEST_KILLS,
     &TEST_FUZZ,
+    &TEST_RAY,
     &TEST_TAPLO,
     &FAULT,
     &BLESS,

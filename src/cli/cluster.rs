@@ -8,12 +8,16 @@ use crate::exec::{Away, engine};
 use crate::settings::{Profile, Settings};
 
 /// What a profile of `sami.toml` means; `None` where attempts are processes of this machine.
-pub(super) fn away(settings: &Settings, profile: Option<&str>) -> Result<Option<Away>, Failure> {
+/// `jobs`: how many attempts go on at once at most.
+pub(super) fn away(settings: &Settings, profile: Option<&str>, jobs: Option<usize>) -> Result<Option<Away>, Failure> {
     let Some(name) = profile else { return Ok(None) };
     let profile =
         settings.profiles.iter().find(|profile| profile.name == name).ok_or_else(|| unknown(settings, name))?;
     let Some(engine) = engine::engine(profile) else { return Ok(None) };
-    Ok(Some(Away { profile: profile.clone(), engine, program: program(profile)? }))
+    let mut profile = profile.clone();
+    profile.jobs = profile.jobs.min(jobs.unwrap_or(usize::MAX)).max(1);
+    let program = program(&profile)?;
+    Ok(Some(Away { profile, engine, program }))
 }
 
 fn unknown(settings: &Settings, name: &str) -> Diagnostic {

@@ -72,7 +72,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let mut question = Question::new(&format!("run on {}", args.device), &args.pipeline, &args.targets)?;
     // What is wrong in the file is an error whatever is asked for.
     let settings = Context::settings(Some(&args.pipeline.pipeline))?;
-    let away = cluster::away(&settings, args.profile.as_deref())?;
+    let away = cluster::away(&settings, args.profile.as_deref(), args.jobs)?;
     let (pull, push) = remotes(args, settings.remote.clone())?;
     // Fresh nodes are pushed, too, if the remote cache lacks them.
     if push.is_none()

@@ -29,11 +29,17 @@ const ABOUT: &[(&str, &str)] = &[
     ("mlflow.allow_http", "Whether a server elsewhere may be spoken to without TLS. Default: false"),
     ("mlflow.experiment", "The experiment that runs belong to. Default: the pipeline's name"),
     ("profiles", "Where a run's attempts execute: `sami run --profile NAME`."),
-    ("profiles.executor", "What executes them: processes of this machine, Slurm, or any programs. Default: local"),
+    (
+        "profiles.executor",
+        "What executes them: processes of this machine, Slurm, hosts by ssh, or any programs. Default: local",
+    ),
     ("profiles.submit", "Line of shell that submits `{script}` and prints the job's id last."),
     ("profiles.poll", "Line of shell that prints a line `ID STATE` for each of `{ids}` that is known."),
     ("profiles.cancel", "Line of shell that ends `{ids}`."),
     ("profiles.find", "Line of shell that prints a line `MARK ID` for each of `{marks}` that is known."),
+    ("profiles.hosts", "Hosts that `ssh` reaches."),
+    ("profiles.slots", "Jobs at once on each host; where a GPU is asked for, the GPUs of each. Default: 1"),
+    ("profiles.ssh", "The program `ssh`, with its first arguments. Default: ssh"),
     (
         "profiles.run_on",
         "Where a node executes: `here`, or in a `job`. Default: commands and what computes on weights in a job",

@@ -21,7 +21,7 @@ mod section;
 mod trackers;
 mod url;
 
-pub use profiles::{Executor, OnInterrupt, Profile, Resources, Site, Templates};
+pub use profiles::{Executor, Hosts, OnInterrupt, Profile, Resources, Site, Templates};
 pub use remote::{Push, RemoteSettings};
 pub use section::{Form, TableForm};
 pub use trackers::{MlflowSettings, TensorboardSettings};

@@ -52,8 +52,21 @@ pub enum Executor {
     Local,
     /// Slurm's `sbatch`, `squeue` and `scancel`.
     Slurm,
+    /// Processes on hosts that `ssh` reaches.
+    Ssh(Hosts),
     /// Whatever programs these are.
     Command(Templates),
+}
+
+/// Hosts that `ssh` reaches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hosts {
+    /// By the names that `ssh` knows.
+    pub hosts: Vec<String>,
+    /// Jobs at once on each; where a GPU is asked for, the GPUs of each.
+    pub slots: usize,
+    /// The program, with its first arguments.
+    pub ssh: Vec<String>,
 }
 
 /// What the first interrupt does to jobs; the second one ends them.
@@ -142,12 +155,6 @@ impl Profile {
         let of_node = self.nodes.iter().filter(|(pattern, _)| matches(pattern, node)).map(|(_, resources)| resources);
         of_kind.chain(of_node).fold(self.base.clone(), |all, next| all.with(next))
     }
-
-    /// A profile that has processes of this machine execute attempts.
-    #[cfg(test)]
-    pub(crate) fn local(name: &str) -> Self {
-        take(name, &mut Section::new("sami.toml", "", "profiles.x", 0..0, toml::de::DeTable::new()))
-    }
 }
 
 /// Whether a name is as a pattern says, in which `*` stands for anything.
@@ -168,12 +175,18 @@ const TIME: &str = "write it as `\"4h\"`, `\"1d 12h\"`, `\"90m\"` or `\"30s\"`";
 
 /// Takes the keys of a profile. What is wrong is in the section's faults.
 pub(super) fn take(name: &str, section: &mut Section<'_>) -> Profile {
-    let executor = section.word("executor", &["local", "slurm", "command"]).unwrap_or(0);
-    let templates = templates::take(section, executor == 2);
+    let executor = section.word("executor", &["local", "slurm", "ssh", "command"]).unwrap_or(0);
+    let templates = templates::take(section, executor == 3);
+    let hosts = hosts(section, executor == 2);
     let executor = match executor {
         1 => Executor::Slurm,
-        2 => Executor::Command(templates),
+        2 => Executor::Ssh(hosts),
+        3 => Executor::Command(templates),
         _ => Executor::Local,
+    };
+    let room = match &executor {
+        Executor::Ssh(hosts) => hosts.hosts.len() * hosts.slots,
+        _ => usize::MAX,
     };
     let base = resources(section);
     let kinds = section.tables("kinds", |_, section| resources(section));
@@ -196,13 +209,23 @@ pub(super) fn take(name: &str, section: &mut Section<'_>) -> Profile {
         interval: section.read("interval", time::read, TIME).unwrap_or(seconds(5)).max(Duration::from_millis(100)),
         lag: section.read("lag", time::read, TIME).unwrap_or(seconds(30)),
         notice: section.read("notice", time::read, TIME).unwrap_or(seconds(120)),
-        jobs: section.number("jobs", 1..=100_000).unwrap_or(500) as usize,
+        jobs: section.number("jobs", 1..=100_000).unwrap_or(500).min(room as u64) as usize,
         retries: section.number("retries", 0..=1000).unwrap_or(3) as u32,
         memory_growth: section.real("memory_growth", 1.0).unwrap_or(1.5),
         memory_limit: section.read("memory_limit", amount::size, SIZE),
         program: section.text("program").map(|(text, _)| text),
         probe: probe.then_some(probe_wait),
     }
+}
+
+fn hosts(section: &mut Section<'_>, wanted: bool) -> Hosts {
+    let hosts = section.texts("hosts");
+    let slots = section.number("slots", 1..=1024).unwrap_or(1) as usize;
+    let ssh = section.texts("ssh").filter(|words| !words.is_empty()).unwrap_or_else(|| vec!["ssh".to_owned()]);
+    if wanted && hosts.as_ref().is_none_or(Vec::is_empty) {
+        section.lacks("hosts", "name those that `ssh` reaches: `hosts = [\"gpu1\", \"gpu2\"]`");
+    }
+    Hosts { hosts: hosts.unwrap_or_default(), slots, ssh }
 }
 
 fn resources(section: &mut Section<'_>) -> Resources {

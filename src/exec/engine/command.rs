@@ -104,7 +104,8 @@ impl Engine for Templated {
     }
 
     fn look(&self, job: &str) -> String {
-        filled(&self.templates.poll, &[("ids", list(&[job]))])
+        let line = filled(&self.templates.poll, &[("ids", list(&[job]))]);
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }
 

@@ -1,7 +1,7 @@
 //! Engines: what executes detached workers. An engine submits jobs, says how many jobs are at once, and ends them; all
 //! else goes through files in the shared cache (`worker/detached.rs`), so an engine knows nothing of nodes.
 //!
-//! Reading order: this file (the trait), `script` (what a job executes), `slurm` and `command` (the engines), `watch`
+//! Reading order: this file (the trait), `script` (what a job executes), `slurm`, `ssh` and `command` (the engines), `watch`
 //! (the thread that submits, listens and polls for all jobs of a run), `fate` (what the end of a job means for its node),
 //! `ticket` (the files that say who is at a key, by which another scheduler finds the job again), `check` (what is found
 //! out before any work).
@@ -19,6 +19,7 @@ mod fate;
 mod program;
 mod script;
 mod slurm;
+mod ssh;
 mod ticket;
 mod watch;
 
@@ -65,6 +66,7 @@ pub fn engine(profile: &Profile) -> Option<std::sync::Arc<dyn Engine>> {
     match &profile.executor {
         Executor::Local => None,
         Executor::Slurm => Some(std::sync::Arc::new(slurm::Slurm)),
+        Executor::Ssh(hosts) => Some(std::sync::Arc::new(ssh::Ssh::new(&profile.name, hosts.clone()))),
         Executor::Command(templates) => {
             Some(std::sync::Arc::new(command::Templated::new(&profile.name, templates.clone())))
         }

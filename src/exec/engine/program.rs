@@ -1,6 +1,6 @@
 //! Programs of an engine, called and waited for.
 
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -34,9 +34,14 @@ impl Answer {
     }
 }
 
-/// Calls a program and waits for its answer. It is in a process group of its own: an interrupt at the terminal is not for
+/// Calls a program that is told nothing; see [`ask_with`].
+pub(super) fn ask(command: Command) -> Result<Answer, Refusal> {
+    ask_with(command, &[])
+}
+
+/// Calls a program, tells it `input` and waits for its answer. It is in a process group of its own: an interrupt at the terminal is not for
 /// it. Errs if it cannot be called or gives no answer in time.
-pub(super) fn ask(mut command: Command) -> Result<Answer, Refusal> {
+pub(super) fn ask_with(mut command: Command, input: &[u8]) -> Result<Answer, Refusal> {
     let name = command.get_program().to_string_lossy().into_owned();
     // Within a job, what is said of that job is not meant for those that are submitted from it.
     for (variable, _) in std::env::vars_os() {
@@ -45,8 +50,15 @@ pub(super) fn ask(mut command: Command) -> Result<Answer, Refusal> {
             command.env_remove(&variable);
         }
     }
-    let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn();
+    let spawned = command
+        .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn();
     let mut child = spawned.map_err(|error| absent(&name, &error))?;
+    // What is told is less than a pipe holds, or it is read at once; who does not read it says why.
+    let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input));
     let (out, err) = (reader(child.stdout.take()), reader(child.stderr.take()));
     let began = Instant::now();
     let status = loop {

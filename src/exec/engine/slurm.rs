@@ -15,6 +15,7 @@ use super::{Engine, Refusal, Seen, Standing, Submission};
 use crate::diag::Diagnostic;
 use crate::settings::Resources;
 
+mod array;
 mod complaint;
 
 use complaint::complaint;
@@ -25,6 +26,8 @@ pub(super) struct Slurm;
 
 /// Longest name of a job.
 const LONGEST: usize = 60;
+/// Calls of `sbatch` at once.
+const AT_ONCE: usize = 4;
 /// Ids in one call: a command line has a length.
 const MOST_IDS: usize = 5000;
 
@@ -34,7 +37,22 @@ impl Engine for Slurm {
     }
 
     fn submit(&self, jobs: &[Submission]) -> Vec<Result<String, Refusal>> {
-        jobs.iter().map(submit).collect()
+        let one = |group: &Vec<usize>| match group[..] {
+            [place] => vec![submit(&jobs[place])],
+            _ => array::submit(&group.iter().map(|place| &jobs[*place]).collect::<Vec<_>>()),
+        };
+        let groups = array::groups(jobs);
+        let mut outcomes: BTreeMap<usize, Result<String, Refusal>> = BTreeMap::new();
+        // A busy controller takes its time with each.
+        std::thread::scope(|scope| {
+            let share = groups.len().div_ceil(AT_ONCE).max(1);
+            let each = |part: &[Vec<usize>]| {
+                part.iter().flat_map(|group| group.iter().copied().zip(one(group))).collect::<Vec<_>>()
+            };
+            let parts: Vec<_> = groups.chunks(share).map(|part| scope.spawn(move || each(part))).collect();
+            outcomes.extend(parts.into_iter().flat_map(|part| part.join().unwrap_or_default()));
+        });
+        outcomes.into_values().collect()
     }
 
     fn poll(&self, jobs: &[&str]) -> Result<HashMap<String, Seen>, Refusal> {
@@ -57,12 +75,15 @@ impl Engine for Slurm {
     }
 
     fn find(&self, marks: &[&str]) -> Result<HashMap<String, String>, Refusal> {
-        let answer = squeue(&["--me", "-o", "%i|%k"])?;
+        let answer = squeue(&["--me", "-o", "%i|%K|%k"])?;
         let mut found = HashMap::new();
-        for (id, comment) in answer.lines().filter_map(|line| line.split_once('|')) {
+        for line in answer.lines() {
+            let mut fields = line.splitn(3, '|');
+            let (Some(id), Some(task), Some(comment)) = (fields.next(), fields.next(), fields.next()) else { continue };
             let mark = comment.split_whitespace().next().unwrap_or_default();
-            if marks.contains(&mark) {
-                found.insert(mark.to_owned(), id.to_owned());
+            let mark = array::mark_of(mark, task).unwrap_or_else(|| mark.to_owned());
+            if marks.contains(&mark.as_str()) {
+                found.insert(mark, id.to_owned());
             }
         }
         Ok(found)

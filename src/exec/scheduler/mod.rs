@@ -298,8 +298,10 @@ impl Scheduler<'_> {
 
     fn fill(&mut self) -> Result<(), ExecError> {
         let mut busy: BTreeSet<Arc<str>> = BTreeSet::new();
+        let mut full = false;
         while self.stop == Stop::No {
-            let firsts = self.ready.iter().filter(|(device, _)| !busy.contains(*device));
+            let firsts =
+                self.ready.iter().filter(|(device, _)| !busy.contains(*device) && (!full || &***device == AWAY));
             let Some((_, node)) = firsts.filter_map(|(_, nodes)| nodes.first()).min().copied() else { break };
             let (device, declared) = (self.device_of(node), &self.pipeline.nodes[node]);
             if &*device == AWAY {
@@ -316,7 +318,7 @@ impl Scheduler<'_> {
             let here = self.ready.iter().filter(|(device, _)| &***device != AWAY);
             let count = here.flat_map(|(_, nodes)| nodes).map(|(_, node)| self.could_start(*node)).sum();
             match self.room.enter(wish, &device, count, self.want(node)) {
-                Err(Full::Machine) => break,
+                Err(Full::Machine) => full = true,
                 Err(Full::Device) => _ = busy.insert(device),
                 Ok(place) => {
                     self.ready.entry(device).or_default().remove(&(self.place[node], node));
