@@ -112,7 +112,7 @@ impl Entry {
                 name: K::NAME,
                 version: K::VERSION,
                 doc: K::DOC,
-                parse: |tree| Ok(Box::new(crate::pipeline::tree::from_tree::<K>(tree)?)),
+                parse: |tree| Ok(Arc::new(crate::pipeline::tree::from_tree::<K>(tree)?)),
                 public: K::PUBLIC,
                 row_wise: K::ROWS_OF.is_some(),
             },
