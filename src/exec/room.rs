@@ -140,6 +140,11 @@ impl Room {
         self.gpus.memory(device)
     }
 
+    /// GPUs that no one is on.
+    pub(super) fn empty_gpus(&self) -> usize {
+        self.gpus.empty()
+    }
+
     /// Whether a GPU has more memory than this.
     pub(super) fn has_above(&self, memory: u64) -> bool {
         self.gpus.could(Want { above: Some(memory), ..Want::default() })

@@ -105,6 +105,12 @@ impl Slots {
         self.gpus.iter().any(|gpu| is_above(gpu, want))
     }
 
+    /// GPUs that no one is on.
+    pub(super) fn empty(&self) -> usize {
+        let is_empty = |gpu: &&Gpu| self.tenants.get(&gpu.device).is_none_or(Vec::is_empty);
+        self.gpus.iter().filter(is_empty).count()
+    }
+
     /// Bytes of a GPU.
     pub(super) fn memory(&self, device: &str) -> Option<u64> {
         self.gpus.iter().find(|gpu| gpu.device == device)?.memory
@@ -147,7 +153,9 @@ mod tests {
         let first = slots.enter(None, want(30)).unwrap();
         assert_eq!(first.device, "cuda:0");
         assert!(first.bytes.is_some_and(|bytes| bytes > 30 * GIB && bytes < 31 * GIB));
+        assert_eq!(slots.empty(), 1);
         assert_eq!(device(slots.enter(None, want(30))), "cuda:1");
+        assert_eq!(slots.empty(), 0);
         assert_eq!(device(slots.enter(None, want(40))), "cuda:0");
         // 75 of 80 may be taken.
         assert_eq!(device(slots.enter(None, want(45))), "none");

@@ -97,6 +97,7 @@ pub fn run(
         room: Room::new(options.threads, options.jobs, &options.gpus),
         running: BTreeMap::new(),
         sharded: BTreeMap::new(),
+        in_parts: (0..pipeline.nodes.len()).filter(|node| pipeline.nodes[*node].run.shards.is_some()).collect(),
         straits: HashMap::new(),
         idle: Vec::new(),
         made: Vec::new(),
@@ -163,6 +164,8 @@ struct Scheduler<'a> {
     running: BTreeMap<u64, Attempt>,
     /// Nodes of which parts are computed.
     sharded: BTreeMap<usize, Sharded>,
+    /// Nodes that may be computed so.
+    in_parts: Vec<usize>,
     /// Nodes of which attempts ran out of memory.
     straits: HashMap<usize, Strait>,
     /// Workers that take further jobs and have none.
@@ -315,8 +318,7 @@ impl Scheduler<'_> {
                 continue;
             }
             let wish = Wish::of(is_light(self.pipeline, declared), declared.run.threads);
-            let here = self.ready.iter().filter(|(device, _)| &***device != AWAY);
-            let count = here.flat_map(|(_, nodes)| nodes).map(|(_, node)| self.could_start(*node)).sum();
+            let count = self.could_start(|device| device != AWAY);
             match self.room.enter(wish, &device, count, self.want(node)) {
                 Err(Full::Machine) => full = true,
                 Err(Full::Device) => _ = busy.insert(device),

@@ -59,10 +59,22 @@ impl Scheduler<'_> {
         Ok(rows.map(|rows| rows.saturating_sub(skip).min(take.unwrap_or(u64::MAX))))
     }
 
-    /// How many attempts a ready node could start at once.
-    pub(super) fn could_start(&self, node: usize) -> usize {
+    /// How many attempts could start on some devices at once, if there were room.
+    pub(super) fn could_start(&self, on: impl Fn(&str) -> bool) -> usize {
+        let nodes: usize = self.ready.iter().filter(|(device, _)| on(device)).map(|(_, nodes)| nodes.len()).sum();
+        // Those in parts are few, and counted once.
+        let more = self.in_parts.iter().map(|node| {
+            let device = self.device_of(*node);
+            let is_ready = || self.ready.get(&device).is_some_and(|nodes| nodes.contains(&(self.place[*node], *node)));
+            if on(&device) && is_ready() { self.parts_to_start(*node).saturating_sub(1) } else { 0 }
+        });
+        nodes + more.sum::<usize>()
+    }
+
+    /// How many attempts a ready node in parts could start at once.
+    fn parts_to_start(&self, node: usize) -> usize {
         match (self.sharded.get(&node), self.pipeline.nodes[node].run.shards) {
-            (Some(sharded), _) => sharded.count(Stage::Open).max(1),
+            (Some(sharded), _) => sharded.count(Stage::Open),
             (None, Some(Shards::Count(count))) => count,
             _ => 1,
         }

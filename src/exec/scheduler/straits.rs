@@ -58,11 +58,13 @@ struct Had {
 }
 
 impl Scheduler<'_> {
-    /// What a node wants of a GPU.
+    /// What a node wants of a GPU: as long as there is one for each that could start, all of it, so that its batches are large.
     pub(super) fn want(&self, node: usize) -> Want {
         let strait = self.straits.get(&node).copied().unwrap_or_default();
+        let waiting = self.could_start(|device| device == ANY_GPU || device.starts_with("cuda:"));
+        let crowded = waiting > self.room.empty_gpus();
         let bytes = self.options.needs.get(&node).and_then(crate::exec::budget::Needs::gpu_memory);
-        Want { bytes, alone: strait.alone, above: strait.above }
+        Want { bytes: bytes.filter(|_| crowded), alone: strait.alone, above: strait.above }
     }
 
     /// An attempt ran out of memory: lets the next one have more, or need less. Returns what is told of it; nothing if all was

@@ -120,6 +120,13 @@ impl<'a, 'cx> Work<'a, 'cx> {
         let found: Vec<bool> = values.iter().map(Option::is_some).collect();
         let missing = first_of_each(keys.iter().enumerate().filter(|(at, _)| !found[*at]));
         let reused = self.cx.part.remembered(&space.id, keys, found);
+        if !missing.is_empty() && space.about.class.is_some() && self.cx.part.class().is_some() {
+            // Here they would be computed on a device of another class.
+            return Err(NodeError::with_help(
+                format!("{} rows that were computed are no longer remembered", missing.len()),
+                "raise `SAMI_ROWS_LIMIT` if it is low; they are computed again",
+            ));
+        }
         self.advance(keys.len() - missing.len());
         let asked = missing.iter().map(|at| (keys[*at], told(*at))).collect();
         let made = missing.iter().map(|_| None).collect();
