@@ -169,6 +169,12 @@ pub const TEST_MLFLOW: Variable = Variable {
     doc: "For tests: a Python that has `mlflow` and what its server needs; a server is started with it and told of runs. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
 };
 
+/// A real Ray, for tests.
+pub const TEST_RAY: Variable = Variable {
+    name: "SAMI_TEST_RAY",
+    doc: "For tests: the directory of the program `ray`, with its job server; the profile for Ray that the documents show is run on it. Tests that need it skip with a printed reason without it; `.ci/run` makes one.",
+};
+
 /// The real `taplo`.
 pub const TEST_TAPLO: Variable = Variable {
     name: "SAMI_TEST_TAPLO",
@@ -208,7 +214,7 @@ pub const TEST_CUDA_BIN: Variable = Variable {
 /// Where a test makes the process fail.
 pub const FAULT: Variable = Variable {
     name: "SAMI_FAULT",
-    doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth change to the disk fails; `store-op:12:eio`, also `enospc`, `eintr`, `short` and `kill`, says how, `store-op:12:eio:FILE` counts those of all processes together), `read-op:12:eio` (the twelfth read of a file of the store) or `kill:batch:3` (the process is killed after its third batch; also `checkpoint`, `progress`, `send`, `arrive`); `room:1000` has the disk say that a thousand bytes are free; `crash-log:DIRECTORY` writes down what the disk would have after the power went. Several are separated by commas.",
+    doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth change to the disk fails; `store-op:12:eio`, also `enospc`, `eintr`, `short` and `kill`, says how, `store-op:12:eio:FILE` counts those of all processes together), `read-op:12:eio` (the twelfth read of a file of the store) or `kill:batch:3` (the process is killed after its third batch; also `checkpoint`, `progress`, `send`, `arrive`, `submitted`); `room:1000` has the disk say that a thousand bytes are free; `crash-log:DIRECTORY` writes down what the disk would have after the power went. Several are separated by commas.",
 };
 
 /// Whether tests write the documents that they check.
@@ -307,6 +313,7 @@ pub const ALL: &[&Variable] = &[
     &TEST_MLFLOW,
     &TEST_KILLS,
     &TEST_FUZZ,
+    &TEST_RAY,
     &TEST_TAPLO,
     &FAULT,
     &BLESS,

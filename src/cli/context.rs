@@ -64,8 +64,10 @@ impl From<ExecError> for Failure {
             ExecError::Spawn(_) | ExecError::Audit { .. } => FAILED,
             // The pipeline or what was typed is at fault.
             ExecError::Sources(_)
+            | ExecError::Cluster(_)
             | ExecError::UnknownNode { .. }
             | ExecError::BadDevice { .. }
+            | ExecError::NoGpu { .. }
             | ExecError::BadJob { .. } => USAGE,
         };
         Self { code, diagnostics: error.diagnostics() }
@@ -91,6 +93,11 @@ impl Context {
     pub(crate) fn new(global: &Global) -> Self {
         let cache = global.cache.clone().or_else(|| env::CACHE.get().map(PathBuf::from));
         Self { cache, json: global.json, kinds: kinds::specs() }
+    }
+
+    /// The same, with its cache at `root`.
+    pub(crate) fn at(&self, root: &Path) -> Self {
+        Self { cache: Some(root.to_owned()), json: self.json, kinds: self.kinds.clone() }
     }
 
     /// Whether JSON is wanted.

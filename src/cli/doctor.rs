@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::figures::bytes;
 use super::{CommandResult, Context, DONE, context};
+use crate::exec;
 use crate::lm::device::{self, CUDA, KernelCheck};
 use crate::lm::driver::{self, Driver, Gpu, Library};
 use crate::store::Store;
@@ -33,6 +34,24 @@ struct Report {
 #[derive(Deserialize)]
 struct Auto {
     auto: Vec<String>,
+    cuda: AutoCuda,
+}
+
+#[derive(Deserialize)]
+struct AutoCuda {
+    driver: Option<AutoDriver>,
+}
+
+#[derive(Deserialize)]
+struct AutoDriver {
+    gpus: Vec<AutoGpu>,
+}
+
+#[derive(Deserialize)]
+struct AutoGpu {
+    device: String,
+    memory: u64,
+    free: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -82,7 +101,7 @@ pub(super) fn run(context: &Context) -> CommandResult {
 
 /// The GPUs that `auto` shares out, as `program doctor` tells: the driver is asked in a process of its own, so that one
 /// that hangs, dies or takes memory does not do so here. None if this build has no CUDA, or what it needs is not there.
-pub(super) fn gpus(program: &Path) -> Vec<String> {
+pub(super) fn gpus(program: &Path) -> Vec<exec::Gpu> {
     if !CUDA {
         return Vec::new();
     }
@@ -91,11 +110,17 @@ pub(super) fn gpus(program: &Path) -> Vec<String> {
     command.args(["doctor", "--json"]).env(env::KERNELS.name, KERNELS_OFF).stdin(std::process::Stdio::null());
     let asked = command.output();
     let told = asked.ok().and_then(|output| serde_json::from_slice::<Auto>(&output.stdout).ok());
-    let Some(Auto { auto }) = told else {
+    let Some(Auto { auto, cuda }) = told else {
         tracing::warn!("what GPUs there are cannot be found out; computing on the CPU");
         return Vec::new();
     };
-    auto.into_iter().filter(|device| device != "cpu").collect()
+    let known: Vec<AutoGpu> = cuda.driver.into_iter().flat_map(|driver| driver.gpus).collect();
+    let memory = |device: &String| {
+        let gpu = known.iter().find(|gpu| gpu.device == *device)?;
+        Some(gpu.free.unwrap_or(gpu.memory))
+    };
+    let gpus = auto.into_iter().filter(|device| device != "cpu");
+    gpus.map(|device| exec::Gpu { memory: memory(&device), device }).collect()
 }
 
 impl Report {

@@ -14,6 +14,7 @@ const PAGES: &[&str] = &[
     include_str!("explain_error/pipeline.md"),
     include_str!("explain_error/data.md"),
     include_str!("explain_error/run.md"),
+    include_str!("explain_error/cluster.md"),
     include_str!("explain_error/store.md"),
     include_str!("explain_error/lm.md"),
 ];

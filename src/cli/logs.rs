@@ -1,7 +1,8 @@
 //! `sami logs`: what an attempt at a node said.
 
+use std::cmp::Reverse;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -11,32 +12,94 @@ use crate::diag::Diagnostic;
 use crate::fs;
 use crate::store::Store;
 
-/// An attempt that left a log.
+/// An attempt that left a log, or whose parts did.
 #[derive(Debug, PartialEq, Eq)]
 struct Attempt {
     run: String,
     node: String,
     number: u32,
+    /// Of a node in parts there is none until they are put together.
+    log: Option<PathBuf>,
+    /// In their order, of each the last attempt.
+    shards: Vec<ShardLog>,
+}
+
+/// The log of an attempt at a part of a node.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct ShardLog {
+    /// From 1.
+    shard: usize,
+    attempt: u32,
     log: PathBuf,
 }
 
-/// Prints the log of a node's latest attempt, in a run or at all.
-pub(super) fn run(context: &Context, node: &str, run: Option<&str>) -> CommandResult {
+impl ShardLog {
+    /// Of a directory in that of an attempt: `shard-SHARD.ATTEMPT`.
+    fn of(directory: &Path) -> Option<Self> {
+        let (shard, attempt) = directory.file_name()?.to_str()?.strip_prefix("shard-")?.split_once('.')?;
+        let log = directory.join("log.txt");
+        Some(Self { shard: shard.parse().ok()?, attempt: attempt.parse().ok()?, log }).filter(|own| own.log.is_file())
+    }
+
+    /// What there is in the directory of an attempt.
+    fn all(directory: &Path) -> io::Result<Vec<Self>> {
+        let mut all: Vec<Self> = fs::list(directory)?.iter().filter_map(|path| Self::of(path)).collect();
+        // The latest first, of which the others are left out.
+        all.sort_by_key(|own| (own.shard, Reverse(own.attempt)));
+        all.dedup_by_key(|own| own.shard);
+        Ok(all)
+    }
+}
+
+/// Prints the log of a node's latest attempt, in a run or at all: of a node in parts the logs of these, or of `shard`, and then its
+/// own.
+pub(super) fn run(context: &Context, node: &str, run: Option<&str>, shard: Option<usize>) -> CommandResult {
     let store = Store::open_existing(&context.cache_directory(None)?)?;
-    let attempt = match run {
+    let mut attempt = match run {
         Some(run) => in_run(&store, node, &find::run(&store, run)?.run)?,
         None => latest(&store, node)?,
     };
+    if let Some(shard) = shard {
+        let shards: Vec<String> = attempt.shards.iter().map(|own| own.shard.to_string()).collect();
+        attempt.shards.retain(|own| own.shard == shard);
+        if attempt.shards.is_empty() {
+            let title = format!("attempt {} at `{node}` in run {} has no shard {shard}", attempt.number, attempt.run);
+            let fault = Diagnostic::error("cli::no-log", title);
+            return Err(match shards.len() {
+                0 => fault.help("it was not in parts: leave out `--shard`").into(),
+                _ => fault.help(format!("there are logs of shards {}", shards.join(", "))).into(),
+            });
+        }
+        attempt.log = None;
+    }
+    let read = |log: &PathBuf| fs_err::read(log).map(|text| String::from_utf8_lossy(&text).into_owned());
     if context.json() {
-        let log = fs_err::read(&attempt.log)?;
-        context::print_json(&json!({
+        let shards = attempt.shards.iter().map(|own| {
+            Ok(json!({"shard": own.shard, "attempt": own.attempt, "path": own.log, "log": read(&own.log)?}))
+        });
+        let shards = shards.collect::<io::Result<Vec<_>>>()?;
+        let mut told = json!({
             "node": attempt.node, "run": attempt.run, "attempt": attempt.number, "path": attempt.log,
-            "log": String::from_utf8_lossy(&log),
-        }))?;
+            "log": attempt.log.as_ref().map(read).transpose()?,
+        });
+        if !shards.is_empty() {
+            told["shards"] = json!(shards);
+        }
+        context::print_json(&told)?;
         return Ok(DONE);
     }
-    let mut log = fs_err::File::open(&attempt.log)?;
-    context::write_out(|stdout| io::copy(&mut log, stdout).map(drop))?;
+    let headed = attempt.shards.iter().map(|own| {
+        let again = if own.attempt > 1 { format!(", attempt {}", own.attempt) } else { String::new() };
+        (Some(format!("== shard {}{again}\n", own.shard)), &own.log)
+    });
+    let own = attempt.log.iter().map(|log| ((!attempt.shards.is_empty()).then(|| "== all shards\n".to_owned()), log));
+    for (head, log) in headed.chain(own) {
+        let mut log = fs_err::File::open(log)?;
+        context::write_out(|stdout| {
+            stdout.write_all(head.unwrap_or_default().as_bytes())?;
+            io::copy(&mut log, stdout).map(drop)
+        })?;
+    }
     Ok(DONE)
 }
 
@@ -77,21 +140,24 @@ fn choose(attempts: Vec<Attempt>, node: &str) -> Result<Option<Attempt>, Failure
     Ok(attempts.into_iter().filter(|attempt| attempt.node == chosen).max_by_key(|attempt| attempt.number))
 }
 
-/// The attempts of a run that left a log: `runs/RUN/NODE.ATTEMPT/log.txt`, or `NODE.ATTEMPT.log`.
+/// The attempts of a run that left a log: `runs/RUN/NODE.ATTEMPT/log.txt`, `NODE.ATTEMPT.log`, or of parts
+/// `NODE.ATTEMPT/shard-SHARD.ATTEMPT/log.txt`.
 fn attempts(store: &Store, run: &str) -> Result<Vec<Attempt>, Failure> {
     let mut attempts = Vec::new();
     for directory in fs::list(&store.run_dir(run))? {
         let name = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let (name, log) = match name.strip_suffix(".log") {
-            Some(name) => (name, directory),
-            None => (name.as_str(), directory.join("log.txt")),
+        let (name, log, shards) = match name.strip_suffix(".log") {
+            Some(name) => (name, directory, Vec::new()),
+            None if directory.is_dir() => (name.as_str(), directory.join("log.txt"), ShardLog::all(&directory)?),
+            None => continue,
         };
         let Some((node, number)) = name.rsplit_once('.').and_then(|(node, number)| Some((node, number.parse().ok()?)))
         else {
             continue;
         };
-        if log.is_file() {
-            attempts.push(Attempt { run: run.to_owned(), node: node.to_owned(), number, log });
+        let log = Some(log).filter(|log| log.is_file());
+        if log.is_some() || !shards.is_empty() {
+            attempts.push(Attempt { run: run.to_owned(), node: node.to_owned(), number, log, shards });
         }
     }
     Ok(attempts)

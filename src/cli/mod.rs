@@ -7,11 +7,13 @@ use clap::{Args, Parser, Subcommand};
 
 mod archive;
 mod artifact;
+mod attach;
 mod audit;
 mod breakdown;
 mod cache;
 mod check;
 mod checkout;
+mod cluster;
 mod completions;
 mod context;
 mod dag;
@@ -117,7 +119,7 @@ pub struct Global {
 }
 
 /// A pipeline file and its overrides.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, serde::Serialize, serde::Deserialize)]
 pub struct PipelineArgs {
     /// Pipeline file
     pub pipeline: PathBuf,
@@ -134,6 +136,8 @@ pub enum Command {
     Check(PipelineArgs),
     /// Run what is stale
     Run(run::RunArgs),
+    /// Go on with a run whose jobs went on without it: find them again, and do what is left
+    Attach(attach::AttachArgs),
     /// Watch a run that goes on, until it ends; exits as the run does
     Watch(watch::WatchArgs),
     /// Show what would run and why
@@ -185,6 +189,9 @@ pub enum Command {
         /// Run id or prefix (default: the latest run that executed the node)
         #[arg(long)]
         run: Option<String>,
+        /// Of a node in parts, that part alone
+        #[arg(long, value_name = "NUMBER")]
+        shard: Option<usize>,
     },
     /// Compute again what the cache has, and compare
     Audit(audit::AuditArgs),
@@ -236,6 +243,12 @@ pub enum Command {
     Worker {
         /// Job file (default: jobs come over the socket on standard input)
         job: Option<PathBuf>,
+        /// No scheduler is there: speak into files beside the job
+        #[arg(long, requires = "job")]
+        detached: bool,
+        /// The file is a question about this machine
+        #[arg(long, requires = "job", conflicts_with = "detached")]
+        probe: bool,
     },
 }
 
@@ -418,6 +431,7 @@ fn dispatch(cli: &Cli) -> CommandResult {
     match &cli.command {
         Command::Check(args) => check::run(context, args),
         Command::Run(args) => run::run(context, args),
+        Command::Attach(args) => attach::run(context, args),
         Command::Watch(args) => watch::run(context, args),
         Command::Plot(args) => plot::run(context, args),
         Command::Metrics(args) => metrics::run(context, args),
@@ -432,7 +446,7 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Track(args) => track::run(context, args),
         Command::Diff(args) => diff::run(context, args),
         Command::Lineage(args) => lineage::run(context, args),
-        Command::Logs { node, run } => logs::run(context, node, run.as_deref()),
+        Command::Logs { node, run, shard } => logs::run(context, node, run.as_deref(), *shard),
         Command::Push(args) => push::push(context, args),
         Command::Pull(args) => push::pull(context, args),
         Command::Remote(args) => push::survey(context, args),
@@ -445,6 +459,6 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Schema(args) => schema::run(args),
         Command::Completions { shell } => completions::run(*shell),
         Command::Man { directory } => man::run(directory),
-        Command::Worker { job } => worker::run(job.as_deref()),
+        Command::Worker { job, detached, probe } => worker::run(job.as_deref(), *detached, *probe),
     }
 }

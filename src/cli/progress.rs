@@ -12,7 +12,7 @@ use super::screen::Screen;
 use super::table::Table;
 use super::{context, render, terminal};
 use crate::diag::Diagnostic;
-use crate::exec::{Event, Summary};
+use crate::exec::{Event, ShardState, Summary};
 use crate::kinds::Progress;
 use crate::secret;
 
@@ -109,7 +109,7 @@ impl Report {
     fn far(&mut self, event: &Event) -> Option<String> {
         let Form::Lines(told) = &mut self.form else { return None };
         let (name, far) = match event {
-            Event::NodeProgress { node, progress, seconds: passed } => (node, how_far(progress, *passed)),
+            Event::NodeProgress { node, progress, seconds: passed, .. } => (node, how_far(progress, *passed)),
             Event::Download { name, done, total, seconds: passed, finished: false } => {
                 (name, downloaded(*done, *total, *passed))
             }
@@ -149,9 +149,27 @@ impl Report {
             }
             // What goes on stands below.
             Event::NodeStart { .. } if matches!(self.form, Form::Live(_)) => return None,
-            Event::NodeStart { node, why, attempt, .. } => {
+            Event::NodeStart { node, why, attempt, shards, .. } => {
                 let again = if *attempt > 1 { format!("attempt {attempt}; ") } else { String::new() };
-                self.said("start", node, &cut(&format!("{again}{why}"), WIDTH))
+                let shards = shards.map_or_else(String::new, |shards| format!("{shards} shards; "));
+                self.said("start", node, &cut(&format!("{again}{shards}{why}"), WIDTH))
+            }
+            Event::NodeShard { node, shard, of, state: ShardState::Again, error, .. } => {
+                let error = error.as_deref().unwrap_or_default();
+                let told = format!("shard {shard} of {of} is tried once more: {error}");
+                self.said("again", node, &cut(&told, WIDTH))
+            }
+            Event::NodeJob { node, engine, job, state, host, why } => {
+                let job = format!("{engine} {}", job.as_deref().unwrap_or("job"));
+                match state.as_str() {
+                    "runs" => self.said("runs", node, &format!("{job} on {}", host.as_deref().unwrap_or("a machine"))),
+                    "waits" if why.is_empty() => return None,
+                    "waits" => self.said("wait", node, &format!("{job}: {why}")),
+                    "adopted" => self.said("found", node, &format!("{job}, which an earlier run began")),
+                    "left" => self.said("left", node, &format!("{job} goes on: {why}")),
+                    "unseen" => self.said("wait", node, why),
+                    _ => self.said("queue", node, &format!("{job}: {why}")),
+                }
             }
             Event::NodeHit { node, .. } => self.said("hit", node, "is there already"),
             Event::NodeWait { node, by, .. } => {
@@ -169,7 +187,7 @@ impl Report {
                 }
                 self.said("ran", node, &parts.join(" · "))
             }
-            Event::NodeFail { node, retry: true, .. } => self.said("again", node, "it is tried once more"),
+            Event::NodeFail { node, retry: true, error, .. } => self.said("again", node, &cut(error, WIDTH)),
             Event::NodeStop { node, seconds: took } => self.said("stop", node, &format!("after {}", seconds(*took))),
             Event::NodeSkip { node, because } => self.said("skip", node, &format!("it needs {because}")),
             Event::NodeRefuse { node, why } => self.said("skip", node, why),
@@ -178,7 +196,11 @@ impl Report {
                 "interrupted: finishing the batches in hand; once more to stop at once".to_owned()
             }
             Event::Interrupt { again: true } => "interrupted again: stopping at once".to_owned(),
-            Event::Download { .. } | Event::NodeProgress { .. } | Event::NodeFail { .. } | Event::Done { .. } => {
+            Event::Download { .. }
+            | Event::NodeShard { .. }
+            | Event::NodeProgress { .. }
+            | Event::NodeFail { .. }
+            | Event::Done { .. } => {
                 return None;
             }
         })
@@ -218,7 +240,9 @@ impl Report {
             (_, false) => "failed",
         };
         self.line(&format!("{word} in {}: {}", seconds(summary.seconds), parts.join(", ")));
-        if summary.interrupted {
+        if !summary.left.is_empty() {
+            self.line(&format!("{} on: sami attach {}", plural_verb(summary.left.len()), summary.run));
+        } else if summary.interrupted {
             self.line("the same command goes on from here");
         }
         let made = summary.nodes.iter().rev().find(|node| node.state == "ran" && node.artifact.is_some());
@@ -246,6 +270,10 @@ impl Report {
             _ => live::above(&format!("{text}\n")),
         }
     }
+}
+
+fn plural_verb(jobs: usize) -> String {
+    if jobs == 1 { "1 job goes".to_owned() } else { format!("{} jobs go", count(jobs as u64)) }
 }
 
 /// `1.2 GiB of 14.0 GiB, 80.0 MiB/s`

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use super::context::Failure;
 use super::estimate::Totals;
@@ -13,7 +14,7 @@ use super::outcomes::outcomes;
 use super::progress::Report;
 use super::sharing::Source;
 use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, PipelineArgs};
-use super::{context, doctor, push, sharing};
+use super::{attach, cluster, context, doctor, push, sharing};
 use crate::diag::Diagnostic;
 use crate::exec::budget::{Budget, Needs};
 use crate::exec::{self, Elsewhere, Event, PlanOptions, RunOptions, State};
@@ -24,7 +25,7 @@ use crate::trackers::Trackers;
 mod tracking;
 
 /// Arguments of `run`.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
 pub struct RunArgs {
     /// Pipeline and params.
     #[command(flatten)]
@@ -47,6 +48,9 @@ pub struct RunArgs {
     /// Device for nodes that name none: cpu, cuda:N, or auto (the GPUs shared out, the CPU if there are none)
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Have attempts executed as this profile of sami.toml says, such as on a cluster
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
     /// Take from the remote cache what would have to run, whatever `pull` in sami.toml says
     #[arg(long)]
     pub pull: bool,
@@ -68,6 +72,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let mut question = Question::new(&format!("run on {}", args.device), &args.pipeline, &args.targets)?;
     // What is wrong in the file is an error whatever is asked for.
     let settings = Context::settings(Some(&args.pipeline.pipeline))?;
+    let away = cluster::away(&settings, args.profile.as_deref(), args.jobs)?;
     let (pull, push) = remotes(args, settings.remote.clone())?;
     // Fresh nodes are pushed, too, if the remote cache lacks them.
     if push.is_none()
@@ -111,12 +116,20 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         device: args.device.clone(),
         gpus,
         keep_going: args.keep_going,
+        away,
+        invocation: None,
         elsewhere: source.clone().map(|source| source as Arc<dyn Elsewhere>),
         budget,
         needs: HashMap::new(),
     };
     if stale {
         section = None;
+        if let Some(away) = &options.away {
+            let is_hit = |node: &usize| matches!(plan.nodes[*node], State::Hit { .. });
+            let asked = away.asked(&pipeline, plan.order.iter().copied().filter(|node| !is_hit(node)));
+            context::complain(&exec::engine::check(away, &store, &asked)?);
+            options.invocation = Some(attach::invocation(args)?);
+        }
         let estimates = exec::estimate(&pipeline, &store, &index, &plan, &options.device, !options.gpus.is_empty())?;
         context::complain(Totals::of(&estimates, &store).warning(&store).as_slice());
         let needs =

@@ -134,7 +134,7 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> CommandResult {
     let took = run::took(&record).unwrap_or_else(|| age(&record));
     let interrupted = seen.interrupted && seen.done != Some(true);
     let (id, nodes, budget) = (record.run.clone(), record.nodes.clone(), seen.budget.clone());
-    report.end(&Summary { run: id, interrupted, seconds: took, budget, nodes });
+    report.end(&Summary { run: id, interrupted, seconds: took, budget, left: Vec::new(), nodes });
     Ok(code(&record, &seen))
 }
 

@@ -2,17 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use serde_json::{Map, Value};
 
+use super::away::{Remote, Sending, Yard};
 use super::class::class;
+use super::engine::Ticket;
 use super::job::{Job, JobInput, JobResult};
 use super::journal::{Journal, tail};
 use super::local::{Message, Worker};
 use super::plan::Recipe;
 use super::room::Place;
+use super::shards::Role;
 use super::{Event, ExecError, Reason};
 use crate::digest::Digest;
 use crate::endpoint::{Allowance, Calling};
@@ -47,6 +51,8 @@ pub(super) struct Attempt {
     pub(super) result: Option<JobResult>,
     /// What it used, once it has said so.
     pub(super) usage: Option<Usage>,
+    /// Whether it ran out of memory; with a single row?
+    pub(super) full: Option<bool>,
     /// When it began.
     pub(super) began: Instant,
     /// Until its end; a light one then goes on with other attempts.
@@ -55,8 +61,12 @@ pub(super) struct Attempt {
     /// Whether its worker ends with it.
     pub(super) last: bool,
     own: Option<Own>,
+    /// Of one that an engine executes.
+    pub(super) remote: Option<Remote>,
     /// Nobody else works at the key until it is dropped.
-    pub(super) lock: KeyLock,
+    pub(super) lock: Arc<KeyLock>,
+    /// Whether it is at a part of the node.
+    pub(super) role: Role,
 }
 
 /// What an attempt has for itself if its worker has: directories in `tmp/`, and one in the run's.
@@ -86,49 +96,32 @@ pub(super) struct Given {
     pub(super) reason: Reason,
     pub(super) recipe: Recipe,
     pub(super) place: Place,
-    pub(super) lock: KeyLock,
+    pub(super) lock: Arc<KeyLock>,
     pub(super) allowance: Allowance,
+    pub(super) role: Role,
+    /// Rows to compute together, where what the node says was too many.
+    pub(super) micro_batch: Option<usize>,
 }
 
 impl Attempt {
     /// Starts it: in a worker of its own, or, if the node is light, in one of `idle` or one that will be there when it ends.
     pub(super) fn start(start: &Start<'_>, given: Given, idle: &mut Vec<Worker>) -> Result<Self, ExecError> {
-        let Given { node, number, reason, recipe, place, lock, allowance } = given;
+        let job = job(start, &given)?;
+        let Given { node, number, reason, recipe, place, lock, role, .. } = given;
         let Start { pipeline, store, journal, .. } = *start;
         let name = &pipeline.nodes[node].name;
         let light = takes_turns(&pipeline.nodes[node]);
-        let job = Job {
-            node: name.clone(),
-            kind: pipeline.nodes[node].kind.name.to_owned(),
-            fields: pipeline.nodes[node].spec.fields(),
-            inputs: inputs(pipeline, store, node, &recipe)?,
-            trusted: recipe.inputs.values().flat_map(|id| store.sealed(id, start.stamps, LARGE)).collect(),
-            key: recipe.key,
-            output: pipeline.nodes[node].spec.output(),
-            device: place.device().to_owned(),
-            threads: place.threads,
-            micro_batch: pipeline.nodes[node].run.micro_batch,
-            activation_checkpointing: pipeline.nodes[node].run.activation_checkpointing,
-            afresh: false,
-            store: store.root().to_owned(),
-            live: Some(store.live_file()?),
-            scratch: PathBuf::new(),
-            staging: PathBuf::new(),
-            log: None,
-            result: None,
-            allowance,
-        };
         let (began, started) = (Instant::now(), fs::now().to_string());
         let (worker, log, own) = if light {
             let log = journal.log(name, number);
             let job = Job { log: Some(log.clone()), ..job };
             (give(start, job, idle)?, log, None)
         } else {
-            let directory = journal.attempt(name, number)?;
+            let directory = role.of(&journal.attempt(name, number)?)?;
             let tmp = store.staging_dir(&recipe.key)?;
-            let staging = tmp.join(format!("{}.{number}", journal.run()));
+            let staging = role.beside(tmp.join(format!("{}.{number}", journal.run())));
             fs::create_directory(&staging)?;
-            let (scratch, result) = (store.partial_dir(&recipe.key)?, directory.join("result.json"));
+            let (scratch, result) = (role.of(&store.partial_dir(&recipe.key)?)?, directory.join("result.json"));
             let job = Job { scratch, staging: staging.clone(), result: Some(result), ..job };
             let path = directory.join("job.json");
             let bytes = serde_json::to_vec_pretty(&job).map_err(crate::store::StoreError::from)?;
@@ -149,13 +142,72 @@ impl Attempt {
             log,
             result: None,
             usage: None,
+            full: None,
             began,
             worker: Some(worker),
             light,
             last: false,
             own,
+            remote: None,
             lock,
+            role,
         })
+    }
+
+    /// Has an engine execute it, or listens to what it already executes for an earlier run.
+    pub(super) fn send(
+        start: &Start<'_>,
+        given: Given,
+        yard: &mut Yard,
+        ticket: Option<Ticket>,
+    ) -> Result<Self, ExecError> {
+        let directory = start.journal.attempt(&start.pipeline.nodes[given.node].name, given.number)?;
+        let directory = given.role.of(&directory)?;
+        let remote = match ticket {
+            Some(ticket) => yard.adopt(ticket, start.serial, &directory)?,
+            None => {
+                let sending = Sending {
+                    store: start.store,
+                    pipeline: start.pipeline,
+                    run: start.journal.run(),
+                    node: given.node,
+                    number: given.number,
+                    serial: start.serial,
+                    directory: &directory,
+                    role: &given.role,
+                };
+                yard.submit(sending, job(start, &given)?)?
+            }
+        };
+        let Given { node, number, reason, recipe, place, lock, role, .. } = given;
+        Ok(Self {
+            node,
+            number,
+            reason,
+            recipe,
+            place,
+            started: fs::now().to_string(),
+            log: remote.directory.join("log.txt"),
+            result: None,
+            usage: None,
+            full: None,
+            began: Instant::now(),
+            worker: None,
+            light: false,
+            last: false,
+            own: None,
+            remote: Some(remote),
+            lock,
+            role,
+        })
+    }
+
+    /// The device that the node is computed on.
+    fn device(&self) -> &str {
+        match &self.role {
+            Role::Join { device, .. } => device,
+            _ => self.place.device(),
+        }
     }
 
     /// Whether its worker goes on when it has ended.
@@ -191,19 +243,28 @@ impl Attempt {
             attempt: self.number,
             started: self.started.clone(),
             seconds,
-            usage: self
-                .usage
-                .map(|usage| Usage { gpu_seconds: (self.place.device() != "cpu").then_some(seconds), ..usage }),
+            usage: self.usage.map(|usage| usage.on_gpu_for((self.place.device() != "cpu").then_some(seconds))),
             host: made.host.to_owned(),
-            device: self.place.device().to_owned(),
+            device: self.device().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            class: class(made.pipeline, node, self.place.device()),
+            class: class(made.pipeline, node, self.device()),
             equal_to_within: None,
         }
     }
 
+    /// How one ended that an engine executed.
+    fn end_of(&self, remote: &Remote) -> Ended {
+        let result = self.result.clone().unwrap_or_else(|| no_result(None));
+        let seconds = remote.exit.as_ref().map_or(self.began.elapsed().as_secs_f64(), |(seconds, _)| *seconds);
+        let directory = remote.here.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Ended { result, silent: remote.silent, seconds, directory }
+    }
+
     /// Ends one that has told its result or whose worker is ending; a worker that goes on joins those in `idle`.
     pub(super) fn end(&mut self, idle: &mut Vec<Worker>) -> Result<Ended, ExecError> {
+        if let Some(remote) = &self.remote {
+            return Ok(self.end_of(remote));
+        }
         let seconds = self.began.elapsed().as_secs_f64();
         let status = match self.worker.take() {
             Some(worker) if self.light && self.result.is_some() && !self.last => {
@@ -227,6 +288,36 @@ impl Attempt {
         let directory = left.file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(Ended { result, silent, seconds, directory: directory.unwrap_or_default() })
     }
+}
+
+/// What an attempt executes, but for its directories.
+fn job(start: &Start<'_>, given: &Given) -> Result<Job, ExecError> {
+    let Start { pipeline, store, .. } = *start;
+    let (declared, recipe) = (&pipeline.nodes[given.node], &given.recipe);
+    Ok(Job {
+        node: declared.name.clone(),
+        kind: declared.kind.name.to_owned(),
+        fields: declared.spec.fields(),
+        inputs: inputs(pipeline, store, given.node, recipe)?,
+        trusted: recipe.inputs.values().flat_map(|id| store.sealed(id, start.stamps, LARGE)).collect(),
+        key: recipe.key,
+        output: declared.spec.output(),
+        device: given.place.device().to_owned(),
+        threads: given.place.threads,
+        gpu_bytes: given.place.bytes(),
+        micro_batch: given.micro_batch.or(declared.run.micro_batch),
+        activation_checkpointing: declared.run.activation_checkpointing,
+        afresh: false,
+        part: given.role.job(),
+        store: store.root().to_owned(),
+        live: Some(store.live_file()?),
+        scratch: PathBuf::new(),
+        staging: PathBuf::new(),
+        log: None,
+        result: None,
+        allowance: given.allowance,
+        version: None,
+    })
 }
 
 /// Whether attempts at a node may follow one another in one worker: they do nothing in it but to wait for a program, so

@@ -277,6 +277,8 @@ fn job(store: &Store, record: &NodeRecord, options: &AuditOptions, place: &Place
         activation_checkpointing: before.as_ref().and_then(|job| job.activation_checkpointing),
         allowance: crate::endpoint::Allowance::default(),
         afresh: true,
+        part: None,
+        gpu_bytes: None,
         live: None,
         trusted: Vec::new(),
         store: store.root().to_owned(),
@@ -284,6 +286,7 @@ fn job(store: &Store, record: &NodeRecord, options: &AuditOptions, place: &Place
         staging: place.part("staging"),
         log: None,
         result: Some(place.part("result.json")),
+        version: None,
     })
 }
 

@@ -122,6 +122,8 @@ fn amount_of(item: Item, text: &str) -> Option<f64> {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Needs {
     pub(super) amounts: BTreeMap<Item, f64>,
+    /// Bytes of a GPU's memory.
+    gpu_memory: Option<u64>,
 }
 
 impl Needs {
@@ -146,14 +148,31 @@ impl Needs {
         let tokens = [estimate.tokens_read, estimate.tokens_written, estimate.tokens_trained].map(number);
         need(Item::Tokens, tokens.into_iter().flatten().reduce(|one, other| one + other));
         need(Item::Disk, number(estimate.disk));
-        Self { amounts }
+        // What attempts held counts more than what was reckoned; the next one may hold a little more.
+        let held = past.and_then(|past| past.gpu_peak).map(|bytes| bytes + bytes / 8);
+        let gpu_memory = held.or(estimate.memory.map(|memory| memory.total())).filter(|_| on_gpu);
+        Self { amounts, gpu_memory }
+    }
+
+    /// Bytes of a GPU's memory that it will take, as far as that is known.
+    pub(super) fn gpu_memory(&self) -> Option<u64> {
+        self.gpu_memory
+    }
+
+    /// Needs that are nothing but bytes of a GPU's memory.
+    pub fn of_gpu_memory(bytes: u64) -> Self {
+        Self { gpu_memory: Some(bytes), ..Self::default() }
+    }
+
+    /// Seconds of one worker, as far as that is known.
+    pub(super) fn seconds(&self) -> Option<f64> {
+        self.amounts.get(&Item::Hours).map(|hours| hours * 3600.0)
     }
 }
 
 /// Seconds that nodes will take, by name, as far as that is known.
 pub(super) fn likely(pipeline: &Pipeline, needs: &HashMap<usize, Needs>) -> BTreeMap<String, f64> {
-    let seconds = |needs: &Needs| Some(needs.amounts.get(&Item::Hours)? * 3600.0);
-    needs.iter().filter_map(|(node, needs)| Some((pipeline.nodes[*node].name.clone(), seconds(needs)?))).collect()
+    needs.iter().filter_map(|(node, needs)| Some((pipeline.nodes[*node].name.clone(), needs.seconds()?))).collect()
 }
 
 #[cfg(test)]

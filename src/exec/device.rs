@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use super::ExecError;
 use super::room::{ANY_GPU, computes_on_cpu};
+use super::slots::Gpu;
 use crate::pipeline::Pipeline;
 
 /// The device that a name means: `cpu`, `cuda:N`, or any GPU. `auto` is any GPU where there are `gpus`, else the CPU;
-/// `cuda` is the first GPU.
+/// `cuda` is any GPU, the first one if no one knows which there are.
 pub(super) fn device(name: &str, gpus: bool) -> Option<Arc<str>> {
     match name {
-        "auto" if gpus => Some(ANY_GPU.into()),
+        "auto" | "cuda" if gpus => Some(ANY_GPU.into()),
         "auto" | "cpu" => Some("cpu".into()),
         "cuda" => Some("cuda:0".into()),
         _ => {
@@ -36,6 +37,28 @@ pub(super) fn devices(pipeline: &Pipeline, default: &str, gpus: bool) -> Result<
     pipeline.nodes.iter().map(of_node).collect()
 }
 
+/// Errs with the first of some nodes that names a GPU which is not there, if it is known which there are.
+pub(super) fn check_named(
+    pipeline: &Pipeline,
+    nodes: impl IntoIterator<Item = usize>,
+    devices: &[Arc<str>],
+    gpus: &[Gpu],
+) -> Result<(), ExecError> {
+    let is_there = |device: &str| !device.starts_with("cuda:") || gpus.iter().any(|gpu| gpu.device == device);
+    if gpus.is_empty() {
+        return Ok(());
+    }
+    for node in nodes {
+        if !is_there(&devices[node]) {
+            let there: Vec<&str> = gpus.iter().map(|gpu| gpu.device.as_str()).collect();
+            let (device, there) = (devices[node].to_string(), there.join(", "));
+            let place = Box::new((Arc::clone(&pipeline.source), pipeline.nodes[node].span.clone()));
+            return Err(ExecError::NoGpu { device, there, place });
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::device;
@@ -48,5 +71,6 @@ mod tests {
         assert_eq!(names[..5], [Some("cpu"), Some("cpu"), Some("cuda:0"), Some("cuda:0"), Some("cuda:1")]);
         assert_eq!(names[5..], [None; 4]);
         assert_eq!(device("auto", true).as_deref(), Some("any GPU"));
+        assert_eq!(device("cuda", true).as_deref(), Some("any GPU"));
     }
 }

@@ -32,9 +32,22 @@ pub enum ExecError {
         /// Where, if in the pipeline.
         place: Option<(Arc<Source>, Range<usize>)>,
     },
+    /// A GPU that is named is not there.
+    #[error("there is no GPU `{device}` on this machine")]
+    NoGpu {
+        /// As named.
+        device: String,
+        /// Those that are there.
+        there: String,
+        /// The node.
+        place: Box<(Arc<Source>, Range<usize>)>,
+    },
     /// The store said no.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What jobs need is not as it must be, as far as the engine or a first job says.
+    #[error("{}", .0.first().map_or("jobs cannot do their work", |finding| finding.title.as_str()))]
+    Cluster(Vec<Diagnostic>),
     /// A worker could not be started.
     #[error("a worker cannot be started: {0}")]
     Spawn(io::Error),
@@ -71,7 +84,7 @@ impl ExecError {
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         let title = self.to_string();
         vec![match self {
-            Self::Sources(findings) => return findings.clone(),
+            Self::Sources(findings) | Self::Cluster(findings) => return findings.clone(),
             Self::UnknownNode { near: Some(near), .. } => Diagnostic::error("exec::unknown-node", title)
                 .help(format!("a node with a similar name exists: `{near}`")),
             Self::UnknownNode { known, .. } => {
@@ -79,12 +92,16 @@ impl ExecError {
                 Diagnostic::error("exec::unknown-node", title).help(format!("name one of {}", names.join(", ")))
             }
             Self::BadDevice { place, .. } => {
-                let finding = Diagnostic::error("exec::bad-device", title).help("write `auto`, `cpu` or `cuda:N`");
+                let finding =
+                    Diagnostic::error("exec::bad-device", title).help("write `auto`, `cpu`, `cuda` or `cuda:N`");
                 match place {
                     Some((source, span)) => finding.label(source, span.clone(), "of this node"),
                     None => finding,
                 }
             }
+            Self::NoGpu { there, place, .. } => Diagnostic::error("exec::no-gpu", title)
+                .label(&place.0, place.1.clone(), "of this node")
+                .help(format!("there are {there}; `cuda` is any of them")),
             Self::Store(error) => error.diagnostic(),
             Self::Spawn(_) => Diagnostic::error("exec::spawn", title)
                 .help("see that the machine has processes and memory left; `-j 1` starts one worker at a time"),

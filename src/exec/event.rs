@@ -79,6 +79,49 @@ pub enum Event {
         threads: usize,
         /// The attempt's log.
         log: PathBuf,
+        /// The parts that its rows are computed in, if there are several: each has attempts of its own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shards: Option<usize>,
+    },
+    /// An attempt at a part of a node's rows begins, or has ended.
+    NodeShard {
+        /// Node name.
+        node: String,
+        /// The part's number, from 1.
+        shard: usize,
+        /// How many parts there are.
+        of: usize,
+        /// What happened.
+        state: ShardState,
+        /// Number of the attempt at the part in this attempt at the node, from 1.
+        attempt: u32,
+        /// `cpu` or `cuda:N`.
+        device: String,
+        /// Threads that it computes with.
+        threads: usize,
+        /// Wall seconds, once it has ended.
+        seconds: f64,
+        /// What is wrong, if it failed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+        /// Its log.
+        log: PathBuf,
+    },
+    /// An attempt's job is somewhere else than before.
+    NodeJob {
+        /// Node name.
+        node: String,
+        /// The engine.
+        engine: String,
+        /// The job's id, once there is one.
+        job: Option<String>,
+        /// `submitted`, `waits`, `runs`, `unseen` (the engine does not answer), `adopted` (an earlier run began it) or
+        /// `left` (it goes on without this run).
+        state: String,
+        /// The machine, if it has one.
+        host: Option<String>,
+        /// Why it waits, or what to type to see it.
+        why: String,
     },
     /// An attempt goes on.
     NodeProgress {
@@ -89,6 +132,9 @@ pub enum Event {
         progress: Progress,
         /// Seconds since the attempt began.
         seconds: f64,
+        /// Of a node in parts, units done and in all of each; `progress` is their sum.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        shards: Vec<[u64; 2]>,
     },
     /// An attempt succeeded and its result is recorded.
     NodeFinish {
@@ -171,4 +217,20 @@ pub enum Event {
         /// All nodes asked for, in the order of the pipeline.
         nodes: Vec<RunNode>,
     },
+}
+
+/// What happened to a part of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShardState {
+    /// An attempt begins.
+    Started,
+    /// Its rows are there.
+    Done,
+    /// An attempt failed, and another one is made.
+    Again,
+    /// It failed, and with it the node.
+    Failed,
+    /// It was stopped; what it did is kept.
+    Stopped,
 }

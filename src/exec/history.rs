@@ -62,6 +62,9 @@ pub struct Past {
     /// Memory of the worker at its peak, in bytes: the most of any of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak: Option<u64>,
+    /// Of a GPU's memory, the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_peak: Option<u64>,
 }
 
 /// What is known of a node that is to be likened.
@@ -206,6 +209,7 @@ fn learned(kind: &str, like: &[&NodeRecord], work: f64, likeness: Likeness) -> O
         tokens: likely(&tokens).map(scaled),
         calls: likely(&calls).map(scaled),
         peak: done.iter().filter_map(|(_, record)| record.usage.as_ref()?.peak_bytes).max(),
+        gpu_peak: done.iter().filter_map(|(_, record)| record.usage.as_ref()?.gpu_peak_bytes).max(),
     })
 }
 

@@ -2,11 +2,12 @@
 //! JSON each.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::ExecError;
 use crate::digest::Digest;
 use crate::endpoint::{Allowance, Calling, Spent};
 use crate::fs::Stamp;
@@ -37,6 +38,9 @@ pub(super) struct Job {
     pub(super) device: String,
     /// Threads to compute with.
     pub(super) threads: usize,
+    /// Bytes of the GPU that it may take, if others are on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) gpu_bytes: Option<u64>,
     /// Rows to compute together, if the user said.
     pub(super) micro_batch: Option<usize>,
     /// Whether to keep little for gradients, if the user said.
@@ -44,6 +48,9 @@ pub(super) struct Job {
     /// Whether remembered rows are computed again, for an audit.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) afresh: bool,
+    /// Which rows it is about, if not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) part: Option<JobPart>,
     /// Root of the store.
     pub(super) store: PathBuf,
     /// Where the run names what gc is to leave alone; the worker does, too.
@@ -62,6 +69,40 @@ pub(super) struct Job {
     /// What may be spent on calls.
     #[serde(default)]
     pub(super) allowance: Allowance,
+    /// Of a detached job, the version of the scheduler that wrote it: another one does not execute it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) version: Option<String>,
+}
+
+impl Job {
+    /// Reads a job file.
+    pub(super) fn read(path: &Path) -> Result<Self, ExecError> {
+        let bad = |what: String| ExecError::BadJob { path: path.to_owned(), what };
+        let bytes = fs_err::read(path).map_err(|error| bad(error.to_string()))?;
+        serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))
+    }
+}
+
+/// Which rows a job is about.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum JobPart {
+    /// Those of one part; nothing is made of them.
+    Shard {
+        /// Its number, from 0.
+        number: usize,
+        /// How many parts there are.
+        of: usize,
+        /// Where what was done is told.
+        report: PathBuf,
+    },
+    /// All, which are there, as all parts are done.
+    Join {
+        /// What was done, as told by the parts.
+        reports: Vec<PathBuf>,
+        /// The class of device that it was done on, if that is not the class of this attempt's.
+        class: Option<String>,
+    },
 }
 
 /// An input of a job.
@@ -87,10 +128,20 @@ pub(super) struct JobInput {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Word {
+    /// A detached one: where it has begun.
+    Began {
+        /// The machine's name.
+        host: String,
+    },
     /// How far it is.
     Progress(Progress),
     /// What it has spent on calls so far.
     Spent(Spent),
+    /// The memory is full.
+    Full {
+        /// Whether with a single row.
+        row: bool,
+    },
     /// What it used, measured at its end.
     Used(Usage),
     /// This worker takes no further job: what the attempt started is still running, and ends with the worker.
@@ -116,6 +167,11 @@ pub(super) enum JobResult {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         unsettled: Vec<PathBuf>,
     },
+    /// The rows of the part are remembered.
+    Computed {
+        /// The class of device that they were computed on, if it can be told.
+        class: Option<String>,
+    },
     /// The node cannot be done.
     Failed {
         /// What is wrong.
@@ -125,6 +181,38 @@ pub(super) enum JobResult {
     },
     /// It was told to stop; scratch holds what was done.
     Interrupted,
+}
+
+/// How a detached attempt ended: the record that its worker leaves, in `result.json` beside its job. Written whole or not
+/// at all, and after all else: where it is, the worker writes nothing more.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Exit {
+    /// What came of it.
+    pub(super) result: JobResult,
+    /// Of an attempt that was told to stop, by whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) told: Option<ToldBy>,
+    /// Where it ran.
+    pub(super) host: String,
+    /// Wall seconds, without those in the queue.
+    pub(super) seconds: f64,
+    /// What it used.
+    pub(super) usage: Usage,
+    /// What it spent on calls.
+    #[serde(default)]
+    pub(super) spent: Spent,
+}
+
+/// What made a detached worker stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum ToldBy {
+    /// The file that a scheduler puts beside its job.
+    File,
+    /// SIGUSR1: its time is nearly up.
+    TimeLimit,
+    /// SIGTERM or SIGINT: whoever ends its job.
+    Signal,
 }
 
 impl JobResult {
@@ -141,3 +229,10 @@ impl JobResult {
 /// What the scheduler says to make a worker stop at the next good moment. To make it stop now, it closes the socket,
 /// which is also what happens when the scheduler dies.
 pub(super) const STOP: &[u8] = b"stop\n";
+
+/// Beside the job of a detached worker: what it says, how it ended, and what makes it stop.
+pub(super) const WORDS: &str = "words.jsonl";
+/// See [`WORDS`].
+pub(super) const RESULT: &str = "result.json";
+/// See [`WORDS`].
+pub(super) const STOP_FILE: &str = "stop";

@@ -12,6 +12,9 @@ use crate::digest::{Digest, Hasher};
 use crate::fs;
 use crate::store::{RunNode, RunRecord, Store};
 
+/// In a run's directory: how it was asked for, if its jobs may go on without it.
+pub const INVOCATION: &str = "invocation.json";
+
 /// Longest name of an attempt's directory before it is cut.
 const LONGEST: usize = 100;
 
@@ -73,6 +76,12 @@ impl Journal {
     /// Writes the record, as far as it is.
     pub(super) fn save(&self, store: &Store) -> Result<(), ExecError> {
         Ok(store.put_run(&self.record)?)
+    }
+
+    /// Keeps how the run was asked for.
+    pub(super) fn keep(&self, invocation: &Value) -> Result<(), ExecError> {
+        let bytes = serde_json::to_vec_pretty(invocation).map_err(crate::store::StoreError::from)?;
+        Ok(fs::write_atomic(&self.directory.join(INVOCATION), &bytes)?)
     }
 
     /// Writes an event down, with `at`: seconds since the run began. The last one goes without the nodes, which are in `run.json`.

@@ -22,6 +22,24 @@ pub(super) struct Asking {
     pub(super) judge: bool,
     /// Calls that earlier attempts at its key have made: their answers are remembered.
     pub(super) made: u64,
+    /// How much of the node it is about.
+    pub(super) portion: Portion,
+}
+
+/// How much of a node an attempt is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Portion {
+    /// Parts that the node is in; none if the attempt finds all done.
+    pub(super) of: usize,
+    /// Parts that have not begun, this one among them: what is left of calls and money is for all of them.
+    pub(super) open: usize,
+}
+
+impl Portion {
+    /// All of it.
+    pub(super) const WHOLE: Self = Self { of: 1, open: 1 };
+    /// Nothing any more.
+    pub(super) const NOTHING: Self = Self { of: 0, open: 1 };
 }
 
 /// Whether a node may start.
@@ -45,6 +63,20 @@ struct Running {
     share: f64,
     /// Whether it was told to stop.
     told: bool,
+}
+
+impl Running {
+    /// What it may spend, and has not.
+    fn promised(&self, item: Item) -> f64 {
+        let (allowance, spent) = (&self.allowance, &self.spent);
+        let left = match item {
+            Item::Calls => allowance.calls.map(|calls| calls.saturating_sub(spent.calls) as f64),
+            Item::JudgeCalls => allowance.judge_calls.map(|calls| calls.saturating_sub(spent.judge_calls) as f64),
+            Item::Dollars => allowance.dollars.map(|dollars| (dollars - spent.dollars).max(0.0)),
+            _ => None,
+        };
+        left.unwrap_or(0.0)
+    }
 }
 
 /// What a run has come to.
@@ -76,11 +108,15 @@ impl Ledger {
     }
 
     fn need(&self, asking: &Asking, item: Item) -> Option<f64> {
+        let of = asking.portion.of as f64;
+        if of == 0.0 {
+            return Some(0.0);
+        }
         let need = *self.needs.get(&asking.node)?.amounts.get(&item)?;
         Some(match item {
-            Item::CpuHours => need * asking.threads as f64,
-            Item::Calls | Item::JudgeCalls => (need - asking.made as f64).max(0.0),
-            _ => need,
+            Item::CpuHours => need * asking.threads as f64 / of,
+            Item::Calls | Item::JudgeCalls => (need - asking.made as f64).max(0.0).min(need / of),
+            _ => need / of,
         })
     }
 
@@ -124,11 +160,21 @@ impl Ledger {
             if !takes {
                 continue;
             }
-            let (left, need) = ((bound - self.used(item)).max(0.0), self.need(&asking, item));
+            let strict = matches!(item, Item::Calls | Item::JudgeCalls | Item::Dollars);
+            // What other parts of the node may still spend.
+            let others = || self.running.values().filter(|running| running.asking.node == asking.node);
+            let promised: f64 = if strict { others().map(|running| running.promised(item)).sum() } else { 0.0 };
+            let (left, need) = ((bound - self.used(item) - promised).max(0.0), self.need(&asking, item));
+            let has_others = others().next().is_some();
             let told = |what: &str| {
                 Verdict::Refuse(format!("{what}, and {} of {} {item} are left", item.told(left), item.told(bound)))
             };
             match need {
+                // Another part may leave some of what it has.
+                Some(need) if has_others && need > left => return Verdict::Wait,
+                None if has_others && (left <= 0.0 || strict && item != Item::Dollars && left < 1.0) => {
+                    return Verdict::Wait;
+                }
                 Some(need) if need > left => {
                     return told(&format!("it needs about {} {item}", item.told(need)));
                 }
@@ -137,10 +183,9 @@ impl Ledger {
                 _ if left <= 0.0 => return told("what it needs is not known"),
                 _ => {}
             }
-            let strict = matches!(item, Item::Calls | Item::JudgeCalls | Item::Dollars);
             let others = self.running.values();
             wait |= if strict {
-                others.clone().any(|running| running.asking.calls)
+                others.clone().any(|running| running.asking.calls && running.asking.node != asking.node)
             } else {
                 let rest = |running: &Running| {
                     (self.need(&running.asking, item).unwrap_or(0.0) - self.use_of(running, item)).max(0.0)
@@ -152,11 +197,15 @@ impl Ledger {
         if wait && !self.running.is_empty() {
             return Verdict::Wait;
         }
-        let whole = |item| left_of.get(&item).map(|left: &f64| left.floor() as u64);
+        let open = asking.portion.open.max(1);
+        let whole = |item| {
+            let left = left_of.get(&item).map(|left: &f64| left.floor() as u64)?;
+            Some((left / open as u64).max(left.min(1)))
+        };
         Verdict::Start(Allowance {
             calls: whole(Item::Calls),
             judge_calls: whole(Item::JudgeCalls),
-            dollars: left_of.get(&Item::Dollars).copied(),
+            dollars: left_of.get(&Item::Dollars).map(|left| left / open as f64),
         })
     }
 
@@ -185,6 +234,11 @@ impl Ledger {
         self.running.get(&serial).is_some_and(|running| running.told || running.spent.refused)
     }
 
+    /// Whether an attempt stopped because it had spent what it might.
+    pub(super) fn refused(&self, serial: u64) -> bool {
+        self.running.get(&serial).is_some_and(|running| running.spent.refused && !running.told)
+    }
+
     /// An attempt has ended; what it made is of so many bytes, with so many tokens. Of one that died without a word it is
     /// taken that it spent all that it might. Returns the calls that it made.
     pub(super) fn end(&mut self, serial: u64, made: Option<(u64, u64)>, silent: bool) -> u64 {
@@ -197,6 +251,8 @@ impl Ledger {
         for item in self.budget.bounds.keys() {
             let used = match (item, made) {
                 (Item::Disk, made) => made.map_or(0.0, |(bytes, _)| bytes as f64),
+                // The parts were counted.
+                (Item::Tokens, Some(_)) if running.asking.portion.of == 0 => 0.0,
                 (Item::Tokens, Some((_, tokens))) => tokens.max(running.spent.tokens) as f64,
                 _ => self.use_of(&running, *item),
             };
@@ -205,7 +261,10 @@ impl Ledger {
         if running.spent.refused {
             let met = |item: &Item| self.budget.bounds.get(item).is_some_and(|bound| self.used(*item) >= *bound);
             let mut met: Vec<Item> = [Item::Calls, Item::JudgeCalls].into_iter().filter(met).collect();
-            if met.is_empty() {
+            // A part had a share of what is left; others go on with theirs.
+            let Asking { node, portion, .. } = running.asking;
+            let had_all = portion.open == 1 && self.running.values().all(|other| other.asking.node != node);
+            if met.is_empty() && had_all {
                 // The next call might have cost more than was left.
                 met.push(Item::Dollars);
             }
@@ -288,7 +347,7 @@ mod tests {
     }
 
     fn asking(node: usize) -> Asking {
-        Asking { node, gpu: false, threads: 1, calls: true, judge: true, made: 0 }
+        Asking { node, gpu: false, threads: 1, calls: true, judge: true, made: 0, portion: Portion::WHOLE }
     }
 
     fn needs(calls: u64) -> Needs {
@@ -298,7 +357,7 @@ mod tests {
 
     fn past() -> Past {
         let seconds = Likely { low: 1800.0, middle: 3600.0, high: 7200.0 };
-        Past { attempts: 1, likeness: Likeness::Node, seconds, tokens: None, calls: None, peak: None }
+        Past { attempts: 1, likeness: Likeness::Node, seconds, tokens: None, calls: None, peak: None, gpu_peak: None }
     }
 
     #[test]
@@ -320,6 +379,28 @@ mod tests {
         ledger.end(8, None, true);
         assert!(matches!(ledger.admit(asking(9)), Verdict::Refuse(_)));
         assert!(matches!(ledger.admit(asking(2)), Verdict::Start(_)));
+    }
+
+    #[test]
+    fn parts_share_what_is_left_and_never_have_more_together() {
+        let mut ledger = Ledger::new(budget("judge-calls=10, dollars=1"), HashMap::new());
+        let part = |open| Asking { portion: Portion { of: 4, open }, ..asking(0) };
+        let mut given = Vec::new();
+        for (serial, open) in [(1, 4), (2, 3), (3, 2), (4, 1)] {
+            let Verdict::Start(allowance) = ledger.admit(part(open)) else { panic!("it may start") };
+            ledger.begin(serial, part(open), allowance);
+            given.push((allowance.judge_calls.unwrap(), allowance.dollars.unwrap()));
+        }
+        assert_eq!(given.iter().map(|(calls, _)| calls).collect::<Vec<_>>(), [&2, &2, &3, &3]);
+        assert!((given.iter().map(|(_, dollars)| dollars).sum::<f64>() - 1.0).abs() < 1e-9);
+        assert_eq!(ledger.admit(part(1)), Verdict::Wait, "all is promised");
+        // What one leaves another may have.
+        ledger.spent(1, Spent { calls: 1, judge_calls: 1, dollars: 0.05, ..Spent::default() });
+        ledger.end(1, None, false);
+        let Verdict::Start(allowance) = ledger.admit(part(1)) else { panic!("it may start") };
+        assert_eq!(allowance.judge_calls, Some(1));
+        // Other nodes that call wait, as ever.
+        assert_eq!(ledger.admit(asking(5)), Verdict::Wait);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 
+use super::engine::Sight;
 use super::job::{STOP, Word};
 use crate::digest::Digest;
 use crate::fs;
@@ -32,6 +33,13 @@ pub(super) enum Message {
     Gone {
         /// Which worker, by the attempt that it is at or was at last.
         attempt: u64,
+    },
+    /// Something is seen of an attempt's job.
+    Sight {
+        /// Which attempt.
+        attempt: u64,
+        /// What.
+        sight: Sight,
     },
     /// Attempts that succeeded are recorded, or could not be.
     Committed {

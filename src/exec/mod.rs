@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`plan()`] (graph × store → hit, run or unknown), `source` (datasets and models from outside),
 //! `phase` and `scheduler` (where a node is in a run, and the loop that moves it on), `job` (what scheduler and worker
-//! tell each other), `attempt` and `local` (a worker from start to end), [`work`] (what every attempt is), [`Event`]
+//! tell each other), `attempt` and `local` (a worker from start to end), `away` and [`engine`] (workers on other machines),
+//! [`work`] (what every attempt is), [`Event`]
 //! (what a run tells while it goes on; `follow` reads it), [`why()`] (from a stale node to what made it so), [`bring`] (what another cache
 //! has).
 
@@ -15,12 +16,14 @@ use budget::{Budget, Needs};
 
 mod attempt;
 mod audit;
+mod away;
 pub mod budget;
 mod class;
 mod commit;
 mod compare;
 mod device;
 mod elsewhere;
+pub mod engine;
 mod error;
 mod estimate;
 mod event;
@@ -43,6 +46,8 @@ mod records;
 mod room;
 mod scheduler;
 mod select;
+mod shards;
+mod slots;
 mod source;
 mod tolerance;
 mod verified;
@@ -50,23 +55,25 @@ mod why;
 mod worker;
 
 pub use audit::{AuditOptions, Audited, Verdict, audit, commands};
+pub use away::Away;
 pub use elsewhere::{Elsewhere, bring};
 pub use error::ExecError;
 pub use estimate::{Estimates, estimate};
-pub use event::Event;
+pub use event::{Event, ShardState};
 pub use fetch::fetch;
 pub use follow::{Follower, Told, goes_on};
 pub use fresh::{FreshRun, nodes_as_text, remember, run_fresh, watched};
 pub use history::{Likely, Likeness, Past, sum as sum_of_likely};
-pub use journal::attempt_directory;
+pub use journal::{INVOCATION, attempt_directory};
 pub use keys::{absent_keys, require_keys};
 pub use plan::{Plan, PlanOptions, State, plan};
 pub use reason::Reason;
 pub use record::host;
 pub use scheduler::run;
 pub use select::{Bare, select};
+pub use slots::Gpu;
 pub use why::{Finding, Step, rows_now, why};
-pub use worker::{serve, work};
+pub use worker::{serve, work, work_detached, work_probe};
 
 /// How to run.
 #[derive(Debug, Clone)]
@@ -82,13 +89,17 @@ pub struct RunOptions {
     /// Device of nodes that name none: `auto`, `cpu` or `cuda:N`.
     pub device: String,
     /// The GPUs that `auto` shares out, best first; without any it is the CPU.
-    pub gpus: Vec<String>,
+    pub gpus: Vec<Gpu>,
     /// Whether to go on with what does not depend on a failed node.
     pub keep_going: bool,
     /// Another cache, where nodes are looked for whose keys are known only while the run goes on.
     pub elsewhere: Option<Arc<dyn Elsewhere>>,
     /// What the run may come to.
     pub budget: Budget,
+    /// Where attempts execute that are no processes of this machine.
+    pub away: Option<Away>,
+    /// What is kept of how the run was asked for, for one that goes on where it is left.
+    pub invocation: Option<serde_json::Value>,
     /// What nodes will come to, by their index, as far as it is known.
     pub needs: HashMap<usize, Needs>,
 }
@@ -104,6 +115,8 @@ pub struct Summary {
     pub seconds: f64,
     /// Bounds of the budget that were reached, and nodes that did not start for it.
     pub budget: Vec<String>,
+    /// Nodes whose jobs go on without this run.
+    pub left: Vec<String>,
     /// All nodes asked for, in the order of the pipeline.
     pub nodes: Vec<RunNode>,
 }

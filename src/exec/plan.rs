@@ -70,6 +70,7 @@ pub struct Plan {
 }
 
 /// A node's key, and what it is made of.
+#[derive(Clone)]
 pub(super) struct Recipe {
     pub(super) key: Digest,
     pub(super) preimage: Value,

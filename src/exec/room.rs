@@ -1,7 +1,6 @@
 //! How many attempts go on at once: threads and devices of the machine, shared out.
 
-use std::collections::BTreeSet;
-
+use super::slots::{Gpu, Slot, Slots, Want};
 use crate::graph::made_by;
 use crate::pipeline::{ArtifactType, Link, Node, Pipeline};
 
@@ -62,9 +61,7 @@ pub(super) struct Room {
     jobs: usize,
     used: usize,
     attempts: usize,
-    /// GPUs that nodes have which name none, best first.
-    gpus: Vec<String>,
-    devices: BTreeSet<String>,
+    gpus: Slots,
 }
 
 /// What an attempt has taken; given back by [`Room::leave`].
@@ -74,9 +71,27 @@ pub(super) struct Place {
     pub(super) threads: usize,
     counted: usize,
     device: Option<String>,
+    slot: Option<Slot>,
+    /// Whether it is on no machine of this room.
+    away: bool,
 }
 
 impl Place {
+    /// A place elsewhere, which takes nothing of this machine.
+    pub(super) fn away(threads: usize, device: &str) -> Self {
+        Self { threads, counted: 0, device: (device != "cpu").then(|| device.to_owned()), slot: None, away: true }
+    }
+
+    /// Whether it is on no machine of this room.
+    pub(super) fn is_away(&self) -> bool {
+        self.away
+    }
+
+    /// Bytes of its GPU that it may take, if it has not all of it.
+    pub(super) fn bytes(&self) -> Option<u64> {
+        self.slot.as_ref()?.bytes
+    }
+
     /// The device that it is on: `cpu` or `cuda:N`.
     pub(super) fn device(&self) -> &str {
         self.device.as_deref().unwrap_or("cpu")
@@ -86,15 +101,15 @@ impl Place {
 impl Room {
     /// An empty machine. `jobs` is how many attempts the user wants at once: more than there are threads if so wished.
     /// `gpus` are those that [`ANY_GPU`] means, the first that is free first.
-    pub(super) fn new(threads: usize, jobs: Option<usize>, gpus: &[String]) -> Self {
+    pub(super) fn new(threads: usize, jobs: Option<usize>, gpus: &[Gpu]) -> Self {
         let threads = threads.max(1);
         let jobs = jobs.unwrap_or(threads).max(1);
-        let (capacity, gpus) = (threads.max(jobs), gpus.to_vec());
-        Self { threads, capacity, jobs, used: 0, attempts: 0, gpus, devices: BTreeSet::new() }
+        let (capacity, gpus) = (threads.max(jobs), Slots::new(gpus));
+        Self { threads, capacity, jobs, used: 0, attempts: 0, gpus }
     }
 
-    /// Takes room for an attempt. `ready` nodes, this one among them, could start now.
-    pub(super) fn enter(&mut self, wish: Wish, device: &str, ready: usize) -> Result<Place, Full> {
+    /// Takes room for an attempt. `ready` nodes, this one among them, could start now; `want` is what it wants of a GPU.
+    pub(super) fn enter(&mut self, wish: Wish, device: &str, ready: usize, want: Want) -> Result<Place, Full> {
         let left = self.capacity - self.used;
         let slots = self.jobs.saturating_sub(self.attempts);
         if slots == 0 || left == 0 {
@@ -109,25 +124,41 @@ impl Room {
         if counted > left {
             return Err(Full::Machine);
         }
-        let device = match device {
+        let slot = match device {
             "cpu" => None,
-            ANY_GPU => Some(self.gpus.iter().find(|gpu| !self.devices.contains(*gpu)).ok_or(Full::Device)?.clone()),
-            device => Some(device.to_owned()),
+            ANY_GPU => Some(self.gpus.enter(None, want).ok_or(Full::Device)?),
+            device => Some(self.gpus.enter(Some(device), want).ok_or(Full::Device)?),
         };
-        if device.as_ref().is_some_and(|device| !self.devices.insert(device.clone())) {
-            return Err(Full::Device);
-        }
         self.used += counted;
         self.attempts += 1;
-        Ok(Place { threads, counted, device })
+        let device = slot.as_ref().map(|slot| slot.device.clone());
+        Ok(Place { threads, counted, device, slot, away: false })
+    }
+
+    /// Bytes of a GPU, if they are known.
+    pub(super) fn memory(&self, device: &str) -> Option<u64> {
+        self.gpus.memory(device)
+    }
+
+    /// GPUs that no one is on.
+    pub(super) fn empty_gpus(&self) -> usize {
+        self.gpus.empty()
+    }
+
+    /// Whether a GPU has more memory than this.
+    pub(super) fn has_above(&self, memory: u64) -> bool {
+        self.gpus.could(Want { above: Some(memory), ..Want::default() })
     }
 
     /// Gives room back.
     pub(super) fn leave(&mut self, place: &Place) {
+        if place.away {
+            return;
+        }
         self.used -= place.counted;
         self.attempts -= 1;
-        if let Some(device) = &place.device {
-            self.devices.remove(device);
+        if let Some(slot) = &place.slot {
+            self.gpus.leave(slot);
         }
     }
 }
@@ -136,8 +167,12 @@ impl Room {
 mod tests {
     use super::*;
 
+    fn enter(room: &mut Room, wish: Wish, device: &str, ready: usize) -> Result<Place, Full> {
+        room.enter(wish, device, ready, Want::default())
+    }
+
     fn threads(room: &mut Room, wish: Wish, ready: usize) -> Result<usize, Full> {
-        room.enter(wish, "cpu", ready).map(|place| place.threads)
+        enter(room, wish, "cpu", ready).map(|place| place.threads)
     }
 
     #[test]
@@ -155,7 +190,7 @@ mod tests {
     #[test]
     fn jobs_may_be_fewer_or_more_than_threads() {
         let mut room = Room::new(4, Some(1), &[]);
-        room.enter(Wish::Threads(1), "cpu", 2).unwrap();
+        enter(&mut room, Wish::Threads(1), "cpu", 2).unwrap();
         assert_eq!(threads(&mut room, Wish::Threads(1), 1), Err(Full::Machine));
         let mut room = Room::new(2, Some(4), &[]);
         for _ in 0..4 {
@@ -167,7 +202,7 @@ mod tests {
     #[test]
     fn a_wish_beyond_the_machine_is_granted_alone() {
         let mut room = Room::new(2, None, &[]);
-        let place = room.enter(Wish::Threads(8), "cpu", 1).unwrap();
+        let place = enter(&mut room, Wish::Threads(8), "cpu", 1).unwrap();
         assert_eq!(place.threads, 8);
         assert_eq!(threads(&mut room, Wish::Threads(1), 1), Err(Full::Machine));
         room.leave(&place);
@@ -177,23 +212,23 @@ mod tests {
     #[test]
     fn a_gpu_has_one_node_at_a_time() {
         let mut room = Room::new(8, None, &[]);
-        let place = room.enter(Wish::Threads(1), "cuda:0", 1).unwrap();
-        assert_eq!(room.enter(Wish::Threads(1), "cuda:0", 1).unwrap_err(), Full::Device);
-        room.enter(Wish::Threads(1), "cuda:1", 1).unwrap();
+        let place = enter(&mut room, Wish::Threads(1), "cuda:0", 1).unwrap();
+        assert_eq!(enter(&mut room, Wish::Threads(1), "cuda:0", 1).unwrap_err(), Full::Device);
+        enter(&mut room, Wish::Threads(1), "cuda:1", 1).unwrap();
         room.leave(&place);
-        room.enter(Wish::Threads(1), "cuda:0", 1).unwrap();
+        enter(&mut room, Wish::Threads(1), "cuda:0", 1).unwrap();
     }
 
     #[test]
     fn nodes_spread_over_the_gpus() {
-        let gpus = ["cuda:1", "cuda:0"].map(str::to_owned);
+        let gpus = ["cuda:1", "cuda:0"].map(|device| Gpu { device: device.to_owned(), memory: None });
         let mut room = Room::new(8, None, &gpus);
-        room.enter(Wish::Threads(1), "cuda:1", 3).unwrap();
-        let place = room.enter(Wish::Threads(1), ANY_GPU, 2).unwrap();
+        enter(&mut room, Wish::Threads(1), "cuda:1", 3).unwrap();
+        let place = enter(&mut room, Wish::Threads(1), ANY_GPU, 2).unwrap();
         assert_eq!(place.device(), "cuda:0");
-        assert_eq!(room.enter(Wish::Threads(1), ANY_GPU, 1).unwrap_err(), Full::Device);
-        assert_eq!(room.enter(Wish::Threads(1), "cpu", 1).unwrap().device(), "cpu");
+        assert_eq!(enter(&mut room, Wish::Threads(1), ANY_GPU, 1).unwrap_err(), Full::Device);
+        assert_eq!(enter(&mut room, Wish::Threads(1), "cpu", 1).unwrap().device(), "cpu");
         room.leave(&place);
-        assert_eq!(room.enter(Wish::Threads(1), ANY_GPU, 1).unwrap().device(), "cuda:0");
+        assert_eq!(enter(&mut room, Wish::Threads(1), ANY_GPU, 1).unwrap().device(), "cuda:0");
     }
 }

@@ -4,36 +4,37 @@
 //! A worker writes files only: artifacts, row memos, scratch, its result. That an attempt succeeded becomes true when
 //! the scheduler records it.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::ExecError;
-use super::job::{Job, JobResult, STOP, Word};
+use super::job::{Job, JobPart, JobResult, STOP, Word};
 use super::local::die;
 use crate::diag::Diagnostic;
-use crate::endpoint::{Allowance, Purse, Spent};
+use crate::endpoint::Spent;
 use crate::fs;
+use crate::kinds::part::{Joined, Part, Report, Shard};
 use crate::kinds::{self, Cx, InputArtifact, NodeError, Progress};
 use crate::store::{Store, Usage};
 
-/// The least time between two words of progress.
-const BEAT: Duration = Duration::from_millis(100);
+mod detached;
+mod mouth;
+
+pub use detached::{work_detached, work_probe};
+use mouth::Mouth;
 
 /// Executes the attempt of a job file. Returns the process's exit code: 0 done, 1 failed, 130 interrupted.
 ///
 /// Errs if the file is no job; whatever goes wrong after that is the attempt's result.
 pub fn work(path: &Path) -> Result<u8, ExecError> {
-    let bad = |what: String| ExecError::BadJob { path: path.to_owned(), what };
-    let bytes = fs_err::read(path).map_err(|error| bad(error.to_string()))?;
-    let job: Job = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
+    let job = Job::read(path)?;
     let cancel = heed_signals()?;
     let mut mouth = Mouth::new(lifeline(&cancel, None)?);
     let result = execute(&job, &mut None, &mut mouth, &cancel);
@@ -45,7 +46,7 @@ pub fn work(path: &Path) -> Result<u8, ExecError> {
     mouth.say(&Word::Used(used(&mouth.purse.spent())));
     mouth.say(&Word::Result(result.clone()));
     Ok(match result {
-        JobResult::Done { .. } => 0,
+        JobResult::Done { .. } | JobResult::Computed { .. } => 0,
         JobResult::Failed { .. } => 1,
         JobResult::Interrupted => 130,
     })
@@ -122,13 +123,15 @@ fn heed_signals() -> Result<Arc<AtomicBool>, ExecError> {
 
 /// Executes an attempt; `store` is the one that the last attempt used, if it may be used again.
 fn execute(job: &Job, store: &mut Option<Store>, mouth: &mut Mouth, cancel: &AtomicBool) -> JobResult {
-    (mouth.last, mouth.purse, mouth.told) = (None, Arc::new(Purse::new(job.allowance)), Spent::default());
-    mouth.held = None;
+    mouth.begin(job.allowance);
     let attempted = attempt(job, store, mouth, cancel);
     mouth.catch_up();
+    if let Some(row) = attempted.as_ref().err().and_then(NodeError::is_out_of_memory) {
+        mouth.say(&Word::Full { row });
+    }
     let result = attempted.unwrap_or_else(|error| match error {
         NodeError::Interrupted => JobResult::Interrupted,
-        NodeError::Failed { what, help } => JobResult::Failed { what, help },
+        NodeError::Failed { what, help } | NodeError::Full { what, help } => JobResult::Failed { what, help },
         NodeError::Store(error) => failed(error.diagnostic()),
         NodeError::Lm(error) => failed(error.diagnostic()),
         NodeError::Endpoint(error) => failed(error.diagnostic()),
@@ -139,6 +142,7 @@ fn execute(job: &Job, store: &mut Option<Store>, mouth: &mut Mouth, cancel: &Ato
         // A log that says nothing else is not worth its block on the disk.
         JobResult::Done { .. } if job.log.is_some() => {}
         JobResult::Done { artifact, .. } => tracing::info!("done: artifact {artifact}"),
+        JobResult::Computed { .. } => tracing::info!("done: the rows of the part are remembered"),
         JobResult::Failed { what, .. } => tracing::error!("failed: {what}"),
         JobResult::Interrupted => tracing::info!("interrupted"),
     }
@@ -183,11 +187,17 @@ fn attempt(
         micro_batch: job.micro_batch,
         activation_checkpointing: job.activation_checkpointing,
         afresh: job.afresh,
+        part: part(job)?,
         progress: &mut progress,
         purse,
         cancel,
     };
+    kinds::bound_gpu_memory(job.gpu_bytes);
     let outputs = entry.run(&job.fields, &mut cx)?;
+    if let (Some(JobPart::Shard { report, .. }), Part::Shard(shard)) = (&job.part, &cx.part) {
+        fs::write_atomic(report, &serde_json::to_vec(&shard.report).map_err(std::io::Error::from)?)?;
+        return Ok(JobResult::Computed { class: kinds::device_class(&job.device).ok() });
+    }
     if job.afresh {
         // An audit looks at the files where they are.
         let files = serde_json::to_vec(&outputs.files).map_err(std::io::Error::from)?;
@@ -202,6 +212,21 @@ fn attempt(
     let (artifact, unsettled) = if job.log.is_some() { fs::deferred(put) } else { (put(), Vec::new()) };
     let artifact = artifact?;
     Ok(JobResult::Done { artifact, metrics: outputs.metrics, put: store.known(&artifact)?, unsettled })
+}
+
+/// Which rows the attempt computes.
+fn part(job: &Job) -> Result<Part, NodeError> {
+    Ok(match &job.part {
+        None => Part::Whole,
+        Some(JobPart::Shard { number, of, .. }) => {
+            Part::Shard(Shard { number: *number, of: *of, report: Report::default() })
+        }
+        Some(JobPart::Join { reports, class }) => {
+            let read = |path| Ok(serde_json::from_slice(&fs_err::read(path)?)?);
+            let reports = reports.iter().map(read).collect::<std::io::Result<_>>()?;
+            Part::Joined(Joined::of(reports, class.clone()))
+        }
+    })
 }
 
 fn record(job: &Job, result: &JobResult) -> std::io::Result<()> {
@@ -261,6 +286,7 @@ fn spent(spent: &Spent) -> Usage {
     Usage {
         cpu_seconds: None,
         peak_bytes: None,
+        gpu_peak_bytes: kinds::gpu_peak(),
         gpu_seconds: None,
         calls: (spent.calls > 0).then_some(spent.calls),
         dollars: (spent.dollars > 0.0).then_some(spent.dollars),
@@ -270,61 +296,4 @@ fn spent(spent: &Spent) -> Usage {
 /// The result of an attempt that ended in a finding of another layer.
 fn failed(finding: Diagnostic) -> JobResult {
     JobResult::Failed { what: finding.title, help: finding.help.into_iter().next() }
-}
-
-/// What the worker says.
-struct Mouth {
-    socket: Option<UnixStream>,
-    last: Option<Instant>,
-    /// Progress that was too soon after the last to be said, with all steps since.
-    held: Option<Progress>,
-    purse: Arc<Purse>,
-    /// What was said to be spent.
-    told: Spent,
-}
-
-impl Mouth {
-    fn new(socket: Option<UnixStream>) -> Self {
-        let purse = Arc::new(Purse::new(Allowance::default()));
-        Self { socket, last: None, held: None, purse, told: Spent::default() }
-    }
-
-    fn progress(&mut self, mut progress: Progress) {
-        fs::kill_point("progress");
-        if let Some(held) = self.held.take() {
-            progress.steps.splice(..0, held.steps);
-        }
-        let due = self.last.is_none_or(|last| last.elapsed() >= BEAT);
-        if due || progress.done >= progress.total {
-            self.last = Some(Instant::now());
-            self.account();
-            self.say(&Word::Progress(progress));
-        } else {
-            self.held = Some(progress);
-        }
-    }
-
-    /// Says what is held of steps: none is kept for itself.
-    fn catch_up(&mut self) {
-        if let Some(held) = self.held.take().filter(|held| !held.steps.is_empty()) {
-            self.say(&Word::Progress(held));
-        }
-    }
-
-    /// Says what was spent since it was said last.
-    fn account(&mut self) {
-        let spent = self.purse.spent();
-        if spent != self.told {
-            self.told = spent;
-            self.say(&Word::Spent(spent));
-        }
-    }
-
-    /// Says a word. If the scheduler is gone no one listens, and the lifeline ends this process.
-    fn say(&mut self, word: &Word) {
-        if let (Some(socket), Ok(mut line)) = (&mut self.socket, serde_json::to_vec(word)) {
-            line.push(b'\n');
-            let _ = socket.write_all(&line);
-        }
-    }
 }

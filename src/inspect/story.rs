@@ -64,6 +64,23 @@ pub struct Told {
     pub tail: Vec<String>,
     /// Its latest figures.
     pub metrics: Map<String, Value>,
+    /// Of a node in parts, the parts in their order.
+    pub shards: Vec<ShardTold>,
+}
+
+/// A part of a node in a run so far.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct ShardTold {
+    /// `started`, `done`, `again`, `failed`, `stopped`; empty before it begins.
+    pub state: String,
+    /// Number of the latest attempt at it.
+    pub attempt: u32,
+    /// Where it runs.
+    pub device: String,
+    /// Units done, and in all; 0 until that is known.
+    pub done: u64,
+    /// See `done`.
+    pub total: u64,
 }
 
 impl Told {
@@ -72,10 +89,33 @@ impl Told {
         (self.state == "running" && self.total > 0).then(|| (self.done as f64 / self.total as f64).min(1.0))
     }
 
+    /// How many of its parts are done.
+    pub fn shards_done(&self) -> usize {
+        self.shards.iter().filter(|shard| shard.state == "done").count()
+    }
+
     /// Seconds that are left at the rate so far.
     pub fn left(&self) -> Option<f64> {
         let share = self.share().filter(|share| *share > 0.0)?;
         Some(self.seconds * (1.0 - share) / share)
+    }
+}
+
+/// More parts than anyone has are not believed.
+const SHARDS: usize = 100_000;
+
+impl Told {
+    fn hear_shard(&mut self, line: &Line) {
+        if self.shards.len() != line.of && line.of <= SHARDS {
+            self.shards = vec![ShardTold::default(); line.of];
+        }
+        let Some(shard) = line.shard.checked_sub(1).and_then(|at| self.shards.get_mut(at)) else { return };
+        shard.state.clone_from(&line.state);
+        shard.attempt = line.attempt;
+        shard.device.clone_from(&line.device);
+        if line.state == "done" {
+            shard.done = shard.total;
+        }
     }
 }
 
@@ -101,6 +141,11 @@ struct Line {
     help: Option<String>,
     tail: Vec<String>,
     retry: bool,
+    shard: usize,
+    of: usize,
+    state: String,
+    /// How many there are, or how far each is.
+    shards: Value,
     metrics: Map<String, Value>,
     nodes: Value,
     hits: u64,
@@ -149,7 +194,7 @@ impl Story {
             "done" => self.ok = line.ok,
             _ if line.node.is_empty() => {}
             event => {
-                let told = self.told.entry(line.node).or_default();
+                let told = self.told.entry(line.node.clone()).or_default();
                 told.key = line.key.or(told.key);
                 told.artifact = line.artifact.or(told.artifact);
                 match event {
@@ -162,7 +207,12 @@ impl Story {
                     "node-progress" => {
                         (told.done, told.total, told.unit) = (line.done, line.total, line.unit);
                         (told.seconds, told.metrics) = (line.seconds, line.metrics);
+                        let each: Vec<[u64; 2]> = serde_json::from_value(line.shards).unwrap_or_default();
+                        for (shard, far) in told.shards.iter_mut().zip(each) {
+                            [shard.done, shard.total] = far;
+                        }
                     }
+                    "node-shard" => told.hear_shard(&line),
                     "node-finish" => {
                         (told.state, told.seconds, told.metrics) = ("ran", line.seconds, line.metrics);
                     }
@@ -206,6 +256,10 @@ mod tests {
 {"event":"node-start","node":"a","kind":"score","attempt":1,"why":"never ran","device":"cpu"}
 {"event":"node-start","node":"b","kind":"score","attempt":1,"why":"never ran","device":"cpu"}
 {"event":"node-progress","node":"a","done":30,"total":120,"unit":"rows","metrics":{"loss":0.5},"seconds":2.0}
+{"event":"node-shard","node":"a","shard":1,"of":2,"state":"started","attempt":1,"device":"cpu"}
+{"event":"node-shard","node":"a","shard":2,"of":2,"state":"started","attempt":1,"device":"cpu"}
+{"event":"node-progress","node":"a","done":30,"total":120,"unit":"rows","metrics":{"loss":0.5},"seconds":2.0,"shards":[[10,60],[20,60]]}
+{"event":"node-shard","node":"a","shard":2,"of":2,"state":"done","attempt":1,"device":"cpu"}
 {"event":"node-fail","node":"b","attempt":1,"retry":false,"error":"<b>"}
 {"event":"node-skip","node":"c","because":"b"}
 {"event":"something-new","node":"d","nodes":[1]}
@@ -221,6 +275,7 @@ no event
         assert_eq!(["a", "b", "c", "d", "e"].map(state), ["running", "failed", "skipped", "", "ran"]);
         let a = &story.told["a"];
         assert_eq!((a.share(), a.left(), a.unit.as_str()), (Some(0.25), Some(6.0), "rows"));
+        assert_eq!((a.shards_done(), a.shards.len(), a.shards[0].done, a.shards[1].done), (1, 2, 10, 60));
         assert_eq!((story.told["b"].error.as_str(), story.told["c"].why.as_str()), ("<b>", "b failed"));
         fs::write(&path, format!("{lines}\n{{\"event\":\"done\",\"ok\":false,\"nodes\":[]}}\n")).unwrap();
         let over = Story::of(&store, "r").unwrap();

@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use super::check::{input, problem, require};
 use super::environment::Environment;
 use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, Setting, rows};
+use crate::env;
 use crate::fs;
 use crate::pieces::Recipe;
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
@@ -141,6 +142,8 @@ and besides `RAYON_NUM_THREADS` what `env` passes on or sets. What it sets stand
 that a node runs again when the value changes. So a secret is passed on, never written down: `env = ["HF_TOKEN"]`. Where the program prints a value that was passed on because
 `env` names it, the log has `[value of NAME]`.
 
+With `run = { device = "cuda" }`, or `cuda:N`, a program has a GPU: `CUDA_VISIBLE_DEVICES` names it alone, and no other node is on it meanwhile.
+
 What a program makes counts as not reproducible, so that `sami audit` skips it; `run = { reproducible = true }` says that it makes the same bytes
 from the same inputs.
 
@@ -177,6 +180,9 @@ inputs = { rows = "generate" }
         let fill = |text: &String| places.iter().fold(text.clone(), |text, (place, path)| text.replace(place, path));
         let program = fill(&self.program);
         variables.insert("RAYON_NUM_THREADS".to_owned(), cx.threads.to_string());
+        if let Some(number) = cx.device.strip_prefix("cuda:") {
+            variables.insert("CUDA_VISIBLE_DEVICES".to_owned(), visible(number, env::CUDA_VISIBLE_DEVICES.get()));
+        }
         let environment = self.env.of_program(variables, fill);
         let found = found_on(environment.get(OsStr::new("PATH")), &program);
         let mut process = Process::new(found.as_deref().unwrap_or(Path::new(&program)));
@@ -222,6 +228,12 @@ inputs = { rows = "generate" }
         }
         Ok(outputs)
     }
+}
+
+/// What makes one GPU visible, by its number among those that are visible here.
+fn visible(number: &str, here: Option<String>) -> String {
+    let own = |here: &String| Some(here.split(',').nth(number.parse().ok()?)?.trim().to_owned());
+    here.as_ref().and_then(own).unwrap_or_else(|| number.to_owned())
 }
 
 /// Where a program is found that is named without a path: started from there, it costs neither a copy of this process nor a
@@ -381,5 +393,17 @@ fn metrics(path: &Path) -> Result<Map<String, Value>, NodeError> {
     match metrics.iter().find(|(_, value)| !value.is_number()) {
         Some((name, _)) => Err(wrong(format!("`{name}` is not a number"))),
         None => Ok(metrics),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_gpu_is_named_as_the_system_has_it() {
+        let visible = |number: &str, here: Option<&str>| super::visible(number, here.map(ToOwned::to_owned));
+        assert_eq!(visible("1", None), "1");
+        assert_eq!(visible("1", Some("2,5")), "5");
+        assert_eq!(visible("0", Some("GPU-3f, MIG-1")), "GPU-3f");
+        assert_eq!(visible("3", Some("2,5")), "3");
     }
 }

@@ -301,7 +301,7 @@ rules.principles.brief = { definition = { max_sentences = 2 }, antithesis = { mi
 
     fn run(&self, cx: &mut Cx<'_>) -> Result<Outputs, NodeError> {
         let (path, report) = (cx.staging.join("rows.jsonl"), cx.staging.join(breakdown::FILE));
-        let contest = Contest::hold(self, cx)?;
+        let Some(contest) = Contest::hold(self, cx)? else { return Ok(Outputs::default()) };
         rows::write(&path, &contest.rows())?;
         breakdown::write(&report, &contest.report())?;
         let files = [("rows.jsonl".to_owned(), path), (breakdown::FILE.to_owned(), report)];

@@ -216,8 +216,12 @@ temperature = 1.0
         }
         let posed = queries.len();
         let (queries, marked) = self.screen(queries, &prompter)?;
+        let queries = cx.part.own(queries, |query| &query.row);
         let path = cx.staging.join("rows.jsonl");
         let sampled = if called { self.call(cx, &queries, &prompter)? } else { self.sample(cx, &queries, &prompter)? };
+        if cx.part.is_shard() {
+            return Ok(Outputs::default());
+        }
         let size = constitutions.per_query * self.responses_per_constitution as usize;
         let (kept, mut metrics) = self.keep(posed, &queries, &sampled, size)?;
         metrics.extend(sampled.metrics);

@@ -12,8 +12,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use self::estimate::{Estimate, Known};
+use self::part::Part;
 use crate::digest::Digest;
 use crate::endpoint::{Calling, Purse};
+use crate::lm::LmError;
 use crate::pipeline::{ArtifactType, KindSpec, Spec};
 use crate::store::{Reproduces, Store, Tolerance};
 
@@ -39,6 +41,7 @@ pub mod judge;
 pub mod keep;
 mod markers;
 mod memo;
+pub mod part;
 mod policy;
 pub mod principles;
 pub mod probe;
@@ -111,6 +114,7 @@ impl Entry {
                 doc: K::DOC,
                 parse: |tree| Ok(Arc::new(crate::pipeline::tree::from_tree::<K>(tree)?)),
                 public: K::PUBLIC,
+                row_wise: K::ROWS_OF.is_some(),
             },
             run: |fields, cx| {
                 let kind: K = serde_json::from_value(fields.clone()).map_err(|error| {
@@ -187,6 +191,16 @@ pub fn device_class(device: &str) -> Result<String, NodeError> {
     Ok(crate::lm::device::class(device)?)
 }
 
+/// Bounds the bytes that this process takes of a GPU when it chooses how many rows go together; `None` lets it have all.
+pub fn bound_gpu_memory(bytes: Option<u64>) {
+    crate::lm::memory::bound(bytes);
+}
+
+/// Bytes that this process has held of a GPU at most, as far as it was looked at.
+pub fn gpu_peak() -> Option<u64> {
+    crate::lm::memory::peak()
+}
+
 /// All kinds.
 pub static KINDS: &[Entry] = &[
     Entry::of::<constitutions::ConstitutionsKind>(),
@@ -251,6 +265,8 @@ pub struct Cx<'a> {
     pub activation_checkpointing: Option<bool>,
     /// Whether every row is computed, remembered or not, and none is remembered: it is an audit.
     pub afresh: bool,
+    /// Which rows it computes.
+    pub part: Part,
     /// Where progress goes.
     pub progress: &'a mut dyn FnMut(Progress),
     /// What may be spent on calls to endpoints.
@@ -321,6 +337,14 @@ pub enum NodeError {
         /// What to do about it, if that is known.
         help: Option<String>,
     },
+    /// A row does not fit the memory by itself.
+    #[error("{what}")]
+    Full {
+        /// Which.
+        what: String,
+        /// What to do about it.
+        help: Option<String>,
+    },
     /// The store said no.
     #[error(transparent)]
     Store(#[from] crate::store::StoreError),
@@ -339,6 +363,15 @@ impl NodeError {
     /// A failure without a known fix.
     pub fn failed(what: impl Into<String>) -> Self {
         Self::Failed { what: what.into(), help: None }
+    }
+
+    /// Whether memory ran out; with a single row?
+    pub fn is_out_of_memory(&self) -> Option<bool> {
+        match self {
+            Self::Full { .. } | Self::Lm(LmError::RowOutOfMemory { .. }) => Some(true),
+            Self::Lm(LmError::OutOfMemory { .. }) => Some(false),
+            _ => None,
+        }
     }
 
     /// A failure and its fix.

@@ -26,6 +26,8 @@ pub(super) use keeper::{Reuse, Rows};
 pub(super) struct Policy {
     input: InputArtifact,
     device: String,
+    /// The class of device that its rows are of, if that is another one's.
+    class: Option<String>,
     too_long: TooLong,
     model: Option<Model>,
     tokenizer: Option<Tokenizer>,
@@ -222,7 +224,8 @@ impl<'a, 'cx> Work<'a, 'cx> {
 impl Policy {
     /// A model that is not loaded yet.
     pub(super) fn new(cx: &Cx<'_>, input: &InputArtifact) -> Self {
-        Self { input: input.clone(), device: cx.device.clone(), too_long: TooLong::Error, model: None, tokenizer: None }
+        let (device, class) = (cx.device.clone(), cx.part.class().cloned());
+        Self { input: input.clone(), device, class, too_long: TooLong::Error, model: None, tokenizer: None }
     }
 
     /// Does so with prompts that are too long.
@@ -232,7 +235,7 @@ impl Policy {
 
     /// The class of the device that it computes on.
     fn class(&self) -> Result<String, NodeError> {
-        Ok(crate::lm::device::class(&self.device)?)
+        self.class.clone().map_or_else(|| Ok(crate::lm::device::class(&self.device)?), Ok)
     }
 
     /// The model, loaded if it was not, and what prompts must fit.
@@ -288,6 +291,7 @@ fn pair_key(pair: &Pair) -> Digest {
 /// An error of the language model, its index of a row made the row's name.
 fn named<'r>(error: LmError, name: impl Fn(usize) -> &'r String) -> NodeError {
     let help = error.diagnostic().help.into_iter().next();
+    let full = matches!(error, LmError::RowOutOfMemory { .. });
     let what = match error {
         LmError::TooLong { row, tokens, positions } => {
             format!("row `{}` has {tokens} tokens, the model has {positions} positions", name(row))
@@ -301,7 +305,7 @@ fn named<'r>(error: LmError, name: impl Fn(usize) -> &'r String) -> NodeError {
         }
         other => return NodeError::Lm(other),
     };
-    NodeError::Failed { what, help }
+    if full { NodeError::Full { what, help } } else { NodeError::Failed { what, help } }
 }
 
 /// How many tokens of a sequence are the response.

@@ -47,8 +47,8 @@ pub(super) struct RemoteSpeaker {
     /// Answers that were asked for, remembered ones among them.
     asked: u64,
     purse: Arc<Purse>,
-    /// Whether it is asked as a judge.
-    judge: bool,
+    /// The field that it is the model of.
+    path: String,
 }
 
 /// One conversation of one turn.
@@ -105,10 +105,10 @@ impl Speaker {
             endpoint,
             calling,
             client: None,
-            tally: Tally::default(),
+            tally: cx.part.calls(path),
             asked: 0,
             purse: Arc::clone(&cx.purse),
-            judge: path == "judge",
+            path: path.to_owned(),
         })))
     }
 
@@ -231,14 +231,14 @@ impl Work<'_, '_> {
             hasher.text(&say.user).number(say.seed).finish()
         };
         let keys: Vec<Digest> = says.iter().map(key).collect();
-        let RemoteSpeaker { endpoint, calling, client, tally, asked, purse, judge, .. } = remote;
+        let RemoteSpeaker { endpoint, calling, client, tally, asked, purse, path, .. } = remote;
         let cancel = self.cancel();
         let told = |at: usize| note(&says[at].user);
         let rows: Rows<Remembered> = self.remembered(&space, &keys, told, |missing, keeper| {
             let client = match client {
                 Some(client) => client,
                 None => {
-                    let payer = Payer { purse: Arc::clone(purse), judge: *judge, price: calling.price };
+                    let payer = Payer { purse: Arc::clone(purse), judge: path == "judge", price: calling.price };
                     client.insert(Client::new(endpoint, calling, calling.key(endpoint)?).paid_by(payer))
                 }
             };
@@ -263,6 +263,7 @@ impl Work<'_, '_> {
                 fault.is_none()
             });
             *tally = tally.and(made);
+            keeper.called(path, made);
             match (fault, end) {
                 (Some(fault), _) => Err(fault),
                 (None, End::Failed { at, error }) => Err(named(error, &says[missing[at]].row)),

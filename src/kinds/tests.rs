@@ -73,6 +73,7 @@ impl Bench {
             micro_batch: Some(8),
             activation_checkpointing: None,
             afresh: self.afresh,
+            part: Part::Whole,
             progress: &mut progress,
             purse: std::sync::Arc::default(),
             cancel: &self.cancel,

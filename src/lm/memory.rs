@@ -3,6 +3,7 @@
 use std::alloc::{Layout, alloc_zeroed};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{DType, Device};
 
@@ -28,6 +29,27 @@ pub(super) fn budget(device: &Device) -> u64 {
     free.map_or(1 << 30, |free| free / SPARED * (SPARED - 1))
 }
 
+/// Bytes that this process may take of a GPU; all without a number. Of the process, as a worker has one GPU.
+static BOUND: AtomicU64 = AtomicU64::new(u64::MAX);
+/// Bytes that it has held of it at most.
+static PEAK: AtomicU64 = AtomicU64::new(0);
+
+/// Bounds what batches may take of a GPU that others are on, too.
+pub fn bound(bytes: Option<u64>) {
+    BOUND.store(bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+/// Bytes that this process has held of a GPU at most, as far as it was looked at; `None` if it was not on one.
+pub fn peak() -> Option<u64> {
+    Some(PEAK.load(Ordering::Relaxed)).filter(|peak| *peak > 0)
+}
+
+/// What is left of a GPU for a process that uses so much of it.
+#[cfg_attr(not(any(feature = "cuda", test)), expect(dead_code, reason = "there are no GPUs without CUDA"))]
+fn left(free: u64, used: u64, bound: u64) -> u64 {
+    free.min(bound.saturating_sub(used))
+}
+
 /// Bytes that are free on a GPU, with those that the process holds and does not use.
 #[cfg(feature = "cuda")]
 fn free_of(device: &Device) -> Option<u64> {
@@ -46,10 +68,14 @@ fn free_of(device: &Device) -> Option<u64> {
             Some(bytes)
         };
         let reserved = attribute(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
-        Some(reserved.saturating_sub(attribute(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?))
+        let used = attribute(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+        let most = attribute(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH);
+        PEAK.fetch_max(most.unwrap_or(reserved), Ordering::Relaxed);
+        Some((used, reserved.saturating_sub(used)))
     };
     let (free, _) = result::mem_get_info().ok()?;
-    Some(free as u64 + held().unwrap_or(0))
+    let (used, unused) = held().unwrap_or_default();
+    Some(left(free as u64 + unused, used, BOUND.load(Ordering::Relaxed)))
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -137,6 +163,12 @@ pub(super) fn give_up(bytes: u64) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bound_leaves_what_is_not_used_of_it() {
+        assert_eq!((left(50, 20, 40), left(5, 20, 40), left(50, 60, 40)), (20, 5, 0));
+        assert_eq!(left(50, 20, u64::MAX), 50);
+    }
 
     #[test]
     fn memory_is_found_where_linux_says_it() {

@@ -17,7 +17,7 @@ use super::kind::{InputField, KindSpec, Spec};
 use super::matrix::{self, Axis};
 use super::reference::{self, Cell, Reference, Resolved};
 use super::tree::{Entry, Tree, TreeError, TreeErrorKind, TreeValue, from_tree};
-use super::{Link, Node, RunFields, Target, Tolerance};
+use super::{Link, Node, RunFields, Shards, Target, Tolerance};
 use crate::diag::Diagnostic;
 
 /// More nodes than this are a slip of the pen.
@@ -222,7 +222,7 @@ impl Expander<'_> {
             let (fields, sound) = self.findings.fit(&what, &mut run, from_tree::<RunFields>);
             let fields = fields.unwrap_or_default();
             if sound {
-                self.check_run(&fields, &run, &what, declaration.kind.name);
+                self.check_run(&fields, &run, &what, declaration.kind);
             }
             fields
         });
@@ -272,18 +272,24 @@ impl Expander<'_> {
         Some(tolerance)
     }
 
-    fn check_run(&mut self, run: &RunFields, tree: &Tree, what: &str, kind: &str) {
+    fn check_run(&mut self, run: &RunFields, tree: &Tree, what: &str, kind: &KindSpec) {
         let device = run.device.as_deref().is_none_or(|device| {
-            matches!(device, "auto" | "cpu") || device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok())
+            matches!(device, "auto" | "cpu" | "cuda")
+                || device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u32>().is_ok())
         });
         let zero = |value: Option<usize>| value == Some(0);
         let faults = [
-            (!device, "device", "give `auto`, `cpu` or `cuda:N`"),
+            (!device, "device", "give `auto`, `cpu`, `cuda` or `cuda:N`"),
             (zero(run.threads), "threads", "give 1 or more"),
             (zero(run.micro_batch), "micro_batch", "give 1 or more"),
-            (zero(run.shards), "shards", "give 1 or more"),
+            (run.shards == Some(Shards::Count(0)), "shards", "give 1 or more, or \"auto\""),
             (
-                run.reproducible.is_some() && kind != "command",
+                run.shards.is_some() && !kind.row_wise,
+                "shards",
+                "leave it out: of this kind there are no rows to share out, as there are of `generate`, `score` and `evaluate`",
+            ),
+            (
+                run.reproducible.is_some() && kind.name != "command",
                 "reproducible",
                 "leave it out: of all kinds but `command` it is known",
             ),

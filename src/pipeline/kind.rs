@@ -204,4 +204,6 @@ pub struct KindSpec {
     pub parse: fn(&Tree) -> Result<Arc<dyn Spec>, super::tree::TreeError>,
     /// Whether users may write it; the kinds behind `[models.X] init` are made by the pipeline itself.
     pub public: bool,
+    /// Whether its work is done row by row, so that rows can be shared out.
+    pub row_wise: bool,
 }

@@ -35,6 +35,7 @@ mod random;
 mod reference;
 mod rows;
 mod shape;
+mod shards;
 mod source;
 mod tolerance;
 pub mod tree;
@@ -48,6 +49,7 @@ use include::Includer;
 
 pub use kind::{ArtifactType, Input, InputField, KindSpec, Problem, Spec};
 pub use shape::{Shapes, shapes};
+pub use shards::Shards;
 pub use tolerance::Tolerance;
 
 /// A pipeline, expanded: no expression, loop or matrix is left, every reference is resolved.
@@ -155,7 +157,7 @@ pub enum Target {
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunFields {
-    /// `auto`, `cpu` or `cuda:N`.
+    /// `auto`, `cpu`, `cuda` (any GPU) or `cuda:N`.
     pub device: Option<String>,
     /// Threads that the worker computes with.
     pub threads: Option<usize>,
@@ -163,8 +165,8 @@ pub struct RunFields {
     pub micro_batch: Option<usize>,
     /// Whether training keeps only each layer's input for the gradient; chosen by the memory without it.
     pub activation_checkpointing: Option<bool>,
-    /// Parts that a row-wise node is split into.
-    pub shards: Option<usize>,
+    /// Parts that a row-wise node is split into, or `auto`; one without it.
+    pub shards: Option<Shards>,
     /// Times that a failed attempt is made again.
     pub retries: Option<u32>,
     /// Whether a `command` makes the same bytes from the same inputs, as its author says.

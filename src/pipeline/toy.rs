@@ -143,6 +143,7 @@ macro_rules! kind {
             doc: "",
             parse: |tree| Ok(Arc::new(tree::from_tree::<$type>(tree)?)),
             public: $public,
+            row_wise: false,
         }
     };
 }

@@ -28,6 +28,56 @@ const ABOUT: &[(&str, &str)] = &[
     ("mlflow.url", "The address of the server, such as `http://localhost:5000`."),
     ("mlflow.allow_http", "Whether a server elsewhere may be spoken to without TLS. Default: false"),
     ("mlflow.experiment", "The experiment that runs belong to. Default: the pipeline's name"),
+    ("profiles", "Where a run's attempts execute: `sami run --profile NAME`."),
+    (
+        "profiles.executor",
+        "What executes them: processes of this machine, Slurm, hosts by ssh, or any programs. Default: local",
+    ),
+    ("profiles.submit", "Line of shell that submits `{script}` and prints the job's id last."),
+    ("profiles.poll", "Line of shell that prints a line `ID STATE` for each of `{ids}` that is known."),
+    ("profiles.cancel", "Line of shell that ends `{ids}`."),
+    ("profiles.find", "Line of shell that prints a line `MARK ID` for each of `{marks}` that is known."),
+    ("profiles.hosts", "Hosts that `ssh` reaches."),
+    ("profiles.slots", "Jobs at once on each host; where a GPU is asked for, the GPUs of each. Default: 1"),
+    ("profiles.ssh", "The program `ssh`, with its first arguments. Default: ssh"),
+    (
+        "profiles.run_on",
+        "Where a node executes: `here`, or in a `job`. Default: commands and what computes on weights in a job",
+    ),
+    ("profiles.partition", "Slurm partition."),
+    ("profiles.account", "Account that is charged."),
+    ("profiles.qos", "Quality of service."),
+    ("profiles.constraint", "Features that the machine must have."),
+    ("profiles.gres", "Generic resources, such as `gpu:1`."),
+    ("profiles.device", "Device of nodes that name none. Default: `cuda:0` if a GPU is asked for, else `cpu`"),
+    ("profiles.cpus", "CPUs, and threads of the worker."),
+    ("profiles.memory", "Memory, such as `16GB`."),
+    ("profiles.time", "Time limit, such as `4h`."),
+    ("profiles.setup", "Lines of shell before the worker starts, such as `module load cuda`."),
+    (
+        "profiles.container",
+        "The command that the worker is started with, word by word, such as `apptainer`, `exec`, `--nv`, `image.sif`.",
+    ),
+    ("profiles.extra", "Further arguments of `sbatch`."),
+    ("profiles.kinds", "What nodes of a kind ask for, by the kind's name."),
+    ("profiles.nodes", "What nodes ask for, by their name, in which `*` stands for anything."),
+    (
+        "profiles.on_interrupt",
+        "What the first interrupt does to jobs: they save and `stop`, they go on (`leave`), or `cancel`. Default: stop",
+    ),
+    ("profiles.interval", "Between two looks at the jobs. Default: 5s"),
+    ("profiles.lag", "How long a file may take to be seen that another machine has written. Default: 30s"),
+    ("profiles.notice", "How long before its time limit a job is told to save. Default: 2m"),
+    ("profiles.jobs", "Jobs at once, waiting ones included. Default: 500"),
+    (
+        "profiles.retries",
+        "How often an attempt is made again that was preempted, lost, or ran out of memory. Default: 3",
+    ),
+    ("profiles.memory_growth", "By what the memory grows after an attempt that ran out of it. Default: 1.5"),
+    ("profiles.memory_limit", "Memory up to which it grows, such as `64GB`."),
+    ("profiles.program", "The program `sami` there. Default: the path of the one that runs here"),
+    ("profiles.probe", "Whether a small job looks first whether all is as it must be. Default: true"),
+    ("profiles.probe_wait", "How long that job is waited for. Default: 2m"),
     ("mlflow.timeout", "Seconds that the server may keep an answer back, and a run at its end. Default: 10"),
 ];
 
@@ -46,6 +96,12 @@ pub fn project() -> Value {
     tables.insert("mlflow".to_owned(), json!({ "description": about("mlflow"), "anyOf": [text, mlflow] }));
     let (here, flag) = (about("tensorboard"), json!({ "type": "boolean" }));
     tables.insert("tensorboard".to_owned(), json!({ "description": here, "anyOf": [flag, text] }));
+    let profile = tables.remove("profiles");
+    tables.insert(
+        "profiles".to_owned(),
+        json!({ "description": "Where runs' attempts execute, by the name that `--profile` takes.",
+                "type": "object", "additionalProperties": profile }),
+    );
     json!({
         "$schema": DRAFT,
         "title": "sami.toml",
@@ -75,7 +131,14 @@ fn value(table: &str, key: &str, form: &Form) -> Value {
         Form::Flag => json!({ "type": "boolean" }),
         Form::Number(range) => json!({ "type": "integer", "minimum": range.start(), "maximum": range.end() }),
         Form::Word(words) => json!({ "enum": words }),
+        Form::Real(least) => json!({ "type": "number", "minimum": least }),
+        Form::Texts => {
+            json!({ "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }] })
+        }
+        Form::Tables(form) => json!({ "type": "object", "additionalProperties": self::table(form) }),
     };
+    // What kinds and nodes ask for is called as what the profile does.
+    let table = table.split('.').next().unwrap_or(table);
     if let Some(about) = about(&format!("{table}.{key}")) {
         schema["description"] = about.into();
     }

@@ -5,7 +5,7 @@
 //! without showing it.
 //!
 //! Reading order: this file, `section` (a table whose keys are taken one by one), `remote` and `url` (the table
-//! `[remote]`), `trackers` (the keys `tensorboard` and `mlflow`).
+//! `[remote]`), `trackers` (the keys `tensorboard` and `mlflow`), `profiles` (the tables `[profiles.NAME]`).
 
 use std::io::Read;
 use std::path::Path;
@@ -15,11 +15,13 @@ use toml::de::{DeTable, DeValue};
 
 use crate::diag::{Diagnostic, Source, did_you_mean};
 
+mod profiles;
 mod remote;
 mod section;
 mod trackers;
 mod url;
 
+pub use profiles::{Executor, Hosts, OnInterrupt, Profile, Resources, Site, Templates};
 pub use remote::{Push, RemoteSettings};
 pub use section::{Form, TableForm};
 pub use trackers::{MlflowSettings, TensorboardSettings};
@@ -30,9 +32,9 @@ use section::Section;
 /// A file larger than this is no `sami.toml`.
 const MOST_BYTES: u64 = 1 << 20;
 /// The tables and keys that there are.
-const SECTIONS: [&str; 3] = ["mlflow", "remote", "tensorboard"];
+const SECTIONS: [&str; 4] = ["mlflow", "profiles", "remote", "tensorboard"];
 /// Those that are or may be tables.
-const TABLES: [&str; 2] = ["mlflow", "remote"];
+const TABLES: [&str; 3] = ["mlflow", "profiles", "remote"];
 
 /// The tables that there are, as what reads them asks for their keys.
 pub fn forms() -> Vec<TableForm> {
@@ -45,7 +47,7 @@ pub fn forms() -> Vec<TableForm> {
 }
 
 /// What `sami.toml` says. Without one, nothing.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Settings {
     /// Where artifacts are shared, if they are.
     pub remote: Option<RemoteSettings>,
@@ -53,6 +55,8 @@ pub struct Settings {
     pub tensorboard: Option<TensorboardSettings>,
     /// The MLflow server that is told how runs go, if one is.
     pub mlflow: Option<MlflowSettings>,
+    /// Where runs' attempts execute, by the name that `--profile` takes.
+    pub profiles: Vec<Profile>,
 }
 
 impl Settings {
@@ -104,6 +108,22 @@ impl Settings {
                     settings.take(&mut section, "remote");
                     faults.extend(section.finish());
                 }
+                ("profiles", DeValue::Table(table)) => {
+                    for (name_of, value) in table {
+                        let (span, at, name_of) = (value.span(), name_of.span(), name_of.into_inner().into_owned());
+                        let DeValue::Table(table) = value.into_inner() else {
+                            let source = section::shown(name, text, Some(&span));
+                            let fault =
+                                Diagnostic::error("settings::value", format!("the profile `{name_of}` is a table"));
+                            let help = format!("write `[profiles.{name_of}]` and its keys below");
+                            faults.push(fault.label(&source, at, "").help(help));
+                            continue;
+                        };
+                        let mut section = Section::new(name, text, format!("profiles.{name_of}"), span, table);
+                        settings.profiles.push(profiles::take(&name_of, &mut section));
+                        faults.extend(section.finish());
+                    }
+                }
                 ("tensorboard", value) => match trackers::tensorboard((name, text), &span, &value) {
                     Ok(found) => settings.tensorboard = found,
                     Err(fault) => faults.push(fault),
@@ -149,6 +169,7 @@ impl Settings {
     fn take(&mut self, section: &mut Section<'_>, name: &str) {
         match name {
             "mlflow" => self.mlflow = trackers::mlflow(section),
+            "profiles" => self.profiles.push(profiles::take(name, section)),
             _ => self.remote = remote::take(section),
         }
     }

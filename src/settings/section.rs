@@ -1,5 +1,6 @@
 //! A table of `sami.toml`: its keys are taken one by one, and what is left over is unknown.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use crate::diag::{Diagnostic, Source, did_you_mean};
 const SECRET: [&str; 7] = ["secret", "password", "passwd", "token", "credential", "access_key", "private"];
 
 /// What the value of a key is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Form {
     /// A text that is not empty.
     Text,
@@ -22,10 +23,16 @@ pub enum Form {
     Number(RangeInclusive<u64>),
     /// One of several words.
     Word(Vec<String>),
+    /// A number that is not less than this one.
+    Real(f64),
+    /// A list of texts.
+    Texts,
+    /// A table whose keys the user chooses; each is a table of this kind.
+    Tables(Box<TableForm>),
 }
 
 /// A table as its reader asks for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TableForm {
     /// Its name.
     pub name: String,
@@ -37,7 +44,7 @@ pub struct TableForm {
 
 /// A table whose keys are taken one by one.
 pub(super) struct Section<'a> {
-    name: &'a str,
+    name: Cow<'a, str>,
     file: &'a str,
     text: &'a str,
     span: Range<usize>,
@@ -68,7 +75,14 @@ pub(super) fn shown(file: &str, text: &str, secret: Option<&Range<usize>>) -> Ar
 }
 
 impl<'a> Section<'a> {
-    pub(super) fn new(file: &'a str, text: &'a str, name: &'a str, span: Range<usize>, table: DeTable<'a>) -> Self {
+    pub(super) fn new(
+        file: &'a str,
+        text: &'a str,
+        name: impl Into<Cow<'a, str>>,
+        span: Range<usize>,
+        table: DeTable<'a>,
+    ) -> Self {
+        let name = name.into();
         let entry = |(key, value): (toml::Spanned<std::borrow::Cow<'a, str>>, toml::Spanned<DeValue<'a>>)| {
             let (at, value_at) = (key.span(), value.span());
             (key.into_inner().into_owned(), (at, value_at, value.into_inner()))
@@ -86,6 +100,7 @@ impl<'a> Section<'a> {
         span: Range<usize>,
         (key, value): (&str, DeValue<'a>),
     ) -> Self {
+        let name = name.into();
         let entries = BTreeMap::from([(key.to_owned(), (span.clone(), span.clone(), value))]);
         let (known, forms, lacking, faults) = (Vec::new(), BTreeMap::new(), Vec::new(), Vec::new());
         Self { name, file, text, span, entries, known, forms, lacking, faults }
@@ -111,7 +126,7 @@ impl<'a> Section<'a> {
     /// What was asked for.
     pub(super) fn form(&self) -> TableForm {
         let keys = self.known.iter().map(|key| ((*key).to_owned(), self.forms[key].clone())).collect();
-        TableForm { name: self.name.to_owned(), keys, required: self.lacking.clone() }
+        TableForm { name: self.name.clone().into_owned(), keys, required: self.lacking.clone() }
     }
 
     fn take(&mut self, key: &'static str, form: Form) -> Option<(Range<usize>, DeValue<'a>)> {
@@ -163,6 +178,87 @@ impl<'a> Section<'a> {
         number
     }
 
+    /// A number that is not less than `least`.
+    pub(super) fn real(&mut self, key: &'static str, least: f64) -> Option<f64> {
+        let (at, value) = self.take(key, Form::Real(least))?;
+        let number = match &value {
+            DeValue::Integer(number) => number.as_str().replace('_', "").parse::<f64>().ok(),
+            DeValue::Float(number) => number.as_str().replace('_', "").parse::<f64>().ok(),
+            _ => None,
+        };
+        let number = number.filter(|number| number.is_finite() && *number >= least);
+        if number.is_none() {
+            self.fault(&at, format!("`{key}` is a number of {least} or more"), "give such a number, without quotes");
+        }
+        number
+    }
+
+    /// A list of texts; one text is a list of one.
+    pub(super) fn texts(&mut self, key: &'static str) -> Option<Vec<String>> {
+        let (at, value) = self.take(key, Form::Texts)?;
+        let list = match value {
+            DeValue::String(text) => Some(vec![text.into_owned()]),
+            DeValue::Array(items) => items
+                .into_iter()
+                .map(|item| match item.into_inner() {
+                    DeValue::String(text) => Some(text.into_owned()),
+                    _ => None,
+                })
+                .collect(),
+            _ => None,
+        };
+        if list.is_none() {
+            self.fault(&at, format!("`{key}` is a list of texts"), "write it as `[\"one\", \"two\"]`");
+        }
+        list
+    }
+
+    /// A text that `read` understands; errs with what is wrong, and how it is written.
+    pub(super) fn read<T>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&str) -> Result<T, String>,
+        help: &str,
+    ) -> Option<T> {
+        let (text, at) = self.text(key)?;
+        match read(&text) {
+            Ok(found) => Some(found),
+            Err(what) => {
+                self.fault(&at, format!("`{key}`: {what}"), help);
+                None
+            }
+        }
+    }
+
+    /// A table of tables: `take` reads each. What is wrong in them is found with what is wrong here.
+    pub(super) fn tables<T>(
+        &mut self,
+        key: &'static str,
+        mut take: impl FnMut(&str, &mut Section<'a>) -> T,
+    ) -> Vec<(String, T)> {
+        let mut empty = Section::new(self.file, self.text, format!("{}.{key}.…", self.name), 0..0, DeTable::new());
+        take("", &mut empty);
+        let Some((at, value)) = self.take(key, Form::Tables(Box::new(empty.form()))) else { return Vec::new() };
+        let DeValue::Table(table) = value else {
+            let help = format!("write `[{}.{key}.NAME]` and its keys below", self.name);
+            self.fault(&at, format!("`{key}` is a table of tables"), &help);
+            return Vec::new();
+        };
+        let mut all = Vec::new();
+        for (name, value) in table {
+            let (name_at, span, name) = (name.span(), value.span(), name.into_inner().into_owned());
+            let DeValue::Table(table) = value.into_inner() else {
+                let help = format!("write `[{}.{key}.{name}]` and its keys below", self.name);
+                self.fault(&name_at, format!("`{name}` is a table"), &help);
+                continue;
+            };
+            let mut section = Section::new(self.file, self.text, format!("{}.{key}.{name}", self.name), span, table);
+            all.push((name.clone(), take(&name, &mut section)));
+            self.faults.extend(section.finish());
+        }
+        all
+    }
+
     /// One of several words, by its number.
     pub(super) fn word(&mut self, key: &'static str, words: &[&str]) -> Option<usize> {
         let form = Form::Word(words.iter().map(|word| (*word).to_owned()).collect());
@@ -201,7 +297,7 @@ impl<'a> Section<'a> {
                     format!("`{key}` looks like a credential, which has no place here"),
                 )
                 .label(&source, at, "not shown")
-                .help(format!("set it in the environment ({}) and remove it from the file", variables(self.name)))
+                .help(format!("set it in the environment ({}) and remove it from the file", variables(&self.name)))
             } else {
                 let fault = Diagnostic::error("settings::unknown-key", format!("`[{}]` has no key `{key}`", self.name))
                     .label(&source, at, "unknown key");

@@ -73,6 +73,9 @@ pub struct Usage {
     /// Bytes of memory of the worker at its peak; not of what it started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_bytes: Option<u64>,
+    /// Bytes of a GPU's memory at its peak, as far as it was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_peak_bytes: Option<u64>,
     /// Seconds on a GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_seconds: Option<f64>,
@@ -82,6 +85,13 @@ pub struct Usage {
     /// What those cost by the endpoints' prices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dollars: Option<f64>,
+}
+
+impl Usage {
+    /// The same with seconds on a GPU, if none were counted.
+    pub fn on_gpu_for(self, seconds: Option<f64>) -> Self {
+        Self { gpu_seconds: self.gpu_seconds.or(seconds), ..self }
+    }
 }
 
 /// Seconds on a processor that a second on a GPU is worth: about what they cost where they are rented.

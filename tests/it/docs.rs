@@ -128,9 +128,9 @@ fn error_ids() -> BTreeMap<String, String> {
             let id = text[at + 1..].split('"').next().unwrap_or_default();
             let is_id = id.split_once("::").is_some_and(|(layer, name)| {
                 let plain = |c: char| c.is_ascii_lowercase() || c == '-' || c.is_ascii_digit();
-                const LAYERS: [&str; 15] = [
-                    "archive", "cli", "dataset", "endpoint", "exec", "graph", "hub", "lm", "node", "pipeline",
-                    "remote", "settings", "store", "trackers", "ui",
+                const LAYERS: [&str; 16] = [
+                    "archive", "cli", "cluster", "dataset", "endpoint", "exec", "graph", "hub", "lm", "node",
+                    "pipeline", "remote", "settings", "store", "trackers", "ui",
                 ];
                 LAYERS.contains(&layer) && !name.is_empty() && name.chars().all(plain)
             });

@@ -18,7 +18,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("store", &["amount", "diag", "digest", "env", "fs", "pieces"]),
     ("lm", &["depth", "diag", "env", "fs", "pieces"]),
     ("archive", &["diag", "digest", "fs", "pieces", "store"]),
-    ("settings", &["diag"]),
+    ("settings", &["amount", "diag"]),
     ("remote", &["diag", "digest", "env", "fs", "pieces", "secret", "settings", "store"]),
     ("compare", &["digest"]),
     ("hub", &["diag", "env", "fs", "secret"]),
@@ -29,7 +29,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "exec",
         &[
             "amount", "diag", "digest", "env", "fs", "secret", "pieces", "pipeline", "graph", "store", "hub",
-            "endpoint", "kinds",
+            "endpoint", "kinds", "settings",
         ],
     ),
     ("plot", &[]),

@@ -28,13 +28,14 @@ fn began(node: &str, device: &str) -> Event {
         device: device.into(),
         threads: 1,
         log: PathBuf::new(),
+        shards: None,
     }
 }
 
 fn far(node: &str, done: u64, seconds: f64) -> Event {
     let metrics = json!({"loss": 0.5}).as_object().cloned().unwrap_or_default();
     let progress = Progress { done, total: 400, unit: "rows".into(), metrics, ..Progress::default() };
-    Event::NodeProgress { node: node.into(), progress, seconds }
+    Event::NodeProgress { node: node.into(), progress, seconds, shards: Vec::new() }
 }
 
 fn finished(node: &str) -> Event {
@@ -91,6 +92,38 @@ fn what_goes_on_has_a_line_with_its_rate_and_time_left_and_all_has_the_last_one(
         ]
     );
     assert!(view.uses_gpus());
+}
+
+#[test]
+fn a_node_in_parts_has_one_line_with_a_bar_in_segments() {
+    let part = |shard, state| Event::NodeShard {
+        node: "generate".into(),
+        shard,
+        of: 2,
+        state,
+        attempt: 1,
+        device: "cpu".into(),
+        threads: 1,
+        seconds: 0.0,
+        error: None,
+        log: PathBuf::new(),
+    };
+    let progress = Progress { done: 30, total: 120, unit: "rows".into(), ..Progress::default() };
+    let shards = vec![[10, 60], [20, 60]];
+    let view = shown(&[
+        (0.0, start(3, &[])),
+        (0.0, began("generate", "cpu")),
+        (0.0, part(1, ShardState::Started)),
+        (0.0, part(2, ShardState::Started)),
+        (10.0, Event::NodeProgress { node: "generate".into(), progress, seconds: 10.0, shards }),
+        (11.0, part(2, ShardState::Done)),
+    ]);
+    let lines = view.lines(12.0, canvas(80, 24), &[]);
+    assert_eq!(lines.len(), 2);
+    assert!(lines[0].starts_with("generate  =------ ==-----   30/120 rows · 1 of 2 shards done · "), "{lines:?}");
+    // Where there is no room for a segment each, it is one bar.
+    assert_eq!(segments(&[0.5; 9], 16), (vec![0.5], 16));
+    assert_eq!((segments(&[0.5; 5], 16).1, segments(&[], 16)), (2, (Vec::new(), 0)));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::super::figures::{bytes, columns, count, cut, cut_middle, figure, seconds};
 use super::super::outcomes::headline;
 use super::gpu::Gpu;
-use crate::exec::Event;
+use crate::exec::{Event, ShardState};
 use crate::kinds::Progress;
 use crate::plot::text::{Letters, bar};
 
@@ -63,6 +63,10 @@ struct Going {
     began: f64,
     why: String,
     far: Option<Far>,
+    /// Of a node in parts, those that are done and how many there are.
+    shards: (usize, usize),
+    /// Units done and in all of each of them.
+    each: Vec<[u64; 2]>,
     /// Whether it counts bytes that come.
     download: bool,
 }
@@ -91,11 +95,26 @@ impl View {
                 self.waiting.remove(node);
                 self.begin(node, device, *attempt, now, false).why.clone_from(why);
             }
-            Event::NodeProgress { node, progress, seconds } => {
+            Event::NodeShard { node, of, state, .. } => {
+                let going = self.begin(node, "", 1, now, false);
+                going.shards.1 = *of;
+                going.shards.0 += usize::from(*state == ShardState::Done);
+            }
+            Event::NodeJob { node, state, host, .. } => {
+                if let Some(going) = self.going.iter_mut().find(|going| going.name == *node) {
+                    going.device = match (state.as_str(), host) {
+                        ("runs", Some(host)) => host.clone(),
+                        ("unseen", _) => "a cluster that does not answer".to_owned(),
+                        _ => "a queue".to_owned(),
+                    };
+                }
+            }
+            Event::NodeProgress { node, progress, seconds, shards } => {
                 // Not to go by when the word came.
                 let going = self.begin(node, "", 1, now - seconds, false);
                 going.began = going.began.min(now - seconds);
                 going.far(progress.clone(), *seconds);
+                going.each.clone_from(shards);
             }
             Event::NodeHit { node, .. } => {
                 self.end(node, 0.0);
@@ -132,7 +151,8 @@ impl View {
     fn begin(&mut self, name: &str, device: &str, attempt: u32, began: f64, download: bool) -> &mut Going {
         let at = self.going.iter().position(|going| going.name == name).unwrap_or_else(|| {
             let (name, device) = (name.to_owned(), device.to_owned());
-            self.going.push(Going { name, device, attempt, began, why: String::new(), far: None, download });
+            let (why, far, shards, each) = (String::new(), None, (0, 0), Vec::new());
+            self.going.push(Going { name, device, attempt, began, why, far, shards, each, download });
             self.going.len() - 1
         });
         &mut self.going[at]
@@ -210,7 +230,7 @@ impl View {
             let memory = format!("{} of {}", bytes(gpu.used), bytes(gpu.total));
             let busy = gpu.busy.map(|busy| format!("{busy}% busy"));
             let parts = [vec![memory], busy.into_iter().collect()].concat();
-            line(&gpu.name, names, Some(used), &parts, canvas)
+            line(&gpu.name, names, &[used], &parts, canvas)
         }));
         lines.push(self.sum(now, names, canvas));
         lines
@@ -233,7 +253,7 @@ impl View {
             let word = if part { "at least " } else { "about " };
             format!("{word}{} left", whole(left))
         }));
-        line("all", names, Some(done as f64 / self.nodes as f64), &parts, canvas)
+        line("all", names, &[done as f64 / self.nodes as f64], &parts, canvas)
     }
 }
 
@@ -259,10 +279,14 @@ impl Going {
         let Some(far) = &self.far else {
             let on = (!self.device.is_empty() && self.device != "cpu").then(|| format!("on {}", self.device));
             let parts = again.into_iter().chain([whole(passed)]).chain(on).chain([self.why.clone()]);
-            return line(&self.name, names, None, &parts.collect::<Vec<_>>(), canvas);
+            return line(&self.name, names, &[], &parts.collect::<Vec<_>>(), canvas);
         };
         let Progress { done, total, unit, metrics, .. } = &far.progress;
-        let share = (*total > 0).then(|| *done as f64 / *total as f64);
+        let share = |[done, total]: [u64; 2]| if total > 0 { done as f64 / total as f64 } else { 0.0 };
+        let shares = match self.each.len() {
+            0 => vec![share([*done, *total])],
+            _ => self.each.iter().map(|far| share(*far)).collect(),
+        };
         let rate = far.rate(passed);
         let (amount, pace) = if self.download {
             (format!("{} of {}", bytes(*done), bytes(*total)), rate.map(|rate| format!("{}/s", bytes(rate as u64))))
@@ -271,8 +295,9 @@ impl Going {
             (amount, rate.map(|rate| format!("{}/s", figure(&Value::from(rate)))))
         };
         let left = far.left(passed).map(|left| format!("{} left", whole(left)));
-        let parts = [amount].into_iter().chain(again).chain(left).chain(pace).chain(headline(metrics));
-        line(&self.name, names, Some(share.unwrap_or(0.0)), &parts.collect::<Vec<_>>(), canvas)
+        let shards = (self.shards.1 > 0).then(|| format!("{} of {} shards done", self.shards.0, self.shards.1));
+        let parts = [amount].into_iter().chain(again).chain(shards).chain(left).chain(pace).chain(headline(metrics));
+        line(&self.name, names, &shares, &parts.collect::<Vec<_>>(), canvas)
     }
 }
 
@@ -298,8 +323,8 @@ fn whole(time: f64) -> String {
     if time < 60.0 { format!("{} s", time.max(0.0) as u64) } else { seconds(time.floor()) }
 }
 
-/// A name, a bar and as many parts as fit.
-fn line(name: &str, names: usize, share: Option<f64>, parts: &[String], canvas: Canvas) -> String {
+/// A name, a bar (in as many segments as there are shares) and as many parts as fit.
+fn line(name: &str, names: usize, shares: &[f64], parts: &[String], canvas: Canvas) -> String {
     let width = canvas.width.saturating_sub(1);
     let name = cut_middle(name, names);
     let mut text = format!("{name}{}", " ".repeat(names.saturating_sub(columns(&name))));
@@ -311,12 +336,16 @@ fn line(name: &str, names: usize, share: Option<f64>, parts: &[String], canvas: 
         _ => 24,
     };
     if long > 0 {
-        let (filled, rest) =
-            share.map_or_else(|| (String::new(), " ".repeat(long)), |share| bar(share, long, canvas.letters));
-        text.push_str(&match (share, canvas.coloured) {
-            (Some(_), true) => format!("  \u{1b}[36m{filled}\u{1b}[0m\u{1b}[2m{rest}\u{1b}[0m"),
-            _ => format!("  {filled}{rest}"),
-        });
+        text.push_str(if shares.is_empty() { "  " } else { " " });
+        let (shares, width) = segments(shares, long);
+        for share in &shares {
+            let (filled, rest) = bar(*share, width, canvas.letters);
+            text.push_str(&match canvas.coloured {
+                true => format!(" \u{1b}[36m{filled}\u{1b}[0m\u{1b}[2m{rest}\u{1b}[0m"),
+                false => format!(" {filled}{rest}"),
+            });
+        }
+        text.push_str(&" ".repeat(long - (shares.len() * (width + 1)).saturating_sub(1)));
         used += 2 + long;
     }
     for (number, part) in parts.iter().filter(|part| !part.is_empty()).enumerate() {
@@ -332,6 +361,15 @@ fn line(name: &str, names: usize, share: Option<f64>, parts: &[String], canvas: 
         text.push_str(&part);
     }
     text.trim_end().to_owned()
+}
+
+/// The segments of a bar, and how wide each is: one for all where there is no room for each, two letters at least.
+fn segments(shares: &[f64], width: usize) -> (Vec<f64>, usize) {
+    match shares.len() {
+        0 => (Vec::new(), 0),
+        many if 3 * many <= width + 1 => (shares.to_vec(), (width + 1) / many - 1),
+        many => (vec![shares.iter().sum::<f64>() / many as f64], width),
+    }
 }
 
 #[cfg(test)]

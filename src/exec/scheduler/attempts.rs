@@ -1,5 +1,6 @@
 //! An attempt from its start to its end, as the loop sees it.
 
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
@@ -7,10 +8,13 @@ use super::{GATHER, LISTING, MOST_TOGETHER, MOST_UNLISTED, Scheduler, Stop};
 use crate::digest::Digest;
 use crate::exec::attempt::{Attempt, Fault, Given, Made, Start};
 use crate::exec::commit;
+use crate::exec::engine::Ticket;
 use crate::exec::job::{JobResult, Word};
+use crate::exec::ledger::{Asking, Portion};
 use crate::exec::phase::Phase;
 use crate::exec::records::Found;
 use crate::exec::room::Place;
+use crate::exec::shards::Role;
 use crate::exec::tolerance;
 use crate::exec::verified::check_inputs;
 use crate::exec::{Event, ExecError, Reason};
@@ -19,6 +23,9 @@ use crate::store::{AttemptRecord, NodeRecord, StoreError};
 impl Scheduler<'_> {
     /// Starts an attempt at a ready node, unless its key turns out to be worked on or done.
     pub(super) fn begin(&mut self, node: usize, place: Place) -> Result<(), ExecError> {
+        if self.sharded.contains_key(&node) {
+            return self.begin_part(node, place);
+        }
         let Phase::Ready { key, reason } = self.phases[node].clone() else {
             self.room.leave(&place);
             return Ok(());
@@ -54,13 +61,60 @@ impl Scheduler<'_> {
             self.room.leave(&place);
             return self.repair(node, key, wrong);
         }
-        let Some((asking, allowance)) = self.admit(node, &place, &key)? else {
+        // What an earlier run began and no one has seen the end of goes on, wherever this run would have it.
+        let ticket =
+            Ticket::at(self.store, &key, None).filter(|ticket| self.yard.knows(&ticket.engine) && !ticket.is_spent());
+        let place = match &ticket {
+            Some(_) => {
+                self.room.leave(&place);
+                self.place_away(node)
+            }
+            None => place,
+        };
+        if let Some(parts) = self.parts_of(node, &recipe)?.filter(|_| ticket.is_none()) {
+            self.split(node, (recipe, reason, lock), parts, &place)?;
+            return self.begin_part(node, place);
+        }
+        let Some((asking, allowance)) = self.admit(node, &place, &key, Portion::WHOLE)? else {
             self.room.leave(&place);
             return Ok(());
         };
         let number = self.numbers.entry(node).or_default();
         *number += 1;
         let number = *number;
+        let (lock, role) = (Arc::new(lock), Role::Node);
+        let micro_batch = self.straits.get(&node).and_then(|strait| strait.micro_batch);
+        let given = Given { node, number, reason, recipe, place, lock, allowance, role, micro_batch };
+        let adopted = ticket.is_some();
+        let serial = self.launch(given, asking, ticket)?;
+        let Some(attempt) = self.running.get(&serial) else { return Ok(()) };
+        let event = Event::NodeStart {
+            node: self.pipeline.nodes[node].name.clone(),
+            kind: self.pipeline.nodes[node].kind.name.to_owned(),
+            key,
+            attempt: number,
+            why: attempt.reason.to_string(),
+            device: attempt.place.device().to_owned(),
+            threads: attempt.place.threads,
+            log: attempt.log.clone(),
+            shards: None,
+        };
+        let job = attempt.remote.as_ref().filter(|_| adopted).map(|remote| Event::NodeJob {
+            node: self.pipeline.nodes[node].name.clone(),
+            engine: remote.ticket.engine.clone(),
+            job: remote.ticket.job.clone(),
+            state: "adopted".to_owned(),
+            host: None,
+            why: remote.ticket.look.clone(),
+        });
+        self.keys.insert(key, Vec::new());
+        self.phases[node] = Phase::Running { key };
+        self.tell(&event)?;
+        job.map_or(Ok(()), |job| self.tell(&job))
+    }
+
+    /// Starts an attempt, or listens to one that an engine executes already; returns its number among those of the run.
+    pub(super) fn launch(&mut self, given: Given, asking: Asking, ticket: Option<Ticket>) -> Result<u64, ExecError> {
         self.serial += 1;
         let start = Start {
             pipeline: self.pipeline,
@@ -71,23 +125,15 @@ impl Scheduler<'_> {
             stamps: &self.plan.records.stamps,
             serial: self.serial,
         };
-        let given = Given { node, number, reason, recipe, place, lock, allowance };
-        let attempt = Attempt::start(&start, given, &mut self.idle)?;
-        self.ledger.begin(self.serial, asking, allowance);
-        let event = Event::NodeStart {
-            node: self.pipeline.nodes[node].name.clone(),
-            kind: self.pipeline.nodes[node].kind.name.to_owned(),
-            key,
-            attempt: number,
-            why: attempt.reason.to_string(),
-            device: attempt.place.device().to_owned(),
-            threads: attempt.place.threads,
-            log: attempt.log.clone(),
+        let allowance = given.allowance;
+        let attempt = if given.place.is_away() {
+            Attempt::send(&start, given, &mut self.yard, ticket)?
+        } else {
+            Attempt::start(&start, given, &mut self.idle)?
         };
+        self.ledger.begin(self.serial, asking, allowance);
         self.running.insert(self.serial, attempt);
-        self.keys.insert(key, Vec::new());
-        self.phases[node] = Phase::Running { key };
-        self.tell(&event)
+        Ok(self.serial)
     }
 
     /// Takes a worker's word.
@@ -102,20 +148,44 @@ impl Scheduler<'_> {
                 self.ledger.spent(serial, spent);
                 Ok(())
             }
+            Word::Full { row } => {
+                attempt.full = Some(row);
+                Ok(())
+            }
             Word::Last => {
                 attempt.last = true;
                 Ok(())
             }
             Word::Result(result) => {
+                // Of a job it counts when all is known that belongs to it.
+                if attempt.remote.is_some() {
+                    return Ok(());
+                }
                 attempt.result = Some(result);
                 // Of the others the end follows when their workers end.
                 if attempt.is_light() { self.end(serial) } else { Ok(()) }
             }
+            Word::Began { host } => {
+                // What it took until then it waited.
+                attempt.began = Instant::now();
+                tracing::debug!("attempt {serial} has begun on {host}");
+                Ok(())
+            }
             Word::Progress(progress) => {
+                if let Some(remote) = &mut attempt.remote {
+                    remote.reached = progress.done;
+                }
                 self.ledger.progress(serial, progress.done, progress.total);
+                let at = attempt.node;
+                match attempt.role {
+                    Role::Node => {}
+                    Role::Shard { number, .. } => return self.hear_part(at, number, progress),
+                    // All rows are there.
+                    Role::Join { .. } => return Ok(()),
+                }
                 let node = self.pipeline.nodes[attempt.node].name.clone();
                 let seconds = attempt.began.elapsed().as_secs_f64();
-                self.tell(&Event::NodeProgress { node, progress, seconds })
+                self.tell(&Event::NodeProgress { node, progress, seconds, shards: Vec::new() })
             }
         }
     }
@@ -125,15 +195,18 @@ impl Scheduler<'_> {
         let Some(mut attempt) = self.running.remove(&serial) else { return Ok(()) };
         let (node, key) = (attempt.node, attempt.recipe.key);
         let ended = attempt.end(&mut self.idle)?;
+        let again = attempt.remote.as_mut().and_then(|remote| remote.again.take());
         self.room.leave(&attempt.place);
-        let seconds = ended.seconds;
         let name = self.pipeline.nodes[node].name.clone();
         let told = self.stop >= Stop::Interrupted || self.ledger.stopped(serial);
+        let refused = self.ledger.refused(serial);
         self.account(serial, &key, &ended.result, ended.silent)?;
+        let Some(ended) = self.end_part(&mut attempt, ended, (told, refused), again.as_ref())? else { return Ok(()) };
+        let seconds = ended.seconds;
         let (state, error) = match &ended.result {
-            JobResult::Done { .. } => ("done", None),
+            JobResult::Done { .. } | JobResult::Computed { .. } => ("done", None),
             JobResult::Failed { what, .. } if !told => ("failed", Some(what.clone())),
-            JobResult::Failed { .. } | JobResult::Interrupted => ("interrupted", None),
+            JobResult::Failed { .. } | JobResult::Interrupted => ("interrupted", again.clone()),
         };
         self.unlisted.attempts.push(AttemptRecord {
             run: self.journal.run().to_owned(),
@@ -148,8 +221,9 @@ impl Scheduler<'_> {
         match ended.result {
             JobResult::Done { artifact, metrics, put, unsettled } => {
                 self.store.trust(put);
-                let made =
-                    Made { pipeline: self.pipeline, run: self.journal.run(), host: &self.host, artifact, metrics };
+                let there = attempt.remote.as_ref().and_then(|remote| Some(remote.exit.as_ref()?.1.clone()));
+                let host = there.unwrap_or_else(|| self.host.clone());
+                let made = Made { pipeline: self.pipeline, run: self.journal.run(), host: &host, artifact, metrics };
                 let mut record = attempt.record(made, seconds);
                 let tolerance = self.pipeline.nodes[node].tolerance;
                 let records = &mut self.plan.records;
@@ -164,6 +238,19 @@ impl Scheduler<'_> {
                 // Until it is recorded, no one else begins at the key.
                 self.committing.insert(serial, attempt);
                 return Ok(());
+            }
+            // Of a part, which was dealt with.
+            JobResult::Computed { .. } => {}
+            JobResult::Interrupted if !told && again.is_some() && self.stop == Stop::No => {
+                let what = again.unwrap_or_default();
+                let fault = Fault::of(&attempt.log, attempt.number, what, None);
+                self.phases[node] = Phase::Ready { key, reason: attempt.reason.clone() };
+                self.tell(&fault.event(name, true))?;
+                self.enqueue(node);
+            }
+            JobResult::Interrupted if again.is_some() => {
+                self.phases[node] = Phase::Stopped { key, seconds };
+                self.tell(&Event::NodeStop { node: name, seconds })?;
             }
             JobResult::Failed { .. } | JobResult::Interrupted if told => {
                 self.phases[node] = Phase::Stopped { key, seconds };
@@ -182,8 +269,10 @@ impl Scheduler<'_> {
             }
             JobResult::Failed { what, help } => {
                 let retries = self.pipeline.nodes[node].run.retries.unwrap_or(0);
+                let relieved = self.relieve(&attempt);
+                let what = relieved.iter().fold(what, |what, told| format!("{what}; {told}"));
                 let fault = Fault::of(&attempt.log, attempt.number, what, help);
-                if attempt.number <= retries && self.stop == Stop::No {
+                if (relieved.is_some() || attempt.number <= retries) && self.stop == Stop::No {
                     self.phases[node] = Phase::Ready { key, reason: attempt.reason.clone() };
                     self.tell(&fault.event(name, true))?;
                     self.enqueue(node);
@@ -198,12 +287,10 @@ impl Scheduler<'_> {
     }
 
     /// Lets others begin at the key of an attempt that is over.
-    fn release(&mut self, attempt: Attempt) {
-        let twins = self.keys.remove(&attempt.recipe.key).unwrap_or_default();
-        drop(attempt.lock);
-        for twin in twins {
-            self.enqueue(twin);
-        }
+    pub(super) fn release(&mut self, attempt: Attempt) {
+        let key = attempt.recipe.key;
+        drop(attempt);
+        self.free(&key);
     }
 
     /// Has what was made recorded, unless that is being done for what was made before: what ends in the meantime is recorded
@@ -256,7 +343,7 @@ impl Scheduler<'_> {
 
 /// What the index has not been told of: a transaction costs as much as a short node.
 pub(super) struct Unlisted {
-    attempts: Vec<AttemptRecord>,
+    pub(super) attempts: Vec<AttemptRecord>,
     /// Nodes by name, with the records that hold.
     nodes: Vec<(String, NodeRecord)>,
     since: Instant,

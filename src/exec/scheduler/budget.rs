@@ -4,7 +4,7 @@ use super::Scheduler;
 use crate::digest::Digest;
 use crate::endpoint::Allowance;
 use crate::exec::job::JobResult;
-use crate::exec::ledger::{Asking, Verdict};
+use crate::exec::ledger::{Asking, Portion, Verdict};
 use crate::exec::phase::Phase;
 use crate::exec::room::Place;
 use crate::exec::{Event, ExecError};
@@ -22,6 +22,7 @@ impl Scheduler<'_> {
         node: usize,
         place: &Place,
         key: &Digest,
+        portion: Portion,
     ) -> Result<Option<(Asking, Allowance)>, ExecError> {
         let pipeline = self.pipeline;
         let is_called = |link: &&Link| made_by(link, pipeline) == ArtifactType::Endpoint;
@@ -32,6 +33,7 @@ impl Scheduler<'_> {
             threads: place.threads,
             calls: called().count() > 0,
             judge: called().any(|link| link.field.path == "judge"),
+            portion,
             made: if self.ledger.is_free() { 0 } else { self.calls_made(key) },
         };
         match self.ledger.admit(asking) {
@@ -56,7 +58,10 @@ impl Scheduler<'_> {
         let known = self.ledger.told.len();
         for serial in self.ledger.over() {
             if let Some(attempt) = self.running.get_mut(&serial) {
-                attempt.stop();
+                match &attempt.remote {
+                    Some(remote) => self.yard.stop(remote),
+                    None => attempt.stop(),
+                }
             }
         }
         self.tell_budget(known)

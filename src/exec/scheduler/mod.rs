@@ -15,8 +15,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use crate::exec::attempt::Attempt;
+use crate::exec::away::{AWAY, Yard};
 use crate::exec::commit::{Made, commit_all};
-use crate::exec::device::devices;
+use crate::exec::device::{check_named, devices};
 use crate::exec::elsewhere::Seeker;
 use crate::exec::interrupt::Interrupts;
 use crate::exec::ledger::Ledger;
@@ -28,17 +29,22 @@ use crate::exec::local::{Message, Worker};
 use crate::exec::phase::{Phase, phases};
 use crate::exec::record::{host, run_nodes};
 use crate::exec::room::{Full, Room, Wish, is_light};
+use crate::exec::shards::Sharded;
 use crate::exec::{Event, ExecError, Plan, RunOptions, State, Summary};
 use crate::graph::Graph;
 use crate::pipeline::Pipeline;
 use crate::store::{Index, RunNode, Store};
 
 mod attempts;
+mod away;
 mod budget;
 mod repair;
 mod settle;
+mod shards;
+mod straits;
 
 use attempts::Unlisted;
+pub(super) use straits::Strait;
 
 /// How often a key is tried that another process works at.
 const TICK: Duration = Duration::from_millis(50);
@@ -78,6 +84,11 @@ pub fn run(
     report: &mut dyn FnMut(&Event),
 ) -> Result<Summary, ExecError> {
     let devices = devices(pipeline, &options.device, !options.gpus.is_empty())?;
+    let stale = |node: &usize| !matches!(plan.nodes[*node], State::Hit { .. } | State::Outside);
+    let here = plan.order.iter().copied().filter(stale);
+    if options.away.is_none() {
+        check_named(pipeline, here, &devices, &options.gpus)?;
+    }
     let journal = Journal::begin(&pipeline.name, &pipeline.params, store, &options.file)?;
     let (outbox, inbox) = channel();
     let scheduler = Scheduler {
@@ -85,6 +96,9 @@ pub fn run(
         place: vec![0; pipeline.nodes.len()],
         room: Room::new(options.threads, options.jobs, &options.gpus),
         running: BTreeMap::new(),
+        sharded: BTreeMap::new(),
+        in_parts: (0..pipeline.nodes.len()).filter(|node| pipeline.nodes[*node].run.shards.is_some()).collect(),
+        straits: HashMap::new(),
         idle: Vec::new(),
         made: Vec::new(),
         committing: BTreeMap::new(),
@@ -100,6 +114,7 @@ pub fn run(
         ledger: Ledger::new(options.budget.clone(), options.needs.clone()),
         stop: Stop::No,
         fault: None,
+        yard: Yard::new(options.away.clone(), outbox.clone()),
         seeker: Seeker::new(options.elsewhere.clone()),
         inbox,
         outbox,
@@ -147,6 +162,12 @@ struct Scheduler<'a> {
     /// Keys that attempts of this run are at, and nodes that wait for them because they have the same key.
     keys: HashMap<Digest, Vec<usize>>,
     running: BTreeMap<u64, Attempt>,
+    /// Nodes of which parts are computed.
+    sharded: BTreeMap<usize, Sharded>,
+    /// Nodes that may be computed so.
+    in_parts: Vec<usize>,
+    /// Nodes of which attempts ran out of memory.
+    straits: HashMap<usize, Strait>,
     /// Workers that take further jobs and have none.
     idle: Vec<Worker>,
     /// What attempts made that no one has begun to record.
@@ -164,6 +185,7 @@ struct Scheduler<'a> {
     ledger: Ledger,
     stop: Stop,
     fault: Option<ExecError>,
+    yard: Yard,
     seeker: Seeker,
     inbox: Receiver<Message>,
     outbox: Sender<Message>,
@@ -188,10 +210,14 @@ impl Scheduler<'_> {
         };
         self.tell(&start)?;
         sweep_slots(self.store)?;
+        self.send_away();
         let mut interrupts = None;
         if !ready.is_empty() {
             interrupts = Some(Interrupts::forward(self.outbox.clone())?);
             self.journal.save(self.store)?;
+            if let Some(invocation) = &self.options.invocation {
+                self.journal.keep(invocation)?;
+            }
             self.index.add_run(self.journal.record());
             sweep(self.store, &self.journal)?;
         }
@@ -239,9 +265,11 @@ impl Scheduler<'_> {
         match message {
             Ok(Message::Word { attempt, word }) => self.hear(attempt, word)?,
             Ok(Message::Gone { attempt }) => self.end(attempt)?,
+            Ok(Message::Sight { attempt, sight }) => self.see(attempt, sight)?,
             Ok(Message::Committed { attempts, done }) => self.committed(&attempts, *done)?,
             Ok(Message::Interrupt) => {
                 let again = self.stop >= Stop::Interrupted;
+                self.leave_jobs()?;
                 self.slow_down(if again { Stop::Killed } else { Stop::Interrupted });
                 self.tell(&Event::Interrupt { again })?;
             }
@@ -268,19 +296,31 @@ impl Scheduler<'_> {
         if let Phase::Held { key, reason } = &self.phases[node] {
             self.phases[node] = Phase::Ready { key: *key, reason: reason.clone() };
         }
-        self.ready.entry(self.devices[node].clone()).or_default().insert((self.place[node], node));
+        self.ready.entry(self.device_of(node)).or_default().insert((self.place[node], node));
     }
 
     fn fill(&mut self) -> Result<(), ExecError> {
         let mut busy: BTreeSet<Arc<str>> = BTreeSet::new();
+        let mut full = false;
         while self.stop == Stop::No {
-            let firsts = self.ready.iter().filter(|(device, _)| !busy.contains(*device));
+            let firsts =
+                self.ready.iter().filter(|(device, _)| !busy.contains(*device) && (!full || &***device == AWAY));
             let Some((_, node)) = firsts.filter_map(|(_, nodes)| nodes.first()).min().copied() else { break };
-            let (device, declared) = (self.devices[node].clone(), &self.pipeline.nodes[node]);
+            let (device, declared) = (self.device_of(node), &self.pipeline.nodes[node]);
+            if &*device == AWAY {
+                if self.yard.is_full() {
+                    busy.insert(device);
+                } else {
+                    self.ready.entry(device).or_default().remove(&(self.place[node], node));
+                    let place = self.place_away(node);
+                    self.begin(node, place)?;
+                }
+                continue;
+            }
             let wish = Wish::of(is_light(self.pipeline, declared), declared.run.threads);
-            let count = self.ready.values().map(BTreeSet::len).sum();
-            match self.room.enter(wish, &device, count) {
-                Err(Full::Machine) => break,
+            let count = self.could_start(|device| device != AWAY);
+            match self.room.enter(wish, &device, count, self.want(node)) {
+                Err(Full::Machine) => full = true,
                 Err(Full::Device) => _ = busy.insert(device),
                 Ok(place) => {
                     self.ready.entry(device).or_default().remove(&(self.place[node], node));
@@ -289,14 +329,6 @@ impl Scheduler<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Lets workers stop, or kills them.
-    fn slow_down(&mut self, stop: Stop) {
-        self.stop = self.stop.max(stop);
-        for attempt in self.running.values_mut() {
-            if stop == Stop::Killed { attempt.kill() } else { attempt.stop() }
-        }
     }
 
     fn tell(&mut self, event: &Event) -> Result<(), ExecError> {
@@ -328,12 +360,20 @@ impl Scheduler<'_> {
 
     /// Records the run and tells that it is over.
     fn finish(mut self) -> Result<Summary, ExecError> {
+        self.conclude_all()?;
         self.list(true);
         self.remember();
         let nodes = run_nodes(self.pipeline, &self.phases, &self.index.figures());
-        let mut summary =
-            Summary { run: self.journal.run().to_owned(), interrupted: false, seconds: 0.0, budget: Vec::new(), nodes };
+        let mut summary = Summary {
+            run: self.journal.run().to_owned(),
+            interrupted: false,
+            seconds: 0.0,
+            budget: Vec::new(),
+            left: Vec::new(),
+            nodes,
+        };
         summary.budget = std::mem::take(&mut self.ledger.told);
+        summary.left = std::mem::take(&mut self.yard.left);
         summary.interrupted = self.stop >= Stop::Interrupted && !summary.ok();
         // A gc removes this run wholly before both or after: else the index would know a run that is gone.
         let section = self.store.sharing();

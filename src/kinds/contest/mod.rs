@@ -54,13 +54,18 @@ enum Source {
 }
 
 impl Contest {
-    /// Lets every candidate answer the same questions with the same random numbers, and has the answers judged.
-    pub(super) fn hold(kind: &Evaluate, cx: &mut Cx<'_>) -> Result<Self, NodeError> {
+    /// Lets every candidate answer the same questions with the same random numbers, and has the answers judged. Nothing comes of
+    /// a part of the queries.
+    pub(super) fn hold(kind: &Evaluate, cx: &mut Cx<'_>) -> Result<Option<Self>, NodeError> {
         let constitutions = query::read_constitutions(cx.input("constitutions")?)?;
         let rows = rows::read_input(cx.input("queries")?)?;
         let queries = query::pose(&rows, &constitutions, kind.seed, kind.combinations, 1)?;
         if queries.is_empty() {
             return Err(NodeError::with_help("there are no queries", "lower `skip`, or raise `take`"));
+        }
+        let queries = cx.part.own(queries, |query| &query.row);
+        if queries.is_empty() {
+            return Ok(None);
         }
         let size = constitutions.per_query;
         let compared = if kind.compare == Compare::All { size } else { 1 };
@@ -85,6 +90,9 @@ impl Contest {
             calls.extend(judge.metrics());
             calls.extend(judge.reuse().metrics("judge."));
         }
+        if cx.part.is_shard() {
+            return Ok(None);
+        }
         let mut contest = Self {
             against: kind.against.clone(),
             queries,
@@ -96,7 +104,7 @@ impl Contest {
             seed: kind.seed,
         };
         contest.versus = contest.rivals().map(|name| (name.clone(), contest.versus(name, kind.ties))).collect();
-        Ok(contest)
+        Ok(Some(contest))
     }
 
     /// Has a model judge every candidate's responses against those of the one that all are held against.

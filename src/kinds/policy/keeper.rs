@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::Work;
 use super::batches::first_of_each;
 use crate::digest::Digest;
+use crate::endpoint::Tally;
 use crate::kinds::NodeError;
 use crate::kinds::memo::{RowMemo, Space};
 
@@ -81,6 +82,11 @@ impl<V: Clone + Serialize> Keeper<'_, '_, '_, V> {
         self.work.cx.check_interrupt()
     }
 
+    /// Tells what calls of the model of a field came to.
+    pub(in crate::kinds) fn called(&mut self, path: &str, tally: Tally) {
+        self.work.cx.part.called(path, tally);
+    }
+
     /// Writes down what is finished.
     pub(in crate::kinds) fn keep(&mut self) -> Result<(), NodeError> {
         self.kept = Instant::now();
@@ -111,8 +117,16 @@ impl<'a, 'cx> Work<'a, 'cx> {
     ) -> Result<Rows<V>, NodeError> {
         let mut memo = RowMemo::open(self.cx, space)?;
         let mut values: Vec<Option<V>> = memo.find(keys)?;
-        let reused: Vec<bool> = values.iter().map(Option::is_some).collect();
-        let missing = first_of_each(keys.iter().enumerate().filter(|(at, _)| !reused[*at]));
+        let found: Vec<bool> = values.iter().map(Option::is_some).collect();
+        let missing = first_of_each(keys.iter().enumerate().filter(|(at, _)| !found[*at]));
+        let reused = self.cx.part.remembered(&space.id, keys, found);
+        if !missing.is_empty() && space.about.class.is_some() && self.cx.part.class().is_some() {
+            // Here they would be computed on a device of another class.
+            return Err(NodeError::with_help(
+                format!("{} rows that were computed are no longer remembered", missing.len()),
+                "raise `SAMI_ROWS_LIMIT` if it is low; they are computed again",
+            ));
+        }
         self.advance(keys.len() - missing.len());
         let asked = missing.iter().map(|at| (keys[*at], told(*at))).collect();
         let made = missing.iter().map(|_| None).collect();
@@ -126,9 +140,10 @@ impl<'a, 'cx> Work<'a, 'cx> {
                 result = keeper.keep().and(result);
             }
         }
-        let Keeper { memo, made, .. } = keeper;
+        let Keeper { memo, made, work, .. } = keeper;
         memo.finish(store, &node);
         result?;
+        work.cx.part.computed(&space.id, missing.iter().map(|at| keys[*at]));
         let made: HashMap<&Digest, V> =
             missing.iter().zip(made).filter_map(|(at, value)| Some((&keys[*at], value?))).collect();
         for (key, value) in keys.iter().zip(&mut values).filter(|(_, value)| value.is_none()) {

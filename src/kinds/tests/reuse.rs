@@ -129,6 +129,7 @@ impl<'a> Case<'a> {
             micro_batch: None,
             activation_checkpointing: None,
             afresh: false,
+            part: Part::Whole,
             progress: &mut progress,
             purse: std::sync::Arc::default(),
             cancel: &self.bench.cancel,

@@ -139,7 +139,9 @@ impl Store {
         let mut all = Vec::new();
         for path in fs::list(&self.root.join("partial"))? {
             let Ok(key) = name(&path).parse::<Digest>() else { continue };
-            if kept.needed.contains(&key) || self.node_path(&key).exists() || self.is_key_locked(&key) {
+            // Its job waits or runs somewhere, perhaps without a process here.
+            let is_in_a_job = path.join("ticket.json").exists();
+            if is_in_a_job || kept.needed.contains(&key) || self.node_path(&key).exists() || self.is_key_locked(&key) {
                 continue;
             }
             let files = fs::walk(&path)?;

@@ -80,6 +80,7 @@ pub(super) fn page(site: &Site, query: &Query) -> Result<Page, Problem> {
         .with("node", item)
         .with("running", &told.filter(|told| told.state == "running"))
         .with("left", &told.and_then(story::Told::left))
+        .with("shards_done", &told.map(story::Told::shards_done))
         .with("why", &why(&store, &index, &planned, at)?)
         .with("recipe", &flat(&fields))
         .with("run_fields", &node.map(|node| flat(&serde_json::to_value(&node.run).unwrap_or_default())))

@@ -1,0 +1,399 @@
+//! The thread that stands between a run and its engine: it submits in batches, listens to what workers say in their
+//! files, and polls for all jobs in one call. What it finds out goes to the scheduler's inbox like the words of workers on
+//! sockets.
+//!
+//! What decides that an attempt is over is its worker's record; the engine is asked only whether there is still someone
+//! who may write one. A job that is over without a record gets the time that a file may take to be seen from here.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::fate::Fate;
+use super::{Engine, Refusal, Seen, Standing, Submission};
+use crate::exec::job::{Exit, RESULT, STOP_FILE, WORDS, Word};
+use crate::exec::local::Message;
+use crate::fs;
+
+mod tail;
+
+use tail::Tail;
+
+/// Between two looks at the files of few jobs; of many, a millisecond each.
+const LOOK: Duration = Duration::from_millis(200);
+const LOOK_EACH: Duration = Duration::from_millis(1);
+/// How often a job is submitted again that the engine could not take just now.
+const TRIES: u32 = 8;
+/// The longest wait between two such tries.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Failures of the engine in a row after which that is told.
+const TELL_AFTER: u32 = 3;
+
+/// How often it looks, and how long it waits.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::exec) struct Rhythm {
+    /// Between two polls.
+    pub(in crate::exec) interval: Duration,
+    /// How long a file may take to be seen.
+    pub(in crate::exec) lag: Duration,
+}
+
+/// What the scheduler wants of it. Attempts have the numbers that the scheduler knows them by.
+#[derive(Debug)]
+pub(in crate::exec) enum Order {
+    /// Submit a job.
+    Submit {
+        /// Which attempt.
+        attempt: u64,
+        /// The job.
+        submission: Box<Submission>,
+    },
+    /// Watch a job that an earlier scheduler submitted, perhaps.
+    Adopt {
+        /// Which attempt.
+        attempt: u64,
+        /// Its directory.
+        directory: PathBuf,
+        /// Its mark.
+        mark: String,
+        /// Its id, if that was written down.
+        job: Option<String>,
+    },
+    /// Have it save and end; if it waits, it is cancelled.
+    Stop {
+        /// Which attempt.
+        attempt: u64,
+    },
+    /// End it.
+    Cancel {
+        /// Which attempt.
+        attempt: u64,
+    },
+}
+
+/// What is seen of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::exec) enum Sight {
+    /// The engine has it.
+    Submitted {
+        /// The job's id.
+        job: String,
+        /// What a person types to see it.
+        look: String,
+    },
+    /// It waits, for another reason than before, or runs on a machine.
+    At(Seen),
+    /// The engine is out of reach: nothing is known of its jobs.
+    Blind {
+        /// What it says.
+        what: String,
+    },
+    /// It is over.
+    Over(Box<Fate>),
+}
+
+/// The thread, as the scheduler has it. When this is dropped the thread ends; jobs go on.
+#[derive(Debug)]
+pub(in crate::exec) struct Watcher {
+    orders: Option<Sender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watcher {
+    /// Starts it.
+    pub(in crate::exec) fn start(
+        engine: Arc<dyn Engine>,
+        rhythm: Rhythm,
+        inbox: Sender<Message>,
+    ) -> std::io::Result<Self> {
+        let (orders, taken) = channel();
+        let watch = Watch { engine, rhythm, inbox, jobs: BTreeMap::new(), polled: None, failures: 0 };
+        let thread = std::thread::Builder::new().name("watcher".to_owned()).spawn(move || watch.run(&taken))?;
+        Ok(Self { orders: Some(orders), thread: Some(thread) })
+    }
+
+    /// Gives an order.
+    pub(in crate::exec) fn order(&self, order: Order) {
+        // The thread lives as long as this.
+        let _ = self.orders.as_ref().map(|orders| orders.send(order));
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A job that is watched.
+#[derive(Debug)]
+struct Watched {
+    directory: PathBuf,
+    mark: String,
+    words: Tail,
+    /// To be submitted, with how often it was tried and when it is tried again.
+    waiting: Option<(Box<Submission>, u32, Instant)>,
+    job: Option<String>,
+    seen: Option<Seen>,
+    /// Since when it is over, or not known any more, without a record.
+    over: Option<(Instant, Option<Seen>)>,
+    stopped: bool,
+}
+
+struct Watch {
+    engine: Arc<dyn Engine>,
+    rhythm: Rhythm,
+    inbox: Sender<Message>,
+    jobs: BTreeMap<u64, Watched>,
+    polled: Option<Instant>,
+    failures: u32,
+}
+
+impl Watch {
+    fn run(mut self, orders: &Receiver<Order>) {
+        loop {
+            let busy = !self.jobs.is_empty();
+            let look = LOOK.max(LOOK_EACH * self.jobs.len() as u32).min(self.rhythm.interval.max(LOOK));
+            let first = if busy { orders.recv_timeout(look) } else { orders.recv().map_err(RecvTimeoutError::from) };
+            match first {
+                Ok(order) => {
+                    self.take(order);
+                    // What was ordered in the meantime is done in the same calls.
+                    while let Ok(order) = orders.try_recv() {
+                        self.take(order);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                // The scheduler is done.
+                Err(RecvTimeoutError::Disconnected) => return self.submit(),
+            }
+            self.submit();
+            self.listen();
+            if !self.jobs.is_empty() && self.polled.is_none_or(|polled| polled.elapsed() >= self.rhythm.interval) {
+                self.poll();
+                self.polled = Some(Instant::now());
+                self.listen();
+            }
+        }
+    }
+
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Submit { attempt, submission } => {
+                let (directory, mark) = (submission.directory.clone(), submission.mark.clone());
+                let waiting = Some((submission, 0, Instant::now()));
+                self.jobs.insert(attempt, Watched { waiting, ..Watched::new(directory, mark, None) });
+            }
+            Order::Adopt { attempt, directory, mark, job } => {
+                self.jobs.insert(attempt, Watched::new(directory, mark, job));
+                // Whether it is there at all is to be known soon.
+                self.polled = None;
+            }
+            Order::Stop { attempt } => self.stop(attempt),
+            Order::Cancel { attempt } => {
+                self.write_stop(attempt);
+                self.cancel(&[attempt]);
+            }
+        }
+    }
+
+    fn stop(&mut self, attempt: u64) {
+        self.write_stop(attempt);
+        let waits =
+            |job: &Watched| !matches!(&job.seen, Some(Seen { state: Standing::Runs, .. })) && !job.words.heard();
+        if self.jobs.get(&attempt).is_some_and(waits) {
+            self.cancel(&[attempt]);
+        }
+    }
+
+    /// Puts the file beside the job that makes its worker save and end.
+    fn write_stop(&mut self, attempt: u64) {
+        let Some(job) = self.jobs.get_mut(&attempt) else { return };
+        if !std::mem::replace(&mut job.stopped, true)
+            && let Err(error) = fs::write(&job.directory.join(STOP_FILE), "")
+        {
+            tracing::warn!("{} cannot be told to stop: {error}", job.mark);
+        }
+    }
+
+    fn cancel(&mut self, attempts: &[u64]) {
+        for attempt in attempts {
+            let never = |job: &mut Watched| job.waiting.take().is_some();
+            if self.jobs.get_mut(attempt).is_some_and(never) {
+                self.end(*attempt, Fate::default());
+            }
+        }
+        let jobs: Vec<&str> = attempts.iter().filter_map(|attempt| self.jobs.get(attempt)?.job.as_deref()).collect();
+        if jobs.is_empty() {
+            return;
+        }
+        if let Err(refusal) = self.engine.cancel(&jobs) {
+            tracing::warn!("{} cannot be cancelled: {}", jobs.join(", "), refusal.line());
+        }
+        self.polled = None;
+    }
+
+    /// Submits what waits for it.
+    fn submit(&mut self) {
+        let now = Instant::now();
+        let is_due = |job: &Watched| job.waiting.as_ref().is_some_and(|(_, _, due)| *due <= now);
+        let due: Vec<u64> = self.jobs.iter().filter(|(_, job)| is_due(job)).map(|(attempt, _)| *attempt).collect();
+        if due.is_empty() {
+            return;
+        }
+        let submission = |attempt: &u64| Some((*self.jobs.get(attempt)?.waiting.as_ref()?.0).clone());
+        let batch: Vec<Submission> = due.iter().filter_map(submission).collect();
+        for (attempt, outcome) in due.into_iter().zip(self.engine.submit(&batch)) {
+            let Some(job) = self.jobs.get_mut(&attempt) else { continue };
+            let Some((submission, tries, _)) = job.waiting.take() else { continue };
+            match outcome {
+                Ok(id) => {
+                    job.job = Some(id.clone());
+                    let look = self.engine.look(&id);
+                    self.tell(attempt, Sight::Submitted { job: id, look });
+                }
+                Err(refusal) if refusal.passing && tries < TRIES => {
+                    let wait = Duration::from_secs(1 << tries.min(6)).min(LONGEST_WAIT);
+                    job.waiting = Some((submission, tries + 1, now + wait));
+                    self.tell(attempt, Sight::Blind { what: refusal.line() });
+                }
+                Err(refusal) => self.end(attempt, Fate { refusal: Some(refusal), ..Fate::default() }),
+            }
+        }
+    }
+
+    /// Tells what workers have said, and ends the attempts of those that have ended.
+    fn listen(&mut self) {
+        let mut ended = Vec::new();
+        for (attempt, job) in &mut self.jobs {
+            if job.waiting.is_some() {
+                continue;
+            }
+            for word in job.words.read() {
+                let _ = self.inbox.send(Message::Word { attempt: *attempt, word });
+            }
+            let exit = job.exit();
+            let lagged = job.over.as_ref().is_some_and(|(since, _)| since.elapsed() >= self.rhythm.lag);
+            match exit {
+                // Of one that was told to stop it must be known by whom, and what its job came to.
+                Some(exit) if exit.told.is_some() && job.over.is_none() && !job.stopped && self.failures == 0 => {}
+                Some(exit) => {
+                    for word in job.words.read() {
+                        let _ = self.inbox.send(Message::Word { attempt: *attempt, word });
+                    }
+                    let seen = job.over.take().and_then(|(_, seen)| seen);
+                    ended.push((*attempt, Fate { exit: Some(exit), seen, refusal: None }));
+                }
+                None if lagged => {
+                    let seen = job.over.take().and_then(|(_, seen)| seen);
+                    ended.push((*attempt, Fate { exit: None, seen, refusal: None }));
+                }
+                None => {}
+            }
+        }
+        for (attempt, fate) in ended {
+            self.end(attempt, fate);
+        }
+    }
+
+    /// Asks the engine for all jobs.
+    fn poll(&mut self) {
+        let outcome = self.find().and_then(|()| {
+            let jobs: Vec<&str> = self.jobs.values().filter_map(|job| job.job.as_deref()).collect();
+            if jobs.is_empty() { Ok(HashMap::new()) } else { self.engine.poll(&jobs) }
+        });
+        let mut seen = match outcome {
+            Ok(seen) => {
+                self.failures = 0;
+                seen
+            }
+            Err(refusal) => {
+                self.failures += 1;
+                tracing::debug!("{} cannot be asked: {}", self.engine.name(), refusal.line());
+                if self.failures == TELL_AFTER {
+                    let attempts: Vec<u64> = self.jobs.keys().copied().collect();
+                    for attempt in attempts.into_iter().take(1) {
+                        self.tell(attempt, Sight::Blind { what: refusal.line() });
+                    }
+                }
+                return;
+            }
+        };
+        let mut told = Vec::new();
+        for (attempt, job) in &mut self.jobs {
+            if job.waiting.is_some() {
+                continue;
+            }
+            let now = job.job.as_deref().and_then(|id| seen.remove(id));
+            match &now {
+                Some(seen) if !seen.state.is_over() => {
+                    job.over = None;
+                    if job.seen.as_ref() != Some(seen) {
+                        told.push((*attempt, Sight::At(seen.clone())));
+                    }
+                }
+                over => _ = job.over.get_or_insert_with(|| (Instant::now(), over.clone())),
+            }
+            job.seen = now.or(job.seen.take());
+        }
+        for (attempt, sight) in told {
+            self.tell(attempt, sight);
+        }
+    }
+
+    /// Looks for the ids of jobs of which only the mark is known.
+    fn find(&mut self) -> Result<(), Refusal> {
+        let nameless = |job: &&Watched| job.job.is_none() && job.waiting.is_none() && job.over.is_none();
+        let marks: Vec<&str> = self.jobs.values().filter(nameless).map(|job| job.mark.as_str()).collect();
+        if marks.is_empty() {
+            return Ok(());
+        }
+        let found = self.engine.find(&marks)?;
+        let mut told = Vec::new();
+        for (attempt, job) in &mut self.jobs {
+            if let Some(id) = found.get(&job.mark).filter(|_| job.job.is_none()) {
+                job.job = Some(id.clone());
+                told.push((*attempt, Sight::Submitted { job: id.clone(), look: self.engine.look(id) }));
+            }
+        }
+        for (attempt, sight) in told {
+            self.tell(attempt, sight);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, attempt: u64, fate: Fate) {
+        if self.jobs.remove(&attempt).is_some() {
+            self.tell(attempt, Sight::Over(Box::new(fate)));
+        }
+    }
+
+    fn tell(&self, attempt: u64, sight: Sight) {
+        // Without a scheduler no one is left to tell.
+        let _ = self.inbox.send(Message::Sight { attempt, sight });
+    }
+}
+
+impl Watched {
+    fn new(directory: PathBuf, mark: String, job: Option<String>) -> Self {
+        let words = Tail::new(directory.join(WORDS));
+        Self { directory, mark, words, waiting: None, job, seen: None, over: None, stopped: false }
+    }
+
+    /// The worker's record, if it is there.
+    fn exit(&self) -> Option<Exit> {
+        // Listed, not looked up: NFS remembers for a while that a name was not there.
+        let files = fs::list(&self.directory).ok()?;
+        let file = files.iter().find(|file| file.ends_with(RESULT))?;
+        serde_json::from_slice(&fs_err::read(file).ok()?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+//! Attempts that an engine executes, in the loop: what is seen of their jobs, and what the end of one means.
+
+use super::{Scheduler, Stop};
+use crate::exec::away::AWAY;
+use crate::exec::engine::{Fate, Judged, Sight, Standing, Ticket, judge};
+use crate::exec::phase::Phase;
+use crate::exec::room::Place;
+use crate::exec::{Event, ExecError};
+use crate::settings::OnInterrupt;
+
+impl Scheduler<'_> {
+    /// Has nodes wait for jobs that an engine executes.
+    pub(super) fn send_away(&mut self) {
+        for node in 0..self.pipeline.nodes.len() {
+            if self.yard.goes_away(self.pipeline, node) {
+                self.devices[node] = AWAY.into();
+            }
+        }
+    }
+
+    /// The place of a node in a job.
+    pub(super) fn place_away(&self, node: usize) -> Place {
+        let resources = self.yard.resources(self.pipeline, node);
+        let declared = self.pipeline.nodes[node].run.device.as_deref().filter(|device| *device != "auto");
+        let device = match declared {
+            Some("cuda") => "cuda:0",
+            Some(device) => device,
+            None if crate::exec::room::computes_on_cpu(self.pipeline, &self.pipeline.nodes[node]) => "cpu",
+            None => resources.device(),
+        };
+        Place::away(resources.cpus.unwrap_or(1), device)
+    }
+
+    /// Takes what is seen of a job.
+    pub(super) fn see(&mut self, serial: u64, sight: Sight) -> Result<(), ExecError> {
+        let Some(attempt) = self.running.get_mut(&serial) else { return Ok(()) };
+        let Some(remote) = &mut attempt.remote else { return Ok(()) };
+        let node = self.pipeline.nodes[attempt.node].name.clone();
+        let (engine, job) = (remote.ticket.engine.clone(), remote.ticket.job.clone());
+        let (state, host, why) = match sight {
+            Sight::Over(fate) => return self.over(serial, &fate),
+            Sight::Submitted { job, look } => {
+                crate::fs::kill_point("submitted");
+                remote.ticket.job = Some(job.clone());
+                remote.ticket.look.clone_from(&look);
+                remote.ticket.write(self.store, &attempt.recipe.key)?;
+                return self.tell(&Event::NodeJob {
+                    node,
+                    engine,
+                    job: Some(job),
+                    state: "submitted".into(),
+                    host: None,
+                    why: look,
+                });
+            }
+            Sight::Blind { what } => ("unseen", None, what),
+            Sight::At(seen) => {
+                let state = if seen.state == Standing::Runs { "runs" } else { "waits" };
+                (state, seen.host, seen.why)
+            }
+        };
+        self.tell(&Event::NodeJob { node, engine, job, state: state.to_owned(), host, why })
+    }
+
+    /// A job is over: its attempt has ended, or another one follows.
+    fn over(&mut self, serial: u64, fate: &Fate) -> Result<(), ExecError> {
+        let Some(attempt) = self.running.get_mut(&serial) else { return Ok(()) };
+        let Some(remote) = &mut attempt.remote else { return Ok(()) };
+        self.yard.jobs = self.yard.jobs.saturating_sub(1);
+        if let Some(exit) = &fate.exit {
+            attempt.usage = Some(exit.usage);
+            remote.exit = Some((exit.seconds, exit.host.clone()));
+            self.ledger.spent(serial, exit.spent);
+        }
+        remote.silent = fate.exit.is_none();
+        let patience = self.yard.patience.get(&attempt.node).copied().unwrap_or_default();
+        let growing = self.yard.can_grow(self.pipeline, attempt.node);
+        match judge(fate, patience, remote.reached, self.yard.retries(), growing) {
+            Judged::Ended(result) => attempt.result = Some(result),
+            Judged::Again(again) => {
+                self.yard.patience.insert(attempt.node, again.patience);
+                attempt.result = Some(crate::exec::job::JobResult::Interrupted);
+                remote.again = Some(again.what);
+            }
+        }
+        Ticket::clear(self.store, &attempt.recipe.key, attempt.role.part())?;
+        self.end(serial)
+    }
+
+    /// Lets go of jobs that go on without this run. Returns whether there were any.
+    pub(super) fn leave_jobs(&mut self) -> Result<bool, ExecError> {
+        if self.yard.on_interrupt() != OnInterrupt::Leave {
+            return Ok(false);
+        }
+        let away: Vec<u64> =
+            self.running.iter().filter(|(_, attempt)| attempt.remote.is_some()).map(|(serial, _)| *serial).collect();
+        for serial in &away {
+            let Some(attempt) = self.running.remove(serial) else { continue };
+            let Some(remote) = &attempt.remote else { continue };
+            let node = self.pipeline.nodes[attempt.node].name.clone();
+            self.yard.left.push(node.clone());
+            let key = attempt.recipe.key;
+            let seconds = attempt.began.elapsed().as_secs_f64();
+            self.phases[attempt.node] = Phase::Stopped { key, seconds };
+            let (engine, job, why) =
+                (remote.ticket.engine.clone(), remote.ticket.job.clone(), remote.ticket.look.clone());
+            self.tell(&Event::NodeJob { node, engine, job, state: "left".into(), host: None, why })?;
+            self.release(attempt);
+        }
+        Ok(!away.is_empty())
+    }
+
+    /// Lets attempts stop, or ends them.
+    pub(super) fn slow_down(&mut self, stop: Stop) {
+        let cancel =
+            stop == Stop::Killed || stop == Stop::Interrupted && self.yard.on_interrupt() == OnInterrupt::Cancel;
+        self.stop = self.stop.max(stop);
+        for attempt in self.running.values_mut() {
+            match &attempt.remote {
+                Some(remote) if cancel => self.yard.cancel(remote),
+                Some(remote) => self.yard.stop(remote),
+                None if stop == Stop::Killed => attempt.kill(),
+                None => attempt.stop(),
+            }
+        }
+    }
+}

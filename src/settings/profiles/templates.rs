@@ -1,0 +1,41 @@
+//! The engine `command`: any program that takes jobs, by three lines of shell.
+
+use crate::settings::section::Section;
+
+/// Lines of shell that submit a job, say how jobs are, and end them. `{script}`, `{name}`, … stand for words of the job.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Templates {
+    /// Submits the job in `{script}`; the last line that it prints is the job's id.
+    pub submit: String,
+    /// Prints a line `ID STATE` for each of `{ids}` that is known, STATE being `waits`, `runs`, `done`, `failed`,
+    /// `cancelled`, `timeout`, `memory`, `preempted` or `lost`.
+    pub poll: String,
+    /// Ends `{ids}`.
+    pub cancel: String,
+    /// Prints a line `MARK ID` for each of `{marks}` for which there is a job; without it a job whose id was not written
+    /// down is not found again.
+    pub find: Option<String>,
+}
+
+/// Takes the keys; they must be there if `wanted`.
+pub(super) fn take(section: &mut Section<'_>, wanted: bool) -> Templates {
+    let mut line = |key: &'static str, help: &str| match section.text(key) {
+        Some((text, _)) if wanted => text,
+        Some((_, at)) => {
+            section.fault(&at, format!("`{key}` is for `executor = \"command\"`"), "remove it, or name that executor");
+            String::new()
+        }
+        None => {
+            if wanted {
+                section.lacks(key, help);
+            }
+            String::new()
+        }
+    };
+    Templates {
+        submit: line("submit", "say how a script is submitted: `submit = \"qsub {script}\"`"),
+        poll: line("poll", "say how jobs are asked for: a line `ID STATE` for each of `{ids}`"),
+        cancel: line("cancel", "say how jobs are ended: `cancel = \"qdel {ids}\"`"),
+        find: section.text("find").map(|(text, _)| text),
+    }
+}
