@@ -31,7 +31,7 @@ pub(super) use insert::{bytes, digest};
 use insert::{insert_latest, insert_node, insert_run};
 
 /// Raised with the tables; an index of another schema is made again.
-const SCHEMA: i64 = 4;
+const SCHEMA: i64 = 5;
 
 const TABLES: &str = "
     CREATE TABLE nodes (key BLOB PRIMARY KEY, node TEXT, pipeline TEXT, kind TEXT, artifact BLOB, run TEXT,
@@ -55,7 +55,7 @@ const TABLES: &str = "
 /// Made when the tables are filled, which is faster. Whatever is listed is listed in the order of one of them.
 const INDEXES: &str = "
     CREATE INDEX nodes_artifact ON nodes (artifact, made);
-    CREATE INDEX nodes_node ON nodes (node, made);
+    CREATE INDEX nodes_node ON nodes (node, made, pipeline);
     CREATE INDEX nodes_pipeline ON nodes (pipeline, made);
     CREATE INDEX nodes_kind ON nodes (kind, run);
     CREATE INDEX inputs_artifact ON inputs (artifact);
@@ -80,7 +80,7 @@ impl Index {
     /// Opens the index of a store, making it from the files if it is absent, damaged or of another schema. Where it
     /// cannot be written it is read, or else made in memory; as is that of a store which is only looked for.
     pub fn open(store: &Store) -> Result<Self, StoreError> {
-        if !store.root().join("VERSION").exists() {
+        if !store.exists() {
             return Self::in_memory(store);
         }
         let path = store.root().join("index.sqlite");

@@ -42,6 +42,8 @@ pub(super) struct Inventory {
     pub(super) names: Names,
     /// Names of types of artifacts.
     pub(super) types: Names,
+    /// Whether the index says so: good for telling what would go, not for letting it go.
+    pub(super) is_view: bool,
 }
 
 /// A node record.
@@ -206,6 +208,7 @@ impl Inventory {
             sizes: sizes.into_iter().map(std::sync::atomic::AtomicU64::into_inner).collect(),
             names: names.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner),
             types: types.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner),
+            is_view: false,
         })
     }
 
@@ -232,7 +235,7 @@ impl Inventory {
             None => (nodes_of(index, &artifacts)?, manifests_of(index, &objects, artifacts.len())?),
         };
         let (keys, records, inputs, names) = nodes;
-        Ok(Self { keys, records, inputs, artifacts, manifests, stands, objects, sizes, names, types })
+        Ok(Self { keys, records, inputs, artifacts, manifests, stands, objects, sizes, names, types, is_view: true })
     }
 
     /// The objects that an artifact stands on.

@@ -31,6 +31,25 @@ fn the_index_is_made_from_the_files_whatever_is_in_its_place() {
     assert!(fs::list(&store.tmp()).unwrap().is_empty());
 }
 
+/// An index as an earlier version made it, and as a later one might.
+#[test]
+fn an_index_of_another_schema_is_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled(directory.path());
+    drop(Index::open(&store).unwrap());
+    for schema in [SCHEMA - 1, SCHEMA + 1, 0] {
+        let old = Connection::open(directory.path().join("index.sqlite")).unwrap();
+        let change = "DROP INDEX nodes_node; CREATE INDEX nodes_node ON nodes (node, made); DELETE FROM nodes";
+        old.execute_batch(&format!("{change}; PRAGMA user_version = {schema}")).unwrap();
+        drop(old);
+        assert!(Glimpse::open(directory.path()).is_none(), "words are completed from no other schema");
+        let index = Index::open(&store).unwrap();
+        assert_eq!(index.keys_of_node("toy", "a", 5), [records[0].key]);
+        assert_eq!(index.artifacts_by_key().len(), 2);
+        assert!(Glimpse::open(directory.path()).is_some());
+    }
+}
+
 #[test]
 fn two_processes_share_it_and_seals_survive() {
     let directory = tempfile::tempdir().unwrap();
