@@ -400,6 +400,10 @@ impl Watch {
     }
 
     fn end(&mut self, attempt: u64, fate: Fate) {
+        // It may go on where it was thought lost: then it is to end before another one has done the work.
+        if fate.exit.is_none() && fate.refusal.is_none() {
+            self.write_stop(attempt);
+        }
         if let Some(job) = self.jobs.remove(&attempt) {
             self.engine.over(job.job.as_deref().as_slice());
             self.tell(attempt, Sight::Over(Box::new(fate)));
