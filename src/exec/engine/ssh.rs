@@ -226,6 +226,10 @@ impl Engine for Ssh {
         Ok(())
     }
 
+    fn over(&self, jobs: &[&str]) {
+        jobs.iter().for_each(|job| _ = self.taken().remove(*job));
+    }
+
     fn review(&self, _: &Submission) -> Vec<Diagnostic> {
         let ask = |host: &String| self.on(host, "[ -r /proc/self/stat ] && command -v setsid >/dev/null\n").err();
         self.hosts.hosts.iter().filter_map(ask).map(|refusal| refusal.finding).collect()
