@@ -65,6 +65,7 @@ impl From<ExecError> for Failure {
             ExecError::Sources(_)
             | ExecError::UnknownNode { .. }
             | ExecError::BadDevice { .. }
+            | ExecError::TooManyRanks { .. }
             | ExecError::BadJob { .. } => USAGE,
         };
         Self { code, diagnostics: error.diagnostics() }

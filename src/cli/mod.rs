@@ -233,6 +233,9 @@ pub enum Command {
     Worker {
         /// Job file (default: jobs come over the socket on standard input)
         job: Option<PathBuf>,
+        /// Compute the job as this rank, not rank 0, which says over standard input where it is
+        #[arg(long, requires = "job")]
+        rank: Option<usize>,
     },
 }
 
@@ -441,6 +444,6 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Schema(args) => schema::run(args),
         Command::Completions { shell } => completions::run(*shell),
         Command::Man { directory } => man::run(directory),
-        Command::Worker { job } => worker::run(job.as_deref()),
+        Command::Worker { job, rank } => worker::run(job.as_deref(), *rank),
     }
 }

@@ -149,7 +149,7 @@ pub(crate) fn plan(context: &Context, args: &PlanArgs) -> CommandResult {
 fn estimates(planned: &Planned, device: &str) -> Result<Estimates, context::Failure> {
     let Planned { pipeline, plan, store, index, .. } = planned;
     let stale = plan.order.iter().any(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
-    let gpus = stale && device == "auto" && !doctor::gpus(&run::program()?).is_empty();
+    let gpus = if stale && device == "auto" { doctor::gpus(&run::program()?).len() } else { 0 };
     Ok(exec::estimate(pipeline, store, index, plan, device, gpus)?)
 }
 

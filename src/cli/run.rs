@@ -117,7 +117,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     };
     if stale {
         section = None;
-        let estimates = exec::estimate(&pipeline, &store, &index, &plan, &options.device, !options.gpus.is_empty())?;
+        let estimates = exec::estimate(&pipeline, &store, &index, &plan, &options.device, options.gpus.len())?;
         context::complain(Totals::of(&estimates, &store).warning(&store).as_slice());
         let needs =
             estimates.nodes.iter().map(|(node, estimate)| (*node, Needs::of(estimate, estimates.past.get(node))));

@@ -6,9 +6,10 @@ use super::CommandResult;
 use crate::exec;
 
 /// Executes the attempt of a job file, or those that the scheduler on standard input asks for.
-pub(crate) fn run(job: Option<&Path>) -> CommandResult {
-    Ok(match job {
-        Some(job) => exec::work(job)?,
-        None => exec::serve()?,
+pub(crate) fn run(job: Option<&Path>, rank: Option<usize>) -> CommandResult {
+    Ok(match (job, rank) {
+        (Some(job), Some(rank)) => exec::rank(job, rank)?,
+        (Some(job), None) => exec::work(job)?,
+        (None, _) => exec::serve()?,
     })
 }

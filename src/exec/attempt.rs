@@ -97,6 +97,8 @@ impl Attempt {
         let Start { pipeline, store, journal, .. } = *start;
         let name = &pipeline.nodes[node].name;
         let light = takes_turns(&pipeline.nodes[node]);
+        let ranks = pipeline.nodes[node].run.ranks;
+        let threads = (place.threads / ranks.unwrap_or(1).max(1)).max(1);
         let job = Job {
             node: name.clone(),
             kind: pipeline.nodes[node].kind.name.to_owned(),
@@ -106,7 +108,9 @@ impl Attempt {
             key: recipe.key,
             output: pipeline.nodes[node].spec.output(),
             device: place.device().to_owned(),
-            threads: place.threads,
+            ranks,
+            devices: place.devices().to_vec(),
+            threads,
             micro_batch: pipeline.nodes[node].run.micro_batch,
             activation_checkpointing: pipeline.nodes[node].run.activation_checkpointing,
             afresh: false,
@@ -135,7 +139,7 @@ impl Attempt {
             fs::write(&path, bytes)?;
             let log = directory.join("log.txt");
             let output = fs::create(&log)?;
-            let worker = Worker::start(start.program, &path, output, place.threads, start.serial, start.inbox)
+            let worker = Worker::start(start.program, &path, output, threads, start.serial, start.inbox)
                 .map_err(ExecError::Spawn)?;
             (worker, log, Some(Own { tmp, staging, directory }))
         };

@@ -20,9 +20,12 @@ pub(super) fn device(name: &str, gpus: bool) -> Option<Arc<str>> {
     }
 }
 
-/// The device of each node; `default` is for those that compute and name none. `gpus`: whether `auto` may be a GPU.
-pub(super) fn devices(pipeline: &Pipeline, default: &str, gpus: bool) -> Result<Vec<Arc<str>>, ExecError> {
+/// The device of each node; `default` is for those that compute and name none. `gpus`: how many `auto` may be.
+///
+/// Errs if a node has more ranks than GPUs.
+pub(super) fn devices(pipeline: &Pipeline, default: &str, gpus: usize) -> Result<Vec<Arc<str>>, ExecError> {
     let bad = || ExecError::BadDevice { device: default.to_owned(), place: None };
+    let (count, gpus) = (gpus, gpus > 0);
     let fallback = device(default, gpus).ok_or_else(bad)?;
     let cpu: Arc<str> = "cpu".into();
     let of_node = |node: &crate::pipeline::Node| match node.run.device.as_deref() {
@@ -33,7 +36,20 @@ pub(super) fn devices(pipeline: &Pipeline, default: &str, gpus: bool) -> Result<
             place: Some((Arc::clone(&pipeline.source), node.span.clone())),
         }),
     };
-    pipeline.nodes.iter().map(of_node).collect()
+    let of_ranks = |node: &crate::pipeline::Node| {
+        let device = of_node(node)?;
+        let (ranks, gpus) = match &*device {
+            "cpu" => (0, 0),
+            ANY_GPU => (node.run.ranks.unwrap_or(1), count),
+            _ => (node.run.ranks.unwrap_or(1), 1),
+        };
+        if ranks > gpus {
+            let place = (Arc::clone(&pipeline.source), node.span.clone());
+            return Err(ExecError::TooManyRanks { node: node.name.clone(), ranks, gpus, place });
+        }
+        Ok(device)
+    };
+    pipeline.nodes.iter().map(of_ranks).collect()
 }
 
 #[cfg(test)]

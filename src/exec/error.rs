@@ -32,6 +32,18 @@ pub enum ExecError {
         /// Where, if in the pipeline.
         place: Option<(Arc<Source>, Range<usize>)>,
     },
+    /// More ranks than there are GPUs for them.
+    #[error("node `{node}` is to have {ranks} ranks on GPUs, and there is room for {gpus}")]
+    TooManyRanks {
+        /// Its name.
+        node: String,
+        /// How many are wanted.
+        ranks: usize,
+        /// How many GPUs it may take.
+        gpus: usize,
+        /// Where.
+        place: (Arc<Source>, Range<usize>),
+    },
     /// The store said no.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -84,6 +96,11 @@ impl ExecError {
                     Some((source, span)) => finding.label(source, span.clone(), "of this node"),
                     None => finding,
                 }
+            }
+            Self::TooManyRanks { place: (source, span), .. } => {
+                Diagnostic::error("exec::too-many-ranks", title).label(source, span.clone(), "of this node").help(
+                    "each rank has a GPU of its own: give `run.ranks` as many as there are, with `device = \"auto\"`",
+                )
             }
             Self::Store(error) => error.diagnostic(),
             Self::Spawn(_) => Diagnostic::error("exec::spawn", title)

@@ -49,7 +49,7 @@ pub fn estimate(
     index: &Index,
     plan: &Plan,
     device: &str,
-    gpus: bool,
+    gpus: usize,
 ) -> Result<Estimates, ExecError> {
     let stale = |node: &usize| matches!(plan.nodes[*node], State::Run { .. } | State::Unknown { .. });
     let mut wanted: Vec<bool> = (0..plan.nodes.len()).map(|node| stale(&node)).collect();

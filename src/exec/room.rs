@@ -73,13 +73,19 @@ pub(super) struct Place {
     /// Threads to compute with.
     pub(super) threads: usize,
     counted: usize,
-    device: Option<String>,
+    /// Its GPUs, one for each rank; none on the CPU.
+    devices: Vec<String>,
 }
 
 impl Place {
-    /// The device that it is on: `cpu` or `cuda:N`.
+    /// The device that it is on, or its first rank: `cpu` or `cuda:N`.
     pub(super) fn device(&self) -> &str {
-        self.device.as_deref().unwrap_or("cpu")
+        self.devices.first().map_or("cpu", String::as_str)
+    }
+
+    /// The GPUs of its ranks; none on the CPU, or if it has one.
+    pub(super) fn devices(&self) -> &[String] {
+        if self.devices.len() > 1 { &self.devices } else { &[] }
     }
 }
 
@@ -93,8 +99,8 @@ impl Room {
         Self { threads, capacity, jobs, used: 0, attempts: 0, gpus, devices: BTreeSet::new() }
     }
 
-    /// Takes room for an attempt. `ready` nodes, this one among them, could start now.
-    pub(super) fn enter(&mut self, wish: Wish, device: &str, ready: usize) -> Result<Place, Full> {
+    /// Takes room for an attempt of so many ranks. `ready` nodes, this one among them, could start now.
+    pub(super) fn enter(&mut self, wish: Wish, device: &str, ranks: usize, ready: usize) -> Result<Place, Full> {
         let left = self.capacity - self.used;
         let slots = self.jobs.saturating_sub(self.attempts);
         if slots == 0 || left == 0 {
@@ -109,24 +115,31 @@ impl Room {
         if counted > left {
             return Err(Full::Machine);
         }
-        let device = match device {
-            "cpu" => None,
-            ANY_GPU => Some(self.gpus.iter().find(|gpu| !self.devices.contains(*gpu)).ok_or(Full::Device)?.clone()),
-            device => Some(device.to_owned()),
+        let free = |gpu: &&String| !self.devices.contains(*gpu);
+        let devices: Vec<String> = match device {
+            "cpu" => Vec::new(),
+            ANY_GPU => self.gpus.iter().filter(free).take(ranks.max(1)).cloned().collect(),
+            device => Some(device.to_owned()).filter(|device| free(&device)).into_iter().collect(),
         };
-        if device.as_ref().is_some_and(|device| !self.devices.insert(device.clone())) {
+        let wanted = match device {
+            "cpu" => 0,
+            ANY_GPU => ranks.max(1),
+            _ => 1,
+        };
+        if devices.len() < wanted {
             return Err(Full::Device);
         }
+        self.devices.extend(devices.iter().cloned());
         self.used += counted;
         self.attempts += 1;
-        Ok(Place { threads, counted, device })
+        Ok(Place { threads, counted, devices })
     }
 
     /// Gives room back.
     pub(super) fn leave(&mut self, place: &Place) {
         self.used -= place.counted;
         self.attempts -= 1;
-        if let Some(device) = &place.device {
+        for device in &place.devices {
             self.devices.remove(device);
         }
     }
@@ -137,7 +150,7 @@ mod tests {
     use super::*;
 
     fn threads(room: &mut Room, wish: Wish, ready: usize) -> Result<usize, Full> {
-        room.enter(wish, "cpu", ready).map(|place| place.threads)
+        room.enter(wish, "cpu", 1, ready).map(|place| place.threads)
     }
 
     #[test]
@@ -155,7 +168,7 @@ mod tests {
     #[test]
     fn jobs_may_be_fewer_or_more_than_threads() {
         let mut room = Room::new(4, Some(1), &[]);
-        room.enter(Wish::Threads(1), "cpu", 2).unwrap();
+        room.enter(Wish::Threads(1), "cpu", 1, 2).unwrap();
         assert_eq!(threads(&mut room, Wish::Threads(1), 1), Err(Full::Machine));
         let mut room = Room::new(2, Some(4), &[]);
         for _ in 0..4 {
@@ -167,7 +180,7 @@ mod tests {
     #[test]
     fn a_wish_beyond_the_machine_is_granted_alone() {
         let mut room = Room::new(2, None, &[]);
-        let place = room.enter(Wish::Threads(8), "cpu", 1).unwrap();
+        let place = room.enter(Wish::Threads(8), "cpu", 1, 1).unwrap();
         assert_eq!(place.threads, 8);
         assert_eq!(threads(&mut room, Wish::Threads(1), 1), Err(Full::Machine));
         room.leave(&place);
@@ -177,23 +190,38 @@ mod tests {
     #[test]
     fn a_gpu_has_one_node_at_a_time() {
         let mut room = Room::new(8, None, &[]);
-        let place = room.enter(Wish::Threads(1), "cuda:0", 1).unwrap();
-        assert_eq!(room.enter(Wish::Threads(1), "cuda:0", 1).unwrap_err(), Full::Device);
-        room.enter(Wish::Threads(1), "cuda:1", 1).unwrap();
+        let place = room.enter(Wish::Threads(1), "cuda:0", 1, 1).unwrap();
+        assert_eq!(room.enter(Wish::Threads(1), "cuda:0", 1, 1).unwrap_err(), Full::Device);
+        room.enter(Wish::Threads(1), "cuda:1", 1, 1).unwrap();
         room.leave(&place);
-        room.enter(Wish::Threads(1), "cuda:0", 1).unwrap();
+        room.enter(Wish::Threads(1), "cuda:0", 1, 1).unwrap();
+    }
+
+    #[test]
+    fn ranks_have_a_gpu_each_or_wait() {
+        let gpus = ["cuda:0", "cuda:1", "cuda:2"].map(str::to_owned);
+        let mut room = Room::new(8, None, &gpus);
+        let place = room.enter(Wish::Threads(1), ANY_GPU, 2, 1).unwrap();
+        assert_eq!((place.device(), place.devices()), ("cuda:0", &gpus[..2]));
+        assert_eq!(room.enter(Wish::Threads(1), ANY_GPU, 2, 1).unwrap_err(), Full::Device);
+        assert_eq!(room.enter(Wish::Threads(1), "cuda:1", 1, 1).unwrap_err(), Full::Device);
+        let alone = room.enter(Wish::Threads(1), ANY_GPU, 1, 1).unwrap();
+        assert_eq!((alone.device(), alone.devices().len()), ("cuda:2", 0));
+        room.leave(&place);
+        room.enter(Wish::Threads(1), ANY_GPU, 2, 1).unwrap();
+        assert_eq!(room.enter(Wish::Threads(1), "cpu", 4, 1).unwrap().devices().len(), 0);
     }
 
     #[test]
     fn nodes_spread_over_the_gpus() {
         let gpus = ["cuda:1", "cuda:0"].map(str::to_owned);
         let mut room = Room::new(8, None, &gpus);
-        room.enter(Wish::Threads(1), "cuda:1", 3).unwrap();
-        let place = room.enter(Wish::Threads(1), ANY_GPU, 2).unwrap();
+        room.enter(Wish::Threads(1), "cuda:1", 1, 3).unwrap();
+        let place = room.enter(Wish::Threads(1), ANY_GPU, 1, 2).unwrap();
         assert_eq!(place.device(), "cuda:0");
-        assert_eq!(room.enter(Wish::Threads(1), ANY_GPU, 1).unwrap_err(), Full::Device);
-        assert_eq!(room.enter(Wish::Threads(1), "cpu", 1).unwrap().device(), "cpu");
+        assert_eq!(room.enter(Wish::Threads(1), ANY_GPU, 1, 1).unwrap_err(), Full::Device);
+        assert_eq!(room.enter(Wish::Threads(1), "cpu", 1, 1).unwrap().device(), "cpu");
         room.leave(&place);
-        assert_eq!(room.enter(Wish::Threads(1), ANY_GPU, 1).unwrap().device(), "cuda:0");
+        assert_eq!(room.enter(Wish::Threads(1), ANY_GPU, 1, 1).unwrap().device(), "cuda:0");
     }
 }

@@ -18,10 +18,12 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::ExecError;
 use super::job::{Job, JobResult, STOP, Word};
 use super::local::die;
+use super::ranks;
+use crate::collective::{Launch, Team};
 use crate::diag::Diagnostic;
 use crate::endpoint::{Allowance, Purse, Spent};
 use crate::fs;
-use crate::kinds::{self, Cx, InputArtifact, NodeError, Progress};
+use crate::kinds::{self, Cx, InputArtifact, NodeError, Outputs, Progress};
 use crate::store::{Store, Usage};
 
 /// The least time between two words of progress.
@@ -31,12 +33,16 @@ const BEAT: Duration = Duration::from_millis(100);
 ///
 /// Errs if the file is no job; whatever goes wrong after that is the attempt's result.
 pub fn work(path: &Path) -> Result<u8, ExecError> {
-    let bad = |what: String| ExecError::BadJob { path: path.to_owned(), what };
-    let bytes = fs_err::read(path).map_err(|error| bad(error.to_string()))?;
-    let job: Job = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
+    let job = read(path)?;
     let cancel = heed_signals()?;
+    let launch = ranks::launch(&job);
+    if let Ok(Launch::Task(task)) = &launch
+        && task.rank > 0
+    {
+        return Ok(ranks::task(&job, path, task));
+    }
     let mut mouth = Mouth::new(lifeline(&cancel, None)?);
-    let result = execute(&job, &mut None, &mut mouth, &cancel);
+    let result = execute(&job, (path, launch), &mut None, &mut mouth, &cancel);
     // A disk that is full does not keep the scheduler from hearing of it.
     if let Err(error) = record(&job, &result) {
         tracing::warn!("the result cannot be written: {error}");
@@ -49,6 +55,13 @@ pub fn work(path: &Path) -> Result<u8, ExecError> {
         JobResult::Failed { .. } => 1,
         JobResult::Interrupted => 130,
     })
+}
+
+/// Reads a job's file.
+pub(super) fn read(path: &Path) -> Result<Job, ExecError> {
+    let bad = |what: String| ExecError::BadJob { path: path.to_owned(), what };
+    let bytes = fs_err::read(path).map_err(|error| bad(error.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))
 }
 
 /// Executes the attempts that the scheduler asks for, one after another, each with standard output and error going to its
@@ -71,7 +84,7 @@ pub fn serve() -> Result<u8, ExecError> {
     for line in jobs {
         let job: Job = serde_json::from_str(&line).map_err(|error| bad(error.to_string()))?;
         let result = match log_to(&job) {
-            Ok(()) => execute(&job, &mut store, &mut mouth, &cancel),
+            Ok(()) => execute(&job, (Path::new(""), Ok(Launch::Alone)), &mut store, &mut mouth, &cancel),
             Err(error) => JobResult::Failed { what: format!("its log cannot be written: {error}"), help: None },
         };
         let cleared = clear(&job);
@@ -112,7 +125,7 @@ fn has_children() -> bool {
 }
 
 /// What signals that ask this process to end set.
-fn heed_signals() -> Result<Arc<AtomicBool>, ExecError> {
+pub(super) fn heed_signals() -> Result<Arc<AtomicBool>, ExecError> {
     let cancel = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&cancel))?;
@@ -120,11 +133,20 @@ fn heed_signals() -> Result<Arc<AtomicBool>, ExecError> {
     Ok(cancel)
 }
 
+/// The file of a job, and who this process is in its attempt.
+type Start<'a> = (&'a Path, Result<Launch, NodeError>);
+
 /// Executes an attempt; `store` is the one that the last attempt used, if it may be used again.
-fn execute(job: &Job, store: &mut Option<Store>, mouth: &mut Mouth, cancel: &AtomicBool) -> JobResult {
+fn execute(
+    job: &Job,
+    start: Start<'_>,
+    store: &mut Option<Store>,
+    mouth: &mut Mouth,
+    cancel: &AtomicBool,
+) -> JobResult {
     (mouth.last, mouth.purse, mouth.told) = (None, Arc::new(Purse::new(job.allowance)), Spent::default());
     mouth.held = None;
-    let attempted = attempt(job, store, mouth, cancel);
+    let attempted = attempt(job, start, store, mouth, cancel);
     mouth.catch_up();
     let result = attempted.unwrap_or_else(|error| match error {
         NodeError::Interrupted => JobResult::Interrupted,
@@ -147,11 +169,11 @@ fn execute(job: &Job, store: &mut Option<Store>, mouth: &mut Mouth, cancel: &Ato
 
 fn attempt(
     job: &Job,
+    (path, launch): Start<'_>,
     store: &mut Option<Store>,
     mouth: &mut Mouth,
     cancel: &AtomicBool,
 ) -> Result<JobResult, NodeError> {
-    let entry = kinds::find(&job.kind).ok_or_else(|| NodeError::failed(format!("there is no kind `{}`", job.kind)))?;
     let store = match store {
         Some(open) if open.root() == job.store => &*open,
         _ => store.insert(Store::open_existing(&job.store)?),
@@ -164,30 +186,13 @@ fn attempt(
     // a worker that takes several jobs are its alone.
     let scratch = job.result.is_some().then(|| fs_err::File::open(&job.scratch)).transpose()?;
     scratch.iter().try_for_each(|scratch| scratch.file().lock())?;
-    let inputs = job.inputs.iter().map(|(path, input)| {
-        let (kind, files, skip, take) = (input.kind, input.files.clone(), input.skip, input.take);
-        let calling = input.calling.clone();
-        (path.clone(), InputArtifact { id: input.id, kind, files, skip, take, calling })
-    });
+    let (team, others) = ranks::lead(job, path, &launch?)?.unzip();
     let purse = Arc::clone(&mouth.purse);
-    let mut progress = |progress: Progress| mouth.progress(progress);
-    let mut cx = Cx {
-        store,
-        inputs: inputs.collect(),
-        node: job.node.clone(),
-        key: job.key,
-        scratch: job.scratch.clone(),
-        staging: job.staging.clone(),
-        device: job.device.clone(),
-        threads: job.threads,
-        micro_batch: job.micro_batch,
-        activation_checkpointing: job.activation_checkpointing,
-        afresh: job.afresh,
-        progress: &mut progress,
-        purse,
-        cancel,
-    };
-    let outputs = entry.run(&job.fields, &mut cx)?;
+    let outputs = compute(job, store, team, &mut |progress| mouth.progress(progress), purse, cancel);
+    let outputs = match others {
+        Some(others) => others.end(outputs),
+        None => outputs,
+    }?;
     if job.afresh {
         // An audit looks at the files where they are.
         let files = serde_json::to_vec(&outputs.files).map_err(std::io::Error::from)?;
@@ -202,6 +207,42 @@ fn attempt(
     let (artifact, unsettled) = if job.log.is_some() { fs::deferred(put) } else { (put(), Vec::new()) };
     let artifact = artifact?;
     Ok(JobResult::Done { artifact, metrics: outputs.metrics, put: store.known(&artifact)?, unsettled })
+}
+
+/// Does the work of a job.
+pub(super) fn compute(
+    job: &Job,
+    store: &Store,
+    team: Option<Team>,
+    progress: &mut dyn FnMut(Progress),
+    purse: Arc<Purse>,
+    cancel: &AtomicBool,
+) -> Result<Outputs, NodeError> {
+    let entry = kinds::find(&job.kind).ok_or_else(|| NodeError::failed(format!("there is no kind `{}`", job.kind)))?;
+    let inputs = job.inputs.iter().map(|(path, input)| {
+        let (kind, files, skip, take) = (input.kind, input.files.clone(), input.skip, input.take);
+        let calling = input.calling.clone();
+        (path.clone(), InputArtifact { id: input.id, kind, files, skip, take, calling })
+    });
+    let mut cx = Cx {
+        store,
+        inputs: inputs.collect(),
+        node: job.node.clone(),
+        key: job.key,
+        scratch: job.scratch.clone(),
+        staging: job.staging.clone(),
+        device: job.device.clone(),
+        threads: job.threads,
+        micro_batch: job.micro_batch,
+        activation_checkpointing: job.activation_checkpointing,
+        afresh: job.afresh,
+        ranked: job.ranks.is_some(),
+        team,
+        progress,
+        purse,
+        cancel,
+    };
+    entry.run(&job.fields, &mut cx)
 }
 
 fn record(job: &Job, result: &JobResult) -> std::io::Result<()> {

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use self::estimate::{Estimate, Known};
+use crate::collective::Team;
 use crate::digest::Digest;
 use crate::endpoint::{Calling, Purse};
 use crate::pipeline::{ArtifactType, KindSpec, Spec};
@@ -251,6 +252,10 @@ pub struct Cx<'a> {
     pub activation_checkpointing: Option<bool>,
     /// Whether every row is computed, remembered or not, and none is remembered: it is an audit.
     pub afresh: bool,
+    /// Whether the user said how many ranks compute the node, be it one.
+    pub ranked: bool,
+    /// The other ranks, until the node takes them. Of an attempt that is not rank 0 nothing is kept: it writes nothing.
+    pub team: Option<Team>,
     /// Where progress goes.
     pub progress: &'a mut dyn FnMut(Progress),
     /// What may be spent on calls to endpoints.

@@ -73,6 +73,8 @@ impl Bench {
             micro_batch: Some(8),
             activation_checkpointing: None,
             afresh: self.afresh,
+            ranked: false,
+            team: None,
             progress: &mut progress,
             purse: std::sync::Arc::default(),
             cancel: &self.cancel,

@@ -199,6 +199,7 @@ impl Expander<'_> {
         self.evaluator.evaluate(&mut tree, scope, self.findings);
         self.includer.include(&mut tree, self.findings);
         let tolerance = common.tolerance.and_then(|entry| self.tolerance(entry.value, scope, &declaration.name));
+        let mut ranks_at = None;
         let run = common.run.map_or_else(RunFields::default, |entry| {
             let mut run = entry.value;
             self.evaluator.evaluate(&mut run, scope, self.findings);
@@ -208,6 +209,7 @@ impl Expander<'_> {
             if sound {
                 self.check_run(&fields, &run, &what, declaration.kind.name);
             }
+            ranks_at = Some(run.place("ranks"));
             fields
         });
         let owner = what.split(" (").next().unwrap_or(&what);
@@ -224,6 +226,14 @@ impl Expander<'_> {
                         .help(problem.help),
                 );
             }
+        }
+        if let (Some(ranks), Some(place), true) = (run.ranks.filter(|ranks| *ranks > spec.ranks()), ranks_at, sound) {
+            let (help, at) = match spec.ranks() {
+                1 => ("leave it out: only a `finetune` of several queries has ranks".to_owned(), "not for this node"),
+                most => (format!("give {most} or fewer: a step has no more queries, or they are too many"), "too many"),
+            };
+            let title = format!("`ranks` in `run` of node `{}` is {ranks}", declaration.name);
+            self.findings.add(Diagnostic::error("pipeline::bad-run", title).label(&source, place, at).help(help));
         }
         let references = spec
             .inputs()
@@ -265,6 +275,7 @@ impl Expander<'_> {
             (zero(run.threads), "threads", "give 1 or more"),
             (zero(run.micro_batch), "micro_batch", "give 1 or more"),
             (zero(run.shards), "shards", "give 1 or more"),
+            (zero(run.ranks), "ranks", "give 1 or more"),
             (
                 run.reproducible.is_some() && kind != "command",
                 "reproducible",

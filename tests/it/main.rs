@@ -49,6 +49,7 @@ mod memory;
 mod parity;
 mod pictures;
 mod quickstart;
+mod ranks;
 mod real;
 mod recipes;
 mod remote_faults;

@@ -77,7 +77,7 @@ pub fn run(
     options: &RunOptions,
     report: &mut dyn FnMut(&Event),
 ) -> Result<Summary, ExecError> {
-    let devices = devices(pipeline, &options.device, !options.gpus.is_empty())?;
+    let devices = devices(pipeline, &options.device, options.gpus.len())?;
     let journal = Journal::begin(&pipeline.name, &pipeline.params, store, &options.file)?;
     let (outbox, inbox) = channel();
     let scheduler = Scheduler {
@@ -279,7 +279,7 @@ impl Scheduler<'_> {
             let (device, declared) = (self.devices[node].clone(), &self.pipeline.nodes[node]);
             let wish = Wish::of(is_light(self.pipeline, declared), declared.run.threads);
             let count = self.ready.values().map(BTreeSet::len).sum();
-            match self.room.enter(wish, &device, count) {
+            match self.room.enter(wish, &device, declared.run.ranks.unwrap_or(1), count) {
                 Err(Full::Machine) => break,
                 Err(Full::Device) => _ = busy.insert(device),
                 Ok(place) => {

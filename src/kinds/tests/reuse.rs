@@ -129,6 +129,8 @@ impl<'a> Case<'a> {
             micro_batch: None,
             activation_checkpointing: None,
             afresh: false,
+            ranked: false,
+            team: None,
             progress: &mut progress,
             purse: std::sync::Arc::default(),
             cancel: &self.bench.cancel,
