@@ -67,7 +67,7 @@ impl Head {
 
 /// Writes numbers, in blocks that need little memory.
 pub(super) fn write_numbers(numbers: &[f32], to: &mut impl Write) -> io::Result<()> {
-    let mut block = Vec::with_capacity(BLOCK.min(numbers.len() * size_of::<f32>()));
+    let mut block = Vec::with_capacity(BLOCK.min(size_of_val(numbers)));
     for numbers in numbers.chunks(BLOCK / size_of::<f32>()) {
         block.clear();
         block.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));

@@ -22,7 +22,6 @@ use crate::collective::{Door, Launch, Line, Meeting, Rendezvous, Task, Team, Tea
 use crate::endpoint::{Allowance, Purse};
 use crate::env;
 use crate::kinds::NodeError;
-use crate::lm::LmError;
 use crate::store::Store;
 
 /// How long ranks that have done their part, or are about to end, may take to end.
@@ -46,8 +45,7 @@ struct Children(Vec<(usize, Child)>);
 
 /// Who this process is in an attempt; as a task of a step it may be another than rank 0.
 pub(super) fn launch(job: &Job) -> Result<Launch, NodeError> {
-    let task = Task::of(env::Variable::get).map_err(LmError::from)?;
-    Ok(Launch::of(job.ranks, task).map_err(LmError::from)?)
+    Ok(Launch::of(job.ranks, Task::of(env::Variable::get)?)?)
 }
 
 fn meeting(job: &Job, rank: usize, ranks: usize) -> Meeting {
@@ -60,10 +58,10 @@ pub(super) fn lead(job: &Job, path: &Path, launch: &Launch) -> Result<Option<(Te
         Launch::Alone => return Ok(None),
         Launch::Task(task) => (meet(job, path, task)?, Children(Vec::new())),
         Launch::Local { ranks } => {
-            let door = Door::here(Token::draw().map_err(LmError::from)?).map_err(LmError::from)?;
+            let door = Door::here(Token::draw()?)?;
             let mut children = Children::start(job, path, *ranks, door.rendezvous())?;
             let met = door.meet(&meeting(job, 0, *ranks), || children.are_there());
-            (met.map_err(|error| children.explain(LmError::from(error).into()))?, children)
+            (met.map_err(|error| children.explain(error.into()))?, children)
         }
     };
     let others = Others { line: team.line(), children };
@@ -73,7 +71,7 @@ pub(super) fn lead(job: &Job, path: &Path, launch: &Launch) -> Result<Option<(Te
 /// Comes together with the other tasks of a step.
 fn meet(job: &Job, path: &Path, task: &Task) -> Result<Team, NodeError> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    Ok(task.meet(directory, &meeting(job, task.rank, task.ranks)).map_err(LmError::from)?)
+    Ok(task.meet(directory, &meeting(job, task.rank, task.ranks))?)
 }
 
 /// Computes a job as a task of a step that is not rank 0. Returns the process's exit code.
@@ -100,7 +98,7 @@ pub fn rank(path: &Path, rank: usize) -> Result<u8, ExecError> {
     if let Some(device) = job.devices.get(rank) {
         job.device.clone_from(device);
     }
-    let team = rendezvous.join(&meeting(&job, rank, ranks)).map_err(|error| NodeError::from(LmError::from(error)));
+    let team = rendezvous.join(&meeting(&job, rank, ranks)).map_err(NodeError::from);
     Ok(follow(&job, team))
 }
 
@@ -200,14 +198,14 @@ impl Children {
 
     /// What a failure is, where it is that a rank was lost which this process has started.
     fn explain(&mut self, error: NodeError) -> NodeError {
-        let NodeError::Lm(LmError::Team(TeamError::Lost { rank, ranks, .. })) = &error else { return error };
+        let Some(TeamError::Lost { rank, ranks, .. }) = error.of_team() else { return error };
         let Some((_, child)) = self.0.iter_mut().find(|(number, _)| number == rank) else { return error };
         let deadline = Instant::now() + Duration::from_secs(2);
         loop {
             match child.try_wait() {
                 Ok(Some(status)) => {
                     let lost = TeamError::Lost { rank: *rank, ranks: *ranks, what: end_of(status) };
-                    return LmError::from(lost).into();
+                    return lost.into();
                 }
                 Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
                 _ => return error,

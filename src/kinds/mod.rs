@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use self::estimate::{Estimate, Known};
-use crate::collective::Team;
+use crate::collective::{Team, TeamError};
 use crate::digest::Digest;
 use crate::endpoint::{Calling, Purse};
 use crate::pipeline::{ArtifactType, KindSpec, Spec};
@@ -340,7 +340,21 @@ pub enum NodeError {
     Io(#[from] std::io::Error),
 }
 
+impl From<TeamError> for NodeError {
+    fn from(error: TeamError) -> Self {
+        Self::Lm(error.into())
+    }
+}
+
 impl NodeError {
+    /// What went wrong between ranks, if that is it.
+    pub fn of_team(&self) -> Option<&TeamError> {
+        match self {
+            Self::Lm(crate::lm::LmError::Team(error)) => Some(error),
+            _ => None,
+        }
+    }
+
     /// A failure without a known fix.
     pub fn failed(what: impl Into<String>) -> Self {
         Self::Failed { what: what.into(), help: None }

@@ -185,6 +185,12 @@ fn tasks_of_a_slurm_step_are_ranks() {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(said.contains("this is task 1 of 2 of the Slurm step, and `run.ranks` is 3"), "{said}");
 
+    // By hand no rank is started: rank 0 does that.
+    let mut alone = std::process::Command::new(env!("CARGO_BIN_EXE_sami"));
+    let alone = alone.args(["worker", "--rank", "1"]).arg(&job).stdin(Stdio::null()).output().expect("starts");
+    assert_eq!(alone.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&alone.stderr).contains("does not say where rank 0 is"), "{alone:?}");
+
     let tasks: Vec<Child> = [1, 2, 0].into_iter().map(|rank| task(&job, rank, 3)).collect();
     for task in tasks {
         let output = task.wait_with_output().expect("ends");

@@ -35,7 +35,7 @@ use candle_core::{DType, Device, Tensor};
 use self::anchor::Anchor;
 use self::batch::{Order, Room};
 use self::checkpoint::{Source, State};
-pub use self::footprint::{Beside, Held, footprint, trained};
+pub use self::footprint::{Beside, Held, footprint, on_ranks, trained};
 use self::gradients::norm;
 use self::objective::Totals;
 pub use self::objective::{KlOver, Objective};

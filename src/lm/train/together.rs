@@ -22,7 +22,7 @@ use super::{Example, Trainer};
 use crate::collective::{Branch, MOST_RANKS, Stack, Team, TeamError, shares};
 
 /// Parts of a step on a CPU, at most.
-const PARTS: usize = MOST_RANKS;
+pub(super) const PARTS: usize = MOST_RANKS;
 /// Numbers that one task adds.
 const CHUNK: usize = 1 << 15;
 

@@ -68,10 +68,25 @@ impl Task {
     }
 }
 
-fn numbers(saved: &[u8]) -> BTreeMap<String, Vec<f32>> {
-    let tensors = candle_core::safetensors::load_buffer(saved, &Device::Cpu).expect("reads");
-    let flat = |tensor: &Tensor| tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("f32");
-    tensors.iter().map(|(name, tensor)| (name.clone(), flat(tensor))).collect()
+/// How far the gradients of a step in parts are from those of one that is not, as a share of the largest.
+fn apart(trainer: &Trainer) -> f32 {
+    let indices: Vec<usize> = (0..6).collect();
+    let examples: Vec<&Example> = trainer.examples[..6].iter().collect();
+    let totals = Totals::of(examples.iter().copied(), trainer.settings.form());
+    let policy = &trainer.model().noisy(9);
+    let work = Work { policy, indices: &indices, examples: &examples, totals, keep: Keep::Everything };
+    let mut whole = trainer.passes(&work, 0..6).expect("computes").expect("is finite");
+    let whole = std::mem::take(&mut whole.gradients).finish(&trainer.policy.parameters).expect("all there");
+    let (_, parts) = Together::new(None).pass(trainer, &work).expect("computes").expect("is finite");
+    let flat = |gradient: &Tensor| gradient.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("f32");
+    let (mut most, mut apart) = (0.0f32, 0.0f32);
+    for (name, one) in &whole {
+        for (one, other) in flat(one).iter().zip(flat(&parts[name])) {
+            most = most.max(one.abs());
+            apart = apart.max((one - other).abs());
+        }
+    }
+    apart / most
 }
 
 #[test]
@@ -81,7 +96,11 @@ fn any_number_of_ranks_comes_to_the_same_bits_and_none_to_nearly_the_same() {
     let last = Accumulation { parts: 2, kept: Kept::Last };
     let dpo = settings(dpo::dpo(Directions::Both));
     let first = settings(dpo::dpo(Directions::First));
-    let of = |settings, examples| Task::new(TrainSettings { batch: 6, steps: 2, ..settings }, examples);
+    let of = |mut settings: TrainSettings, examples| {
+        // Adam makes large steps of gradients that are next to nothing: with this they are as small.
+        settings.optimizer.eps = 1e-2;
+        Task::new(TrainSettings { batch: 6, steps: 2, ..settings }, examples)
+    };
     let rows = dpo::first_rows(queries(20, 2), 2);
     for (task, what) in [
         (of(settings(sami()), queries(7, 2)), "sami"),
@@ -104,14 +123,12 @@ fn any_number_of_ranks_comes_to_the_same_bits_and_none_to_nearly_the_same() {
                 assert!(weights == saved(&alone), "{what}: rank {rank} of {ranks}");
             }
         }
-        let (one, other) = (numbers(&saved(&plain)), numbers(&saved(&alone)));
-        for (name, one) in one {
-            let apart = one.iter().zip(&other[&name]).map(|(one, other)| (one - other).abs()).fold(0.0, f32::max);
-            // Adam makes steps of the rate whatever the gradient's size: the rate is 1e-2.
-            assert!(apart < 1e-4, "{what}: `{name}` is {apart} apart");
-        }
+        let mut fresh = task.trainer();
+        while !fresh.prepare().expect("computes") {}
+        let apart = apart(&fresh);
+        assert!(apart < 2e-6, "{what}: {apart}");
         for (one, other) in plain.records().iter().zip(alone.records()) {
-            assert!((one.loss - other.loss).abs() < 1e-5 * one.loss.abs(), "{what}: {one:?} {other:?}");
+            assert!((one.loss - other.loss).abs() < 1e-4 * one.loss.abs(), "{what}: {one:?} {other:?}");
             assert_eq!((one.tokens, one.bound.is_some()), (other.tokens, other.bound.is_some()));
         }
     }
@@ -169,9 +186,13 @@ fn a_rank_that_is_gone_ends_the_step_of_the_others() {
     let task = Task::new(settings(sami()), queries(7, 2));
     let errors = task.on(3, |trainer| {
         let mut trainer = trainer.expect("joins");
-        trainer.step().expect("all are there");
-        (trainer.rank() != 1).then(|| trainer.step().expect_err("one is gone"))
+        if trainer.rank() == 1 {
+            return trainer.step().err();
+        }
+        // It may be gone before what it said last is heard.
+        (0..2).find_map(|_| trainer.step().err())
     });
+    assert!(errors[0].is_some() && errors[2].is_some(), "{errors:?}");
     for error in errors.into_iter().flatten() {
         assert!(matches!(error, LmError::Team(TeamError::Lost { rank: 1, ranks: 3, .. })), "{error}");
     }
