@@ -51,7 +51,7 @@ pub(super) struct Links {
     pub(super) rank: usize,
     pub(super) ranks: usize,
     /// By rank; none to itself.
-    links: Vec<Option<Link>>,
+    others: Vec<Option<Link>>,
     began: Instant,
     /// A rank that is not heard of for so long is lost.
     pub(super) silence: Duration,
@@ -76,11 +76,11 @@ impl Links {
             stream.set_write_timeout(Some(silence))?;
             Ok(Some(Link { stream, writing: Mutex::new(()), heard: AtomicU64::new(0) }))
         });
-        let links = links.collect::<io::Result<Vec<_>>>()?;
+        let others = links.collect::<io::Result<Vec<_>>>()?;
         let links = Arc::new(Self {
             rank,
             ranks,
-            links,
+            others,
             began: Instant::now(),
             silence,
             over: AtomicBool::new(false),
@@ -112,7 +112,7 @@ impl Links {
     }
 
     fn link(&self, peer: usize) -> io::Result<&Link> {
-        self.links.get(peer).and_then(Option::as_ref).ok_or_else(|| io::ErrorKind::NotConnected.into())
+        self.others.get(peer).and_then(Option::as_ref).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     /// Sends a frame.
@@ -219,7 +219,7 @@ impl Links {
     /// Ends the threads that listen.
     pub(super) fn close(&self) {
         self.over.store(true, Ordering::Relaxed);
-        for link in self.links.iter().flatten() {
+        for link in self.others.iter().flatten() {
             let _ = link.stream.shutdown(Shutdown::Both);
         }
     }

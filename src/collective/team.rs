@@ -150,7 +150,7 @@ impl Team {
             for from in 0..ranks {
                 if from == rank {
                     for (branch, numbers) in &own {
-                        let Ok(()) = stack.push(*branch, numbers[mine.clone()].to_vec(), add);
+                        let Ok(()) = stack.push(*branch, numbers[mine.clone()].to_vec(), |sum, other| add(sum, other));
                     }
                     continue;
                 }
@@ -159,7 +159,7 @@ impl Team {
                 for bytes in bytes.chunks(each) {
                     let split = bytes.split_first_chunk().filter(|_| bytes.len() == each);
                     let (branch, bytes) = split.ok_or_else(|| out_of_step(from, "a sum of another length"))?;
-                    let Ok(()) = stack.push(Branch::of_bytes(branch), numbers(bytes), add);
+                    let Ok(()) = stack.push(Branch::of_bytes(branch), numbers(bytes), |sum, other| add(sum, other));
                 }
             }
             let sum = stack.into_root().ok_or_else(|| out_of_step(rank, "parts that make no whole"))?;
@@ -263,7 +263,7 @@ fn write_branch((branch, numbers): &(Branch, Vec<f32>), part: &Range<usize>, to:
     write_numbers(&numbers[part.clone()], to)
 }
 
-fn add(sum: &mut Vec<f32>, numbers: Vec<f32>) -> Result<(), Infallible> {
+fn add(sum: &mut [f32], numbers: Vec<f32>) -> Result<(), Infallible> {
     sum.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number);
     Ok(())
 }

@@ -29,7 +29,7 @@ fn leaf(leaf: usize, length: usize) -> Vec<f32> {
     (0..length).map(|at| ((at * 7919 + leaf * 104_729) % 2003) as f32 * 0.37 - 250.0).collect()
 }
 
-fn add(sum: &mut Vec<f32>, other: Vec<f32>) -> Result<(), std::convert::Infallible> {
+fn add(sum: &mut [f32], other: Vec<f32>) -> Result<(), std::convert::Infallible> {
     sum.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
     Ok(())
 }
@@ -38,7 +38,7 @@ fn add(sum: &mut Vec<f32>, other: Vec<f32>) -> Result<(), std::convert::Infallib
 fn own(leaves: usize, length: usize, rank: usize, ranks: usize) -> Vec<(Branch, Vec<f32>)> {
     let mut stack = Stack::new(leaves);
     for index in shares(&vec![1; leaves], ranks).swap_remove(rank) {
-        let Ok(()) = stack.push(Branch::leaf(index), leaf(index, length), add);
+        let Ok(()) = stack.push(Branch::leaf(index), leaf(index, length), |sum, other| add(sum, other));
     }
     stack.into_branches()
 }
@@ -146,7 +146,7 @@ fn a_rank_that_is_silent_is_lost_and_one_that_has_left_is_not() {
     let other = spawn(move || {
         let silent = Meeting { silence: Duration::from_secs(3600), ..short(1) };
         let team = rendezvous.join(&silent).expect("joins");
-        std::thread::sleep(Duration::from_millis(2000));
+        std::thread::sleep(Duration::from_secs(2));
         drop(team);
     });
     let mut team = door.meet(&short(0), || Ok(())).expect("meets");

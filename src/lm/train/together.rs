@@ -42,6 +42,9 @@ pub(super) struct Work<'a> {
     pub(super) keep: Keep,
 }
 
+/// What a step's passes bring, and the gradient of its loss for each parameter.
+pub(super) type Brought = (Gathered, BTreeMap<String, Tensor>);
+
 impl Together {
     pub(super) fn new(team: Option<Team>) -> Self {
         Self { team }
@@ -97,11 +100,7 @@ impl Together {
     }
 
     /// What the passes of a step bring, and the gradient of its loss for each parameter; `None` if the loss is not finite.
-    pub(super) fn pass(
-        &mut self,
-        trainer: &Trainer,
-        work: &Work<'_>,
-    ) -> Result<Option<(Gathered, BTreeMap<String, Tensor>)>, LmError> {
+    pub(super) fn pass(&mut self, trainer: &Trainer, work: &Work<'_>) -> Result<Option<Brought>, LmError> {
         let parameters = &trainer.policy.parameters;
         let count = work.examples.len();
         let on_cpu = trainer.policy.model.device().is_cpu();
@@ -124,7 +123,7 @@ impl Together {
             told.extend(bytes(gathered.as_ref()));
             let Some(gathered) = &mut gathered else { continue };
             let gradients = std::mem::take(&mut gathered.gradients).finish(parameters)?;
-            stack.push(Branch::leaf(index), flat(gradients)?, add)?;
+            stack.push(Branch::leaf(index), flat(gradients)?, |sum, other| add(sum, other))?;
         }
         let told = match &mut self.team {
             Some(team) => team.gather(told)?.concat(),
@@ -161,7 +160,7 @@ fn shaped(numbers: &[f32], parameters: &BTreeMap<String, Var>) -> Result<BTreeMa
     Ok(gradients)
 }
 
-fn add(sum: &mut Vec<f32>, other: Vec<f32>) -> Result<(), LmError> {
+fn add(sum: &mut [f32], other: Vec<f32>) -> Result<(), LmError> {
     let chunks = sum.par_chunks_mut(CHUNK).zip(other.par_chunks(CHUNK));
     chunks.for_each(|(sum, other)| sum.iter_mut().zip(other).for_each(|(sum, other)| *sum += other));
     Ok(())
