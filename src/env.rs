@@ -151,6 +151,48 @@ pub const MLFLOW_TRACKING_USERNAME: Variable = Variable {
 pub const MLFLOW_TRACKING_PASSWORD: Variable =
     Variable { name: "MLFLOW_TRACKING_PASSWORD", doc: "See `MLFLOW_TRACKING_USERNAME`." };
 
+/// Where ranks on other machines reach this one.
+pub const RANKS_ADDRESS: Variable = Variable {
+    name: "SAMI_RANKS_ADDRESS",
+    doc: "For data-parallel training under Slurm: the name or address of this machine that the other ranks are to connect to, where it has several networks. Read by rank 0. Default: `SLURMD_NODENAME` and the machine's own name.",
+};
+
+/// A task's number.
+pub const SLURM_PROCID: Variable = Variable {
+    name: "SLURM_PROCID",
+    doc: "Set by `srun`: the number of this task in its step, which is its rank in data-parallel training.",
+};
+
+/// How many tasks there are.
+pub const SLURM_NTASKS: Variable = Variable {
+    name: "SLURM_NTASKS",
+    doc: "Set by Slurm: how many tasks there are, where `SLURM_STEP_NUM_TASKS` does not say it of the step.",
+};
+
+/// How many tasks a step has.
+pub const SLURM_STEP_NUM_TASKS: Variable =
+    Variable { name: "SLURM_STEP_NUM_TASKS", doc: "Set by `srun`: how many tasks the step has." };
+
+/// A step.
+pub const SLURM_STEP_ID: Variable = Variable {
+    name: "SLURM_STEP_ID",
+    doc: "Set by `srun`: with it a process is a task of a step, and its ranks are the step's tasks; without it, as in a batch script, it starts the other ranks itself.",
+};
+
+/// A job.
+pub const SLURM_JOB_ID: Variable = Variable {
+    name: "SLURM_JOB_ID",
+    doc: "Set by Slurm: with the step and `SLURM_RESTART_COUNT` it names the file through which ranks find each other.",
+};
+
+/// How often a job was started again.
+pub const SLURM_RESTART_COUNT: Variable =
+    Variable { name: "SLURM_RESTART_COUNT", doc: "Set by Slurm once a job was requeued; see `SLURM_JOB_ID`." };
+
+/// What Slurm calls this machine.
+pub const SLURMD_NODENAME: Variable =
+    Variable { name: "SLURMD_NODENAME", doc: "Set by Slurm: this machine's name; see `SAMI_RANKS_ADDRESS`." };
+
 /// Optional real models and data.
 pub const TEST_DATA: Variable = Variable {
     name: "SAMI_TEST_DATA",
@@ -214,7 +256,7 @@ pub const TEST_CUDA_BIN: Variable = Variable {
 /// Where a test makes the process fail.
 pub const FAULT: Variable = Variable {
     name: "SAMI_FAULT",
-    doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth change to the disk fails; `store-op:12:eio`, also `enospc`, `eintr`, `short` and `kill`, says how, `store-op:12:eio:FILE` counts those of all processes together), `read-op:12:eio` (the twelfth read of a file of the store) or `kill:batch:3` (the process is killed after its third batch; also `checkpoint`, `progress`, `send`, `arrive`, `submitted`); `room:1000` has the disk say that a thousand bytes are free; `crash-log:DIRECTORY` writes down what the disk would have after the power went. Several are separated by commas.",
+    doc: "For tests: makes the process stop or fail at a named point, such as `store-op:12` (the twelfth change to the disk fails; `store-op:12:eio`, also `enospc`, `eintr`, `short` and `kill`, says how, `store-op:12:eio:FILE` counts those of all processes together), `read-op:12:eio` (the twelfth read of a file of the store) or `kill:batch:3` (the process is killed after its third batch; also `checkpoint`, `progress`, `send`, `arrive`, `submitted`, and `rank N step` of a rank); `room:1000` has the disk say that a thousand bytes are free; `crash-log:DIRECTORY` writes down what the disk would have after the power went. Several are separated by commas.",
 };
 
 /// Whether tests write the documents that they check.
@@ -307,6 +349,14 @@ pub const ALL: &[&Variable] = &[
     &KERNELS,
     &GRAPHS,
     &VISIBLE,
+    &RANKS_ADDRESS,
+    &SLURM_PROCID,
+    &SLURM_NTASKS,
+    &SLURM_STEP_NUM_TASKS,
+    &SLURM_STEP_ID,
+    &SLURM_JOB_ID,
+    &SLURM_RESTART_COUNT,
+    &SLURMD_NODENAME,
     &TEST_DATA,
     &TEST_CUDA_BIN,
     &TEST_PYTHON,

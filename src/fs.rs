@@ -101,6 +101,15 @@ pub fn write(path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<()> {
     writer(path)?.write_all(bytes.as_ref())
 }
 
+/// As [`write`], a file that no other user may read; what was there before is gone.
+pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use fs_err::os::unix::fs::OpenOptionsExt;
+    remove_file(path)?;
+    let file = change(path, || fs_err::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path))?;
+    crash::made(path)?;
+    Writer { file }.write_all(bytes)
+}
+
 /// A fresh name in `directory` for a file that is being written.
 pub fn unfinished(directory: &Path) -> PathBuf {
     directory.join(format!(".{}-{}", std::process::id(), SERIAL.fetch_add(1, Ordering::Relaxed)))

@@ -14,6 +14,7 @@
 //! - [`kinds`]: what each node kind does, on top of those.
 //! - [`schema`]: what editors know of pipelines and `sami.toml`.
 //! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
+//! - [`collective`]: processes that compute one thing together.
 //! - [`inspect`]: what people ask of a cache. [`plot`]: pictures. [`ui`]: both as a web page.
 //! - [`exec`]: what to run and running it. [`trackers`]: how that goes, told to TensorBoard and MLflow. [`cli`]: what people type and see.
 //!
@@ -22,6 +23,7 @@
 pub mod amount;
 pub mod archive;
 pub mod cli;
+pub mod collective;
 pub mod compare;
 pub mod depth;
 pub mod diag;

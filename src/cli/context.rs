@@ -68,6 +68,7 @@ impl From<ExecError> for Failure {
             | ExecError::UnknownNode { .. }
             | ExecError::BadDevice { .. }
             | ExecError::NoGpu { .. }
+            | ExecError::TooManyRanks { .. }
             | ExecError::BadJob { .. } => USAGE,
         };
         Self { code, diagnostics: error.diagnostics() }

@@ -249,6 +249,9 @@ pub enum Command {
         /// The file is a question about this machine
         #[arg(long, requires = "job", conflicts_with = "detached")]
         probe: bool,
+        /// Compute the job as this rank, not rank 0, which says over standard input where it is
+        #[arg(long, requires = "job", conflicts_with_all = ["detached", "probe"])]
+        rank: Option<usize>,
     },
 }
 
@@ -459,6 +462,6 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Schema(args) => schema::run(args),
         Command::Completions { shell } => completions::run(*shell),
         Command::Man { directory } => man::run(directory),
-        Command::Worker { job, detached, probe } => worker::run(job.as_deref(), *detached, *probe),
+        Command::Worker { job, detached, probe, rank } => worker::run(job.as_deref(), *detached, *probe, *rank),
     }
 }

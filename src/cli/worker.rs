@@ -6,11 +6,12 @@ use super::CommandResult;
 use crate::exec;
 
 /// Executes the attempt of a job file, or those that the scheduler on standard input asks for.
-pub(crate) fn run(job: Option<&Path>, detached: bool, probe: bool) -> CommandResult {
-    Ok(match job {
-        Some(job) if probe => exec::work_probe(job)?,
-        Some(job) if detached => exec::work_detached(job)?,
-        Some(job) => exec::work(job)?,
-        None => exec::serve()?,
+pub(crate) fn run(job: Option<&Path>, detached: bool, probe: bool, rank: Option<usize>) -> CommandResult {
+    Ok(match (job, rank) {
+        (Some(job), Some(rank)) => exec::rank(job, rank)?,
+        (Some(job), None) if probe => exec::work_probe(job)?,
+        (Some(job), None) if detached => exec::work_detached(job)?,
+        (Some(job), None) => exec::work(job)?,
+        (None, _) => exec::serve()?,
     })
 }

@@ -128,7 +128,7 @@ impl Attempt {
             fs::write(&path, bytes)?;
             let log = directory.join("log.txt");
             let output = fs::create(&log)?;
-            let worker = Worker::start(start.program, &path, output, place.threads, start.serial, start.inbox)
+            let worker = Worker::start(start.program, &path, output, job.threads, start.serial, start.inbox)
                 .map_err(ExecError::Spawn)?;
             (worker, log, Some(Own { tmp, staging, directory }))
         };
@@ -243,7 +243,7 @@ impl Attempt {
             attempt: self.number,
             started: self.started.clone(),
             seconds,
-            usage: self.usage.map(|usage| usage.on_gpu_for((self.place.device() != "cpu").then_some(seconds))),
+            usage: self.usage.map(|usage| usage.on_gpu_for(self.place.gpu_seconds(seconds))),
             host: made.host.to_owned(),
             device: self.device().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -303,7 +303,9 @@ fn job(start: &Start<'_>, given: &Given) -> Result<Job, ExecError> {
         key: recipe.key,
         output: declared.spec.output(),
         device: given.place.device().to_owned(),
-        threads: given.place.threads,
+        ranks: declared.run.ranks,
+        devices: given.place.devices().to_vec(),
+        threads: (given.place.threads / declared.run.ranks.unwrap_or(1).max(1)).max(1),
         gpu_bytes: given.place.bytes(),
         micro_batch: given.micro_batch.or(declared.run.micro_batch),
         activation_checkpointing: declared.run.activation_checkpointing,

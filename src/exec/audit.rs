@@ -272,6 +272,9 @@ fn job(store: &Store, record: &NodeRecord, options: &AuditOptions, place: &Place
         key: record.key,
         output: type_of(&store.manifest(&record.artifact)?.kind)?,
         device: options.device.clone(),
+        // On a CPU one rank computes what several did, to the same bits.
+        ranks: before.as_ref().and_then(|job| job.ranks.map(|_| 1)),
+        devices: Vec::new(),
         threads: options.threads,
         micro_batch: before.as_ref().and_then(|job| job.micro_batch),
         activation_checkpointing: before.as_ref().and_then(|job| job.activation_checkpointing),

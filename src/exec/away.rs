@@ -8,17 +8,18 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::ExecError;
+use super::device::check_ranks;
 use super::engine::{Engine, Order, Patience, Rhythm, Submission, Ticket, Watcher, bare, script};
 use super::job::Job;
 use super::journal::attempt_directory;
 use super::local::Message;
 use super::record::host;
-use super::room::is_light;
+use super::room::{computes_on_cpu, is_light};
 use super::shards::Role;
 use crate::fs;
 use crate::graph::made_by;
-use crate::pipeline::{ArtifactType, Pipeline};
-use crate::settings::{OnInterrupt, Profile, Resources, Site};
+use crate::pipeline::{ArtifactType, Node, Pipeline};
+use crate::settings::{Executor, OnInterrupt, Profile, Resources, Site};
 use crate::store::{Store, StoreError};
 
 /// The device that nodes wait for which an engine executes.
@@ -116,9 +117,29 @@ impl Yard {
         let Some(Away { profile, .. }) = &self.away else { return Resources::default() };
         let declared = &pipeline.nodes[node];
         let asked = profile.resources(declared.kind.name, &declared.name);
-        let cpus = declared.run.threads.or(asked.cpus);
+        // One for each rank at least.
+        let ranks = declared.run.ranks.filter(|ranks| *ranks > 1);
+        let cpus = declared.run.threads.or(asked.cpus).max(ranks);
         let grown = self.patience.get(&node).map_or(0, |patience| patience.grown);
         Resources { memory: memory(profile, asked.memory, grown), cpus, ..asked }
+    }
+
+    /// Errs with the first of some nodes whose job will have fewer GPUs than the node has ranks, as far as that is known.
+    pub(super) fn check_gpus(&self, pipeline: &Pipeline, nodes: Vec<usize>) -> Result<(), ExecError> {
+        let Some(Away { profile, .. }) = &self.away else { return Ok(()) };
+        for node in nodes {
+            let (declared, resources) = (&pipeline.nodes[node], self.resources(pipeline, node));
+            let is_named = declared.run.device.as_ref().is_some_and(|device| device.starts_with("cuda:"));
+            let gpus = match &profile.executor {
+                _ if devices_in_job(pipeline, declared, &resources).is_empty() => continue,
+                // A slot is a GPU.
+                Executor::Ssh(_) => Some(1),
+                _ if is_named => Some(1),
+                _ => resources.gpus(),
+            };
+            gpus.map_or(Ok(()), |gpus| check_ranks(pipeline, declared, gpus))?;
+        }
+        Ok(())
     }
 
     /// Whether a node that ran out of memory can have more.
@@ -162,7 +183,9 @@ impl Yard {
             role.told()
         );
         let arguments = ["worker", &path.display().to_string(), "--detached"];
-        let text = script(&what, &resources, &path, program, &arguments);
+        // Each rank has its share of the threads.
+        let own = Resources { cpus: resources.cpus.map(|_| job.threads), ..resources.clone() };
+        let text = script(&what, &own, &path, program, &arguments);
         fs::write(&directory.join("job.sh"), text)?;
         fs::write(&directory.join("log.txt"), "")?;
         let place = attempt_directory(&declared.name, number);
@@ -277,6 +300,20 @@ fn memory(profile: &Profile, asked: Option<u64>, grown: u32) -> Option<u64> {
     let asked = asked?;
     let most = profile.memory_limit.unwrap_or(u64::MAX).max(asked);
     Some(((asked as f64 * profile.memory_growth.powi(grown.cast_signed())) as u64).min(most))
+}
+
+/// The GPUs that a node has in its job, one for each rank, by the numbers that they have there; none on the CPU.
+pub(super) fn devices_in_job(pipeline: &Pipeline, node: &Node, resources: &Resources) -> Vec<String> {
+    let device = match node.run.device.as_deref().filter(|device| *device != "auto") {
+        Some("cuda") => "cuda:0",
+        Some(device) => device,
+        None if computes_on_cpu(pipeline, node) => "cpu",
+        None => resources.device(),
+    };
+    let Some(first) = device.strip_prefix("cuda:").and_then(|number| number.parse::<usize>().ok()) else {
+        return if device == "cpu" { Vec::new() } else { vec![device.to_owned()] };
+    };
+    (first..first + node.run.ranks.unwrap_or(1).max(1)).map(|number| format!("cuda:{number}")).collect()
 }
 
 /// A name that every engine takes.

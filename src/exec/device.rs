@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::ExecError;
 use super::room::{ANY_GPU, computes_on_cpu};
 use super::slots::Gpu;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Node, Pipeline};
 
 /// The device that a name means: `cpu`, `cuda:N`, or any GPU. `auto` is any GPU where there are `gpus`, else the CPU;
 /// `cuda` is any GPU, the first one if no one knows which there are.
@@ -26,7 +26,7 @@ pub(super) fn devices(pipeline: &Pipeline, default: &str, gpus: bool) -> Result<
     let bad = || ExecError::BadDevice { device: default.to_owned(), place: None };
     let fallback = device(default, gpus).ok_or_else(bad)?;
     let cpu: Arc<str> = "cpu".into();
-    let of_node = |node: &crate::pipeline::Node| match node.run.device.as_deref() {
+    let of_node = |node: &Node| match node.run.device.as_deref() {
         None | Some("auto") if computes_on_cpu(pipeline, node) => Ok(Arc::clone(&cpu)),
         None | Some("auto") => Ok(Arc::clone(&fallback)),
         Some(name) => device(name, gpus).ok_or_else(|| ExecError::BadDevice {
@@ -37,26 +37,41 @@ pub(super) fn devices(pipeline: &Pipeline, default: &str, gpus: bool) -> Result<
     pipeline.nodes.iter().map(of_node).collect()
 }
 
-/// Errs with the first of some nodes that names a GPU which is not there, if it is known which there are.
-pub(super) fn check_named(
+/// Errs with the first of some nodes that names a GPU which is not there, if it is known which there are, or that has more ranks
+/// than there are GPUs for them.
+pub(super) fn check_gpus(
     pipeline: &Pipeline,
     nodes: impl IntoIterator<Item = usize>,
     devices: &[Arc<str>],
     gpus: &[Gpu],
 ) -> Result<(), ExecError> {
-    let is_there = |device: &str| !device.starts_with("cuda:") || gpus.iter().any(|gpu| gpu.device == device);
-    if gpus.is_empty() {
-        return Ok(());
-    }
+    let is_there =
+        |device: &str| !device.starts_with("cuda:") || gpus.is_empty() || gpus.iter().any(|gpu| gpu.device == device);
     for node in nodes {
+        let declared = &pipeline.nodes[node];
         if !is_there(&devices[node]) {
             let there: Vec<&str> = gpus.iter().map(|gpu| gpu.device.as_str()).collect();
             let (device, there) = (devices[node].to_string(), there.join(", "));
-            let place = Box::new((Arc::clone(&pipeline.source), pipeline.nodes[node].span.clone()));
+            let place = Box::new((Arc::clone(&pipeline.source), declared.span.clone()));
             return Err(ExecError::NoGpu { device, there, place });
+        }
+        match &*devices[node] {
+            "cpu" => {}
+            ANY_GPU => check_ranks(pipeline, declared, gpus.len())?,
+            _ => check_ranks(pipeline, declared, 1)?,
         }
     }
     Ok(())
+}
+
+/// Errs if a node on GPUs has more ranks than it may take of them.
+pub(super) fn check_ranks(pipeline: &Pipeline, node: &Node, gpus: usize) -> Result<(), ExecError> {
+    let ranks = node.run.ranks.unwrap_or(1);
+    if ranks <= gpus.max(1) {
+        return Ok(());
+    }
+    let place = Box::new((Arc::clone(&pipeline.source), node.span.clone()));
+    Err(ExecError::TooManyRanks { node: node.name.clone(), ranks, gpus, place })
 }
 
 #[cfg(test)]

@@ -42,6 +42,18 @@ pub enum ExecError {
         /// The node.
         place: Box<(Arc<Source>, Range<usize>)>,
     },
+    /// More ranks than there are GPUs for them.
+    #[error("node `{node}` is to have {ranks} ranks on GPUs, and there is room for {gpus}")]
+    TooManyRanks {
+        /// Its name.
+        node: String,
+        /// How many are wanted.
+        ranks: usize,
+        /// How many GPUs it may take.
+        gpus: usize,
+        /// The node.
+        place: Box<(Arc<Source>, Range<usize>)>,
+    },
     /// The store said no.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -102,6 +114,11 @@ impl ExecError {
             Self::NoGpu { there, place, .. } => Diagnostic::error("exec::no-gpu", title)
                 .label(&place.0, place.1.clone(), "of this node")
                 .help(format!("there are {there}; `cuda` is any of them")),
+            Self::TooManyRanks { place, .. } => {
+                Diagnostic::error("exec::too-many-ranks", title).label(&place.0, place.1.clone(), "of this node").help(
+                    "each rank has a GPU of its own: give `run.ranks` as many as there are, with `device = \"auto\"`",
+                )
+            }
             Self::Store(error) => error.diagnostic(),
             Self::Spawn(_) => Diagnostic::error("exec::spawn", title)
                 .help("see that the machine has processes and memory left; `-j 1` starts one worker at a time"),

@@ -36,7 +36,13 @@ pub(super) struct Job {
     pub(super) output: ArtifactType,
     /// `cpu` or `cuda:N`.
     pub(super) device: String,
-    /// Threads to compute with.
+    /// Processes that compute it together, if the user said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) ranks: Option<usize>,
+    /// Devices of the ranks on this machine, one each; where there are fewer, they have the device.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) devices: Vec<String>,
+    /// Threads to compute with, of each rank.
     pub(super) threads: usize,
     /// Bytes of the GPU that it may take, if others are on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -70,16 +70,18 @@ pub(super) struct Place {
     /// Threads to compute with.
     pub(super) threads: usize,
     counted: usize,
-    device: Option<String>,
-    slot: Option<Slot>,
+    /// Its GPUs, one for each rank; none on the CPU.
+    devices: Vec<String>,
+    /// What it has of them, if they are of this room.
+    slots: Vec<Slot>,
     /// Whether it is on no machine of this room.
     away: bool,
 }
 
 impl Place {
     /// A place elsewhere, which takes nothing of this machine.
-    pub(super) fn away(threads: usize, device: &str) -> Self {
-        Self { threads, counted: 0, device: (device != "cpu").then(|| device.to_owned()), slot: None, away: true }
+    pub(super) fn away(threads: usize, devices: Vec<String>) -> Self {
+        Self { threads, counted: 0, devices, slots: Vec::new(), away: true }
     }
 
     /// Whether it is on no machine of this room.
@@ -89,12 +91,22 @@ impl Place {
 
     /// Bytes of its GPU that it may take, if it has not all of it.
     pub(super) fn bytes(&self) -> Option<u64> {
-        self.slot.as_ref()?.bytes
+        self.slots.first()?.bytes
     }
 
-    /// The device that it is on: `cpu` or `cuda:N`.
+    /// Seconds of GPUs that it takes in so many; none on the CPU.
+    pub(super) fn gpu_seconds(&self, seconds: f64) -> Option<f64> {
+        (!self.devices.is_empty()).then_some(seconds * self.devices.len() as f64)
+    }
+
+    /// The device that it is on, or its first rank: `cpu` or `cuda:N`.
     pub(super) fn device(&self) -> &str {
-        self.device.as_deref().unwrap_or("cpu")
+        self.devices.first().map_or("cpu", String::as_str)
+    }
+
+    /// The GPUs of its ranks; none on the CPU, or if it has one.
+    pub(super) fn devices(&self) -> &[String] {
+        if self.devices.len() > 1 { &self.devices } else { &[] }
     }
 }
 
@@ -108,8 +120,16 @@ impl Room {
         Self { threads, capacity, jobs, used: 0, attempts: 0, gpus }
     }
 
-    /// Takes room for an attempt. `ready` nodes, this one among them, could start now; `want` is what it wants of a GPU.
-    pub(super) fn enter(&mut self, wish: Wish, device: &str, ready: usize, want: Want) -> Result<Place, Full> {
+    /// Takes room for an attempt of so many ranks. `ready` nodes, this one among them, could start now; `want` is what it wants of a
+    /// GPU, each rank of one of its own.
+    pub(super) fn enter(
+        &mut self,
+        wish: Wish,
+        device: &str,
+        ranks: usize,
+        ready: usize,
+        want: Want,
+    ) -> Result<Place, Full> {
         let left = self.capacity - self.used;
         let slots = self.jobs.saturating_sub(self.attempts);
         if slots == 0 || left == 0 {
@@ -124,20 +144,21 @@ impl Room {
         if counted > left {
             return Err(Full::Machine);
         }
-        let slot = match device {
-            "cpu" => None,
-            ANY_GPU => Some(self.gpus.enter(None, want).ok_or(Full::Device)?),
-            device => Some(self.gpus.enter(Some(device), want).ok_or(Full::Device)?),
+        let slots = match device {
+            "cpu" => Vec::new(),
+            ANY_GPU => self.gpus.enter_all(ranks.max(1), want).ok_or(Full::Device)?,
+            device => vec![self.gpus.enter(Some(device), want).ok_or(Full::Device)?],
         };
         self.used += counted;
         self.attempts += 1;
-        let device = slot.as_ref().map(|slot| slot.device.clone());
-        Ok(Place { threads, counted, device, slot, away: false })
+        let devices = slots.iter().map(|slot| slot.device.clone()).collect();
+        Ok(Place { threads, counted, devices, slots, away: false })
     }
 
-    /// Bytes of a GPU, if they are known.
-    pub(super) fn memory(&self, device: &str) -> Option<u64> {
-        self.gpus.memory(device)
+    /// Bytes of the smallest GPU of a place, if they are known.
+    pub(super) fn memory(&self, place: &Place) -> Option<u64> {
+        let memory: Option<Vec<u64>> = place.devices.iter().map(|device| self.gpus.memory(device)).collect();
+        memory?.into_iter().min()
     }
 
     /// GPUs that no one is on.
@@ -145,9 +166,9 @@ impl Room {
         self.gpus.empty()
     }
 
-    /// Whether a GPU has more memory than this.
-    pub(super) fn has_above(&self, memory: u64) -> bool {
-        self.gpus.could(Want { above: Some(memory), ..Want::default() })
+    /// Whether a GPU has more memory than this, or one for each of several ranks.
+    pub(super) fn has_above(&self, memory: u64, ranks: usize) -> bool {
+        self.gpus.could(ranks.max(1), Want { above: Some(memory), ..Want::default() })
     }
 
     /// Gives room back.
@@ -157,7 +178,7 @@ impl Room {
         }
         self.used -= place.counted;
         self.attempts -= 1;
-        if let Some(slot) = &place.slot {
+        for slot in &place.slots {
             self.gpus.leave(slot);
         }
     }
@@ -168,7 +189,7 @@ mod tests {
     use super::*;
 
     fn enter(room: &mut Room, wish: Wish, device: &str, ready: usize) -> Result<Place, Full> {
-        room.enter(wish, device, ready, Want::default())
+        room.enter(wish, device, 1, ready, Want::default())
     }
 
     fn threads(room: &mut Room, wish: Wish, ready: usize) -> Result<usize, Full> {
@@ -217,6 +238,28 @@ mod tests {
         enter(&mut room, Wish::Threads(1), "cuda:1", 1).unwrap();
         room.leave(&place);
         enter(&mut room, Wish::Threads(1), "cuda:0", 1).unwrap();
+    }
+
+    #[test]
+    fn ranks_have_a_gpu_each_or_wait() {
+        let names = ["cuda:0", "cuda:1", "cuda:2"].map(str::to_owned);
+        let gpus = names.clone().map(|device| Gpu { device, memory: Some(80 << 30) });
+        let mut room = Room::new(8, None, &gpus);
+        let small = Want { bytes: Some(1 << 30), ..Want::default() };
+        let enter = |room: &mut Room, device: &str, ranks| room.enter(Wish::Threads(1), device, ranks, 1, small);
+        let place = enter(&mut room, ANY_GPU, 2).unwrap();
+        assert_eq!((place.device(), place.devices()), ("cuda:0", &names[..2]));
+        // All of each, as nobody knows what is left beside a rank.
+        assert_eq!((place.bytes(), place.gpu_seconds(2.0)), (None, Some(4.0)));
+        assert_eq!(enter(&mut room, ANY_GPU, 2).unwrap_err(), Full::Device);
+        assert_eq!(room.empty_gpus(), 1, "what is too little is given back");
+        assert_eq!(enter(&mut room, "cuda:1", 1).unwrap_err(), Full::Device);
+        let alone = enter(&mut room, ANY_GPU, 1).unwrap();
+        assert_eq!((alone.device(), alone.devices().len()), ("cuda:2", 0));
+        room.leave(&place);
+        enter(&mut room, ANY_GPU, 2).unwrap();
+        assert_eq!(enter(&mut room, "cpu", 4).unwrap().devices().len(), 0);
+        assert!(room.has_above(1 << 30, 3) && !room.has_above(1 << 30, 4) && !room.has_above(80 << 30, 1));
     }
 
     #[test]

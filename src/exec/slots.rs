@@ -82,6 +82,22 @@ impl Slots {
         Some(Slot { device, bytes, serial: self.serial })
     }
 
+    /// Takes several GPUs, or none if there are not as many: one for each rank, all of it where there is another rank.
+    pub(super) fn enter_all(&mut self, ranks: usize, want: Want) -> Option<Vec<Slot>> {
+        let want = Want { alone: want.alone || ranks > 1, ..want };
+        let mut slots = Vec::new();
+        while slots.len() < ranks {
+            match self.enter(None, want) {
+                Some(slot) => slots.push(slot),
+                None => {
+                    slots.iter().for_each(|slot| self.leave(slot));
+                    return None;
+                }
+            }
+        }
+        Some(slots)
+    }
+
     /// Whether there is room on a GPU, and of how many bytes; all of it without a number.
     fn room_on(&self, device: &str, want: Want) -> Option<Option<u64>> {
         let memory = self.gpus.iter().find(|gpu| gpu.device == device).and_then(|gpu| gpu.memory);
@@ -100,9 +116,9 @@ impl Slots {
         (taken.saturating_add(need) <= usable).then_some(Some(need))
     }
 
-    /// Whether there is a GPU, of which no one need be free now, that fits what is wanted.
-    pub(super) fn could(&self, want: Want) -> bool {
-        self.gpus.iter().any(|gpu| is_above(gpu, want))
+    /// Whether there are so many GPUs, of which none need be free now, that fit what is wanted.
+    pub(super) fn could(&self, count: usize, want: Want) -> bool {
+        self.gpus.iter().filter(|gpu| is_above(gpu, want)).count() >= count
     }
 
     /// GPUs that no one is on.
@@ -191,7 +207,7 @@ mod tests {
         assert_eq!(device(slots.enter(Some("cuda:0"), want(20))), "none");
         let larger = Want { bytes: None, alone: true, above: Some(24 * GIB) };
         assert_eq!(device(slots.enter(None, larger)), "cuda:1");
-        assert!(!slots.could(Want { above: Some(80 * GIB), ..larger }));
+        assert!(!slots.could(1, Want { above: Some(80 * GIB), ..larger }));
         assert_eq!(slots.memory("cuda:1"), Some(80 * GIB));
     }
 }

@@ -17,11 +17,13 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::ExecError;
 use super::job::{Job, JobPart, JobResult, STOP, Word};
 use super::local::die;
+use super::ranks;
+use crate::collective::{Launch, Team};
 use crate::diag::Diagnostic;
-use crate::endpoint::Spent;
+use crate::endpoint::{Purse, Spent};
 use crate::fs;
 use crate::kinds::part::{Joined, Part, Report, Shard};
-use crate::kinds::{self, Cx, InputArtifact, NodeError, Progress};
+use crate::kinds::{self, Cx, InputArtifact, NodeError, Outputs, Progress};
 use crate::store::{Store, Usage};
 
 mod detached;
@@ -36,8 +38,16 @@ use mouth::Mouth;
 pub fn work(path: &Path) -> Result<u8, ExecError> {
     let job = Job::read(path)?;
     let cancel = heed_signals()?;
-    let mut mouth = Mouth::new(lifeline(&cancel, None)?);
-    let result = execute(&job, &mut None, &mut mouth, &cancel);
+    let socket = lifeline(&cancel, None)?;
+    // A scheduler starts one process, whatever it was started in itself.
+    let launch = if socket.is_some() { ranks::local(&job) } else { ranks::launch(&job) };
+    if let Ok(Launch::Task(task)) = &launch
+        && task.rank > 0
+    {
+        return Ok(ranks::task(&job, path, task));
+    }
+    let mut mouth = Mouth::new(socket);
+    let result = execute(&job, (path, launch), &mut None, &mut mouth, &cancel);
     // A disk that is full does not keep the scheduler from hearing of it.
     if let Err(error) = record(&job, &result) {
         tracing::warn!("the result cannot be written: {error}");
@@ -72,7 +82,7 @@ pub fn serve() -> Result<u8, ExecError> {
     for line in jobs {
         let job: Job = serde_json::from_str(&line).map_err(|error| bad(error.to_string()))?;
         let result = match log_to(&job) {
-            Ok(()) => execute(&job, &mut store, &mut mouth, &cancel),
+            Ok(()) => execute(&job, (Path::new(""), Ok(Launch::Alone)), &mut store, &mut mouth, &cancel),
             Err(error) => JobResult::Failed { what: format!("its log cannot be written: {error}"), help: None },
         };
         let cleared = clear(&job);
@@ -113,7 +123,7 @@ fn has_children() -> bool {
 }
 
 /// What signals that ask this process to end set.
-fn heed_signals() -> Result<Arc<AtomicBool>, ExecError> {
+pub(super) fn heed_signals() -> Result<Arc<AtomicBool>, ExecError> {
     let cancel = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&cancel))?;
@@ -121,10 +131,19 @@ fn heed_signals() -> Result<Arc<AtomicBool>, ExecError> {
     Ok(cancel)
 }
 
+/// The file of a job, and who this process is in its attempt.
+type Start<'a> = (&'a Path, Result<Launch, NodeError>);
+
 /// Executes an attempt; `store` is the one that the last attempt used, if it may be used again.
-fn execute(job: &Job, store: &mut Option<Store>, mouth: &mut Mouth, cancel: &AtomicBool) -> JobResult {
+fn execute(
+    job: &Job,
+    start: Start<'_>,
+    store: &mut Option<Store>,
+    mouth: &mut Mouth,
+    cancel: &AtomicBool,
+) -> JobResult {
     mouth.begin(job.allowance);
-    let attempted = attempt(job, store, mouth, cancel);
+    let attempted = attempt(job, start, store, mouth, cancel);
     mouth.catch_up();
     if let Some(row) = attempted.as_ref().err().and_then(NodeError::is_out_of_memory) {
         mouth.say(&Word::Full { row });
@@ -151,11 +170,11 @@ fn execute(job: &Job, store: &mut Option<Store>, mouth: &mut Mouth, cancel: &Ato
 
 fn attempt(
     job: &Job,
+    (path, launch): Start<'_>,
     store: &mut Option<Store>,
     mouth: &mut Mouth,
     cancel: &AtomicBool,
 ) -> Result<JobResult, NodeError> {
-    let entry = kinds::find(&job.kind).ok_or_else(|| NodeError::failed(format!("there is no kind `{}`", job.kind)))?;
     let store = match store {
         Some(open) if open.root() == job.store => &*open,
         _ => store.insert(Store::open_existing(&job.store)?),
@@ -168,33 +187,14 @@ fn attempt(
     // a worker that takes several jobs are its alone.
     let scratch = job.result.is_some().then(|| fs_err::File::open(&job.scratch)).transpose()?;
     scratch.iter().try_for_each(|scratch| scratch.file().lock())?;
-    let inputs = job.inputs.iter().map(|(path, input)| {
-        let (kind, files, skip, take) = (input.kind, input.files.clone(), input.skip, input.take);
-        let calling = input.calling.clone();
-        (path.clone(), InputArtifact { id: input.id, kind, files, skip, take, calling })
-    });
+    let (team, others) = ranks::lead(job, path, &launch?)?.unzip();
     let purse = Arc::clone(&mouth.purse);
-    let mut progress = |progress: Progress| mouth.progress(progress);
-    let mut cx = Cx {
-        store,
-        inputs: inputs.collect(),
-        node: job.node.clone(),
-        key: job.key,
-        scratch: job.scratch.clone(),
-        staging: job.staging.clone(),
-        device: job.device.clone(),
-        threads: job.threads,
-        micro_batch: job.micro_batch,
-        activation_checkpointing: job.activation_checkpointing,
-        afresh: job.afresh,
-        part: part(job)?,
-        progress: &mut progress,
-        purse,
-        cancel,
-    };
-    kinds::bound_gpu_memory(job.gpu_bytes);
-    let outputs = entry.run(&job.fields, &mut cx)?;
-    if let (Some(JobPart::Shard { report, .. }), Part::Shard(shard)) = (&job.part, &cx.part) {
+    let computed = compute(job, store, team, &mut |progress| mouth.progress(progress), purse, cancel);
+    let (outputs, part) = match others {
+        Some(others) => others.end(computed),
+        None => computed,
+    }?;
+    if let (Some(JobPart::Shard { report, .. }), Part::Shard(shard)) = (&job.part, &part) {
         fs::write_atomic(report, &serde_json::to_vec(&shard.report).map_err(std::io::Error::from)?)?;
         return Ok(JobResult::Computed { class: kinds::device_class(&job.device).ok() });
     }
@@ -212,6 +212,45 @@ fn attempt(
     let (artifact, unsettled) = if job.log.is_some() { fs::deferred(put) } else { (put(), Vec::new()) };
     let artifact = artifact?;
     Ok(JobResult::Done { artifact, metrics: outputs.metrics, put: store.known(&artifact)?, unsettled })
+}
+
+/// Does the work of a job. What was done of a part is in the part.
+pub(super) fn compute(
+    job: &Job,
+    store: &Store,
+    team: Option<Team>,
+    progress: &mut dyn FnMut(Progress),
+    purse: Arc<Purse>,
+    cancel: &AtomicBool,
+) -> Result<(Outputs, Part), NodeError> {
+    let entry = kinds::find(&job.kind).ok_or_else(|| NodeError::failed(format!("there is no kind `{}`", job.kind)))?;
+    let inputs = job.inputs.iter().map(|(path, input)| {
+        let (kind, files, skip, take) = (input.kind, input.files.clone(), input.skip, input.take);
+        let calling = input.calling.clone();
+        (path.clone(), InputArtifact { id: input.id, kind, files, skip, take, calling })
+    });
+    let mut cx = Cx {
+        store,
+        inputs: inputs.collect(),
+        node: job.node.clone(),
+        key: job.key,
+        scratch: job.scratch.clone(),
+        staging: job.staging.clone(),
+        device: job.device.clone(),
+        threads: job.threads,
+        micro_batch: job.micro_batch,
+        activation_checkpointing: job.activation_checkpointing,
+        afresh: job.afresh,
+        part: part(job)?,
+        ranked: job.ranks.is_some(),
+        team,
+        progress,
+        purse,
+        cancel,
+    };
+    kinds::bound_gpu_memory(job.gpu_bytes);
+    let outputs = entry.run(&job.fields, &mut cx)?;
+    Ok((outputs, cx.part))
 }
 
 /// Which rows the attempt computes.

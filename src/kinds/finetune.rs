@@ -16,12 +16,13 @@ use super::examples::{self, Examples, Whose};
 use super::responses::Scoring;
 use super::several::Several;
 use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, Progress};
+use crate::collective::MOST_RANKS;
 use crate::lm::adapter::{self, LoraSettings};
 use crate::lm::loss::preference::Directions;
 use crate::lm::loss::{LengthNorm, Sides};
 use crate::lm::optimizer::OptimizerSettings;
 use crate::lm::schedule::Schedule;
-use crate::lm::train::{self, Accumulation, Compute, KlOver, TrainSettings, Trainer, Weights};
+use crate::lm::train::{self, Accumulation, Compute, Kept, KlOver, TrainSettings, Trainer, Weights};
 use crate::lm::{Join, Tokenizer, gguf};
 use crate::pipeline::{ArtifactType, Input, InputField, Problem, Spec};
 
@@ -175,6 +176,11 @@ impl Spec for Finetune {
         fields
     }
 
+    fn ranks(&self) -> usize {
+        let parts = if self.accumulation.kept == Kept::Last { self.accumulation.parts.max(1) } else { 1 };
+        (self.batch_queries / parts).min(MOST_RANKS)
+    }
+
     fn validate(&self) -> Vec<Problem> {
         validate::validate(self)
     }
@@ -255,7 +261,8 @@ floating-point numbers in them, rounded at random so that slow means still move)
 `run = { activation_checkpointing = true }` a pass keeps only each layer's input and makes the rest again for the
 gradient: less memory, a third more work, the same bits; by default where memory is short. A pass takes 1,792 to 4,096 tokens by the
 size of the model, a prompt counted once for all its responses, or `run = { micro_batch = N }` sequences; a query of more
-is cut between constitutions. How it is cut changes results by rounding only.
+is cut between constitutions. How it is cut changes results by rounding only. `run = { ranks = N }` lets several processes
+compute each step together (`docs/data-parallel.md`).
 
 ```toml
 [loop.nodes.finetune]
@@ -293,18 +300,30 @@ optimizer = { name = "adamw", lr = 5e-7 }
         if trainer.resume(&checkpoints)? {
             tracing::info!("goes on after step {}", trainer.step_count());
         }
+        if cx.ranked {
+            trainer.join(cx.team.take())?;
+        }
+        let leads = trainer.rank() == 0;
         // Nothing is lost that would have to be kept: the weights are those of the start.
         while !trainer.prepare()? {
-            cx.check_interrupt()?;
+            if trainer.is_to_stop(cx.check_interrupt().is_err())? {
+                return Err(NodeError::Interrupted);
+            }
         }
         let mut watch = Watch::default();
         let mut told: Vec<_> = trainer.records().iter().map(line).collect();
         while !trainer.done() {
-            if cx.check_interrupt().is_err() {
-                trainer.checkpoint(&checkpoints)?;
+            if trainer.is_to_stop(cx.check_interrupt().is_err())? {
+                if leads {
+                    trainer.checkpoint(&checkpoints)?;
+                }
                 return Err(NodeError::Interrupted);
             }
             let record = trainer.step()?;
+            if !leads {
+                crate::fs::kill_point(&format!("rank {} step", trainer.rank()));
+                continue;
+            }
             watch.look(trainer.records());
             told.push(line(&record));
             (cx.progress)(Progress {
@@ -318,6 +337,10 @@ optimizer = { name = "adamw", lr = 5e-7 }
                 trainer.checkpoint(&checkpoints)?;
                 crate::fs::kill_point("checkpoint");
             }
+        }
+        trainer.part()?;
+        if !leads {
+            return Ok(Outputs::default());
         }
         let mut outputs = self.finish(cx, &model, &trainer)?;
         if outputs.metrics.contains_key("bound") {

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use self::estimate::{Estimate, Known};
 use self::part::Part;
+use crate::collective::{Team, TeamError};
 use crate::digest::Digest;
 use crate::endpoint::{Calling, Purse};
 use crate::lm::LmError;
@@ -267,6 +268,10 @@ pub struct Cx<'a> {
     pub afresh: bool,
     /// Which rows it computes.
     pub part: Part,
+    /// Whether the user said how many ranks compute the node, be it one.
+    pub ranked: bool,
+    /// The other ranks, until the node takes them. Of an attempt that is not rank 0 nothing is kept: it writes nothing.
+    pub team: Option<Team>,
     /// Where progress goes.
     pub progress: &'a mut dyn FnMut(Progress),
     /// What may be spent on calls to endpoints.
@@ -359,7 +364,21 @@ pub enum NodeError {
     Io(#[from] std::io::Error),
 }
 
+impl From<TeamError> for NodeError {
+    fn from(error: TeamError) -> Self {
+        Self::Lm(error.into())
+    }
+}
+
 impl NodeError {
+    /// What went wrong between ranks, if that is it.
+    pub fn of_team(&self) -> Option<&TeamError> {
+        match self {
+            Self::Lm(crate::lm::LmError::Team(error)) => Some(error),
+            _ => None,
+        }
+    }
+
     /// A failure without a known fix.
     pub fn failed(what: impl Into<String>) -> Self {
         Self::Failed { what: what.into(), help: None }

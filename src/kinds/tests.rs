@@ -74,6 +74,8 @@ impl Bench {
             activation_checkpointing: None,
             afresh: self.afresh,
             part: Part::Whole,
+            ranked: false,
+            team: None,
             progress: &mut progress,
             purse: std::sync::Arc::default(),
             cancel: &self.cancel,

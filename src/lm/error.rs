@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::collective::TeamError;
 use crate::diag::Diagnostic;
 
 /// What can go wrong in the language model.
@@ -210,6 +211,9 @@ pub enum LmError {
         /// Ids of the step's examples.
         examples: Vec<String>,
     },
+    /// Ranks that train together, and cannot.
+    #[error(transparent)]
+    Team(#[from] TeamError),
 }
 
 impl From<candle_core::Error> for LmError {
@@ -291,6 +295,10 @@ impl LmError {
             Self::Matrix { .. } => diagnostic("lm::matrix"),
             Self::Example { .. } => diagnostic("lm::example").help("drop the example, or mend it where it is made"),
             Self::NoGradient { .. } => diagnostic("lm::no-gradient"),
+            Self::Team(TeamError::Lost { .. }) => diagnostic("lm::ranks").help(
+                "if no one ended it, its machine ran out of memory or is gone; run it again: it goes on from its checkpoint",
+            ),
+            Self::Team(_) => diagnostic("lm::ranks"),
             Self::NotFinite { .. } => {
                 diagnostic("lm::not-finite").help("lower the learning rate, or look at the examples")
             }

@@ -36,6 +36,14 @@ impl Footprint {
         let Self { weights, reference, gradients, moments, activations, cache } = *self;
         [weights, reference, gradients, moments, activations, cache].into_iter().fold(0, u64::saturating_add)
     }
+
+    /// Of so many processes that each hold it.
+    pub fn times(self, count: u64) -> Self {
+        let Self { weights, reference, gradients, moments, activations, cache } = self;
+        let [weights, reference, gradients, moments, activations, cache] =
+            [weights, reference, gradients, moments, activations, cache].map(|bytes| bytes.saturating_mul(count));
+        Self { weights, reference, gradients, moments, activations, cache }
+    }
 }
 
 /// Where work is done.

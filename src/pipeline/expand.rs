@@ -215,6 +215,7 @@ impl Expander<'_> {
         self.evaluator.evaluate(&mut tree, scope, self.findings);
         self.includer.include(&mut tree, self.findings);
         let tolerance = common.tolerance.and_then(|entry| self.tolerance(entry.value, scope, &declaration.name));
+        let mut ranks_at = None;
         let run = common.run.map_or_else(RunFields::default, |entry| {
             let mut run = entry.value;
             self.evaluator.evaluate(&mut run, scope, self.findings);
@@ -224,6 +225,7 @@ impl Expander<'_> {
             if sound {
                 self.check_run(&fields, &run, &what, declaration.kind);
             }
+            ranks_at = Some(run.place("ranks"));
             fields
         });
         let owner = &Owner { declaration, with_kind: false };
@@ -241,6 +243,14 @@ impl Expander<'_> {
                         .help(problem.help),
                 );
             }
+        }
+        if let (Some(ranks), Some(place), true) = (run.ranks.filter(|ranks| *ranks > spec.ranks()), ranks_at, sound) {
+            let (help, at) = match spec.ranks() {
+                1 => ("leave it out: only a `finetune` of several queries has ranks".to_owned(), "not for this node"),
+                most => (format!("give {most} or fewer: a step has no more queries, or they are too many"), "too many"),
+            };
+            let title = format!("`ranks` in `run` of node `{}` is {ranks}", declaration.name);
+            self.findings.add(Diagnostic::error("pipeline::bad-run", title).label(&source, place, at).help(help));
         }
         let references = spec
             .inputs()
@@ -283,6 +293,7 @@ impl Expander<'_> {
             (zero(run.threads), "threads", "give 1 or more"),
             (zero(run.micro_batch), "micro_batch", "give 1 or more"),
             (run.shards == Some(Shards::Count(0)), "shards", "give 1 or more, or \"auto\""),
+            (zero(run.ranks), "ranks", "give 1 or more"),
             (
                 run.shards.is_some() && !kind.row_wise,
                 "shards",

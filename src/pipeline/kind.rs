@@ -185,6 +185,11 @@ pub trait Spec: Any + fmt::Debug + Send + Sync {
         false
     }
 
+    /// Processes that can compute the node together, at most; 1: the kind knows none.
+    fn ranks(&self) -> usize {
+        1
+    }
+
     /// Finds what the types cannot: ranges, templates that do not parse, fields that exclude each other.
     fn validate(&self) -> Vec<Problem> {
         Vec::new()

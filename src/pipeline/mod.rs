@@ -167,6 +167,8 @@ pub struct RunFields {
     pub activation_checkpointing: Option<bool>,
     /// Parts that a row-wise node is split into, or `auto`; one without it.
     pub shards: Option<Shards>,
+    /// Processes that compute a `finetune` together.
+    pub ranks: Option<usize>,
     /// Times that a failed attempt is made again.
     pub retries: Option<u32>,
     /// Whether a `command` makes the same bytes from the same inputs, as its author says.

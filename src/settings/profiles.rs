@@ -146,6 +146,17 @@ impl Resources {
         let gpus = self.gres.iter().chain(self.extra.iter().flatten()).any(|text| text.contains("gpu"));
         self.device.as_deref().unwrap_or(if gpus { "cuda:0" } else { "cpu" })
     }
+
+    /// GPUs of a job, where `gres` alone says how many: not beside options or programs that may spread it over machines.
+    pub fn gpus(&self) -> Option<usize> {
+        let spreads = |container: &Vec<String>| container.first().is_some_and(|program| program.ends_with("srun"));
+        if self.extra.is_some() || self.container.as_ref().is_some_and(spreads) {
+            return None;
+        }
+        let gpus = self.gres.as_ref()?.split(',').filter(|gres| gres.starts_with("gpu"));
+        // `gpu`, `gpu:2`, `gpu:a100:2`
+        Some(gpus.map(|gpus| gpus.rsplit(':').next().and_then(|count| count.parse().ok()).unwrap_or(1)).sum())
+    }
 }
 
 impl Profile {

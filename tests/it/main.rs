@@ -52,6 +52,7 @@ mod memory;
 mod parity;
 mod pictures;
 mod quickstart;
+mod ranks;
 mod ray;
 mod real;
 mod recipes;

@@ -1,7 +1,7 @@
 //! Attempts that an engine executes, in the loop: what is seen of their jobs, and what the end of one means.
 
 use super::{Scheduler, Stop};
-use crate::exec::away::AWAY;
+use crate::exec::away::{AWAY, devices_in_job};
 use crate::exec::engine::{Fate, Judged, Sight, Standing, Ticket, judge};
 use crate::exec::phase::Phase;
 use crate::exec::room::Place;
@@ -21,14 +21,8 @@ impl Scheduler<'_> {
     /// The place of a node in a job.
     pub(super) fn place_away(&self, node: usize) -> Place {
         let resources = self.yard.resources(self.pipeline, node);
-        let declared = self.pipeline.nodes[node].run.device.as_deref().filter(|device| *device != "auto");
-        let device = match declared {
-            Some("cuda") => "cuda:0",
-            Some(device) => device,
-            None if crate::exec::room::computes_on_cpu(self.pipeline, &self.pipeline.nodes[node]) => "cpu",
-            None => resources.device(),
-        };
-        Place::away(resources.cpus.unwrap_or(1), device)
+        let devices = devices_in_job(self.pipeline, &self.pipeline.nodes[node], &resources);
+        Place::away(resources.cpus.unwrap_or(1), devices)
     }
 
     /// Takes what is seen of a job.

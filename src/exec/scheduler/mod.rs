@@ -17,7 +17,7 @@ use std::time::Duration;
 use crate::exec::attempt::Attempt;
 use crate::exec::away::{AWAY, Yard};
 use crate::exec::commit::{Made, commit_all};
-use crate::exec::device::{check_named, devices};
+use crate::exec::device::{check_gpus, devices};
 use crate::exec::elsewhere::Seeker;
 use crate::exec::interrupt::Interrupts;
 use crate::exec::ledger::Ledger;
@@ -83,14 +83,15 @@ pub fn run(
     options: &RunOptions,
     report: &mut dyn FnMut(&Event),
 ) -> Result<Summary, ExecError> {
-    let devices = devices(pipeline, &options.device, !options.gpus.is_empty())?;
-    let stale = |node: &usize| !matches!(plan.nodes[*node], State::Hit { .. } | State::Outside);
-    let here = plan.order.iter().copied().filter(stale);
-    if options.away.is_none() {
-        check_named(pipeline, here, &devices, &options.gpus)?;
-    }
-    let journal = Journal::begin(&pipeline.name, &pipeline.params, store, &options.file)?;
     let (outbox, inbox) = channel();
+    let devices = devices(pipeline, &options.device, !options.gpus.is_empty())?;
+    let yard = Yard::new(options.away.clone(), outbox.clone());
+    let stale = |node: &usize| !matches!(plan.nodes[*node], State::Hit { .. } | State::Outside);
+    let (away, here): (Vec<usize>, Vec<usize>) =
+        plan.order.iter().copied().filter(stale).partition(|node| yard.goes_away(pipeline, *node));
+    check_gpus(pipeline, here, &devices, &options.gpus)?;
+    yard.check_gpus(pipeline, away)?;
+    let journal = Journal::begin(&pipeline.name, &pipeline.params, store, &options.file)?;
     let scheduler = Scheduler {
         phases: phases(pipeline, plan),
         place: vec![0; pipeline.nodes.len()],
@@ -114,7 +115,7 @@ pub fn run(
         ledger: Ledger::new(options.budget.clone(), options.needs.clone()),
         stop: Stop::No,
         fault: None,
-        yard: Yard::new(options.away.clone(), outbox.clone()),
+        yard,
         seeker: Seeker::new(options.elsewhere.clone()),
         inbox,
         outbox,
@@ -319,7 +320,8 @@ impl Scheduler<'_> {
             }
             let wish = Wish::of(is_light(self.pipeline, declared), declared.run.threads);
             let count = self.could_start(|device| device != AWAY);
-            match self.room.enter(wish, &device, count, self.want(node)) {
+            let ranks = declared.run.ranks.unwrap_or(1);
+            match self.room.enter(wish, &device, ranks, count, self.want(node)) {
                 Err(Full::Machine) => full = true,
                 Err(Full::Device) => _ = busy.insert(device),
                 Ok(place) => {

@@ -75,14 +75,14 @@ impl Scheduler<'_> {
             return None;
         }
         let node = attempt.node;
-        let memory = self.room.memory(attempt.place.device());
+        let (memory, ranks) = (self.room.memory(&attempt.place), self.pipeline.nodes[node].run.ranks.unwrap_or(1));
         let may_move = &*self.devices[node] == ANY_GPU;
         let strait = self.straits.get(&node).copied().unwrap_or_default();
         let had = Had {
             shared: attempt.place.bytes().is_some(),
             row,
             micro_batch: self.pipeline.nodes[node].run.micro_batch,
-            larger: memory.filter(|memory| may_move && self.room.has_above(*memory)),
+            larger: memory.filter(|memory| may_move && self.room.has_above(*memory, ranks)),
         };
         let (next, told) = strait.next(&had)?;
         self.straits.insert(node, next);

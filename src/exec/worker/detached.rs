@@ -18,9 +18,10 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
 use super::mouth::Mouth;
 use super::{execute, used};
+use crate::collective::Launch;
 use crate::digest::Digest;
 use crate::exec::job::{Exit, Job, JobResult, RESULT, STOP_FILE, ToldBy, WORDS, Word};
-use crate::exec::{ExecError, host};
+use crate::exec::{ExecError, host, ranks};
 use crate::fs;
 use crate::store::{KeyLock, Store};
 
@@ -38,6 +39,9 @@ pub fn work_detached(path: &Path) -> Result<u8, ExecError> {
     let bad = |what: &str| ExecError::BadJob { path: path.clone(), what: what.to_owned() };
     let directory = path.parent().ok_or_else(|| bad("it is in no directory"))?;
     let told = Told::heed(directory)?;
+    if ranks::is_follower() {
+        return follow(&path);
+    }
     let mut mouth = Mouth::file(directory.join(WORDS));
     mouth.say(&Word::Began { host: host() });
     let result = match version(&path)? {
@@ -45,7 +49,7 @@ pub fn work_detached(path: &Path) -> Result<u8, ExecError> {
         _ => {
             let mut job = Job::read(&path)?;
             job.staging = directory.join(format!("staging-{}-{}", host(), std::process::id()));
-            let mut done = prepared(&mut job, &mut mouth, &told);
+            let mut done = prepared(&mut job, &path, &mut mouth, &told);
             // Whoever ends a job ends all of its processes: that those of a node died of it is no fault of the node.
             if matches!(done, JobResult::Failed { .. }) && told.by() == Some(ToldBy::Signal) {
                 done = JobResult::Interrupted;
@@ -66,6 +70,23 @@ pub fn work_detached(path: &Path) -> Result<u8, ExecError> {
     };
     leave(directory, &Exit { result, told: told.by(), host: host(), seconds, usage: used(&spent), spent })?;
     Ok(code)
+}
+
+/// Does what there is to do for a task of a step that is not the first: it writes nothing that others read.
+fn follow(path: &Path) -> Result<u8, ExecError> {
+    let job = Job::read(path)?;
+    Ok(match ranks::launch(&job) {
+        Ok(Launch::Task(task)) => ranks::task(&job, path, &task),
+        Ok(_) => {
+            tracing::warn!("a task of a step has nothing to do: {} has no ranks", job.node);
+            0
+        }
+        // The first task says so, too.
+        Err(error) => {
+            tracing::error!("{error}");
+            1
+        }
+    })
 }
 
 /// Executes a probe: a job that says where it is and what it sees there.
@@ -99,7 +120,7 @@ fn other_version(theirs: &str) -> JobResult {
 }
 
 /// Executes an attempt when what it stands on is there and no one else writes to its scratch.
-fn prepared(job: &mut Job, mouth: &mut Mouth, told: &Told) -> JobResult {
+fn prepared(job: &mut Job, path: &Path, mouth: &mut Mouth, told: &Told) -> JobResult {
     let store = match Store::open_existing(&job.store) {
         Ok(store) => store,
         Err(error) => {
@@ -130,7 +151,7 @@ fn prepared(job: &mut Job, mouth: &mut Mouth, told: &Told) -> JobResult {
     if let Err(error) = needed {
         tracing::warn!("gc cannot be told of the inputs: {error}");
     }
-    let result = execute(job, &mut Some(store), mouth, &told.stop);
+    let result = execute(job, (path, ranks::launch(job)), &mut Some(store), mouth, &told.stop);
     if alone.is_none() {
         let _ = fs::remove_directory(&job.scratch);
     }

@@ -1,9 +1,9 @@
 //! Estimates of kinds that make models.
 
-use super::{Amount, Estimate, Facts, Known};
+use super::{Amount, Estimate, Facts, Known, Place};
 use crate::kinds::finetune::{Finetune, Objective};
 use crate::kinds::init::Init;
-use crate::lm::train::{Beside, Held, footprint, trained};
+use crate::lm::train::{Beside, Held, footprint, on_ranks, trained};
 use crate::pipeline::dataset::Row;
 
 /// A random model's weights and tokenizer. Its vocabulary may turn out smaller.
@@ -94,6 +94,10 @@ pub(in crate::kinds) fn finetune(kind: &Finetune, known: &Known<'_>) -> Estimate
     };
     let longest = example.map_or(0, |(_, longest)| longest.number).min(config.max_position_embeddings as u64);
     let held = footprint(config, settings, known.place, longest, beside);
+    let (moments, held) = match known.run.ranks {
+        Some(ranks) if known.place == Place::Cpu => (held.moments, on_ranks(held, ranks)),
+        _ => (held.moments, held),
+    };
     let adapters = 4 * trained(config, settings.lora);
     let (weights, lora) = (4 * config.parameters(), kind.lora.is_some());
     let disk = match (lora, kind.merge) {
@@ -103,7 +107,7 @@ pub(in crate::kinds) fn finetune(kind: &Finetune, known: &Known<'_>) -> Estimate
     };
     // What is trained and its moments, from time to time.
     let checkpoints = steps.is_some_and(|steps| steps.number > kind.checkpoint_every);
-    let saved = adapters + held.moments;
+    let saved = adapters + moments;
     Estimate {
         rows,
         steps,

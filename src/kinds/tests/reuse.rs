@@ -130,6 +130,8 @@ impl<'a> Case<'a> {
             activation_checkpointing: None,
             afresh: false,
             part: Part::Whole,
+            ranked: false,
+            team: None,
             progress: &mut progress,
             purse: std::sync::Arc::default(),
             cancel: &self.bench.cancel,

@@ -7,6 +7,7 @@ use super::super::{LmError, Model, Sequence};
 use super::batch::Order;
 use super::gather::sum;
 use super::{Example, TrainSettings};
+use crate::collective::Team;
 
 /// Examples whose sums are computed together.
 const TOGETHER: usize = 16;
@@ -39,9 +40,39 @@ impl Anchor {
         Self { reference, waiting: taken.into_iter().rev().collect(), known: Anchors::new() }
     }
 
-    /// Computes the sums of the next few examples; `policy` must not have been changed yet. Returns whether all are known.
-    pub(super) fn advance(&mut self, policy: &Model, examples: &[Example]) -> Result<bool, LmError> {
-        let next = self.waiting.split_off(self.waiting.len().saturating_sub(TOGETHER));
+    /// Computes the sums of the next few examples, or of as many for each rank; `policy` must not have been changed yet.
+    /// Returns whether all are known.
+    pub(super) fn advance(
+        &mut self,
+        policy: &Model,
+        examples: &[Example],
+        team: Option<&mut Team>,
+    ) -> Result<bool, LmError> {
+        let mut next = || self.waiting.split_off(self.waiting.len().saturating_sub(TOGETHER));
+        match team {
+            None => {
+                let next = next();
+                let sums = self.compute(policy, examples, &next)?;
+                self.learn(&next, examples, &mut sums.into_iter());
+            }
+            Some(team) => {
+                let next: Vec<Vec<usize>> = (0..team.ranks()).map(|_| next()).collect();
+                let own = self.compute(policy, examples, &next[team.rank()])?;
+                let all = team.gather(own.iter().flat_map(|sum| sum.to_le_bytes()).collect())?;
+                for (next, sums) in next.iter().zip(all) {
+                    let sums = sums.as_chunks().0.iter().map(|sum| f64::from_le_bytes(*sum)).collect::<Vec<_>>();
+                    self.learn(next, examples, &mut sums.into_iter());
+                }
+            }
+        }
+        if self.waiting.is_empty() {
+            self.reference = None;
+        }
+        Ok(self.waiting.is_empty())
+    }
+
+    /// The sums of some examples' sequences under the reference, example after example.
+    fn compute(&self, policy: &Model, examples: &[Example], next: &[usize]) -> Result<Vec<f64>, LmError> {
         let sequences: Vec<Sequence> =
             next.iter().flat_map(|index| examples[*index].sequences.iter().cloned()).collect();
         let logprobs = response_logprobs(self.reference.as_ref().unwrap_or(policy), &sequences);
@@ -50,19 +81,21 @@ impl Anchor {
             LmError::RowOutOfMemory { what, .. } => LmError::OutOfMemory { what },
             other => other,
         })?;
-        let mut sums = logprobs.iter().map(|logprobs| sum(logprobs));
+        let sums: Vec<f64> = logprobs.iter().map(|logprobs| sum(logprobs)).collect();
+        let mut rest = sums.iter();
         for index in next {
-            let own: Vec<f64> = sums.by_ref().take(examples[index].sequences.len()).collect();
-            if !own.iter().all(|sum| sum.is_finite()) {
+            if !rest.by_ref().take(examples[*index].sequences.len()).all(|sum| sum.is_finite()) {
                 let what = "has log-probabilities that are not finite under the reference".to_owned();
-                return Err(LmError::Example { id: examples[index].id.clone(), what });
+                return Err(LmError::Example { id: examples[*index].id.clone(), what });
             }
-            self.known.insert(index, own);
         }
-        if self.waiting.is_empty() {
-            self.reference = None;
+        Ok(sums)
+    }
+
+    fn learn(&mut self, next: &[usize], examples: &[Example], sums: &mut impl Iterator<Item = f64>) {
+        for index in next {
+            self.known.insert(*index, sums.take(examples[*index].sequences.len()).collect());
         }
-        Ok(self.waiting.is_empty())
     }
 
     /// The sums of some examples' sequences, example after example.

@@ -39,6 +39,9 @@ pub(super) struct State {
     /// What the reference says of the examples.
     #[serde(default, skip_serializing_if = "Anchors::is_empty")]
     pub(super) anchors: Anchors,
+    /// Whether steps are in parts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) in_parts: bool,
 }
 
 /// Tensors that were read, flat.
@@ -253,7 +256,13 @@ mod tests {
     use super::*;
 
     fn state(records: Vec<StepRecord>) -> State {
-        State { run: "run".to_owned(), updates: 3, records, anchors: [(7, vec![-0.1 - 0.2, 1e-300])].into() }
+        State {
+            run: "run".to_owned(),
+            updates: 3,
+            records,
+            anchors: [(7, vec![-0.1 - 0.2, 1e-300])].into(),
+            in_parts: true,
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::super::footprint::{Footprint, Place};
 use super::super::optimizer::{OptimizerName, OptimizerSettings};
 use super::batch::{Room, kept_of_a_token};
 use super::settings::Compute;
+use super::together::PARTS;
 
 /// The reference that KL is measured from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +84,14 @@ pub fn footprint(config: &Config, settings: Held<'_>, place: Place, tokens: u64,
     }
 }
 
+/// Of training on so many ranks of one machine's CPU, of what one process without ranks holds. Each has some gradients while a
+/// step's parts add up: those of branches that wait for their neighbours, that of the part at work, and a copy of it.
+pub fn on_ranks(alone: Footprint, ranks: usize) -> Footprint {
+    let waiting = PARTS.div_ceil(ranks.max(1)).next_power_of_two().ilog2();
+    let each = Footprint { gradients: alone.gradients.saturating_mul(u64::from(waiting) + 2), ..alone };
+    each.times(ranks.max(1) as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,6 +119,9 @@ mod tests {
         assert_eq!(trained(&config, Some(&lora)), 39_976_960);
         let held = of(Held { lora: Some(&lora), compute: Compute::Bf16, ..full }, Beside::Itself);
         assert_eq!((held.weights, held.reference), (2 * all + 4 * 39_976_960, 0));
+        assert_eq!((on_ranks(held, 1).gradients, on_ranks(held, 1).moments), (6 * held.gradients, held.moments));
+        assert_eq!((on_ranks(held, 2).gradients, on_ranks(held, 2).weights), (10 * held.gradients, 2 * held.weights));
+        assert_eq!(on_ranks(held, 16).gradients, 32 * held.gradients);
         let whole = Held { activation_checkpointing: Some(false), ..full };
         assert!(of(whole, Beside::Nothing).activations > 5 * of(full, Beside::Nothing).activations);
     }

@@ -1,12 +1,15 @@
 //! The passes of a step: from examples to the sums that the update is made of.
 
+use std::ops::Range;
+
 use super::super::cpu::Keep;
 use super::super::loss::Contrast;
 use super::super::{LmError, Model, Sequence};
-use super::batch::sequences_in_runs;
+use super::batch::{examples_in_runs, sequences_in_runs};
 use super::gradients::Gradients;
 use super::objective::{Preferences, Totals, Verdict};
 use super::pass::Pass;
+use super::together::Work;
 use super::{Example, KlOver, Trainer};
 
 /// What the passes of a step have brought so far.
@@ -25,9 +28,22 @@ pub(super) struct Gathered {
 }
 
 impl Trainer {
+    /// What some of a step's examples bring; `None` if their loss is not finite.
+    pub(super) fn passes(&self, work: &Work<'_>, of: Range<usize>) -> Result<Option<Gathered>, LmError> {
+        let (examples, indices) = (&work.examples[of.clone()], &work.indices[of]);
+        let mut gathered = Gathered::default();
+        for run in examples_in_runs(examples, self.room()) {
+            let anchors = self.anchor.as_ref().map(|anchor| anchor.sums(&indices[run.clone()])).unwrap_or_default();
+            if !self.gather(work.policy, &examples[run], &anchors, work.totals, work.keep, &mut gathered)? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(gathered))
+    }
+
     /// Adds some of a step's examples to what is gathered; `anchors` are their sums under the reference, where the
     /// objective asks for them. Returns false if their loss is not finite.
-    pub(super) fn gather(
+    fn gather(
         &self,
         policy: &Model,
         examples: &[&Example],

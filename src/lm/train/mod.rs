@@ -25,6 +25,7 @@ mod record;
 mod settings;
 #[cfg(test)]
 pub(super) mod tests;
+mod together;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,10 +33,9 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 
 use self::anchor::Anchor;
-use self::batch::{Order, Room, examples_in_runs};
+use self::batch::{Order, Room};
 use self::checkpoint::{Source, State};
-pub use self::footprint::{Beside, Held, footprint, trained};
-use self::gather::Gathered;
+pub use self::footprint::{Beside, Held, footprint, on_ranks, trained};
 use self::gradients::norm;
 use self::objective::Totals;
 pub use self::objective::{KlOver, Objective};
@@ -43,11 +43,13 @@ use self::policy::Policy;
 use self::probes::Probes;
 pub use self::record::StepRecord;
 pub use self::settings::{Accumulation, Compute, Kept, TrainSettings, Weights};
+use self::together::{Together, Work};
 use super::adapter::{self, Adapters};
 use super::cpu::Keep;
 use super::optimizer::{Numbers, Optimizer};
 use super::random::hash;
 use super::{Config, Files, LmError, Model, Sequence, weights};
+use crate::collective::Team;
 
 /// What training sees at once of a query or a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +76,8 @@ pub struct Trainer {
     /// What the reference says of the examples, where the objective asks for it.
     anchor: Option<Anchor>,
     records: Vec<StepRecord>,
+    /// Whether steps are in parts, and who computes them with this process.
+    together: Option<Together>,
     /// Tells this run from others, see [`checkpoint::digest`].
     run: String,
 }
@@ -154,6 +158,7 @@ impl Trainer {
             probes,
             anchor,
             records: Vec::new(),
+            together: None,
             run,
         })
     }
@@ -187,6 +192,13 @@ impl Trainer {
             return Err(LmError::Setting { field: "steps", what: "are all done".to_owned() });
         }
         while !self.prepare()? {}
+        let mut together = self.together.take();
+        let done = self.update(together.as_mut());
+        self.together = together;
+        done
+    }
+
+    fn update(&mut self, mut together: Option<&mut Together>) -> Result<StepRecord, LmError> {
         let step = self.step_count();
         let mut indices = self.order.batch(step, self.settings.batch);
         let Accumulation { parts, kept } = self.settings.accumulation;
@@ -199,27 +211,33 @@ impl Trainer {
         let ids = || examples.iter().map(|example| example.id.clone()).collect();
         let not_finite = |what| LmError::NotFinite { what, step: step + 1, examples: ids() };
 
-        let mut gathered = Gathered::default();
-        let runs = examples_in_runs(&examples, self.room());
-        let keep = self.keep(&examples);
         // Dropout is of the step, so that every pass over a sequence leaves out the same.
         let noisy = self.settings.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0);
         let noisy = noisy.then(|| self.policy.model.noisy(hash(self.settings.seed, step)));
         let policy = noisy.as_ref().unwrap_or(&self.policy.model);
-        for run in runs {
-            let anchors = self.anchor.as_ref().map(|anchor| anchor.sums(&indices[run.clone()])).unwrap_or_default();
-            if !self.gather(policy, &examples[run], &anchors, totals, keep, &mut gathered)? {
-                return Err(not_finite("the loss"));
-            }
-        }
+        let work = Work { policy, indices: &indices, examples: &examples, totals, keep: self.keep(&examples) };
+        let brought = match &mut together {
+            Some(together) => together.pass(self, &work)?,
+            None => match self.passes(&work, 0..examples.len())? {
+                Some(mut gathered) => {
+                    let gradients = std::mem::take(&mut gathered.gradients).finish(&self.policy.parameters)?;
+                    Some((gathered, gradients))
+                }
+                None => None,
+            },
+        };
+        let (gathered, gradients) = brought.ok_or_else(|| not_finite("the loss"))?;
         let (kl_sum, kl_tokens) = match self.settings.kl_over {
             KlOver::Cells => (gathered.kl, totals.responses),
             KlOver::Diagonal => (gathered.kl_diagonal, totals.diagonal_responses),
         };
         let loss = gathered.objective + self.settings.kl_weight * kl_sum / kl_tokens as f64;
-        let gradients = std::mem::take(&mut gathered.gradients).finish(&self.policy.parameters)?;
         // That of a part is divided by the number of parts, as all of them would be.
-        let norm = norm(&gradients)? / parts as f64;
+        let mut norm = norm(&gradients)? / parts as f64;
+        if let Some(together) = &mut together {
+            // Where it is rounded otherwise elsewhere, weights would part.
+            norm = together.number_of_first(norm)?;
+        }
         if !loss.is_finite() {
             return Err(not_finite("the loss"));
         }
@@ -244,7 +262,11 @@ impl Trainer {
             ..StepRecord::of(&gathered, totals)
         };
         record.probe_kl = match &mut self.probes {
-            Some(probes) if probes.are_due(step + 1, self.settings.steps) => Some(probes.kl(&self.policy.model)?),
+            Some(probes) if probes.are_due(step + 1, self.settings.steps) => {
+                let first = together.as_ref().is_none_or(|together| together.rank() == 0);
+                let own = if first { probes.kl(&self.policy.model)? } else { 0.0 };
+                Some(together.map_or(Ok(own), |together| together.number_of_first(own))?)
+            }
             _ => None,
         };
         if record.probe_kl.is_some_and(|kl| !kl.is_finite()) {
@@ -257,9 +279,56 @@ impl Trainer {
     /// Computes some of what the reference says of the examples, where the objective asks for it. Returns whether nothing is
     /// left to compute, which a step sees to by itself.
     pub fn prepare(&mut self) -> Result<bool, LmError> {
+        let team = self.together.as_mut().and_then(Together::team);
         match &mut self.anchor {
-            Some(anchor) => anchor.advance(&self.policy.model, &self.examples),
+            Some(anchor) => anchor.advance(&self.policy.model, &self.examples, team),
             None => Ok(true),
+        }
+    }
+
+    /// From here on computes the parts of each step together with other ranks, which call the same functions; or, without a
+    /// team, alone, to the same bits on a CPU as any number of ranks.
+    ///
+    /// Errs if the ranks are not of the same run, at the same step, and on devices of the same class.
+    pub fn join(&mut self, team: Option<Team>) -> Result<(), LmError> {
+        let mut together = Together::new(team);
+        let device = match self.policy.model.device().location() {
+            candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+            _ => "cpu".to_owned(),
+        };
+        let class = super::device::class(&device)?;
+        let (run, step) = (&self.run, self.step_count());
+        together.agree(&format!("run {run}, step {step}, on {class}"))?;
+        self.together = Some(together);
+        Ok(())
+    }
+
+    /// Parts from the other ranks once training is done; goes on alone from here. Which rank this is is forgotten.
+    pub fn part(&mut self) -> Result<(), LmError> {
+        match self.together.replace(Together::new(None)) {
+            Some(together) => together.part(),
+            None => {
+                self.together = None;
+                Ok(())
+            }
+        }
+    }
+
+    /// Number of this rank; 0 where there is one.
+    pub fn rank(&self) -> usize {
+        self.together.as_ref().map_or(0, Together::rank)
+    }
+
+    /// Bytes that this rank has sent to others.
+    pub fn sent(&self) -> u64 {
+        self.together.as_ref().map_or(0, Together::sent)
+    }
+
+    /// Whether training is to stop here: what rank 0 finds, whatever the others do. All ranks ask at the same points.
+    pub fn is_to_stop(&mut self, stop: bool) -> Result<bool, LmError> {
+        match &mut self.together {
+            Some(together) => Ok(together.number_of_first(f64::from(u8::from(stop)))? > 0.0),
+            None => Ok(stop),
         }
     }
 
@@ -309,11 +378,13 @@ impl Trainer {
             updates: self.optimizer.steps(),
             records: self.records.clone(),
             anchors: self.anchor.as_ref().map(|anchor| anchor.known().clone()).unwrap_or_default(),
+            in_parts: self.together.is_some(),
         };
         checkpoint::write(directory, &state, &weights.chain(moments).collect::<Vec<_>>())
     }
 
-    /// Goes on from the checkpoint in a directory, to the same bits as if nothing had come between.
+    /// Goes on from the checkpoint in a directory, to the same bits as if nothing had come between. Where steps were in parts
+    /// they go on in parts, whether or not there are other ranks now.
     ///
     /// Returns false, with nothing changed, if there is none, or it is torn, or of another run: other settings, examples,
     /// weights or reference.
@@ -336,6 +407,9 @@ impl Trainer {
         }
         self.policy.follow()?;
         self.records = state.records;
+        if state.in_parts && self.together.is_none() {
+            self.together = Some(Together::new(None));
+        }
         if let Some(anchor) = &mut self.anchor {
             // What is not known yet would be computed by a policy that has moved.
             anchor.restore(state.anchors);

@@ -14,6 +14,7 @@ use super::*;
 mod dpo;
 mod kl;
 mod light;
+mod ranks;
 
 const BOS: u32 = 1;
 
@@ -122,16 +123,13 @@ fn saved(trainer: &Trainer) -> Vec<u8> {
 }
 
 fn gradient(trainer: &Trainer, indices: &[usize], keep: Keep) -> (f64, BTreeMap<String, Vec<f32>>) {
-    let mut gathered = Gathered::default();
     let noisy = trainer.model().noisy(9);
     let policy =
         if trainer.model().adapters().values().any(|one| one.dropout > 0.0) { &noisy } else { trainer.model() };
     let examples: Vec<&Example> = indices.iter().map(|index| &trainer.examples[*index]).collect();
     let totals = Totals::of(examples.iter().copied(), trainer.settings.form());
-    for run in examples_in_runs(&examples, trainer.room()) {
-        let anchors = trainer.anchor.as_ref().map(|anchor| anchor.sums(&indices[run.clone()])).unwrap_or_default();
-        assert!(trainer.gather(policy, &examples[run], &anchors, totals, keep, &mut gathered).expect("gathers"));
-    }
+    let work = Work { policy, indices, examples: &examples, totals, keep };
+    let gathered = trainer.passes(&work, 0..examples.len()).expect("gathers").expect("is finite");
     let flat = |gradient: &Tensor| gradient.flatten_all()?.to_dtype(DType::F32)?.to_vec1();
     let flat = |gradient: &Tensor| flat(gradient).unwrap_or_else(|error: candle_core::Error| panic!("{error}"));
     let gradients = gathered.gradients.finish(&trainer.policy.parameters).expect("all there");

@@ -58,6 +58,21 @@ fn a_profile_is_read_with_what_kinds_and_nodes_ask_for() {
 }
 
 #[test]
+fn gpus_of_a_job_are_counted_where_gres_says_how_many() {
+    let of = |gres: &str| Resources { gres: Some(gres.to_owned()), ..Resources::default() };
+    for (gres, count) in
+        [("gpu", 1), ("gpu:4", 4), ("gpu:a100", 1), ("gpu:a100:2,gpu:v100:1,shard:8", 3), ("fpga:2", 0)]
+    {
+        assert_eq!(of(gres).gpus(), Some(count), "{gres}");
+    }
+    assert_eq!(Resources::default().gpus(), None);
+    let extra = Some(vec!["--nodes=2".to_owned()]);
+    assert_eq!(Resources { extra, ..of("gpu:4") }.gpus(), None, "of each machine");
+    let container = Some(vec!["/usr/bin/srun".to_owned()]);
+    assert_eq!(Resources { container, ..of("gpu:4") }.gpus(), None);
+}
+
+#[test]
 fn what_is_wrong_in_a_profile_has_its_place() {
     let with = |line: &str| fault(&format!("[profiles.c]\nexecutor = \"slurm\"\n{line}\n"));
     assert_eq!(with("partitoin = \"x\"").help, ["a key with a similar name exists: `partition`"]);

@@ -8,7 +8,7 @@ pub(super) fn dpo(directions: Directions) -> Objective {
 }
 
 /// Of each query the first constitution's row.
-fn first_rows(queries: Vec<Example>, count: usize) -> Vec<Example> {
+pub(super) fn first_rows(queries: Vec<Example>, count: usize) -> Vec<Example> {
     let first = |mut example: Example| {
         example.sequences.truncate(count);
         example
