@@ -19,7 +19,8 @@ const PROFILE: &str = r#"
     probe = false
 "#;
 
-/// Commands in a row and beside each other; `hold` waits for a file of the project.
+/// Commands in a row and beside each other; `hold` waits for a file of the project, which lies above what it makes: here and
+/// in a job not at the same height.
 const COMMANDS: &str = r#"
     schema = 1
     name = "toy"
@@ -30,7 +31,7 @@ const COMMANDS: &str = r#"
     [nodes.hold]
     kind = "command"
     program = "sh"
-    args = ["-c", "while [ ! -e {output}/../../../../../go ]; do sleep 0.05; done; tac {input.words}/out > out"]
+    args = ["-c", "while [ ! -e {output}/../../../../go ] && [ ! -e {output}/../../../../../go ]; do sleep 0.05; done; tac {input.words}/out > out"]
     inputs = { words = "words" }
     [nodes.sum]
     kind = "command"

@@ -140,7 +140,7 @@ fn words_and_the_record_reach_the_scheduler_in_order() {
     scene.until(submitted);
     scene.engine.set("job-1", Standing::Runs);
     let words = scene.directory(1).join(WORDS);
-    fs::append_unsynced(&words, b"{\"began\":{\"host\":\"n1\"}}\n{\"last").unwrap();
+    fs::append_unsynced(&words, b"{\"began\":{\"host\":\"n1\"}}\n\"last").unwrap();
     scene.until(|message| matches!(message, Message::Word { attempt: 1, word: Word::Began { .. } }));
     // A word may arrive in two parts.
     fs::append_unsynced(&words, b"\"\n").unwrap();
