@@ -75,8 +75,9 @@ pub(in crate::exec) fn judge(fate: &Fate, patience: Patience, reached: u64, retr
         return failed(refusal.line(), refusal.finding.help.first().map_or("", String::as_str));
     }
     let on = |host: Option<&String>| host.map_or_else(String::new, |host| format!(" on {host}"));
-    let place =
-        on(fate.exit.as_ref().map(|exit| &exit.host).or(fate.seen.as_ref().and_then(|seen| seen.host.as_ref())));
+    // Engines have names for machines that people know them by.
+    let seen_on = fate.seen.as_ref().and_then(|seen| seen.host.as_ref());
+    let place = on(seen_on.or(fate.exit.as_ref().map(|exit| &exit.host)));
     let lost = |what: String| {
         let patience = Patience { lost: patience.lost + 1, ..patience };
         if patience.lost <= retries {
