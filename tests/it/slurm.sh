@@ -28,7 +28,7 @@ finish() {
     done
     # Steps whose node was killed in a test.
     for step in $(pgrep -x slurmstepd); do
-        tr '\0' '\n' < "/proc/$step/environ" 2>/dev/null | grep -qx "SLURM_CONF=$SLURM_CONF" && kill -9 "$step"
+        { tr '\0' '\n' < "/proc/$step/environ"; } 2>/dev/null | grep -qx "SLURM_CONF=$SLURM_CONF" && kill -9 "$step"
     done
     true
 }
