@@ -113,9 +113,8 @@ pub(in crate::exec) fn judge(fate: &Fate, patience: Patience, reached: u64, retr
         (None, Some(Standing::TimeLimit)) => limited(),
         (None, Some(Standing::Preempted)) => lost(format!("its job was preempted{place}")),
         (None, Some(Standing::HostFailed)) => lost(format!("its machine failed{place}{}", bracketed(why))),
-        (None, Some(Standing::OutOfMemory))
-        // What it started ran out of it, and it lived to tell.
-        | (Some(Exit { result: JobResult::Failed { .. }, .. }), Some(Standing::OutOfMemory)) => {
+        // With a record: what the worker started ran out of it, and the worker lived to tell.
+        (None | Some(Exit { result: JobResult::Failed { .. }, .. }), Some(Standing::OutOfMemory)) => {
             let patience = Patience { lost: patience.lost + 1, grown: patience.grown + 1, ..patience };
             let what = format!("its memory was not enough{place}");
             if growing && patience.lost <= retries {
@@ -168,7 +167,7 @@ mod tests {
 
     fn with_exit(result: JobResult, told: Option<ToldBy>, state: Option<Standing>) -> Fate {
         let exit =
-            Exit { result, told, host: "n1".into(), seconds: 1.0, usage: Usage::default(), spent: Default::default() };
+            Exit { result, told, host: "n1".into(), seconds: 1.0, usage: Usage::default(), spent: crate::endpoint::Spent::default() };
         Fate { exit: Some(exit), ..state.map(seen).unwrap_or_default() }
     }
 

@@ -41,7 +41,7 @@ impl Engine for Fake {
             if *busy > 0 {
                 *busy -= 1;
                 let finding = Diagnostic::error("cluster::quota", "no more jobs");
-                return Err(Refusal { finding, passing: true });
+                return Err(Refusal { finding: Box::new(finding), passing: true });
             }
             let id = format!("job-{}", job.mark);
             self.set(&id, Standing::Waits);
@@ -104,7 +104,7 @@ impl Scene {
 
     fn leave(&self, attempt: u64, result: JobResult, told: Option<crate::exec::job::ToldBy>) {
         let exit =
-            Exit { result, told, host: "n1".into(), seconds: 1.0, usage: Usage::default(), spent: Default::default() };
+            Exit { result, told, host: "n1".into(), seconds: 1.0, usage: Usage::default(), spent: crate::endpoint::Spent::default() };
         fs::write_atomic(&self.directory(attempt).join(RESULT), &serde_json::to_vec(&exit).unwrap()).unwrap();
     }
 
