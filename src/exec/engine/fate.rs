@@ -166,8 +166,14 @@ mod tests {
     }
 
     fn with_exit(result: JobResult, told: Option<ToldBy>, state: Option<Standing>) -> Fate {
-        let exit =
-            Exit { result, told, host: "n1".into(), seconds: 1.0, usage: Usage::default(), spent: crate::endpoint::Spent::default() };
+        let exit = Exit {
+            result,
+            told,
+            host: "n1".into(),
+            seconds: 1.0,
+            usage: Usage::default(),
+            spent: crate::endpoint::Spent::default(),
+        };
         Fate { exit: Some(exit), ..state.map(seen).unwrap_or_default() }
     }
 

@@ -103,8 +103,14 @@ impl Scene {
     }
 
     fn leave(&self, attempt: u64, result: JobResult, told: Option<crate::exec::job::ToldBy>) {
-        let exit =
-            Exit { result, told, host: "n1".into(), seconds: 1.0, usage: Usage::default(), spent: crate::endpoint::Spent::default() };
+        let exit = Exit {
+            result,
+            told,
+            host: "n1".into(),
+            seconds: 1.0,
+            usage: Usage::default(),
+            spent: crate::endpoint::Spent::default(),
+        };
         fs::write_atomic(&self.directory(attempt).join(RESULT), &serde_json::to_vec(&exit).unwrap()).unwrap();
     }
 
