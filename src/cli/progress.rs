@@ -187,7 +187,7 @@ impl Report {
                 }
                 self.said("ran", node, &parts.join(" · "))
             }
-            Event::NodeFail { node, retry: true, error, .. } => self.said("again", node, &cut(error, WIDTH)),
+            Event::NodeFail { node, retry: true, .. } => self.said("again", node, "it is tried once more"),
             Event::NodeStop { node, seconds: took } => self.said("stop", node, &format!("after {}", seconds(*took))),
             Event::NodeSkip { node, because } => self.said("skip", node, &format!("it needs {because}")),
             Event::NodeRefuse { node, why } => self.said("skip", node, why),

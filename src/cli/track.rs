@@ -72,7 +72,8 @@ pub(super) fn run(context: &Context, args: &TrackArgs) -> CommandResult {
     if context.json() {
         context::print_json(&json!({"run": id, "tracked": places}))?;
     } else {
-        context::print(&places.iter().map(|place| format!("tracked: {place}\n")).collect::<String>())?;
+        let lines: Vec<String> = places.iter().map(|place| format!("tracked: {place}\n")).collect();
+        context::print(&lines.concat())?;
     }
     // One that was away for a while has got all.
     Ok(if wrong.iter().all(|fault| fault.id == "trackers::mlflow-away") { DONE } else { FAILED })

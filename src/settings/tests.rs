@@ -44,7 +44,7 @@ fn what_is_unknown_or_of_the_wrong_kind_is_said_with_its_place() {
     assert_eq!(unknown.labels[0].source.position(unknown.labels[0].span.start), (3, 1));
     assert_eq!(unknown.help, ["a key with a similar name exists: `pull`"]);
     assert_eq!(fault("[remot]\n").help, ["one with a similar name exists: `remote`"]);
-    assert_eq!(fault("x = 1\n").help, ["there are `mlflow`, `remote`, `tensorboard`"]);
+    assert_eq!(fault("x = 1\n").help, ["there are `mlflow`, `profiles`, `remote`, `tensorboard`"]);
     assert_eq!(fault("remote = 1\n").id, "settings::value");
     assert_eq!(fault("[remote]\n").id, "settings::missing-key");
     assert_eq!(fault("[remote\n").id, "settings::syntax");

@@ -29,7 +29,7 @@ const PIPELINE: &str = r#"
     [nodes.hold]
     kind = "command"
     program = "sh"
-    args = ["-c", "while [ ! -e {output}/../../../../../go ]; do sleep 0.02; done; tac {input.words}/out > out"]
+    args = ["-c", "while [ ! -e {output}/../../../../go ] && [ ! -e {output}/../../../../../go ]; do sleep 0.02; done; tac {input.words}/out > out"]
     inputs = { words = "words" }
 "#;
 

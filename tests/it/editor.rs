@@ -194,8 +194,8 @@ fn words_of_ten_thousand_nodes_come_at_once() {
     let matrix = numbers.join(", ");
     let one = "kind = \"command\"\nprogram = \"true\"\n";
     project.write("p.toml", &format!("[nodes.many]\n{one}args = [\"${{i}}\"]\nmatrix = {{ i = [{matrix}] }}\n"));
-    let flat: String = (0..10_000).map(|number| format!("[nodes.many-n{number}]\n{one}")).collect();
-    project.write("flat.toml", &flat);
+    let flat: Vec<String> = (0..10_000).map(|number| format!("[nodes.many-n{number}]\n{one}")).collect();
+    project.write("flat.toml", &flat.concat());
     for (file, expected) in [("p.toml", "many[i=n99"), ("flat.toml", "many-n999")] {
         let mut fastest = std::time::Duration::MAX;
         for _ in 0..5 {
@@ -205,7 +205,6 @@ fn words_of_ten_thousand_nodes_come_at_once() {
             fastest = fastest.min(begin.elapsed());
             assert!(String::from_utf8_lossy(&said.stdout).contains(expected), "{file}: {said:?}");
         }
-        println!("{file}: {fastest:?}");
         assert!(fastest < std::time::Duration::from_millis(1500), "{file}: {fastest:?}");
     }
 }

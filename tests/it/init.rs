@@ -111,8 +111,8 @@ fn what_is_written_for_models_and_rows_of_ones_own_runs() {
     project.sami(&["cache", "checkout", "models.own", "plain"]).exits(0);
     super::commands::world::copy(&project.path("plain"), &project.path("chat"));
     project.write("chat/chat_template.jinja", "{% for message in messages %}{{ message.content }} {% endfor %}");
-    let rows: String = (0..20).map(|row| format!("{{\"id\": {row}, \"post\": \"yes {row}\"}}\n")).collect();
-    project.write("rows.jsonl", &rows);
+    let rows: Vec<String> = (0..20).map(|row| format!("{{\"id\": {row}, \"post\": \"yes {row}\"}}\n")).collect();
+    project.write("rows.jsonl", &rows.concat());
     for (name, model, queries) in [("first", "plain", "rows.jsonl"), ("second", "chat", "made")] {
         project.sami(&["init", "--name", name, "--model", model, "--queries", queries]).exits(0);
         let path = format!("pipelines/{name}.toml");

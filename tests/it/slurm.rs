@@ -19,7 +19,8 @@ const PROFILE: &str = r#"
     probe = false
 "#;
 
-/// Commands in a row and beside each other; `hold` waits for a file of the project.
+/// Commands in a row and beside each other; `hold` waits for a file of the project, which lies above what it makes: here and
+/// in a job not at the same height.
 const COMMANDS: &str = r#"
     schema = 1
     name = "toy"
@@ -30,7 +31,7 @@ const COMMANDS: &str = r#"
     [nodes.hold]
     kind = "command"
     program = "sh"
-    args = ["-c", "while [ ! -e {output}/../../../../../go ]; do sleep 0.05; done; tac {input.words}/out > out"]
+    args = ["-c", "while [ ! -e {output}/../../../../go ] && [ ! -e {output}/../../../../../go ]; do sleep 0.05; done; tac {input.words}/out > out"]
     inputs = { words = "words" }
     [nodes.sum]
     kind = "command"
@@ -180,8 +181,12 @@ fn what_happens_to_jobs_and_schedulers_changes_no_artifact() {
     let going = Going::start(&slurm, &sandbox, &RUN);
     begun(&sandbox, &[]);
     let controller = fs_err::read_to_string(slurm.path("run/slurmctld.pid")).expect("its pid");
-    Command::new("kill").args(["-9", controller.trim()]).status().expect("kills");
-    std::thread::sleep(Duration::from_secs(1));
+    // By SIGTERM: one that is killed forgets the jobs of its last seconds, and gives their numbers to others.
+    Command::new("kill").arg(controller.trim()).status().expect("ends");
+    until("the controller's end", || {
+        let status = fs_err::read_to_string(format!("/proc/{}/status", controller.trim()));
+        status.map_or(true, |status| status.contains("State:\tZ")).then_some(())
+    });
     sandbox.write("go", "");
     std::thread::sleep(Duration::from_secs(1));
     assert!(slurm.program("slurmctld").status().expect("starts").success());

@@ -153,7 +153,7 @@ fn sent(
     patience: Duration,
 ) -> Result<Vec<Diagnostic>, ExecError> {
     let began = Instant::now();
-    let token = Digest::of(format!("{} {}", host(), fs::now()).as_bytes()).short().to_string();
+    let token = Digest::of(format!("{} {}", host(), fs::now()).as_bytes()).short();
     let path = directory.join(ASKED);
     fs::write(&path, serde_json::to_vec(&Asked { token: token.clone() }).map_err(StoreError::from)?)?;
     let (job, log) = (submission(away, directory, resources), directory.join("log.txt"));
@@ -165,7 +165,7 @@ fn sent(
     let before = clock();
     let id = match away.engine.submit(std::slice::from_ref(&job)).remove(0) {
         Ok(id) => id,
-        Err(refusal) => return Ok(vec![refusal.finding]),
+        Err(refusal) => return Ok(vec![*refusal.finding]),
     };
     let (mut polled, mut over): (Option<Instant>, Option<(Instant, Option<Seen>)>) = (None, None);
     loop {

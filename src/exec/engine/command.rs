@@ -28,7 +28,7 @@ impl Templated {
         Self { name: format!("command:{profile}"), templates }
     }
 
-    fn shell(&self, what: &str, line: &str) -> Result<String, Refusal> {
+    fn shell(what: &str, line: &str) -> Result<String, Refusal> {
         let mut command = Command::new("/bin/sh");
         command.arg("-c").arg(line);
         match ask(command)? {
@@ -38,7 +38,7 @@ impl Templated {
                     .note(answer.complaint())
                     .help(format!("try it in a terminal: {line}"));
                 // Submitted twice is worse than not at all.
-                Err(Refusal { finding, passing: what != "submit" })
+                Err(Refusal { finding: Box::new(finding), passing: what != "submit" })
             }
         }
     }
@@ -51,13 +51,13 @@ impl Engine for Templated {
 
     fn submit(&self, jobs: &[Submission]) -> Vec<Result<String, Refusal>> {
         let submit = |job: &Submission| {
-            let out = self.shell("submit", &filled(&self.templates.submit, &words(job)))?;
+            let out = Self::shell("submit", &filled(&self.templates.submit, &words(job)))?;
             let id = out.lines().rfind(|line| !line.trim().is_empty()).map(|line| line.trim().to_owned());
             id.filter(|id| !id.contains(char::is_whitespace)).ok_or_else(|| {
                 let finding = Diagnostic::error("cluster::command", "`submit` of the profile prints no id")
                     .note(format!("it printed: {}", out.trim()))
                     .help("its last line is to be the job's id alone");
-                Refusal { finding, passing: false }
+                Refusal { finding: Box::new(finding), passing: false }
             })
         };
         jobs.iter().map(submit).collect()
@@ -66,7 +66,7 @@ impl Engine for Templated {
     fn poll(&self, jobs: &[&str]) -> Result<HashMap<String, Seen>, Refusal> {
         let mut seen = HashMap::new();
         for jobs in jobs.chunks(MOST_IDS) {
-            let out = self.shell("poll", &filled(&self.templates.poll, &[("ids", list(jobs))]))?;
+            let out = Self::shell("poll", &filled(&self.templates.poll, &[("ids", list(jobs))]))?;
             for line in out.lines().filter(|line| !line.trim().is_empty()) {
                 let mut fields = line.split_whitespace();
                 let (Some(id), Some(state)) = (fields.next(), fields.next()) else { continue };
@@ -74,7 +74,7 @@ impl Engine for Templated {
                     let finding = Diagnostic::error("cluster::command", "`poll` of the profile prints no known state")
                         .note(format!("it printed: {line}"))
                         .help("states are waits, runs, done, failed, cancelled, timeout, memory, preempted and lost");
-                    return Err(Refusal { finding, passing: true });
+                    return Err(Refusal { finding: Box::new(finding), passing: true });
                 };
                 let (host, why) = (fields.next().map(str::to_owned), fields.collect::<Vec<_>>().join(" "));
                 seen.insert(id.to_owned(), Seen { state, host, why });
@@ -87,7 +87,7 @@ impl Engine for Templated {
         let Some(find) = &self.templates.find else { return Ok(HashMap::new()) };
         let mut found = HashMap::new();
         for marks in marks.chunks(MOST_IDS) {
-            let out = self.shell("find", &filled(find, &[("marks", list(marks))]))?;
+            let out = Self::shell("find", &filled(find, &[("marks", list(marks))]))?;
             let pair = |line: &str| {
                 line.split_once(char::is_whitespace).map(|(mark, id)| (mark.to_owned(), id.trim().to_owned()))
             };
@@ -98,7 +98,7 @@ impl Engine for Templated {
 
     fn cancel(&self, jobs: &[&str]) -> Result<(), Refusal> {
         for jobs in jobs.chunks(MOST_IDS) {
-            self.shell("cancel", &filled(&self.templates.cancel, &[("ids", list(jobs))]))?;
+            Self::shell("cancel", &filled(&self.templates.cancel, &[("ids", list(jobs))]))?;
         }
         Ok(())
     }

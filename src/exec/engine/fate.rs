@@ -75,8 +75,9 @@ pub(in crate::exec) fn judge(fate: &Fate, patience: Patience, reached: u64, retr
         return failed(refusal.line(), refusal.finding.help.first().map_or("", String::as_str));
     }
     let on = |host: Option<&String>| host.map_or_else(String::new, |host| format!(" on {host}"));
-    let place =
-        on(fate.exit.as_ref().map(|exit| &exit.host).or(fate.seen.as_ref().and_then(|seen| seen.host.as_ref())));
+    // Engines have names for machines that people know them by.
+    let seen_on = fate.seen.as_ref().and_then(|seen| seen.host.as_ref());
+    let place = on(seen_on.or(fate.exit.as_ref().map(|exit| &exit.host)));
     let lost = |what: String| {
         let patience = Patience { lost: patience.lost + 1, ..patience };
         if patience.lost <= retries {
@@ -112,9 +113,8 @@ pub(in crate::exec) fn judge(fate: &Fate, patience: Patience, reached: u64, retr
         (None, Some(Standing::TimeLimit)) => limited(),
         (None, Some(Standing::Preempted)) => lost(format!("its job was preempted{place}")),
         (None, Some(Standing::HostFailed)) => lost(format!("its machine failed{place}{}", bracketed(why))),
-        (None, Some(Standing::OutOfMemory))
-        // What it started ran out of it, and it lived to tell.
-        | (Some(Exit { result: JobResult::Failed { .. }, .. }), Some(Standing::OutOfMemory)) => {
+        // With a record: what the worker started ran out of it, and the worker lived to tell.
+        (None | Some(Exit { result: JobResult::Failed { .. }, .. }), Some(Standing::OutOfMemory)) => {
             let patience = Patience { lost: patience.lost + 1, grown: patience.grown + 1, ..patience };
             let what = format!("its memory was not enough{place}");
             if growing && patience.lost <= retries {
@@ -166,8 +166,14 @@ mod tests {
     }
 
     fn with_exit(result: JobResult, told: Option<ToldBy>, state: Option<Standing>) -> Fate {
-        let exit =
-            Exit { result, told, host: "n1".into(), seconds: 1.0, usage: Usage::default(), spent: Default::default() };
+        let exit = Exit {
+            result,
+            told,
+            host: "n1".into(),
+            seconds: 1.0,
+            usage: Usage::default(),
+            spent: crate::endpoint::Spent::default(),
+        };
         Fate { exit: Some(exit), ..state.map(seen).unwrap_or_default() }
     }
 

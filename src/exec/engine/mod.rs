@@ -147,7 +147,7 @@ impl Standing {
 #[derive(Debug, Clone)]
 pub struct Refusal {
     /// What is wrong.
-    pub finding: Diagnostic,
+    pub finding: Box<Diagnostic>,
     /// Whether the same may succeed in a while: the engine is out of reach or has enough to do.
     pub passing: bool,
 }

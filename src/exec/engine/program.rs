@@ -80,7 +80,7 @@ pub(super) fn ask_with(mut command: Command, input: &[u8]) -> Result<Answer, Ref
             let finding = Diagnostic::error("cluster::no-answer", what)
                 .note(format!("it was waited for {} s", PATIENCE.as_secs()))
                 .help("see whether it answers in a terminal; jobs go on, `sami attach` finds them again");
-            Err(Refusal { finding, passing: true })
+            Err(Refusal { finding: Box::new(finding), passing: true })
         }
     }
 }
@@ -93,7 +93,7 @@ fn absent(name: &str, error: &std::io::Error) -> Refusal {
     };
     let help = "run `sami` on a machine from which jobs are submitted, such as a login node, or use another profile";
     let finding = Diagnostic::error("cluster::no-program", what).help(help);
-    Refusal { finding, passing: false }
+    Refusal { finding: Box::new(finding), passing: false }
 }
 
 fn reader(from: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {

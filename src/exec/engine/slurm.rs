@@ -107,8 +107,8 @@ impl Engine for Slurm {
         command.arg("--test-only").args(["--wrap", "true"]);
         match ask(command) {
             Ok(answer) if answer.ok => Vec::new(),
-            Ok(answer) => vec![complaint("sbatch", &answer).finding],
-            Err(refusal) => vec![refusal.finding],
+            Ok(answer) => vec![*complaint("sbatch", &answer).finding],
+            Err(refusal) => vec![*refusal.finding],
         }
     }
 
@@ -216,7 +216,10 @@ fn exit_code(line: &str) -> Option<(String, i32)> {
         Some((code, _)) => code.parse().ok()?,
         None => {
             let status: i32 = code.parse().ok()?;
-            if status & 0x7f == 0 { status >> 8 } else { 128 + (status & 0x7f) }
+            match status & 0x7f {
+                0 => status >> 8,
+                signal => 128 + signal,
+            }
         }
     };
     Some((id.to_owned(), code))

@@ -51,7 +51,7 @@ impl Ssh {
                     .help(format!(
                         "`ssh {host} true` must succeed without a question: keys and names belong into ~/.ssh/config"
                     ));
-                Err(Refusal { finding, passing: true })
+                Err(Refusal { finding: Box::new(finding), passing: true })
             }
         }
     }
@@ -79,7 +79,7 @@ impl Ssh {
         let Some((host, slot)) = self.slot() else {
             let finding = Diagnostic::error("cluster::hosts-full", "all hosts have as many jobs as they have slots");
             return Err(Refusal {
-                finding: finding.help("raise `slots` in the profile, or name more `hosts`"),
+                finding: Box::new(finding.help("raise `slots` in the profile, or name more `hosts`")),
                 passing: true,
             });
         };
@@ -109,7 +109,7 @@ impl Ssh {
             let finding = Diagnostic::error("cluster::ssh", format!("no process was started on {host}"))
                 .note(format!("it printed: {}", out.trim()))
                 .help("a host needs /proc, `setsid` and a shell that prints nothing when it starts");
-            return Err(Refusal { finding, passing: false });
+            return Err(Refusal { finding: Box::new(finding), passing: false });
         }
         self.taken().insert(id.clone());
         Ok(id)
@@ -162,8 +162,8 @@ impl Engine for Ssh {
         // A host that is far or down keeps no one else waiting.
         let answers: Vec<(&str, Result<String, Refusal>)> = std::thread::scope(|scope| {
             let asked = hosts.iter().map(|(host, jobs)| {
-                let each: String =
-                    jobs.iter().map(|(_, job)| format!("echo {}:$(start {})\n", job.process, job.process)).collect();
+                let each = |(_, job): &(&str, Job<'_>)| format!("echo {}:$(start {})\n", job.process, job.process);
+                let each = jobs.iter().map(each).collect::<Vec<_>>().concat();
                 (*host, scope.spawn(move || self.on(host, &format!("{START}{each}"))))
             });
             let asked: Vec<_> = asked.collect();
@@ -197,7 +197,7 @@ impl Engine for Ssh {
     }
 
     fn find(&self, marks: &[&str]) -> Result<HashMap<String, String>, Refusal> {
-        let each: String = marks.iter().map(|mark| format!("look {}\n", quoted(mark))).collect();
+        let each = marks.iter().map(|mark| format!("look {}\n", quoted(mark))).collect::<Vec<_>>().concat();
         // The leader of its session is the script, or what took its place.
         let look = "look() { for d in $(grep -lazF \"SAMI_JOB=$1\" /proc/[0-9]*/environ 2>/dev/null); do \
                     p=${d#/proc/}; p=${p%/environ}; \
@@ -218,7 +218,7 @@ impl Engine for Ssh {
         for (host, jobs) in by_host(jobs) {
             let end = |(_, job): &(&str, Job<'_>)| {
                 let (process, start) = (job.process, job.start);
-                format!("[ \"$(start {process})\" = {start} ] && kill -TERM -- -{process}\n")
+                format!("[ \"$(start {process})\" = {start} ] && kill -TERM -{process}\n")
             };
             let each: String = jobs.iter().map(end).collect();
             self.on(host, &format!("{START}{each}true\n"))?;
@@ -232,7 +232,7 @@ impl Engine for Ssh {
 
     fn review(&self, _: &Submission) -> Vec<Diagnostic> {
         let ask = |host: &String| self.on(host, "[ -r /proc/self/stat ] && command -v setsid >/dev/null\n").err();
-        self.hosts.hosts.iter().filter_map(ask).map(|refusal| refusal.finding).collect()
+        self.hosts.hosts.iter().filter_map(ask).map(|refusal| *refusal.finding).collect()
     }
 
     fn look(&self, job: &str) -> String {

@@ -64,7 +64,7 @@ pub(super) fn submit(jobs: &[&Submission]) -> Vec<Result<String, Refusal>> {
     if let Err(error) = fs::write(&file, script) {
         let finding = crate::diag::Diagnostic::error("cluster::refused", "the script of a job array cannot be written");
         return refused(Refusal {
-            finding: finding.note(error.to_string()).help("see the disk of the cache"),
+            finding: Box::new(finding.note(error.to_string()).help("see the disk of the cache")),
             passing: false,
         });
     }

@@ -84,13 +84,13 @@ pub(super) fn complaint(program: &str, answer: &Answer) -> Refusal {
     match KNOWN.iter().find(|(words, ..)| holds(words)) {
         Some((_, id, title, help, passing)) => {
             let finding = Diagnostic::error(id, *title).note(format!("{program}: {said}")).help(*help);
-            Refusal { finding, passing: *passing }
+            Refusal { finding: Box::new(finding), passing: *passing }
         }
         None => {
             let finding = Diagnostic::error("cluster::refused", format!("`{program}` does not do what it is asked to"))
                 .note(format!("{program}: {said}"))
                 .help("see the profile in sami.toml, above all `extra`; the same in a terminal says more");
-            Refusal { finding, passing: false }
+            Refusal { finding: Box::new(finding), passing: false }
         }
     }
 }

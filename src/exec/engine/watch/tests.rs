@@ -41,7 +41,7 @@ impl Engine for Fake {
             if *busy > 0 {
                 *busy -= 1;
                 let finding = Diagnostic::error("cluster::quota", "no more jobs");
-                return Err(Refusal { finding, passing: true });
+                return Err(Refusal { finding: Box::new(finding), passing: true });
             }
             let id = format!("job-{}", job.mark);
             self.set(&id, Standing::Waits);
@@ -103,8 +103,14 @@ impl Scene {
     }
 
     fn leave(&self, attempt: u64, result: JobResult, told: Option<crate::exec::job::ToldBy>) {
-        let exit =
-            Exit { result, told, host: "n1".into(), seconds: 1.0, usage: Usage::default(), spent: Default::default() };
+        let exit = Exit {
+            result,
+            told,
+            host: "n1".into(),
+            seconds: 1.0,
+            usage: Usage::default(),
+            spent: crate::endpoint::Spent::default(),
+        };
         fs::write_atomic(&self.directory(attempt).join(RESULT), &serde_json::to_vec(&exit).unwrap()).unwrap();
     }
 
@@ -140,7 +146,7 @@ fn words_and_the_record_reach_the_scheduler_in_order() {
     scene.until(submitted);
     scene.engine.set("job-1", Standing::Runs);
     let words = scene.directory(1).join(WORDS);
-    fs::append_unsynced(&words, b"{\"began\":{\"host\":\"n1\"}}\n{\"last").unwrap();
+    fs::append_unsynced(&words, b"{\"began\":{\"host\":\"n1\"}}\n\"last").unwrap();
     scene.until(|message| matches!(message, Message::Word { attempt: 1, word: Word::Began { .. } }));
     // A word may arrive in two parts.
     fs::append_unsynced(&words, b"\"\n").unwrap();
