@@ -203,7 +203,7 @@ fn a_node_that_dies_and_an_interrupt_change_no_artifact() {
     going.signal(rustix::process::Signal::INT);
     going.end().exits(130);
     assert!(fs_err::read_to_string(first.join("result.json")).expect("a record").contains("interrupted"));
-    assert_eq!(slurm.ask("squeue", &["-h"]), "");
+    until("the queue to be empty", || slurm.ask("squeue", &["-h"]).is_empty().then_some(()));
     sandbox.write("sami.toml", &format!("{PROFILE}on_interrupt = \"leave\"\n"));
     let going = Going::start(&slurm, &sandbox, &RUN[..2].iter().chain(&RUN[3..]).copied().collect::<Vec<_>>());
     let second = begun(&sandbox, std::slice::from_ref(&first));
@@ -219,8 +219,7 @@ fn a_node_that_dies_and_an_interrupt_change_no_artifact() {
     let node = slurm.ask("squeue", &["-h", "-o", "%N"]);
     let daemon = fs_err::read_to_string(slurm.path(&format!("run/slurmd-{}.pid", node.trim()))).expect("its pid");
     Command::new("kill").args(["-9", daemon.trim()]).status().expect("kills");
-    let step = Command::new("pkill").args(["-9", "-f", &format!("slurmstepd: \\[{}", job(&second))]).status();
-    step.expect("kills");
+    slurm.kill_step(&job(&second));
     let third = begun(&sandbox, &[first, second]);
     sandbox.write("go", "");
     let output = going.end();
@@ -261,7 +260,7 @@ fn a_model_is_trained_in_jobs_and_a_time_limit_is_no_end() {
     let sandbox = project(COMMANDS);
     sandbox.write(
         "sami.toml",
-        &format!("{PROFILE}time = \"1m\"\nnotice = \"30s\"\n[profiles.cluster.nodes.words]\nrun_on = \"here\"\n"),
+        &format!("{PROFILE}time = \"1m\"\nextra = [\"--signal=B:USR1@50\"]\n[profiles.cluster.nodes.words]\nrun_on = \"here\"\n"),
     );
     let mut command = slurm.command(&sandbox, &RUN);
     let output: Output = command.output().expect("it starts").into();
@@ -284,7 +283,7 @@ fn what_jobs_lack_is_said_before_any_work() {
         assert!(!output.stdout.contains("node-start"), "{lines}: {}", output.stdout);
     };
     refused("partition = \"nowhere\"", "cluster::partition");
-    refused("memory = \"9TB\"".replace("memory", "cpus = 900\n#").as_str(), "cluster::too-much");
+    refused("cpus = 900", "cluster::too-much");
     refused("extra = [\"--no-such-option\"]", "cluster::refused");
     refused("program = \"/nowhere/sami\"", "cluster::no-worker");
     refused("setup = [\"exit 3\"]", "cluster::probe");

@@ -6,7 +6,7 @@
 //! | the record: saved and ended as its time was nearly up | again, from what it saved, as long as it gets on |
 //! | the record: told to end, and the engine says preempted | again, from what it saved |
 //! | no record, and the engine says time limit, preempted or host failed; or the job is not known any more | again, so often |
-//! | no record, out of memory | again with more memory, so often and up to the limit |
+//! | out of memory, and no record or that of a failure | again with more memory, so often and up to the limit |
 //! | cancelled, and not by this run | the node fails: a person wanted that |
 //! | no record, ended by itself | the node fails, with the log's last lines |
 
@@ -109,11 +109,12 @@ pub(in crate::exec) fn judge(fate: &Fate, patience: Patience, reached: u64, retr
             (_, Some(Standing::Cancelled)) => cancelled(&place, why),
             _ => Judged::Ended(JobResult::Interrupted),
         },
-        (Some(exit), _) => Judged::Ended(exit.result.clone()),
         (None, Some(Standing::TimeLimit)) => limited(),
         (None, Some(Standing::Preempted)) => lost(format!("its job was preempted{place}")),
         (None, Some(Standing::HostFailed)) => lost(format!("its machine failed{place}{}", bracketed(why))),
-        (None, Some(Standing::OutOfMemory)) => {
+        (None, Some(Standing::OutOfMemory))
+        // What it started ran out of it, and it lived to tell.
+        | (Some(Exit { result: JobResult::Failed { .. }, .. }), Some(Standing::OutOfMemory)) => {
             let patience = Patience { lost: patience.lost + 1, grown: patience.grown + 1, ..patience };
             let what = format!("its memory was not enough{place}");
             if growing && patience.lost <= retries {
@@ -122,6 +123,7 @@ pub(in crate::exec) fn judge(fate: &Fate, patience: Patience, reached: u64, retr
                 failed(what, "give it more `memory` in the profile, or lower `run.micro_batch`")
             }
         }
+        (Some(exit), _) => Judged::Ended(exit.result.clone()),
         (None, Some(Standing::Cancelled)) => cancelled(&place, why),
         (None, Some(Standing::Ended(Some(UNSEEN)))) => failed(
             format!("the cache is not to be seen{place}"),
@@ -215,6 +217,9 @@ mod tests {
     fn memory_grows_and_a_person_s_word_is_final() {
         assert_eq!(patience(judge(&seen(Standing::OutOfMemory), Patience::default(), 0, 3, true)).grown, 1);
         assert!(fault(judge(&seen(Standing::OutOfMemory), Patience::default(), 0, 3, false)).contains("memory"));
+        let killed = JobResult::Failed { what: "signal 9".into(), help: None };
+        let child = with_exit(killed, None, Some(Standing::OutOfMemory));
+        assert_eq!(patience(judge(&child, Patience::default(), 0, 3, true)).grown, 1);
         let term = with_exit(JobResult::Interrupted, Some(ToldBy::Signal), Some(Standing::Cancelled));
         assert!(fault(judge(&term, Patience::default(), 0, 3, true)).contains("cancelled on n1"));
         let preempted = with_exit(JobResult::Interrupted, Some(ToldBy::Signal), Some(Standing::Preempted));

@@ -51,6 +51,11 @@ pub trait Engine: Send + Sync + Debug {
     /// Ends jobs, whether they wait or run: first by SIGTERM. One that is over already is no error.
     fn cancel(&self, jobs: &[&str]) -> Result<(), Refusal>;
 
+    /// No more is asked of these jobs: they are over.
+    fn over(&self, jobs: &[&str]) {
+        let _ = jobs;
+    }
+
     /// What is wrong with what is asked for, as far as the engine says so without starting anything.
     fn review(&self, asked: &Submission) -> Vec<Diagnostic> {
         let _ = asked;

@@ -218,12 +218,16 @@ impl Engine for Ssh {
         for (host, jobs) in by_host(jobs) {
             let end = |(_, job): &(&str, Job<'_>)| {
                 let (process, start) = (job.process, job.start);
-                format!("[ \"$(start {process})\" = {start} ] && kill -TERM -- -{process}\n")
+                format!("[ \"$(start {process})\" = {start} ] && kill -TERM -{process}\n")
             };
             let each: String = jobs.iter().map(end).collect();
             self.on(host, &format!("{START}{each}true\n"))?;
         }
         Ok(())
+    }
+
+    fn over(&self, jobs: &[&str]) {
+        jobs.iter().for_each(|job| _ = self.taken().remove(*job));
     }
 
     fn review(&self, _: &Submission) -> Vec<Diagnostic> {

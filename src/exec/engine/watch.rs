@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::fate::Fate;
 use super::{Engine, Refusal, Seen, Standing, Submission};
-use crate::exec::job::{Exit, RESULT, STOP_FILE, WORDS, Word};
+use crate::exec::job::{Exit, JobResult, RESULT, STOP_FILE, WORDS, Word};
 use crate::exec::local::Message;
 use crate::fs;
 
@@ -25,9 +25,7 @@ use tail::Tail;
 /// Between two looks at the files of few jobs; of many, a millisecond each.
 const LOOK: Duration = Duration::from_millis(200);
 const LOOK_EACH: Duration = Duration::from_millis(1);
-/// How often a job is submitted again that the engine could not take just now.
-const TRIES: u32 = 8;
-/// The longest wait between two such tries.
+/// The longest wait between two tries to submit what the engine cannot take just now.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Failures of the engine in a row after which that is told.
 const TELL_AFTER: u32 = 3;
@@ -143,6 +141,8 @@ struct Watched {
     seen: Option<Seen>,
     /// Since when it is over, or not known any more, without a record.
     over: Option<(Instant, Option<Seen>)>,
+    /// Since when there is a record, of one whose end is waited for all the same.
+    left: Option<Instant>,
     stopped: bool,
 }
 
@@ -247,6 +247,7 @@ impl Watch {
         if due.is_empty() {
             return;
         }
+        let due = self.unsubmitted(due);
         let submission = |attempt: &u64| Some((*self.jobs.get(attempt)?.waiting.as_ref()?.0).clone());
         let batch: Vec<Submission> = due.iter().filter_map(submission).collect();
         for (attempt, outcome) in due.into_iter().zip(self.engine.submit(&batch)) {
@@ -258,7 +259,7 @@ impl Watch {
                     let look = self.engine.look(&id);
                     self.tell(attempt, Sight::Submitted { job: id, look });
                 }
-                Err(refusal) if refusal.passing && tries < TRIES => {
+                Err(refusal) if refusal.passing => {
                     let wait = Duration::from_secs(1 << tries.min(6)).min(LONGEST_WAIT);
                     job.waiting = Some((submission, tries + 1, now + wait));
                     self.tell(attempt, Sight::Blind { what: refusal.line() });
@@ -266,6 +267,31 @@ impl Watch {
                 Err(refusal) => self.end(attempt, Fate { refusal: Some(refusal), ..Fate::default() }),
             }
         }
+    }
+
+    /// Of jobs to submit, those that are not with the engine yet: what it did not answer in time it may have taken all the same.
+    fn unsubmitted(&mut self, due: Vec<u64>) -> Vec<u64> {
+        let tried = |attempt: &&u64| self.jobs.get(attempt).is_some_and(|job| matches!(job.waiting, Some((_, 1.., _))));
+        let marks: Vec<&str> = due.iter().filter(tried).map(|attempt| self.jobs[attempt].mark.as_str()).collect();
+        if marks.is_empty() {
+            return due;
+        }
+        let Ok(found) = self.engine.find(&marks) else { return due };
+        let (mut left, mut told) = (Vec::new(), Vec::new());
+        for attempt in due {
+            match self.jobs.get_mut(&attempt).and_then(|job| Some((found.get(&job.mark)?.clone(), job))) {
+                Some((id, job)) => {
+                    (job.waiting, job.job) = (None, Some(id.clone()));
+                    told.push((attempt, id));
+                }
+                None => left.push(attempt),
+            }
+        }
+        for (attempt, job) in told {
+            let look = self.engine.look(&job);
+            self.tell(attempt, Sight::Submitted { job, look });
+        }
+        left
     }
 
     /// Tells what workers have said, and ends the attempts of those that have ended.
@@ -281,8 +307,13 @@ impl Watch {
             let exit = job.exit();
             let lagged = job.over.as_ref().is_some_and(|(since, _)| since.elapsed() >= self.rhythm.lag);
             match exit {
-                // Of one that was told to stop it must be known by whom, and what its job came to.
-                Some(exit) if exit.told.is_some() && job.over.is_none() && !job.stopped && self.failures == 0 => {}
+                // Of one that was told to stop, or failed, it should be known what its job came to.
+                Some(exit)
+                    if (exit.told.is_some() || matches!(exit.result, JobResult::Failed { .. }))
+                        && !job.stopped
+                        && self.failures == 0
+                        && job.over.is_none()
+                        && job.left.get_or_insert_with(Instant::now).elapsed() < self.rhythm.lag => {}
                 Some(exit) => {
                     for word in job.words.read() {
                         let _ = self.inbox.send(Message::Word { attempt: *attempt, word });
@@ -369,7 +400,12 @@ impl Watch {
     }
 
     fn end(&mut self, attempt: u64, fate: Fate) {
-        if self.jobs.remove(&attempt).is_some() {
+        // It may go on where it was thought lost: then it is to end before another one has done the work.
+        if fate.exit.is_none() && fate.refusal.is_none() {
+            self.write_stop(attempt);
+        }
+        if let Some(job) = self.jobs.remove(&attempt) {
+            self.engine.over(job.job.as_deref().as_slice());
             self.tell(attempt, Sight::Over(Box::new(fate)));
         }
     }
@@ -383,7 +419,7 @@ impl Watch {
 impl Watched {
     fn new(directory: PathBuf, mark: String, job: Option<String>) -> Self {
         let words = Tail::new(directory.join(WORDS));
-        Self { directory, mark, words, waiting: None, job, seen: None, over: None, stopped: false }
+        Self { directory, mark, words, waiting: None, job, seen: None, over: None, left: None, stopped: false }
     }
 
     /// The worker's record, if it is there.
