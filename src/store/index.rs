@@ -21,6 +21,7 @@ mod forget;
 mod glimpse;
 mod insert;
 mod list;
+mod place;
 mod restore;
 
 pub use glimpse::Glimpse;
@@ -119,7 +120,7 @@ impl Index {
         Ok(Self { connection, at: None })
     }
 
-    /// Makes the index again from the files. It is made beside and renamed, so that others find a whole one.
+    /// Makes the index again from the files. It is made beside, so that others find a whole one.
     pub fn rebuild(store: &Store) -> Result<Self, StoreError> {
         let path = store.root().join("index.sqlite");
         let unfinished = store.unfinished()?;
@@ -131,14 +132,8 @@ impl Index {
             let mut index = Self { connection, at: None };
             index.fill(store)?;
             drop(index);
-            // A journal of the old one must not be played into the new one.
-            let journal = store.root().join("index.sqlite-journal");
-            if journal.is_dir() {
-                fs::remove_directory(&journal)?;
-            } else {
-                fs::remove_file(&journal)?;
-            }
-            fs::rename(&unfinished, &path)?;
+            place::put(&unfinished, &path)?;
+            store.forget_answers()?;
             Self::existing(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)
         })();
         if made.is_err() {
