@@ -63,12 +63,7 @@ pub(super) fn run(context: &Context, node: &str, run: Option<&str>, shard: Optio
         let shards: Vec<String> = attempt.shards.iter().map(|own| own.shard.to_string()).collect();
         attempt.shards.retain(|own| own.shard == shard);
         if attempt.shards.is_empty() {
-            let title = format!("attempt {} at `{node}` in run {} has no shard {shard}", attempt.number, attempt.run);
-            let fault = Diagnostic::error("cli::no-log", title);
-            return Err(match shards.len() {
-                0 => fault.help("it was not in parts: leave out `--shard`").into(),
-                _ => fault.help(format!("there are logs of shards {}", shards.join(", "))).into(),
-            });
+            return Err(no_shard(&attempt, shard, &shards));
         }
         attempt.log = None;
     }
@@ -131,6 +126,16 @@ fn in_run(store: &Store, node: &str, run: &str) -> Result<Attempt, Failure> {
         Ok(attempt) => fault.help(format!("its latest log is of run {}: leave out `--run`", attempt.run)).into(),
         Err(_) => find::similar(fault, store, node)?.into(),
     })
+}
+
+/// An attempt has no such part; `shards` are those that left logs.
+fn no_shard(attempt: &Attempt, shard: usize, shards: &[String]) -> Failure {
+    let title = format!("attempt {} at `{}` in run {} has no shard {shard}", attempt.number, attempt.node, attempt.run);
+    let fault = Diagnostic::error("cli::no-log", title);
+    match shards.len() {
+        0 => fault.help("it was not in parts: leave out `--shard`").into(),
+        _ => fault.help(format!("there are logs of shards {}", shards.join(", "))).into(),
+    }
 }
 
 /// The last attempt at the node called `node`, or at the last iteration of it.

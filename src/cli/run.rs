@@ -45,7 +45,7 @@ pub struct RunArgs {
     /// Stop before the run comes to more than this, such as 'gpu-hours=4, judge-calls=1000': hours, gpu-hours, cpu-hours, calls, judge-calls, dollars, tokens, disk (with a unit)
     #[arg(long, value_name = "BOUNDS")]
     pub budget: Option<String>,
-    /// Device for nodes that name none: cpu, cuda:N, or auto (the GPUs shared out, the CPU if there are none)
+    /// Device for nodes that name none: cpu, cuda (any GPU), cuda:N, or auto (the GPUs shared out, the CPU if there are none)
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// Have attempts executed as this profile of sami.toml says, such as on a cluster

@@ -90,7 +90,7 @@ fn rows_that_are_done_stay_done_whatever_the_number_of_parts() {
     let output = Output::from(command.env("SAMI_FAULT", "kill:batch:2").output().expect("it starts")).exits(1);
     let failed = told(&output);
     assert_eq!(failed.last().map(|(_, _, state)| state.as_str()), Some("failed"), "{failed:?}");
-    assert!(output.stderr.contains("shard 1 of 3: the worker crashed (signal 6)"), "{}", output.stderr);
+    assert!(output.stderr.contains("shard 1 of 3: the worker crashed"), "{}", output.stderr);
     sandbox.write("p.toml", &in_parts(PIPELINE, "2", "1", "1"));
     let output = run(&sandbox, &[], 0);
     assert_eq!(output.done().results(), one.done().results());
