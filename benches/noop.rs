@@ -4,7 +4,8 @@
 //! `cargo bench --bench noop -- [NODES…]` (default 100 1000). The graph is "mixed": per 25 nodes a head, a chain of 5, a
 //! fan-out of 18 and a join, in four lanes; 1,680 edges per 1,000 nodes. Every node writes its name with `sh`, two at once.
 //! Figures are CPU seconds (user and system, the whole process tree), the least of five runs for all but the full one.
-//! Of our own, what is asked is asked twice: at first, and again when the answer is remembered. Waits for the disk are counted
+//! Of our own, what is asked is asked twice: at first, and again when the answer is remembered. What a worker costs is the
+//! cost of a node that has one to itself and tallies two verdicts: start, work, verified output, record. Waits for the disk are counted
 //! by `strace` in a full run of 25 nodes. Peers, where found: `ninja`, `n2`, `doit` and `dvc`, each with the same graph and the
 //! same commands; a long chain and nested diamonds are planned by ours alone.
 
@@ -18,6 +19,9 @@ mod cpu;
 
 /// Passes of which the cheapest counts.
 const PASSES: usize = 5;
+
+/// Nodes of a run in which each has a worker of its own.
+const WORKERS: usize = 200;
 
 /// DVC runs stages one after another and takes about 180 ms of CPU time for each.
 const MOST_FOR_DVC: usize = 100;
@@ -84,6 +88,18 @@ fn for_doit(graph: &Graph) -> String {
         "}\ndef task_node():\n    for name, needs in NODES.items():\n        yield {'name': name, 'actions': [f'echo {name} > {name}'], \
          'targets': [name], 'file_dep': needs}\n",
     );
+    text
+}
+
+/// Verdicts that take no time to tally.
+const JUDGED: &str = "{\"id\": 1, \"candidate\": \"a\", \"win\": 1}\n{\"id\": 2, \"candidate\": \"a\", \"win\": 0}\n";
+
+/// Nodes that each start a worker of their own, which does next to nothing: a tally of two verdicts.
+fn tallies(nodes: usize) -> String {
+    let mut text = String::from("[datasets.judged]\nsource = \"judged.jsonl\"\n");
+    for node in 0..nodes {
+        let _ = writeln!(text, "[nodes.t{node}]\nkind = \"tally\"\nverdicts = \"judged\"\nseed = {node}");
+    }
     text
 }
 
@@ -229,8 +245,10 @@ fn main() -> std::io::Result<()> {
         for (asked, args) in asks {
             line(asked, args)?;
         }
+        // The first of all that the last one needs.
+        let first = format!("echo g{}head", (nodes.div_ceil(25) - 1) % 4);
         let text = fs_err::read_to_string(directory.join("p.toml"))?;
-        fs_err::write(directory.join("p.toml"), text.replacen("echo g0head", "echo G0head", 1))?;
+        fs_err::write(directory.join("p.toml"), text.replacen(&first, &format!("{first} again"), 1))?;
         line("why (stale)", &["why", "p.toml", &last, "--cache", "cache"])?;
     }
     writeln!(out, "\n{:>6}  {:<22} {:>9}", "nodes", "planned from nothing", "ms")?;
@@ -245,6 +263,15 @@ fn main() -> std::io::Result<()> {
         let planned = least(folder.path(), sami, &["plan", "p.toml", "--cache", "cache"], 2).unwrap_or(f64::NAN);
         writeln!(out, "{:>6}  {what:<22} {:>9.1}", graph.len(), planned * 1e3)?;
     }
+    let folder = tempfile::tempdir()?;
+    fs_err::write(folder.path().join("judged.jsonl"), JUDGED)?;
+    fs_err::write(folder.path().join("p.toml"), tallies(WORKERS))?;
+    let full = cost(folder.path(), sami, &["run", "p.toml", "--cache", "cache", "-j", "2"]).unwrap_or(f64::NAN);
+    writeln!(
+        out,
+        "\na node in a worker of its own: {:.2} ms, of {WORKERS} in a full run",
+        full * 1e3 / WORKERS as f64
+    )?;
     let folder = tempfile::tempdir()?;
     fs_err::write(folder.path().join("p.toml"), for_sami(&mixed(25)))?;
     match waits(folder.path(), sami, &["run", "p.toml", "--cache", "cache", "-j", "2"]) {

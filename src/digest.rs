@@ -6,8 +6,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+mod json;
+
 /// A blake3 digest. Displays as 64 hex digits; [`Digest::short`] is what people read.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
 impl Digest {
@@ -19,7 +21,8 @@ impl Digest {
     /// Hashes a JSON value by meaning: types are tagged, lengths are prefixed, maps are sorted, floats go by their
     /// bits. Two values hash alike exactly if they are equal, whatever their spelling.
     pub fn of_value(value: &Value) -> Self {
-        let mut hasher = Hasher::new();
+        // Room for most at once.
+        let mut hasher = Hasher(Vec::with_capacity(1024));
         hash_value(&mut hasher, value);
         hasher.finish()
     }
@@ -37,6 +40,13 @@ impl Digest {
     /// The first twelve hex digits.
     pub fn short(&self) -> String {
         self.to_string()[..12].to_owned()
+    }
+}
+
+impl std::hash::Hash for Digest {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        // A part of it spreads as well as all of it, and takes a third of the time.
+        state.write_u64(self.0.iter().take(8).fold(0, |all, byte| all << 8 | u64::from(*byte)));
     }
 }
 
@@ -154,12 +164,18 @@ fn hash_value(hasher: &mut Hasher, value: &Value) {
             }
         }
         Value::Object(map) => {
-            let mut entries: Vec<_> = map.iter().collect();
-            entries.sort_by_key(|(name, _)| *name);
-            hasher.text("map").number(entries.len() as u64);
-            for (name, item) in entries {
+            hasher.text("map").number(map.len() as u64);
+            let mut add = |(name, item): (&String, &Value)| {
                 hasher.text(name);
                 hash_value(hasher, item);
+            };
+            // They are, unless a feature of `serde_json` keeps them as they came.
+            if map.keys().is_sorted() {
+                map.iter().for_each(add);
+            } else {
+                let mut entries: Vec<_> = map.iter().collect();
+                entries.sort_by_key(|(name, _)| *name);
+                entries.into_iter().for_each(&mut add);
             }
         }
     }

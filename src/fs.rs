@@ -17,7 +17,7 @@ use fs_err::File;
 mod crash;
 mod deferred;
 mod fault;
-
+mod lines;
 mod plain;
 mod stamp;
 mod transfer;
@@ -27,6 +27,7 @@ pub use crash::told;
 pub use deferred::{defer, deferred, settle};
 #[cfg(test)]
 pub(crate) use fault::{Kind, with_fault, with_fault_of};
+pub use lines::Lines;
 pub use plain::{AtMost, list, open, read, read_text, walk};
 pub use stamp::Stamp;
 pub use transfer::{copy_range, hard_link, mark, reflink, rename_all, symlink};

@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
@@ -206,11 +207,21 @@ pub(crate) fn write_out(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
     }
 }
 
-/// Draws diagnostics on standard error. Where that cannot be written there is no one to tell.
+/// Draws diagnostics on standard error. Where that cannot be written there is no one to tell. On a terminal, people are told
+/// once where it says what errors mean.
 pub(crate) fn complain(diagnostics: &[Diagnostic]) {
-    if !diagnostics.is_empty() {
-        live::above(&secret::redact(&render::render(diagnostics)));
+    static POINTED: AtomicBool = AtomicBool::new(false);
+    if diagnostics.is_empty() {
+        return;
     }
+    let mut drawn = render::render(diagnostics);
+    if io::stderr().is_terminal()
+        && let Some(pointer) = render::pointer(diagnostics)
+        && !POINTED.swap(true, Ordering::Relaxed)
+    {
+        drawn.push_str(&pointer);
+    }
+    live::above(&secret::redact(&drawn));
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{CommandResult, Context, DONE, DagFormat, PipelineArgs, context, plan};
+use super::{CommandResult, Context, DONE, DagFormat, PipelineArgs, context, plan, terminal};
 use crate::exec::{self, PlanOptions};
 use crate::graph::{Graph, draw, layout, made_by};
 use crate::pipeline::{Pipeline, Target};
@@ -18,6 +18,7 @@ pub(crate) fn run(context: &Context, args: &PipelineArgs, format: DagFormat) -> 
     }
     let layout = layout::layout(&pipeline, &graph);
     let drawing = match format {
+        DagFormat::Text if terminal::is_plain() => draw::words(&pipeline, &layout, &states),
         DagFormat::Text => draw::text(&pipeline, &layout, &states),
         DagFormat::Dot => draw::dot(&pipeline, &layout, &states),
         DagFormat::Svg => draw::svg(&pipeline, &layout, &states),

@@ -46,6 +46,11 @@ pub fn all() -> impl Iterator<Item = Explanation> {
     })
 }
 
+/// Whether something is told of an id.
+pub(super) fn is_known(id: &str) -> bool {
+    all().any(|one| one.id == id)
+}
+
 /// All ids, each with the first sentence of what it means.
 pub(super) fn ids() -> impl Iterator<Item = (&'static str, &'static str)> {
     all().map(|one| (one.id, one.meaning.split_inclusive(". ").next().unwrap_or_default().trim()))

@@ -224,20 +224,14 @@ pub(super) fn names(store: &Store) -> Result<Vec<String>, Failure> {
 pub(super) fn latest_state(store: &Store, node: &str) -> Result<Option<(String, String)>, StoreError> {
     let mut runs = store.run_ids()?;
     runs.reverse();
-    latest_state_in(store, &runs, node)
-}
-
-/// The first of these runs that had a node of this name, and the state that it ended in.
-pub(super) fn latest_state_in(
-    store: &Store,
-    runs: &[String],
-    node: &str,
-) -> Result<Option<(String, String)>, StoreError> {
     for some in runs.chunks(8) {
         let found = store.node_in_runs(some, node)?;
-        let mut found = some.iter().zip(found);
-        if let Some((run, state)) = found.find_map(|(run, state)| Some((run, state?.1))) {
-            return Ok(Some((run.clone(), state)));
+        for run in some.iter().zip(found).filter_map(|(run, found)| found.map(|_| run)) {
+            // Read again, and held against its digest: the word is told.
+            let record = store.run(run)?;
+            if let Some(known) = record.and_then(|record| record.nodes.into_iter().find(|known| known.name == node)) {
+                return Ok(Some((run.clone(), known.state)));
+            }
         }
     }
     Ok(None)

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::context::Failure;
 use super::progress::Report;
 use super::run::RunArgs;
+use super::screen::Screen;
 use super::table::Table;
 use super::{CommandResult, Context, DONE, PipelineArgs, context};
 use crate::digest::{Digest, Hasher};
@@ -45,6 +46,15 @@ impl Question {
         Ok(Self { asked: hasher.finish(), watched: None })
     }
 
+    /// The same, of an answer that is drawn for a screen: what was drawn for another one is no answer.
+    pub(super) fn on(mut self, screen: Screen) -> Self {
+        let Screen { width, room, plain, coloured } = screen;
+        let mut hasher = Hasher::new();
+        hasher.text(&self.asked.to_string()).number(width as u64).text(&format!("{room:?} {plain} {coloured}"));
+        self.asked = hasher.finish();
+        self
+    }
+
     /// The store at `root` and the answer, if there are both, with what is remembered of a run.
     fn recall(&self, root: &Path) -> Option<(Store, Fresh, Option<FreshRun>)> {
         let store = Store::open_existing(root).ok()?;
@@ -65,7 +75,7 @@ impl Question {
         if !fresh.copy_body(&mut text)? {
             return Ok(false);
         }
-        context::write_out(|stdout| stdout.write_all(&text))?;
+        context::print(&String::from_utf8_lossy(&text))?;
         Ok(true)
     }
 

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::estimate::{self, Totals};
 use super::figures::{bytes, count, cut, plural, seconds};
 use super::fresh::Question;
+use super::screen::Screen;
 use super::table::Table;
 use super::{CommandResult, Context, DONE, PipelineArgs, context, doctor, run};
 use crate::diag::Diagnostic;
@@ -109,7 +110,7 @@ pub(super) fn planned(
 /// Shows what would run and why.
 pub(crate) fn plan(context: &Context, args: &PlanArgs) -> CommandResult {
     let word = format!("plan on {}, estimates {}", args.device, args.estimate);
-    let question = Question::new(&word, &args.pipeline, &args.targets)?;
+    let question = Question::new(&word, &args.pipeline, &args.targets)?.on(Screen::of_stdout());
     let Some(planned) = planned(context, question, &args.pipeline, &args.targets)? else { return Ok(DONE) };
     let estimates = estimates(&planned, &args.device)?;
     if context.json() {
@@ -155,7 +156,7 @@ fn estimates(planned: &Planned, device: &str) -> Result<Estimates, context::Fail
 
 /// Shows the state of each node in a line.
 pub(crate) fn status(context: &Context, args: &StatusArgs) -> CommandResult {
-    let question = Question::new("status", &args.pipeline, &args.targets)?;
+    let question = Question::new("status", &args.pipeline, &args.targets)?.on(Screen::of_stdout());
     let Some(planned) = planned(context, question, &args.pipeline, &args.targets)? else { return Ok(DONE) };
     if context.json() {
         print_as_json(&planned, None)?;

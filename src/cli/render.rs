@@ -8,7 +8,7 @@ use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde_json::{Value, json};
 
-use super::terminal;
+use super::{explain_error, terminal};
 use crate::diag::{Diagnostic, Label, Severity, Source};
 
 /// Lines of text around the labels that the renderer is given; it folds what is not needed.
@@ -23,6 +23,18 @@ pub(crate) fn render(diagnostics: &[Diagnostic]) -> String {
     }
     let coloured = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
     draw(diagnostics, coloured)
+}
+
+/// Where it says what these errors mean, in a line; none of what is not explained.
+pub(super) fn pointer(diagnostics: &[Diagnostic]) -> Option<String> {
+    let errors = diagnostics.iter().filter(|found| found.severity == Severity::Error).map(|found| found.id);
+    let mut ids: Vec<&str> = errors.filter(|id| explain_error::is_known(id)).collect();
+    ids.dedup();
+    match ids[..] {
+        [] => None,
+        [id] => Some(format!("what it means: `sami explain {id}`\n")),
+        [id, ..] => Some(format!("what they mean: `sami explain ID`, such as `sami explain {id}`\n")),
+    }
 }
 
 /// A finding in lines that can be read out: no arrows, no excerpts but the line that is meant.
@@ -197,6 +209,16 @@ error[pipeline::unknown-key]: node `x` has no key `tempreature`
 
 ";
         assert_eq!(drawn, expected);
+    }
+
+    #[test]
+    fn errors_are_pointed_to_what_explains_them() {
+        let error = |id| Diagnostic::error(id, "x");
+        let (key, file) = (error("pipeline::unknown-key"), error("pipeline::no-file"));
+        let known = pointer(&[error("a::b"), key.clone(), key.clone(), file.clone().as_warning()]);
+        assert_eq!(known.as_deref(), Some("what it means: `sami explain pipeline::unknown-key`\n"));
+        assert!(pointer(&[key, file]).is_some_and(|several| several.starts_with("what they mean: `sami explain ID`")));
+        assert_eq!(pointer(&[error("a::b"), Diagnostic::warning("pipeline::unknown-key", "x")]), None);
     }
 
     #[test]

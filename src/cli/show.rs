@@ -77,16 +77,16 @@ fn run_page(run: &RunRecord) -> String {
 }
 
 fn show_node(context: &Context, store: &Store, index: &Index, record: &NodeRecord) -> CommandResult {
-    let earlier = earlier(store, index, record)?;
+    let history = history(store, index, record)?;
     if context.json() {
-        context::print_json(&json!({"record": record, "earlier": earlier}))?;
+        context::print_json(&json!({"record": record, "earlier": history.earlier}))?;
     } else {
-        context::print(&node_page(store, index, record, &earlier)?)?;
+        context::print(&node_page(store, index, record, &history)?)?;
     }
     Ok(DONE)
 }
 
-fn node_page(store: &Store, index: &Index, record: &NodeRecord, earlier: &[NodeRecord]) -> Result<String, StoreError> {
+fn node_page(store: &Store, index: &Index, record: &NodeRecord, history: &History) -> Result<String, StoreError> {
     let mut page = Page::default();
     let files = store.files(&record.artifact).unwrap_or_default();
     let tables = files.get(breakdown::FILE).map(|path| breakdown::tables(path)).unwrap_or_default();
@@ -101,27 +101,35 @@ fn node_page(store: &Store, index: &Index, record: &NodeRecord, earlier: &[NodeR
         Err(_) => page.line("artifact", &format!("{}  is not in the cache any more", record.artifact)),
     }
     let node = quoted(&record.node);
-    if let Some((run, state)) =
-        find::latest_state_in(store, &index.runs_of(&record.pipeline, LOOKED_THROUGH), &record.node)?
-            .filter(|(_, state)| state == "failed")
-    {
-        page.line("since", &format!("{state} in run {run}"));
+    if let Some(run) = &history.failed_in {
+        page.line("since", &format!("failed in run {run}"));
     }
     page.line("more", &format!("sami cache show {} · sami logs {node}", record.artifact.short()));
     page.append(&tables);
-    if earlier.is_empty() {
+    if history.earlier.is_empty() {
         page.line("earlier", "no other results");
     } else {
         page.append("\n");
-        page.append(&side_by_side(record, earlier));
+        page.append(&side_by_side(record, &history.earlier));
     }
     Ok(page.into_text())
 }
 
-/// Records that the node had under other keys, those of later runs first.
-fn earlier(store: &Store, index: &Index, latest: &NodeRecord) -> Result<Vec<NodeRecord>, context::Failure> {
+/// What a node has been through besides its latest result.
+struct History {
+    /// Records that it had under other keys, those of later runs first.
+    earlier: Vec<NodeRecord>,
+    /// The latest run that had it, if it failed there.
+    failed_in: Option<String>,
+}
+
+fn history(store: &Store, index: &Index, latest: &NodeRecord) -> Result<History, context::Failure> {
     let runs = index.runs_of(&latest.pipeline, LOOKED_THROUGH);
-    let used = store.node_in_runs(&runs, &latest.node)?.into_iter().flatten().filter_map(|(key, _)| key);
+    // Records of runs are large where there are many nodes: each is read once.
+    let found = store.node_in_runs(&runs, &latest.node)?;
+    let last = runs.iter().zip(&found).find_map(|(run, found)| found.as_ref().map(|(_, state)| (run, state)));
+    let failed_in = last.filter(|(_, state)| *state == "failed").map(|(run, _)| run.clone());
+    let used = found.into_iter().flatten().filter_map(|(key, _)| key);
     let mut seen: BTreeSet<Digest> = [latest.key].into();
     let mut records = Vec::new();
     for key in used.chain(index.keys_of_node(&latest.pipeline, &latest.node, LOOKED_THROUGH)) {
@@ -129,7 +137,7 @@ fn earlier(store: &Store, index: &Index, latest: &NodeRecord) -> Result<Vec<Node
             records.extend(store.node(&key)?);
         }
     }
-    Ok(records)
+    Ok(History { earlier: records, failed_in })
 }
 
 /// A column per result, newest first: the fields and inputs that differ between them, and their metrics.
@@ -233,7 +241,7 @@ train@2     finetune  ran       1.25  e381ca5c1018  bound 0.2000 · kl 0.01000
     fn a_node_stands_beside_its_earlier_results() {
         let (_folder, store, index) = sample::store();
         let Found::Node(record) = find::run_or_node(&store, &index, "train").unwrap() else { panic!("no node") };
-        let page = node_page(&store, &index, &record, &earlier(&store, &index, &record).unwrap()).unwrap();
+        let page = node_page(&store, &index, &record, &history(&store, &index, &record).unwrap()).unwrap();
         let shown = "\
 node      train@2  of pipeline toy, kind finetune
 key       47ba4569a19642e438b0f7f4fa2a3523204d662c873ad51b23ab968860077b86

@@ -199,16 +199,16 @@ fn pass_on(store: &Store, record: &RunRecord, follower: &mut Follower) -> Comman
     let mut seen = Seen::default();
     loop {
         let goes_on = record.finished.is_none() && follower.goes_on() != Some(false);
-        let mut text = String::new();
+        let mut text = Vec::new();
         follower.news(&mut |line| {
             if let Some(told) = Told::parse(line) {
                 seen.take(&told.event);
             }
-            text.push_str(line);
-            text.push('\n');
+            text.extend(line);
+            text.push(b'\n');
         })?;
         let mut stdout = io::stdout().lock();
-        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        match stdout.write_all(&text).and_then(|()| stdout.flush()) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(DONE),
             written => written?,
         }

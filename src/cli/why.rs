@@ -27,7 +27,8 @@ const ROWS: usize = 2;
 /// Explains why a node is stale.
 pub(super) fn why(context: &Context, args: &PipelineArgs, node: &str) -> CommandResult {
     let target = [node.to_owned()];
-    let question = Question::new("why", args, &target)?;
+    let screen = Screen::of_stdout();
+    let question = Question::new("why", args, &target)?.on(screen);
     let Some(planned) = planned(context, question, args, &target)? else { return Ok(DONE) };
     let Planned { pipeline, store, index, plan, .. } = &planned;
     let mut explained = Vec::new();
@@ -40,7 +41,6 @@ pub(super) fn why(context: &Context, args: &PipelineArgs, node: &str) -> Command
         context::print_json(&explained)?;
         return planned.leave();
     }
-    let screen = Screen::of_stdout();
     let texts: Result<Vec<String>, _> = explained.iter().map(|steps| explanation(&planned, steps, screen)).collect();
     let text = texts?.join("\n");
     context::print(&text)?;

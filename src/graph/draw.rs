@@ -42,6 +42,45 @@ fn targets<'a>(layout: &'a Layout, layer: &'a [usize]) -> impl Iterator<Item = &
     })
 }
 
+/// What a node takes, each once; `slice` says which rows are taken from where: from a number on and up to another one, which
+/// is empty where it is their end.
+fn inputs(target: &Target, pipeline: &Pipeline, slice: impl Fn(u64, String) -> String) -> Vec<String> {
+    let mut inputs: Vec<String> = Vec::new();
+    let Target::Node(node) = target else { return inputs };
+    for link in &pipeline.nodes[*node].links {
+        let input = &link.field.input;
+        let mut name = name_of(&link.target, pipeline).to_owned();
+        if input.is_slice() {
+            let skip = input.skip.unwrap_or(0);
+            let end = input.take.map_or_else(String::new, |take| skip.saturating_add(take).to_string());
+            name += &slice(skip, end);
+        }
+        if !inputs.contains(&name) {
+            inputs.push(name);
+        }
+    }
+    inputs
+}
+
+/// The same as [`text`] in words, for who hears them: a line for each layer and each of what is in it.
+pub fn words(pipeline: &Pipeline, layout: &Layout, states: &[Option<String>]) -> String {
+    let mut told = String::new();
+    for (number, layer) in layout.layers.iter().enumerate() {
+        let _ = writeln!(told, "layer {} of {}", number + 1, layout.layers.len());
+        for target in targets(layout, layer) {
+            let (name, what) = describe(target, pipeline, states);
+            let what = what.replace(" · ", ", ");
+            let inputs = inputs(target, pipeline, |skip, end| match end.as_str() {
+                "" => format!(" without the first {skip} rows"),
+                end => format!(" rows {skip} to {end}"),
+            });
+            let takes = if inputs.is_empty() { String::new() } else { format!("; takes {}", inputs.join(", ")) };
+            let _ = writeln!(told, "{name}: {what}{takes}");
+        }
+    }
+    told
+}
+
 /// A line per node, model and dataset, layer by layer, with what each takes.
 pub fn text(pipeline: &Pipeline, layout: &Layout, states: &[Option<String>]) -> String {
     let mut lines: Vec<[String; 4]> = Vec::new();
@@ -49,21 +88,7 @@ pub fn text(pipeline: &Pipeline, layout: &Layout, states: &[Option<String>]) -> 
         for (at, target) in targets(layout, layer).enumerate() {
             let number = if at == 0 { (number + 1).to_string() } else { String::new() };
             let (name, what) = describe(target, pipeline, states);
-            let mut inputs: Vec<String> = Vec::new();
-            if let Target::Node(node) = target {
-                for link in &pipeline.nodes[*node].links {
-                    let input = &link.field.input;
-                    let mut name = name_of(&link.target, pipeline).to_owned();
-                    if input.is_slice() {
-                        let skip = input.skip.unwrap_or(0);
-                        let end = input.take.map_or_else(String::new, |take| skip.saturating_add(take).to_string());
-                        let _ = write!(name, "[{skip}..{end}]");
-                    }
-                    if !inputs.contains(&name) {
-                        inputs.push(name);
-                    }
-                }
-            }
+            let inputs = inputs(target, pipeline, |skip, end| format!("[{skip}..{end}]"));
             lines.push([number, name, what, inputs.join(", ")]);
         }
     }

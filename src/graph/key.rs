@@ -38,8 +38,14 @@ pub fn preimage(node: &Node, inputs: &BTreeMap<String, Digest>) -> Value {
             *place = slice;
         }
     }
-    let inputs: Map<String, Value> = inputs.iter().map(|(path, id)| (path.clone(), json!(id))).collect();
-    json!({"kind": node.kind.name, "version": node.kind.version, "fields": fields, "inputs": inputs})
+    let inputs = inputs.iter().map(|(path, id)| (path.clone(), Value::String(id.to_string()))).collect();
+    // Not by `json!`, which would copy the fields.
+    let mut preimage = Map::new();
+    preimage.insert("kind".to_owned(), Value::from(node.kind.name));
+    preimage.insert("version".to_owned(), Value::from(node.kind.version));
+    preimage.insert("fields".to_owned(), fields);
+    preimage.insert("inputs".to_owned(), Value::Object(inputs));
+    Value::Object(preimage)
 }
 
 /// The value at a dotted path; a key may hold dots itself.

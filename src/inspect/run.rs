@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::metric;
 use super::story::{Story, Told};
 use crate::store::{RunNode, RunRecord, Store, StoreError};
 
@@ -27,6 +28,18 @@ pub fn took(run: &RunRecord) -> Option<f64> {
 /// Nodes by state, in the order of [`STATES`].
 pub fn counts(run: &RunRecord) -> [usize; 4] {
     STATES.map(|state| run.nodes.iter().filter(|node| node.state == state).count())
+}
+
+/// How its last evaluation came out, as in `73.4% (69.4 to 77.1)`.
+pub fn win_rate(run: &RunRecord) -> Option<String> {
+    run.nodes.iter().rev().find_map(|node| {
+        let rate = metric::listed(&node.metrics).into_iter().find(|metric| metric.stem() == "win_rate")?;
+        if rate.number().is_nan() {
+            return Some("not a number".to_owned());
+        }
+        let interval = rate.interval.map(|[low, high]| format!(" ({:.1} to {:.1})", 100.0 * low, 100.0 * high));
+        Some(format!("{:.1}%{}", 100.0 * rate.number(), interval.unwrap_or_default()))
+    })
 }
 
 /// A run and what its events tell, so that one that goes on, or was killed, has nodes, too.
@@ -137,7 +150,7 @@ mod tests {
             format!(r#"{{"event":"node-hit","node":"generate@2","key":"{key}","artifact":"{key}"}}"#),
             r#"{"event":"node-fail","node":"train@2","attempt":1,"error":"no room","help":"make some","tail":["a","b"]}"#.to_owned(),
         ];
-        crate::fs::write(&store.run_dir(&run.run).join("events.jsonl"), told.join("\n") + "\n").unwrap();
+        let _held = sample::hold(&store, &run.run, &(told.join("\n") + "\n"));
         let account = Account::of(&store, &run.run).unwrap().unwrap();
         let nodes: Vec<(&str, &str)> =
             account.run.nodes.iter().map(|node| (node.name.as_str(), node.state.as_str())).collect();

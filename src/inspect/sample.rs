@@ -1,10 +1,12 @@
 //! A store of two small runs, for tests of what is shown of it.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 
 use serde_json::{Map, Value, json};
 
 use crate::digest::Digest;
+use crate::fs;
 use crate::graph::key;
 use crate::store::{Class, Index, NodeRecord, Reproduces, RunNode, RunRecord, Store};
 
@@ -49,6 +51,14 @@ pub(crate) fn put(store: &Store, kind: &str, files: &[(&str, String)]) -> Digest
     store
         .put_manifest(&crate::store::Manifest { kind: kind.to_owned(), files: files.iter().map(blob).collect() })
         .unwrap()
+}
+
+/// Lets a run have told something, and go on as long as what is returned is kept.
+pub(crate) fn hold(store: &Store, run: &str, told: &str) -> fs::Writer {
+    let mut events = fs::writer(&store.run_dir(run).join("events.jsonl")).unwrap();
+    events.write_all(told.as_bytes()).unwrap();
+    events.hold().unwrap();
+    events
 }
 
 fn map(value: Value) -> Map<String, Value> {

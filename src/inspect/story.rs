@@ -1,22 +1,20 @@
 //! What the events of a run tell of it so far: `events.jsonl`, which a run that goes on is still writing.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::os::unix::fs::MetadataExt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::digest::Digest;
+use crate::exec::Follower;
 use crate::fs;
 use crate::store::{Store, StoreError};
 
-/// A run that said nothing for so many seconds, and none of whose nodes is worked at, is taken for dead.
+/// Where there are no locks, a run that said nothing for so many seconds, and none of whose nodes is worked at, is taken for
+/// dead.
 const SILENT: i64 = 20;
 /// After so many it is taken for dead whatever a machine that cannot be seen from here claims.
 const DAY: i64 = 24 * 3600;
-/// What is longer is no event.
-const LONGEST: usize = 64 << 20;
 
 /// A run so far.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -115,28 +113,20 @@ impl Story {
     ///
     /// Errs if the disk does.
     pub fn of(store: &Store, run: &str) -> Result<Self, StoreError> {
-        let path = store.run_dir(run).join("events.jsonl");
-        let Some(file) = fs::absent_is_none(fs::open(&path))? else { return Ok(Self::default()) };
-        let written = file.metadata()?.mtime();
+        let Some(mut follower) = fs::absent_is_none(Follower::of(store, run))? else { return Ok(Self::default()) };
+        // Asked first: what was written before it ended is then read.
+        let goes_on = follower.goes_on();
         let mut story = Self::default();
-        let mut reader = BufReader::new(file);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            if reader.read_until(b'\n', &mut line)? == 0 {
-                break;
-            }
-            if line.len() <= LONGEST
-                && let Ok(event) = serde_json::from_slice::<Line>(&line)
-            {
+        follower.news(&mut |line| {
+            if let Ok(event) = serde_json::from_slice::<Line>(line) {
                 story.hear(event);
             }
-        }
-        let silent = fs::now().as_second() - written;
+        })?;
+        let silent = follower.silent()?;
         let is_held =
             |told: &Told| told.key.and_then(|key| store.key_holder(&key)).is_some_and(|holder| holder.may_live());
-        story.goes_on =
-            story.ok.is_none() && (silent < SILENT || (silent < DAY && story.running().any(|(_, told)| is_held(told))));
+        let seems = || silent < SILENT || (silent < DAY && story.running().any(|(_, told)| is_held(told)));
+        story.goes_on = story.ok.is_none() && goes_on.unwrap_or_else(seems);
         Ok(story)
     }
 
@@ -202,6 +192,7 @@ impl Story {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sample;
     use super::*;
 
     #[test]
@@ -222,6 +213,8 @@ no event
 {"event":"node-finish","node":"e","seconds":1.5,"metrics":{"rows":3}}
 {"event":"node-prog"#;
         fs::write(&path, lines).unwrap();
+        assert!(!Story::of(&store, "r").unwrap().goes_on, "its process is gone");
+        let _held = sample::hold(&store, "r", lines);
         let story = Story::of(&store, "r").unwrap();
         assert_eq!((story.nodes, story.hits, story.finished(), story.ok, story.goes_on), (9, 2, 3, None, true));
         let state = |node: &str| story.told.get(node).map_or("", |told| told.state);

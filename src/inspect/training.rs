@@ -2,12 +2,13 @@
 //! run's events told.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use crate::digest::Digest;
+use crate::exec::Follower;
 use crate::fs;
 use crate::store::Store;
 
@@ -15,8 +16,8 @@ use crate::store::Store;
 pub const FILE: &str = "train.jsonl";
 /// Bytes that are read of it, and of a run's events.
 const MOST: u64 = 512 << 20;
-/// What is longer is no line of either.
-const LONGEST: u64 = 16 << 20;
+/// What is longer is no step.
+const LONGEST: usize = 16 << 20;
 
 /// A figure of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +82,7 @@ impl Training {
 
     fn read(path: &Path) -> io::Result<Self> {
         let mut training = Self::default();
-        let whole = lines(path, &mut |line| {
+        let whole = fs::Lines::of(fs::open(path)?, LONGEST, MOST).news(&mut |line| {
             if let Ok(step) = serde_json::from_slice(line) {
                 training.add(&step, None);
             }
@@ -93,7 +94,8 @@ impl Training {
     /// Of a run's nodes by name, as far as its events tell.
     pub fn of_events(store: &Store, run: &str) -> BTreeMap<String, Self> {
         let mut nodes: BTreeMap<String, Self> = BTreeMap::new();
-        let told = lines(&store.run_dir(run).join("events.jsonl"), &mut |line| {
+        let Ok(mut follower) = Follower::of_most(store, run, MOST) else { return nodes };
+        let told = follower.news(&mut |line| {
             // Most of what a long run tells is something else.
             if !holds(line, b"\"node-progress\"") {
                 return;
@@ -148,24 +150,6 @@ impl Training {
 fn holds(line: &[u8], what: &[u8]) -> bool {
     // The name of an event stands near its beginning.
     line[..line.len().min(256)].windows(what.len()).any(|part| part == what)
-}
-
-/// Hands on the lines of a file that are not longer than a line may be; returns whether all of the file was read.
-fn lines(path: &Path, see: &mut dyn FnMut(&[u8])) -> io::Result<bool> {
-    let mut reader = BufReader::with_capacity(1 << 18, fs::open(path)?);
-    let (mut line, mut read) = (Vec::new(), 0);
-    loop {
-        line.clear();
-        let length = (&mut reader).take(LONGEST).read_until(b'\n', &mut line)? as u64;
-        read += length;
-        if length == 0 || read > MOST {
-            return Ok(length == 0);
-        }
-        // A line whose end is not there yet, or is further away, is no line.
-        if line.pop() == Some(b'\n') {
-            see(&line);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::check::{input, require};
+use super::check::{input, problem, require};
 use super::environment::Environment;
 use super::{Cx, InputArtifact, NodeError, NodeKind, Outputs, Setting, rows};
 use crate::fs;
@@ -33,7 +33,7 @@ pub struct Command {
     #[serde(default)]
     args: Vec<String>,
     #[serde(default)]
-    inputs: IndexMap<String, Input>,
+    inputs: IndexMap<String, Input, foldhash::fast::RandomState>,
     #[serde(default = "files")]
     output: ArtifactType,
     #[serde(default)]
@@ -58,7 +58,7 @@ const ANY: &[ArtifactType] = &[
 
 impl Spec for Command {
     fn inputs(&self) -> Vec<InputField> {
-        self.inputs.iter().map(|(name, from)| input(&format!("inputs.{name}"), from, ANY)).collect()
+        self.inputs.iter().map(|(name, from)| input(&["inputs.", name].concat(), from, ANY)).collect()
     }
 
     fn output(&self) -> ArtifactType {
@@ -77,14 +77,11 @@ impl Spec for Command {
         let mut problems = Vec::new();
         require(&mut problems, !self.program.is_empty(), "program", "no program", "give its name or path");
         for name in self.inputs.keys() {
-            let plain = name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_' || letter == '-');
-            require(
-                &mut problems,
-                plain && !name.is_empty(),
-                &format!("inputs.{name}"),
-                "not a plain name",
-                "use letters, digits, `_` and `-`",
-            );
+            let plain = name.bytes().all(|letter| letter.is_ascii_alphanumeric() || letter == b'_' || letter == b'-');
+            if !plain || name.is_empty() {
+                let help = "use letters, digits, `_` and `-`";
+                problems.push(problem(&format!("inputs.{name}"), "not a plain name", help));
+            }
         }
         require(
             &mut problems,
@@ -93,7 +90,11 @@ impl Spec for Command {
             "a program makes no endpoint",
             "declare it: `[models.NAME]` with `source = \"openai:MODEL\"`",
         );
-        let uses_script = self.args.iter().chain([&self.program]).any(|text| text.contains("{script}"));
+        let uses_script = self
+            .args
+            .iter()
+            .chain([&self.program])
+            .any(|text| text.as_bytes().contains(&b'{') && text.contains("{script}"));
         require(
             &mut problems,
             self.script.is_some() || !uses_script,

@@ -110,7 +110,7 @@ impl Entry {
                 name: K::NAME,
                 version: K::VERSION,
                 doc: K::DOC,
-                parse: |tree| Ok(Box::new(crate::pipeline::tree::from_tree::<K>(tree)?)),
+                parse: |tree| Ok(Arc::new(crate::pipeline::tree::from_tree::<K>(tree)?)),
                 public: K::PUBLIC,
             },
             run: |fields, cx| {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 use serde_json::Value;
 
@@ -12,7 +13,7 @@ use super::expr::{Evaluator, Scope};
 use super::findings::{Findings, unknown};
 use super::include::Includer;
 use super::source::{self, ModelDeclaration};
-use super::tree::{Entry, Tree, TreeValue};
+use super::tree::{Entry, Table, Tree, TreeValue};
 use super::{KindSpec, ModelSource, overlay, params};
 use crate::diag::Diagnostic;
 
@@ -79,8 +80,28 @@ pub(super) struct Declarations {
     pub(super) nodes: Vec<Declaration>,
     pub(super) carries: Vec<Carry>,
     pub(super) times: usize,
-    pub(super) names: HashMap<String, Named>,
-    places: HashMap<String, Range<usize>>,
+    names: HashMap<String, (Named, Range<usize>), RandomState>,
+}
+
+impl Declarations {
+    /// What a name stands for.
+    pub(super) fn named(&self, name: &str) -> Option<Named> {
+        self.names.get(name).map(|(named, _)| *named)
+    }
+
+    /// All names, in order.
+    pub(super) fn all_names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.names.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Makes a name that was taken stand for something.
+    fn call(&mut self, name: &str, named: Named) {
+        if let Some((known, _)) = self.names.get_mut(name) {
+            *known = named;
+        }
+    }
 }
 
 /// What reading needs besides the tree.
@@ -120,7 +141,10 @@ impl Reader<'_> {
             self.dataset(name, entry, &mut declared);
         }
         let from = declared.nodes.len();
-        for (name, entry) in self.table(top.shift_remove("nodes"), "nodes") {
+        let nodes = self.table(top.shift_remove("nodes"), "nodes");
+        declared.names.reserve(nodes.len());
+        declared.nodes.reserve(nodes.len());
+        for (name, entry) in nodes {
             self.node(name, entry, false, &mut declared);
         }
         if let Some(entry) = top.shift_remove("loop") {
@@ -129,7 +153,9 @@ impl Reader<'_> {
         declared.nodes[from..].sort_by_key(|node| node.span.start);
         for (at, node) in declared.nodes.iter().enumerate() {
             let name = node.name.strip_prefix("models.").unwrap_or(&node.name);
-            declared.names.insert(name.to_owned(), Named::Node(at));
+            if let Some((named, _)) = declared.names.get_mut(name) {
+                *named = Named::Node(at);
+            }
         }
         if !self.met_node {
             let finding = Diagnostic::error("pipeline::no-nodes", "the pipeline has no nodes")
@@ -140,7 +166,7 @@ impl Reader<'_> {
         declared
     }
 
-    fn check_schema(&mut self, top: &IndexMap<String, Entry>) {
+    fn check_schema(&mut self, top: &Table) {
         let Some(entry) = top.get("schema") else { return };
         if matches!(entry.value.value, TreeValue::Integer(SCHEMA)) {
             return;
@@ -168,14 +194,14 @@ impl Reader<'_> {
         self.findings.add(finding);
     }
 
-    fn table(&mut self, entry: Option<Entry>, what: &str) -> IndexMap<String, Entry> {
-        let Some(mut entry) = entry else { return IndexMap::new() };
+    fn table(&mut self, entry: Option<Entry>, what: &str) -> Table {
+        let Some(mut entry) = entry else { return Table::default() };
         if let Some(table) = entry.value.table_mut() {
             return std::mem::take(table);
         }
         self.wrong_type(what, "a table", &entry.value);
         self.met_node |= what.ends_with("nodes");
-        IndexMap::new()
+        Table::default()
     }
 
     fn text(&mut self, entry: Option<Entry>, what: &str, scope: &Scope) -> Option<String> {
@@ -190,8 +216,8 @@ impl Reader<'_> {
     /// Takes a name, unless it is taken or cannot be one.
     fn name(&mut self, name: &str, span: &Range<usize>, named: Named, declared: &mut Declarations) -> bool {
         let source = Arc::clone(&self.findings.source);
-        let plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '_' || letter == '-';
-        if name.is_empty() || !name.chars().all(plain) {
+        let plain = |letter: u8| letter.is_ascii_alphanumeric() || letter == b'_' || letter == b'-';
+        if name.is_empty() || !name.bytes().all(plain) {
             self.findings.add(
                 Diagnostic::error("pipeline::bad-name", format!("`{name}` cannot be a name"))
                     .label(&source, span.clone(), "not a plain name")
@@ -199,7 +225,7 @@ impl Reader<'_> {
             );
             return false;
         }
-        if let Some(first) = declared.places.get(name) {
+        if let Some((_, first)) = declared.names.get(name) {
             self.findings.add(
                 Diagnostic::error("pipeline::duplicate-name", format!("the name `{name}` is given twice"))
                     .label(&source, span.clone(), "given again")
@@ -208,8 +234,7 @@ impl Reader<'_> {
             );
             return false;
         }
-        declared.places.insert(name.to_owned(), span.clone());
-        declared.names.insert(name.to_owned(), named);
+        declared.names.insert(name.to_owned(), (named, span.clone()));
         true
     }
 
@@ -221,7 +246,7 @@ impl Reader<'_> {
         self.includer.include(&mut entry.value, self.findings);
         match source::model(&name, &entry.key_span, entry.value, self.findings) {
             Some(ModelDeclaration::Source(source)) => {
-                declared.names.insert(name.clone(), Named::Model);
+                declared.call(&name, Named::Model);
                 declared.models.insert(name, source);
             }
             Some(ModelDeclaration::Init(tree)) => {
@@ -241,7 +266,7 @@ impl Reader<'_> {
         self.evaluator.evaluate(&mut entry.value, &declared.scope, self.findings);
         self.includer.include(&mut entry.value, self.findings);
         if let Some(spec) = source::dataset(&name, &entry.key_span, entry.value, self.findings) {
-            declared.names.insert(name.clone(), Named::Dataset);
+            declared.call(&name, Named::Dataset);
             declared.datasets.insert(name, spec);
         }
     }
@@ -317,7 +342,7 @@ impl Reader<'_> {
             let keys_fit = entry.value.table().is_some_and(|table| table.len() == 2);
             match (part("first"), part("next")) {
                 (Some(first), Some(next)) if keys_fit => {
-                    declared.names.insert(name, Named::Carry(declared.carries.len()));
+                    declared.call(&name, Named::Carry(declared.carries.len()));
                     declared.carries.push(Carry { first, next });
                 }
                 _ => self.findings.add(

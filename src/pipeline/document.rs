@@ -5,13 +5,12 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use indexmap::IndexMap;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::findings::Findings;
 use super::quick;
-use super::tree::{Entry, Tree, TreeValue};
+use super::tree::{Entry, Table, Tree, TreeValue};
 use crate::diag::{Diagnostic, Source};
 use crate::{fs, secret};
 
@@ -163,11 +162,11 @@ fn convert(value: Spanned<DeValue<'_>>, faults: &mut Faults<'_>) -> Tree {
     Tree { span, value }
 }
 
-fn convert_table(table: DeTable<'_>, faults: &mut Faults<'_>) -> IndexMap<String, Entry> {
+fn convert_table(table: DeTable<'_>, faults: &mut Faults<'_>) -> Table {
     // The parser sorts by name; the order of the file is that of the keys' places.
     let mut entries: Vec<_> = table.into_iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
-    let mut converted = IndexMap::with_capacity(entries.len());
+    let mut converted = Table::with_capacity_and_hasher(entries.len(), Default::default());
     for (key, value) in entries {
         let key_span = key.span();
         let value = convert(value, faults);

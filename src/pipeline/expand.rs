@@ -4,10 +4,12 @@
 //! has a matrix, drafts are nodes. Else cells travel down: in topological order, each draft is multiplied by the cells
 //! of what it refers to, joined on the variables they share (see [`super::matrix`]).
 
+use std::borrow::Cow;
+use std::fmt::{self, Display};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::declare::Declarations;
+use super::declare::{Declaration, Declarations};
 use super::expr::{Evaluator, Scope};
 use super::findings::Findings;
 use super::include::Includer;
@@ -38,16 +40,34 @@ pub(super) struct Draft {
     pub(super) own: Cell,
     /// Its inputs, where they stand and what they mean.
     pub(super) references: Vec<(InputField, Range<usize>, Option<Resolved>)>,
-    spec: Box<dyn Spec>,
+    spec: Arc<dyn Spec>,
     run: RunFields,
     tolerance: Option<Tolerance>,
 }
 
 impl Draft {
     /// The name without the cell.
-    pub(super) fn base_name(&self, declared: &Declarations) -> String {
+    fn base_name<'a>(&self, declared: &'a Declarations) -> Cow<'a, str> {
         let name = &declared.nodes[self.declaration].name;
-        if self.iteration == 0 { name.clone() } else { format!("{name}@{}", self.iteration) }
+        if self.iteration == 0 { name.into() } else { format!("{name}@{}", self.iteration).into() }
+    }
+}
+
+/// A declaration in messages.
+struct Owner<'a> {
+    declaration: &'a Declaration,
+    with_kind: bool,
+}
+
+impl Display for Owner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Declaration { name, kind, .. } = self.declaration;
+        match (name.strip_prefix("models."), self.with_kind) {
+            (Some(model), true) => write!(f, "model `{model}` (init)"),
+            (Some(model), false) => write!(f, "model `{model}`"),
+            (None, true) => write!(f, "node `{name}` (kind `{}`)", kind.name),
+            (None, false) => write!(f, "node `{name}`"),
+        }
     }
 }
 
@@ -192,10 +212,6 @@ impl Expander<'_> {
     ) {
         let declaration = &declared.nodes[at];
         let source = Arc::clone(&self.findings.source);
-        let what = match declaration.name.strip_prefix("models.") {
-            Some(name) => format!("model `{name}` (init)"),
-            None => format!("node `{}` (kind `{}`)", declaration.name, declaration.kind.name),
-        };
         self.evaluator.evaluate(&mut tree, scope, self.findings);
         self.includer.include(&mut tree, self.findings);
         let tolerance = common.tolerance.and_then(|entry| self.tolerance(entry.value, scope, &declaration.name));
@@ -212,8 +228,9 @@ impl Expander<'_> {
             ranks_at = Some(run.place("ranks"));
             fields
         });
-        let owner = what.split(" (").next().unwrap_or(&what);
+        let owner = &Owner { declaration, with_kind: false };
         let holed = has_hole(&tree);
+        let what = Owner { declaration, with_kind: true };
         let (spec, sound) = self.findings.fit(&what, &mut tree, declaration.kind.parse);
         let Some(spec) = spec else { return };
         if sound && !holed {
@@ -329,7 +346,7 @@ fn assemble(drafts: Vec<Draft>, cells: &matrix::Cells, declared: &Declarations) 
                 }
             })
         };
-        let spec: Arc<dyn Spec> = Arc::from(draft.spec);
+        let spec = draft.spec;
         let mut node = |cell: &Cell, links: Vec<Link>| {
             nodes.push(Node {
                 name: matrix::name(&base, cell),

@@ -65,7 +65,7 @@ impl Evaluator {
     /// the place allows none.
     pub(super) fn evaluate(&mut self, tree: &mut Tree, scope: &Scope, findings: &mut Findings) {
         match &mut tree.value {
-            TreeValue::String(text) if text.contains("${") => {
+            TreeValue::String(text) if text.as_bytes().contains(&b'$') && text.contains("${") => {
                 let text = std::mem::take(text);
                 tree.value = match self.evaluate_text(&text, &tree.span, scope) {
                     Ok(value) => value,

@@ -1,6 +1,7 @@
 //! Findings collected while a pipeline is read, each once however many iterations or cells meet it.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -45,7 +46,7 @@ impl Findings {
     /// the value and whether none of it is made up; see [`typed::fit`].
     pub(super) fn fit<T>(
         &mut self,
-        what: &str,
+        what: &dyn Display,
         tree: &mut Tree,
         parse: impl Fn(&Tree) -> Result<T, TreeError>,
     ) -> (Option<T>, bool) {
@@ -53,7 +54,7 @@ impl Findings {
     }
 
     /// Adds what a type said.
-    fn add_tree_error(&mut self, what: &str, error: TreeError) {
+    fn add_tree_error(&mut self, what: &dyn Display, error: TreeError) {
         let source = Arc::clone(&self.source);
         self.add(match error.what {
             TreeErrorKind::UnknownKey { key, expected } => {

@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{MapAccess, Visitor};
@@ -205,7 +206,7 @@ pub struct KindSpec {
     /// The kind's page: what it does, its fields, an example. Markdown.
     pub doc: &'static str,
     /// Reads a node's table (without `kind`, `run` and `matrix`).
-    pub parse: fn(&Tree) -> Result<Box<dyn Spec>, super::tree::TreeError>,
+    pub parse: fn(&Tree) -> Result<Arc<dyn Spec>, super::tree::TreeError>,
     /// Whether users may write it; the kinds behind `[models.X] init` are made by the pipeline itself.
     pub public: bool,
 }

@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use indexmap::IndexSet;
 
 use super::declare::Declarations;
@@ -104,15 +105,24 @@ type Group = (usize, usize);
 
 /// The cells of every draft, and the nodes they become.
 pub(super) struct Cells {
-    by_draft: Vec<Vec<Cell>>,
-    groups: HashMap<Group, GroupCells>,
+    /// `None` where no draft has any.
+    by_draft: Option<Vec<Vec<Cell>>>,
+    groups: HashMap<Group, GroupCells, RandomState>,
     nodes: usize,
 }
 
-#[derive(Default)]
+/// What a draft has that has no cells.
+const ALONE: &[Cell] = &[Cell::new()];
+
 struct GroupCells {
-    /// The first of its nodes.
+    /// The first of its nodes; where it has no variables, the only one.
     first: usize,
+    /// Boxed, as most have none.
+    cells: Option<Box<Variables>>,
+}
+
+#[derive(Default)]
+struct Variables {
     /// Its sets of variables (mostly one), sorted.
     variables: Vec<Vec<String>>,
     /// Node by cell, the cell's variables sorted.
@@ -127,18 +137,19 @@ impl Cells {
 
     /// The cells of a draft.
     pub(super) fn of(&self, draft: usize) -> &[Cell] {
-        &self.by_draft[draft]
+        self.by_draft.as_ref().map_or(ALONE, |cells| &cells[draft])
     }
 
     /// The node of a group that a reference from a cell means.
     pub(super) fn find(&self, group: Group, fixed: &Cell, from: &Cell) -> Option<usize> {
         let group = self.groups.get(&group)?;
-        for variables in &group.variables {
+        let Some(cells) = &group.cells else { return Some(group.first) };
+        for variables in &cells.variables {
             let wanted: Option<Cell> = variables
                 .iter()
                 .map(|variable| fixed.iter().chain(from).find(|(name, _)| name == variable).cloned())
                 .collect();
-            if let Some(&node) = wanted.as_ref().and_then(|cell| group.nodes.get(cell)) {
+            if let Some(&node) = wanted.as_ref().and_then(|cell| cells.nodes.get(cell)) {
                 return Some(node);
             }
         }
@@ -146,31 +157,37 @@ impl Cells {
         Some(group.first)
     }
 
-    fn new(by_draft: Vec<Vec<Cell>>, drafts: &[Draft]) -> Self {
-        let mut groups: HashMap<Group, GroupCells> = HashMap::with_capacity(drafts.len());
-        let mut nodes = 0;
-        for (draft, cells) in drafts.iter().zip(&by_draft) {
+    fn new(by_draft: Option<Vec<Vec<Cell>>>, drafts: &[Draft]) -> Self {
+        let groups = HashMap::with_capacity_and_hasher(drafts.len(), RandomState::default());
+        let mut all = Self { by_draft, groups, nodes: 0 };
+        let Self { by_draft, groups, nodes } = &mut all;
+        for (at, draft) in drafts.iter().enumerate() {
+            let cells = by_draft.as_ref().map_or(ALONE, |cells| &cells[at]);
             let group = groups
                 .entry((draft.declaration, draft.iteration))
-                .or_insert_with(|| GroupCells { first: nodes, ..GroupCells::default() });
+                .or_insert_with(|| GroupCells { first: *nodes, cells: None });
             for cell in cells {
+                let node = *nodes;
+                *nodes += 1;
+                if cell.is_empty() && cells.len() == 1 {
+                    continue;
+                }
+                let group = group.cells.get_or_insert_default();
                 let mut sorted = cell.clone();
                 sorted.sort();
                 let variables: Vec<String> = sorted.iter().map(|(name, _)| name.clone()).collect();
                 if !group.variables.contains(&variables) {
                     group.variables.push(variables);
                 }
-                group.nodes.insert(sorted, nodes);
-                nodes += 1;
+                group.nodes.insert(sorted, node);
             }
         }
-        Self { by_draft, groups, nodes }
+        all
     }
 }
 
 /// Finds the cells of all drafts. `None` if there would be too many.
 pub(super) fn cells(drafts: &[Draft], declared: &Declarations, findings: &mut Findings) -> Option<Cells> {
-    let mut cells: Vec<Vec<Cell>> = drafts.iter().map(|draft| vec![draft.own.clone()]).collect();
     if drafts.iter().all(|draft| draft.own.is_empty()) {
         // A cell fixed by a reference where there is none is still wrong.
         for draft in drafts {
@@ -182,8 +199,9 @@ pub(super) fn cells(drafts: &[Draft], declared: &Declarations, findings: &mut Fi
                 }
             }
         }
-        return Some(Cells::new(cells, drafts));
+        return Some(Cells::new(None, drafts));
     }
+    let mut cells: Vec<Vec<Cell>> = drafts.iter().map(|draft| vec![draft.own.clone()]).collect();
     let mut members: HashMap<Group, Vec<usize>> = HashMap::new();
     for (at, draft) in drafts.iter().enumerate() {
         members.entry((draft.declaration, draft.iteration)).or_default().push(at);
@@ -221,7 +239,7 @@ pub(super) fn cells(drafts: &[Draft], declared: &Declarations, findings: &mut Fi
             cells[at] = joined;
         }
     }
-    Some(Cells::new(cells, drafts))
+    Some(Cells::new(Some(cells), drafts))
 }
 
 /// All groups, each after those that it refers to; members of a cycle, which is reported elsewhere, come last.

@@ -3,15 +3,11 @@
 
 use std::sync::Arc;
 
-use indexmap::IndexMap;
-
 use super::findings::{Findings, unknown};
 use super::include::Includer;
 use super::params;
-use super::tree::{Entry, Tree, TreeValue};
+use super::tree::{Table, Tree, TreeValue};
 use crate::diag::{Diagnostic, Source};
-
-type Table = IndexMap<String, Entry>;
 
 /// The tables that an overlay may have, besides `remove`.
 pub(super) const KEYS: &[&str] = &["params", "models", "datasets", "nodes", "loop", "remove"];

@@ -3,19 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use indexmap::IndexMap;
 use serde_json::Value;
 
 use super::document;
 use super::expr::{Evaluator, Scope};
 use super::findings::{Findings, unknown};
-use super::tree::{Entry, Tree, TreeValue};
+use super::tree::{Table, Tree, TreeValue};
 use crate::diag::{Diagnostic, Source};
 
 /// Reads the params in the order of the file, each with those before it in scope; `--set` comes in place of what the
 /// file says, before anything refers to it.
 pub(super) fn read(
-    mut table: IndexMap<String, Entry>,
+    mut table: Table,
     sets: &[String],
     evaluator: &mut Evaluator,
     findings: &mut Findings,
@@ -56,7 +55,7 @@ pub(super) fn plain_text(text: &str) -> String {
     }
 }
 
-fn apply(set: &str, table: &mut IndexMap<String, Entry>, findings: &mut Findings) {
+fn apply(set: &str, table: &mut Table, findings: &mut Findings) {
     let shown = format!("--set {set}");
     let start = "--set ".len();
     let source = Arc::new(Source::new("command line", shown.as_str()));

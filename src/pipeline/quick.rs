@@ -4,15 +4,12 @@
 
 use std::ops::Range;
 
-use indexmap::IndexMap;
 use indexmap::map::Entry as Place;
 
-use super::tree::{Entry, Tree, TreeValue};
+use super::tree::{Entry, Table, Tree, TreeValue};
 
 /// Tables and arrays in one another.
 const DEEPEST: usize = 16;
-
-type Table = IndexMap<String, Entry>;
 
 /// A key and where it stands.
 type Key<'a> = (&'a str, Range<usize>);
@@ -20,11 +17,12 @@ type Key<'a> = (&'a str, Range<usize>);
 /// Reads a text, if it is plain enough.
 pub(super) fn parse(text: &str) -> Option<Tree> {
     let mut reader = Reader { text, bytes: text.as_bytes(), at: 0 };
-    let mut root = Table::new();
+    let mut root = Table::default();
     reader.pairs(&mut root)?;
+    let mut path = Vec::new();
     while reader.at < reader.bytes.len() {
-        let (path, header) = reader.header()?;
-        let table = reader.place(&mut root, path, header)?;
+        let header = reader.header(&mut path)?;
+        let table = reader.place(&mut root, &path, header)?;
         reader.pairs(table)?;
     }
     Some(Tree { span: 0..0, value: TreeValue::Table(root) })
@@ -123,10 +121,10 @@ impl<'a> Reader<'a> {
     }
 
     /// `[a.b]`: its keys, and where all of it stands.
-    fn header(&mut self) -> Option<(Vec<Key<'a>>, Range<usize>)> {
+    fn header(&mut self, path: &mut Vec<Key<'a>>) -> Option<Range<usize>> {
         let start = self.at;
         self.take(b'[')?;
-        let mut path = Vec::with_capacity(2);
+        path.clear();
         loop {
             self.blanks();
             path.push(self.key()?);
@@ -138,31 +136,33 @@ impl<'a> Reader<'a> {
                 self.take(b']')?;
                 let span = start..self.at;
                 self.end_of_line()?;
-                return Some((path, span));
+                return Some(span);
             }
         }
     }
 
     /// The new table of a header.
-    fn place<'t>(
-        &self,
-        root: &'t mut Table,
-        path: Vec<(&'a str, Range<usize>)>,
-        header: Range<usize>,
-    ) -> Option<&'t mut Table> {
+    fn place<'t>(&self, root: &'t mut Table, path: &[Key<'a>], header: Range<usize>) -> Option<&'t mut Table> {
         let last = path.len() - 1;
         let mut table = root;
-        for (depth, (key, span)) in path.into_iter().enumerate() {
+        for (depth, (key, span)) in path.iter().enumerate() {
             let new = |span: Range<usize>, header| Entry {
                 key_span: span,
-                value: Tree { span: header, value: TreeValue::Table(Table::with_capacity(4)) },
+                value: Tree {
+                    span: header,
+                    value: TreeValue::Table(Table::with_capacity_and_hasher(4, Default::default())),
+                },
             };
-            let entry = match table.entry(key.to_owned()) {
-                Place::Vacant(place) if depth == last => place.insert(new(span, header.clone())),
-                Place::Vacant(place) => place.insert(new(span.clone(), span)),
-                Place::Occupied(place) if depth < last => place.into_mut(),
-                // It was there before its header, or is there twice.
-                Place::Occupied(_) => return None,
+            let known = if depth < last { table.get_index_of(*key) } else { None };
+            let entry = match known {
+                // Ten thousand headers begin alike.
+                Some(known) => &mut table[known],
+                None => match table.entry((*key).to_owned()) {
+                    Place::Vacant(place) if depth == last => place.insert(new(span.clone(), header.clone())),
+                    Place::Vacant(place) => place.insert(new(span.clone(), span.clone())),
+                    // It was there before its header, or is there twice.
+                    Place::Occupied(_) => return None,
+                },
             };
             // A table between braces is closed.
             if self.bytes[entry.value.span.start] == b'{' {
@@ -207,10 +207,10 @@ impl<'a> Reader<'a> {
         self.take(b'{')?;
         self.blanks();
         if self.take(b'}').is_some() {
-            return Some(Table::new());
+            return Some(Table::default());
         }
         // Most have one or two; room for more would be most of what a large pipeline holds.
-        let mut table = Table::with_capacity(1);
+        let mut table = Table::with_capacity_and_hasher(1, Default::default());
         loop {
             self.blanks();
             self.pair(&mut table, depth)?;

@@ -1,5 +1,6 @@
 //! References between nodes: `name`, `name@2`, `name@prev`, `name[lr=1e-7,seed=0]`.
 
+use std::fmt::Display;
 use std::ops::Range;
 
 use super::declare::{Declarations, Named};
@@ -30,7 +31,7 @@ pub(super) enum Resolved {
 /// A reference and where it stands.
 pub(super) struct Reference<'a> {
     /// Whose it is, for messages: "node `score`".
-    pub(super) owner: &'a str,
+    pub(super) owner: &'a dyn Display,
     /// The reference as written.
     pub(super) text: &'a str,
     /// Its place.
@@ -66,16 +67,14 @@ pub(super) fn resolve(reference: &Reference<'_>, declared: &Declarations, findin
         );
     };
     let qualified = !matches!(turn, Turn::Here) || !fixed.is_empty();
-    match declared.names.get(name) {
+    match declared.named(name) {
         None => {
             let finding = Diagnostic::error(
                 "pipeline::unknown-reference",
                 format!("{owner} refers to `{name}`, which is not declared"),
             )
             .label(&source, span.clone(), "no model, dataset or node has this name");
-            let mut known: Vec<&str> = declared.names.keys().map(String::as_str).collect();
-            known.sort_unstable();
-            findings.add(unknown(finding, name, "name", known));
+            findings.add(unknown(finding, name, "name", declared.all_names()));
             None
         }
         Some(Named::Broken) => None,
@@ -84,11 +83,11 @@ pub(super) fn resolve(reference: &Reference<'_>, declared: &Declarations, findin
         Some(Named::Model | Named::Dataset) => {
             fault("but only nodes have iterations and cells", "not a node", format!("write `{name}`"))
         }
-        Some(&Named::Node(declaration)) if !declared.nodes[declaration].in_loop => match turn {
+        Some(Named::Node(declaration)) if !declared.nodes[declaration].in_loop => match turn {
             Turn::Here => Some(Resolved::Group { declaration, iteration: 0, fixed }),
             _ => fault("which stands outside of the loop", "has no iterations", format!("write `{name}`")),
         },
-        Some(&Named::Node(declaration)) => {
+        Some(Named::Node(declaration)) => {
             let times = declared.times;
             let at = match turn {
                 Turn::Here if iteration > 0 => iteration,
@@ -133,7 +132,7 @@ pub(super) fn resolve(reference: &Reference<'_>, declared: &Declarations, findin
             };
             Some(Resolved::Group { declaration, iteration: at, fixed })
         }
-        Some(&Named::Carry(carry)) => {
+        Some(Named::Carry(carry)) => {
             let at = match turn {
                 Turn::Here if iteration > 0 => iteration,
                 Turn::Here => declared.times + 1,
@@ -166,7 +165,7 @@ fn carried(
         return outside(&carry.first.0, span, declared, findings);
     }
     let (name, _, by_carry) = parse(&carry.next.0)?;
-    let Some(&Named::Node(declaration)) = declared.names.get(name) else { return None };
+    let Some(Named::Node(declaration)) = declared.named(name) else { return None };
     if !declared.nodes[declaration].in_loop {
         return None;
     }
@@ -181,12 +180,12 @@ fn outside(text: &str, span: &Range<usize>, declared: &Declarations, findings: &
         return None;
     }
     let mut silent = Findings::new(&findings.source);
-    resolve(&Reference { owner: "the loop", text, span, iteration: 0 }, declared, &mut silent)
+    resolve(&Reference { owner: &"the loop", text, span, iteration: 0 }, declared, &mut silent)
 }
 
 fn starts_in_loop(name: &str, declared: &Declarations) -> bool {
-    match declared.names.get(name) {
-        Some(&Named::Node(node)) => declared.nodes[node].in_loop,
+    match declared.named(name) {
+        Some(Named::Node(node)) => declared.nodes[node].in_loop,
         Some(Named::Carry(_)) => true,
         _ => false,
     }
@@ -204,15 +203,15 @@ pub(super) fn check_carries(declared: &Declarations, findings: &mut Findings) {
                     .help("name a model, or a node outside of the loop"),
             );
         } else {
-            resolve(&Reference { owner: "the loop", text, span, iteration: 0 }, declared, findings);
+            resolve(&Reference { owner: &"the loop", text, span, iteration: 0 }, declared, findings);
         }
         let (text, span) = &carry.next;
         let in_loop: Vec<&str> =
             declared.nodes.iter().filter(|node| node.in_loop).map(|node| node.name.as_str()).collect();
         let parsed = parse(text).filter(|(_, turn, _)| matches!(turn, Turn::Here)).map(|(name, _, _)| name);
-        match parsed.and_then(|name| declared.names.get(name)) {
+        match parsed.and_then(|name| declared.named(name)) {
             Some(Named::Broken) => {}
-            Some(&Named::Node(node)) if declared.nodes[node].in_loop => {}
+            Some(Named::Node(node)) if declared.nodes[node].in_loop => {}
             _ => {
                 let finding = Diagnostic::error(
                     "pipeline::carry",

@@ -1,6 +1,7 @@
 //! Kinds without work, for tests of this layer and the graph.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -140,7 +141,7 @@ macro_rules! kind {
             name: $name,
             version: 1,
             doc: "",
-            parse: |tree| Ok(Box::new(tree::from_tree::<$type>(tree)?)),
+            parse: |tree| Ok(Arc::new(tree::from_tree::<$type>(tree)?)),
             public: $public,
         }
     };

@@ -8,6 +8,9 @@ use serde_json::{Map, Number, Value};
 
 pub use super::typed::from_tree;
 
+/// The entries of a table, in the order of the file.
+pub type Table = IndexMap<String, Entry, foldhash::fast::RandomState>;
+
 /// A value and where it stands in the pipeline file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tree {
@@ -26,7 +29,7 @@ pub enum TreeValue {
     Float(f64),
     Boolean(bool),
     Array(Vec<Tree>),
-    Table(IndexMap<String, Entry>),
+    Table(Table),
     /// Stands where a value is missing or wrong and that was reported: it fits every type, so that the rest of the
     /// table can be checked. What is made of it is thrown away.
     Hole,
@@ -77,12 +80,12 @@ pub enum TreeErrorKind {
 
 impl Tree {
     /// The entries, if this is a table.
-    pub(super) fn table(&self) -> Option<&IndexMap<String, Entry>> {
+    pub(super) fn table(&self) -> Option<&Table> {
         if let TreeValue::Table(table) = &self.value { Some(table) } else { None }
     }
 
     /// The entries, if this is a table.
-    pub(super) fn table_mut(&mut self) -> Option<&mut IndexMap<String, Entry>> {
+    pub(super) fn table_mut(&mut self) -> Option<&mut Table> {
         if let TreeValue::Table(table) = &mut self.value { Some(table) } else { None }
     }
 
@@ -133,7 +136,7 @@ impl Tree {
 
     /// The place of the name in a reference: `"name"`, or `from` of a table.
     pub(super) fn place_of_reference(&self, path: &str) -> Range<usize> {
-        self.place(&format!("{path}.from"))
+        self.place(&[path, ".from"].concat())
     }
 
     /// The value as JSON; spans are lost, a hole is null.
@@ -166,7 +169,7 @@ impl Tree {
                 TreeValue::Array(items.into_iter().map(|item| Self::of_json(item, span)).collect::<Result<_, _>>()?)
             }
             Value::Object(map) => {
-                let mut table = IndexMap::with_capacity(map.len());
+                let mut table = Table::with_capacity_and_hasher(map.len(), Default::default());
                 for (key, item) in map {
                     table.insert(key, Entry { key_span: span.clone(), value: Self::of_json(item, span)? });
                 }

@@ -1,5 +1,7 @@
 //! The schema of a pipeline file.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use super::widen::{EXPRESSION, add_rule, partial, value, within};
@@ -215,33 +217,45 @@ fn with_common(mut schema: Value, shapes: &Shapes) -> Value {
     schema
 }
 
-/// The fields of all kinds, each as one of the kinds that have it takes it: for a part of a node that does not say its kind.
+/// The fields of all kinds, each as one of the kinds that have it takes it: for a part of a node that does not say its kind,
+/// and for those who complete, which is why each says whose it is.
 fn any_of(kinds: &[(&Entry, Value)]) -> Value {
     let mut fields: Map<String, Value> = Map::new();
+    let mut abouts: BTreeMap<String, Vec<(String, Vec<&str>)>> = BTreeMap::new();
     for (kind, schema) in kinds {
         for (name, field) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
             let mut field = field.clone();
             partial(&mut field);
-            let Some(known) = fields.get_mut(name) else {
-                let common = ["run", "tolerance", "matrix", "kind"].contains(&name.as_str());
-                if let (false, Some(Value::String(about))) = (common, field.get_mut("description")) {
-                    *about = format!("`{}`: {about}", kind.spec.name);
+            if let Some(Value::String(about)) = field.as_object_mut().and_then(|field| field.remove("description")) {
+                let known = abouts.entry(name.clone()).or_default();
+                match known.iter_mut().find(|(known, _)| *known == about) {
+                    Some((_, kinds)) => kinds.push(kind.spec.name),
+                    None => known.push((about, vec![kind.spec.name])),
                 }
+            }
+            let Some(known) = fields.get_mut(name) else {
                 fields.insert(name.clone(), field);
                 continue;
             };
             let apart = |schema: &Value| {
                 let mut bare = schema.clone();
-                for key in ["description", "default"] {
-                    bare.as_object_mut().into_iter().for_each(|bare| _ = bare.remove(key));
-                }
+                bare.as_object_mut().into_iter().for_each(|bare| _ = bare.remove("default"));
                 bare
             };
             if apart(known) != apart(&field) {
-                let about = known.get("description").cloned().unwrap_or_default();
                 // Two kinds mean different things by it: what is known of it is the name.
-                *known = if about.is_string() { json!({ "description": about }) } else { json!(true) };
+                *known = json!({});
             }
+        }
+    }
+    for (name, abouts) in abouts {
+        let whose = |(about, of): &(String, Vec<&str>)| match of.len() == kinds.len() {
+            true => about.clone(),
+            false => format!("`{}`: {about}", of.join("`, `")),
+        };
+        let about: Vec<String> = abouts.iter().map(whose).collect();
+        if let Some(Value::Object(field)) = fields.get_mut(&name) {
+            field.insert("description".to_owned(), about.join("\n\n").into());
         }
     }
     json!({ "type": "object", "additionalProperties": false, "properties": fields })

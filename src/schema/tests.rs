@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
 use super::{Field, fields, generator, of_kind, pipeline, project};
@@ -21,7 +20,7 @@ fn parse(kind: &Entry, fields: &Value) -> Result<(), TreeErrorKind> {
 /// The keys that a kind's reader knows: it is given one that it cannot know.
 fn known(kind: &Entry) -> BTreeSet<String> {
     let entry = tree::Entry { key_span: 0..0, value: Tree { span: 0..0, value: TreeValue::Hole } };
-    let table: IndexMap<String, tree::Entry> = [("\u{1}".to_owned(), entry)].into_iter().collect();
+    let table: tree::Table = [("\u{1}".to_owned(), entry)].into_iter().collect();
     match (kind.spec.parse)(&Tree { span: 0..0, value: TreeValue::Table(table) }).map_err(|error| error.what) {
         Err(TreeErrorKind::UnknownKey { expected, .. }) => expected.into_iter().collect(),
         other => panic!("{}: {other:?}", kind.spec.name),

@@ -100,10 +100,11 @@ struct NodeStateGlance {
 pub(super) type KeyAndState = (Option<Digest>, String);
 
 impl Store {
-    /// The key and the state of the node of a name in each of these runs, if the run has it.
+    /// The key and the state of the node of a name in each of these runs, if the run has it. A record of a run that is damaged
+    /// may be read as if it was not: a key is good for looking for the record under it, and a state for a word that it is equal to.
     pub fn node_in_runs(&self, runs: &[String], node: &str) -> Result<Vec<Option<KeyAndState>>, StoreError> {
         let find = |run: &String| {
-            let record: Option<StateGlance> = super::record::read_json(&self.run_dir(run).join("run.json"))?;
+            let record: Option<StateGlance> = super::record::glance_at(&self.run_dir(run).join("run.json"))?;
             let found = record.and_then(|record| record.nodes.into_iter().find(|known| known.name == node));
             Ok(found.map(|found| (found.key, found.state)))
         };

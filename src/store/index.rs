@@ -21,6 +21,7 @@ mod forget;
 mod glimpse;
 mod insert;
 mod list;
+mod place;
 mod restore;
 
 pub use glimpse::Glimpse;
@@ -31,7 +32,7 @@ pub(super) use insert::{bytes, digest};
 use insert::{insert_latest, insert_node, insert_run};
 
 /// Raised with the tables; an index of another schema is made again.
-const SCHEMA: i64 = 4;
+const SCHEMA: i64 = 5;
 
 const TABLES: &str = "
     CREATE TABLE nodes (key BLOB PRIMARY KEY, node TEXT, pipeline TEXT, kind TEXT, artifact BLOB, run TEXT,
@@ -55,7 +56,7 @@ const TABLES: &str = "
 /// Made when the tables are filled, which is faster. Whatever is listed is listed in the order of one of them.
 const INDEXES: &str = "
     CREATE INDEX nodes_artifact ON nodes (artifact, made);
-    CREATE INDEX nodes_node ON nodes (node, made);
+    CREATE INDEX nodes_node ON nodes (node, made, pipeline);
     CREATE INDEX nodes_pipeline ON nodes (pipeline, made);
     CREATE INDEX nodes_kind ON nodes (kind, run);
     CREATE INDEX inputs_artifact ON inputs (artifact);
@@ -80,7 +81,7 @@ impl Index {
     /// Opens the index of a store, making it from the files if it is absent, damaged or of another schema. Where it
     /// cannot be written it is read, or else made in memory; as is that of a store which is only looked for.
     pub fn open(store: &Store) -> Result<Self, StoreError> {
-        if !store.root().join("VERSION").exists() {
+        if !store.exists() {
             return Self::in_memory(store);
         }
         let path = store.root().join("index.sqlite");
@@ -119,7 +120,7 @@ impl Index {
         Ok(Self { connection, at: None })
     }
 
-    /// Makes the index again from the files. It is made beside and renamed, so that others find a whole one.
+    /// Makes the index again from the files. It is made beside, so that others find a whole one.
     pub fn rebuild(store: &Store) -> Result<Self, StoreError> {
         let path = store.root().join("index.sqlite");
         let unfinished = store.unfinished()?;
@@ -131,14 +132,8 @@ impl Index {
             let mut index = Self { connection, at: None };
             index.fill(store)?;
             drop(index);
-            // A journal of the old one must not be played into the new one.
-            let journal = store.root().join("index.sqlite-journal");
-            if journal.is_dir() {
-                fs::remove_directory(&journal)?;
-            } else {
-                fs::remove_file(&journal)?;
-            }
-            fs::rename(&unfinished, &path)?;
+            place::put(&unfinished, &path)?;
+            store.forget_answers()?;
             Self::existing(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)
         })();
         if made.is_err() {

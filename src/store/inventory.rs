@@ -42,6 +42,8 @@ pub(super) struct Inventory {
     pub(super) names: Names,
     /// Names of types of artifacts.
     pub(super) types: Names,
+    /// Whether the index says so: good for telling what would go, not for letting it go.
+    pub(super) is_view: bool,
 }
 
 /// A node record.
@@ -206,6 +208,7 @@ impl Inventory {
             sizes: sizes.into_iter().map(std::sync::atomic::AtomicU64::into_inner).collect(),
             names: names.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner),
             types: types.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner),
+            is_view: false,
         })
     }
 
@@ -225,14 +228,14 @@ impl Inventory {
             Some(reader) => std::thread::scope(|scope| {
                 let known = &artifacts;
                 let nodes = scope.spawn(move || nodes_of(&reader, known));
-                let manifests = manifests_of(index, &objects, artifacts.len());
+                let manifests = manifests_of(index, &objects, &artifacts);
                 let nodes = nodes.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                 Ok::<_, StoreError>((nodes?, manifests?))
             })?,
-            None => (nodes_of(index, &artifacts)?, manifests_of(index, &objects, artifacts.len())?),
+            None => (nodes_of(index, &artifacts)?, manifests_of(index, &objects, &artifacts)?),
         };
         let (keys, records, inputs, names) = nodes;
-        Ok(Self { keys, records, inputs, artifacts, manifests, stands, objects, sizes, names, types })
+        Ok(Self { keys, records, inputs, artifacts, manifests, stands, objects, sizes, names, types, is_view: true })
     }
 
     /// The objects that an artifact stands on.
@@ -364,10 +367,18 @@ fn nodes_of(index: &Index, artifacts: &Ids) -> Result<Nodes, StoreError> {
 
 type Manifests = (Vec<Artifact>, Vec<u32>, Vec<u64>, Names);
 
-fn manifests_of(index: &Index, objects: &Ids, count: usize) -> Result<Manifests, StoreError> {
-    let (mut manifests, mut stands, mut types) = (Vec::with_capacity(count), Vec::new(), Names::default());
+/// By place among `artifacts`: whoever lists others, or fewer, in the meantime changes nothing of that.
+fn manifests_of(index: &Index, objects: &Ids, artifacts: &Ids) -> Result<Manifests, StoreError> {
+    let mut manifests = Vec::with_capacity(artifacts.len());
+    let (mut stands, mut types) = (Vec::new(), Names::default());
     let mut sizes = vec![0; objects.len()];
     index.each_artifact(|artifact| {
+        while artifacts.all().get(manifests.len()).is_some_and(|id| *id < artifact.id) {
+            manifests.push(Artifact::default());
+        }
+        if artifacts.all().get(manifests.len()) != Some(&artifact.id) {
+            return;
+        }
         let start = stands.len() as u32;
         for (id, size) in super::index::objects(artifact.objects) {
             // One that was left outside, or that went, takes no room.
@@ -379,6 +390,7 @@ fn manifests_of(index: &Index, objects: &Ids, count: usize) -> Result<Manifests,
         let kind = types.number(artifact.kind);
         manifests.push(Artifact { stands: (start, stands.len() as u32), kind, bytes: artifact.bytes });
     })?;
+    manifests.resize(artifacts.len(), Artifact::default());
     Ok((manifests, stands, sizes, types))
 }
 

@@ -157,6 +157,11 @@ impl Store {
         Ok(Self { root, live: Mutex::new(None), thin_from, known: put::Known::default() })
     }
 
+    /// Whether it is there: one that is only [looked](Store::look) at may not be.
+    pub(crate) fn exists(&self) -> bool {
+        self.root.join("VERSION").exists()
+    }
+
     /// The directory, absolute.
     pub fn root(&self) -> &Path {
         &self.root

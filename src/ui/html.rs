@@ -134,7 +134,7 @@ fn environment() -> &'static Environment<'static> {
         environment.add_filter("clock", |time: &str| figures::clock(time));
         environment.add_filter("figure", |value: Serde<serde_json::Value>| figures::figure(&value.0));
         environment.add_filter("cut", |text: &str, width: usize| figures::cut(text, width.max(1)));
-        environment.add_filter("fixed", |number: f64, digits: usize| format!("{number:.*}", digits.min(9)));
+        environment.add_filter("fixed", |number: f64, digits: usize| fixed(number, digits.min(9)));
         environment.add_filter("brief", |id: &str| id.chars().take(12).collect::<String>());
         environment.add_filter("urlencode", |text: &str| {
             url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>()
@@ -156,4 +156,24 @@ fn link(path: &str, parts: &Kwargs) -> Result<Value, minijinja::Error> {
     let query = encode(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     let address = if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") };
     Ok(Value::from_safe_string(escape(&address)))
+}
+
+/// With so many digits after the point; what is rounded to nothing has no sign.
+fn fixed(number: f64, digits: usize) -> String {
+    let text = format!("{number:.digits$}");
+    let is_zero = text.bytes().all(|byte| matches!(byte, b'-' | b'0' | b'.'));
+    text.strip_prefix('-').filter(|_| is_zero).map_or(text.clone(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_has_no_sign() {
+        assert_eq!(
+            [fixed(-0.001, 2), fixed(-0.01, 2), fixed(0.004, 2), fixed(-3.0, 0)],
+            ["0.00", "-0.01", "0.00", "-3"]
+        );
+    }
 }

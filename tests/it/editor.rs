@@ -25,8 +25,12 @@ macro_rules! need {
 /// What taplo says of a file under a schema: nothing if all is well.
 fn lint(taplo: &str, schema: &Path, file: &Path) -> String {
     let url = format!("file://{}", schema.display());
+    linted(taplo, &["lint", "--schema", &url], file)
+}
+
+fn linted(taplo: &str, args: &[&str], file: &Path) -> String {
     let lint = Command::new(taplo)
-        .args(["lint", "--schema", &url])
+        .args(args)
         .arg(file)
         .current_dir(file.parent().expect("it is in a directory"))
         .stdin(Stdio::null())
@@ -46,7 +50,7 @@ fn taplo_takes_what_is_shipped_and_refuses_what_is_wrong() {
     let schema = project.path("s.json");
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines");
     let mut seen = 0;
-    for entry in fs_err::read_dir(shipped).expect("is there") {
+    for entry in fs_err::read_dir(&shipped).expect("is there") {
         let path = entry.expect("an entry").path();
         if path.extension().is_some_and(|extension| extension == "toml") {
             assert_eq!(lint(&taplo, &schema, &path), "", "{}", path.display());
@@ -54,10 +58,22 @@ fn taplo_takes_what_is_shipped_and_refuses_what_is_wrong() {
         }
     }
     assert!(seen >= 6, "{seen} pipelines");
+    // By the line at their head, as editors find it, where the schema is written beside them.
+    let shipped = fs_err::read_to_string(shipped.join("quickstart.toml")).expect("is there");
+    project.write("pipelines/own.toml", &shipped);
+    project.sami(&["schema", "-o", "pipelines/.schema.json"]).exits(0);
+    let own = |text: &str| {
+        project.write("pipelines/own.toml", text);
+        linted(&taplo, &["lint"], &project.path("pipelines/own.toml"))
+    };
+    assert_eq!(own(&shipped), "");
+    assert!(own(&format!("{shipped}\n[nodes.x]\nkind = \"comand\"\n")).contains("comand"));
     let node = |more: &str| format!("[nodes.a]\nkind = \"command\"\nprogram = \"true\"\n{more}\n");
     let wrong = [
         (node("argz = []"), "argz"),
         (node("args = 3"), "3"),
+        // A field of another kind.
+        (node("temperature = 0.7"), "temperature"),
         (node("run = { thread = 2 }"), "thread"),
         (node("run = { threads = -2 }"), "-2"),
         (node("matrix = { seed = 3 }"), "3"),

@@ -57,7 +57,18 @@ impl Disk {
                 remove(&mut self.seen, &path("to"));
                 self.seen.insert(path("to"), (inode, is_directory));
             }
-            "removed" => remove(&mut self.seen, &path("path")),
+            "removed" => {
+                let gone = path("path");
+                // Its inode may be that of the next file, of whose making a program that a node runs tells nothing.
+                let inodes: Vec<u64> = self
+                    .seen
+                    .iter()
+                    .filter(|(name, _)| name.starts_with(&gone))
+                    .map(|(_, (inode, _))| *inode)
+                    .collect();
+                remove(&mut self.seen, &gone);
+                inodes.iter().for_each(|inode| _ = self.failed.remove(inode));
+            }
             "synced" if !self.failed.contains(&inode) => {
                 self.bytes.insert(inode, log.join(path("bytes")));
             }

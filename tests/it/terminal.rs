@@ -24,7 +24,11 @@ inputs = { a = "bad" }
 
 /// Runs `sami` on a terminal of util-linux's `script`; `None` where there is none, which is said.
 fn on_terminal(sandbox: &Sandbox, args: &str, variables: &[(&str, &str)]) -> Option<String> {
-    let line = format!("stty cols 60 rows 20; exec {} {args}", sandbox.command(&[]).get_program().display());
+    on_wide_terminal(60, sandbox, args, variables)
+}
+
+fn on_wide_terminal(columns: usize, sandbox: &Sandbox, args: &str, variables: &[(&str, &str)]) -> Option<String> {
+    let line = format!("stty cols {columns} rows 20; exec {} {args}", sandbox.command(&[]).get_program().display());
     let mut command = Command::new("script");
     command
         .args(["-qefc", &line, "/dev/null"])
@@ -89,4 +93,54 @@ fn figures_are_listed_and_drawn() {
     assert!(sandbox.sami(&["metrics", "--node", "b"]).exits(2).stderr.contains("no results of a node `b`"));
     assert!(sandbox.sami(&["plot", "b", "loss"]).exits(2).stderr.contains("no run has figures of a node `b`"));
     assert!(sandbox.sami(&["plot", "a", "--height", "1"]).exits(2).stderr.contains("from 2 to 200"));
+}
+
+#[test]
+fn what_is_remembered_is_drawn_for_who_asks() {
+    let sandbox = Sandbox::with(
+        "name = \"t\"\n[nodes.one-with-a-name-so-long-that-no-narrow-table-has-room-for-it]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-c\", \"echo > out\"]\n",
+    );
+    sandbox.run(&[], 0);
+    // Files are old enough to be relied on.
+    std::thread::sleep(Duration::from_millis(60));
+    let asked = |columns, args: &str, variables: &[(&str, &str)]| {
+        let drawn = on_wide_terminal(columns, &sandbox, args, variables)?;
+        assert_eq!(on_wide_terminal(columns, &sandbox, args, variables)?, drawn, "as it was remembered");
+        Some(drawn)
+    };
+    for command in ["status", "plan"] {
+        let args = format!("{command} p.toml");
+        let Some(wide) = asked(200, &args, &[]) else { return };
+        let narrow = asked(40, &args, &[]).expect("a terminal");
+        assert!(wide.starts_with(if command == "plan" { "state " } else { "node " }), "{wide}");
+        assert!(!narrow.contains("node ") && narrow != wide, "no table has room: {narrow}");
+        let spoken = asked(40, &format!("{args} --plain"), &[]).expect("a terminal");
+        assert_ne!(spoken, narrow);
+        let piped = || sandbox.sami(&[command, "p.toml"]).exits(0).stdout;
+        assert_eq!(piped(), piped());
+    }
+    let logged = on_wide_terminal(200, &sandbox, "status p.toml", &[("SAMI_LOG", "sami=debug")]).unwrap_or_default();
+    assert!(logged.contains("the answer is remembered"), "{logged}");
+}
+
+#[test]
+fn errors_on_a_terminal_say_once_where_they_are_explained() {
+    let sandbox = Sandbox::with("[nodes.a]\nkind = \"command\"\nprogam = \"x\"\nagrs = []\n");
+    let Some(drawn) = on_terminal(&sandbox, "check p.toml", &[]) else { return };
+    assert_eq!(drawn.lines().filter(|line| line.contains("sami explain")).count(), 1, "{drawn}");
+    assert!(drawn.trim_end().ends_with('`') && drawn.contains("what "), "at the end: {drawn}");
+    assert!(!sandbox.sami(&["check", "p.toml"]).exits(2).stderr.contains("sami explain"), "logs are left alone");
+}
+
+#[test]
+fn a_graph_is_told_in_words() {
+    let sandbox = Sandbox::with(SLOW);
+    let told = sandbox.sami(&["dag", "p.toml", "--plain"]).exits(0).stdout;
+    assert_eq!(
+        told,
+        "layer 1 of 3\nfirst: command\nlayer 2 of 3\nbad: command; takes first\nlayer 3 of 3\nbelow: command; takes bad\n"
+    );
+    sandbox.sami(&["run", "p.toml"]).exits(1);
+    let told = sandbox.sami(&["dag", "p.toml", "--plain"]).exits(0).stdout;
+    assert!(told.contains("first: command, hit\n") && !told.contains(['·', '<']), "{told}");
 }

@@ -82,6 +82,13 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.garbage == Garbage::default()
     }
+
+    /// Takes down what goes, if it may go by this inventory: of millions that are only told, the list would be most of what is held.
+    fn list(&mut self, inventory: &Inventory, item: impl FnOnce() -> Item) {
+        if !inventory.is_view {
+            self.items.push(item());
+        }
+    }
 }
 
 impl Store {
@@ -95,6 +102,12 @@ impl Store {
     pub fn preview_gc(&self, index: &mut Index, roots: &Roots) -> Result<Plan, StoreError> {
         let scratch = self.scratch()?;
         self.plan_with(scratch, &Inventory::of_index(self, index)?, roots)
+    }
+
+    /// [`Store::plan_gc`] by an inventory of whatever kind.
+    #[cfg(test)]
+    pub(in crate::store) fn plan_by(&self, inventory: &Inventory, roots: &Roots) -> Result<Plan, StoreError> {
+        self.plan_with(self.scratch()?, inventory, roots)
     }
 
     fn plan_with(&self, scratch: Scratch, inventory: &Inventory, roots: &Roots) -> Result<Plan, StoreError> {
@@ -129,16 +142,15 @@ impl Store {
                 Some(record) if record.bytes > 0 => u64::from(record.bytes),
                 _ => size(&self.node_path(key)),
             };
-            plan.items.push(Item::Node(*key));
+            plan.list(inventory, || Item::Node(*key));
         }
         self.plan_artifacts(inventory, &|artifact| !kept.artifacts.has(artifact), &kept.objects, &mut plan);
         for (place, id) in inventory.objects.all().iter().enumerate().filter(|(place, _)| !kept.objects.has(*place)) {
             plan.garbage.objects += 1;
             plan.garbage.bytes += self.object_bytes(inventory, place);
-            plan.items.push(Item::Object(*id));
+            plan.list(inventory, || Item::Object(*id));
         }
-        let done: HashSet<Digest> = inventory.keys.all().iter().copied().collect();
-        for path in scratch.garbage(self, &done)? {
+        for path in scratch.garbage(self, &inventory.keys)? {
             let (files, bytes) = if path.is_dir() { weigh(&path)? } else { (1, size(&path)) };
             plan.garbage.files += files;
             plan.garbage.bytes += bytes;
@@ -162,7 +174,7 @@ impl Store {
             let artifact = &inventory.manifests[place];
             plan.garbage.artifacts += 1;
             plan.garbage.bytes += u64::from(artifact.bytes) + size(&self.external_path(id));
-            plan.items.push(Item::Artifact(*id));
+            plan.list(inventory, || Item::Artifact(*id));
             let free = inventory.stands(place).filter(|object| !standing.has(*object) && counted.add(*object));
             let bytes: u64 = free.map(|object| self.object_bytes(inventory, object)).sum();
             let class = types.entry(artifact.kind).or_default();

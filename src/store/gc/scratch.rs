@@ -9,6 +9,7 @@ use jiff::SignedDuration;
 
 use crate::digest::Digest;
 use crate::fs;
+use crate::store::ids::Ids;
 use crate::store::inventory::weigh;
 use crate::store::{Store, StoreError, name};
 
@@ -78,12 +79,12 @@ impl Store {
 
 impl Scratch {
     /// What of it would go: all but what someone is at. `done` are the keys with records.
-    pub(super) fn garbage(self, store: &Store, done: &HashSet<Digest>) -> Result<Vec<PathBuf>, StoreError> {
+    pub(super) fn garbage(self, store: &Store, done: &Ids) -> Result<Vec<PathBuf>, StoreError> {
         let mut garbage = self.quarantine;
         garbage.extend(self.tmp.iter().filter(|path| is_old(path)).cloned());
         for path in self.tmp.into_iter().filter(|path| !is_arriving(path)).chain(self.partial) {
             let Ok(key) = name(&path).parse::<Digest>() else { continue };
-            let wanted = path.starts_with(store.tmp()) || done.contains(&key);
+            let wanted = path.starts_with(store.tmp()) || done.find(&key).is_some();
             if wanted && !store.is_key_locked(&key) {
                 garbage.push(path);
             }

@@ -17,12 +17,16 @@ use super::{INDEXES, Index, SCHEMA};
 use crate::digest::Digest;
 use crate::store::ids::shard_ids;
 use crate::store::inventory::each_stand;
-use crate::store::{NodeRecord, Store, StoreError};
+use crate::store::{Class, EqualToWithin, NodeRecord, Store, StoreError, Usage};
 
 /// A directory that changed a shorter while ago could change once more at the same time.
 const TICK: i64 = 20_000_000;
 /// Directories that are read at once: in memory are the records of three times as many.
 const AT_ONCE: usize = 4;
+/// Threads that read: a file that is not in memory is waited for, and a disk gives many at once as soon as one.
+const READERS: usize = 16;
+/// Files in directories that are read at once, from which on it takes so many threads.
+const MANY: usize = 500;
 
 /// A manifest as a row.
 struct ArtifactRow {
@@ -192,17 +196,32 @@ fn each_row<T: Send>(
         let (sender, receiver) = sync_channel(1);
         let read = &read;
         scope.spawn(move || {
+            let readers = std::cell::OnceCell::new();
             for some in (0..=255_u8).collect::<Vec<_>>().chunks(AT_ONCE) {
-                let read_shard = |number: &u8| {
+                let list = |number: &u8| {
                     let shard = format!("{number:02x}");
                     let directory = store.root().join(folder).join(&shard);
                     let changed = settled(changed(&directory));
-                    let ids = shard_ids(&directory, ".json")?;
-                    let rows: Result<Vec<T>, StoreError> =
-                        ids.iter().filter_map(|id| read(store, id).transpose()).collect();
-                    Ok::<_, StoreError>((shard, changed, rows?))
+                    Ok::<_, StoreError>((shard, changed, shard_ids(&directory, ".json")?))
                 };
-                let read: Vec<_> = some.par_iter().map(read_shard).collect();
+                let listed: Vec<_> = some.par_iter().map(list).collect();
+                let files: usize = listed.iter().flatten().map(|(_, _, ids)| ids.len()).sum();
+                let all = || {
+                    let read_shard = |listed: Result<(String, i64, Vec<Digest>), StoreError>| {
+                        let (shard, changed, ids) = listed?;
+                        let rows: Result<Vec<T>, StoreError> =
+                            ids.par_iter().filter_map(|id| read(store, id).transpose()).collect();
+                        Ok::<_, StoreError>((shard, changed, rows?))
+                    };
+                    listed.into_par_iter().map(read_shard).collect()
+                };
+                // Of a small store the threads would cost more than the files.
+                let readers = (files > MANY)
+                    .then(|| readers.get_or_init(|| rayon::ThreadPoolBuilder::new().num_threads(READERS).build().ok()));
+                let read: Vec<_> = match readers {
+                    Some(Some(readers)) => readers.install(all),
+                    _ => all(),
+                };
                 if sender.send(read).is_err() {
                     return;
                 }
@@ -219,15 +238,68 @@ fn each_row<T: Send>(
     })
 }
 
+/// What is read of a node record: all but the preimage, which is the largest part and nothing of which the index has.
+#[derive(serde::Deserialize)]
+struct Told {
+    format: u32,
+    key: Digest,
+    node: String,
+    pipeline: String,
+    kind: String,
+    artifact: Digest,
+    #[serde(rename = "preimage")]
+    _preimage: serde::de::IgnoredAny,
+    inputs: BTreeMap<String, Digest>,
+    #[serde(default)]
+    sources: BTreeMap<String, String>,
+    metrics: serde_json::Map<String, serde_json::Value>,
+    run: String,
+    attempt: u32,
+    started: String,
+    seconds: f64,
+    #[serde(default)]
+    usage: Option<Usage>,
+    host: String,
+    device: String,
+    version: String,
+    #[serde(default)]
+    class: Option<Class>,
+    #[serde(default)]
+    equal_to_within: Option<EqualToWithin>,
+}
+
+impl From<Told> for NodeRecord {
+    fn from(told: Told) -> Self {
+        Self {
+            format: told.format,
+            key: told.key,
+            node: told.node,
+            pipeline: told.pipeline,
+            kind: told.kind,
+            artifact: told.artifact,
+            preimage: serde_json::Value::Null,
+            inputs: told.inputs,
+            sources: told.sources,
+            metrics: told.metrics,
+            run: told.run,
+            attempt: told.attempt,
+            started: told.started,
+            seconds: told.seconds,
+            usage: told.usage,
+            host: told.host,
+            device: told.device,
+            version: told.version,
+            class: told.class,
+            equal_to_within: told.equal_to_within,
+        }
+    }
+}
+
 fn read_node(store: &Store, key: &Digest) -> Result<Option<NodeRow>, StoreError> {
     // A record that is damaged is none; one that went since it was listed, too.
     let Some(bytes) = crate::store::inventory::read(&store.node_path(key))? else { return Ok(None) };
-    let record: Option<NodeRecord> = serde_json::from_slice(&bytes).ok();
-    Ok(record.filter(|record| record.key == *key).map(|mut record| {
-        // The largest part, which the index has no room for, is not to wait in memory with the others.
-        record.preimage = serde_json::Value::Null;
-        (record, bytes.len() as u64)
-    }))
+    let record: Option<Told> = serde_json::from_slice(&bytes).ok();
+    Ok(record.filter(|record| record.key == *key).map(|record| (record.into(), bytes.len() as u64)))
 }
 
 fn read_artifact(

@@ -6,6 +6,7 @@ use crate::store::{Store, StoreError};
 
 /// A row of the artifacts.
 pub(in crate::store) struct ArtifactEdges<'a> {
+    pub(in crate::store) id: Digest,
     pub(in crate::store) kind: &'a str,
     /// Bytes of the manifest.
     pub(in crate::store) bytes: u32,
@@ -55,12 +56,12 @@ impl Index {
 
     /// Hands on all artifacts, in the order of ids.
     pub(in crate::store) fn each_artifact(&self, mut see: impl FnMut(&ArtifactEdges<'_>)) -> Result<(), StoreError> {
-        let mut query = self.connection.prepare("SELECT type, bytes, objects FROM artifacts ORDER BY id")?;
+        let mut query = self.connection.prepare("SELECT id, type, bytes, objects FROM artifacts ORDER BY id")?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
             let text = |column| row.get_ref(column)?.as_str().map_err(rusqlite::Error::from);
-            let objects = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
-            see(&ArtifactEdges { kind: text(0)?, bytes: row.get(1)?, objects });
+            let objects = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
+            see(&ArtifactEdges { id: digest(row, 0)?, kind: text(1)?, bytes: row.get(2)?, objects });
         }
         Ok(())
     }

@@ -31,6 +31,25 @@ fn the_index_is_made_from_the_files_whatever_is_in_its_place() {
     assert!(fs::list(&store.tmp()).unwrap().is_empty());
 }
 
+/// An index as an earlier version made it, and as a later one might.
+#[test]
+fn an_index_of_another_schema_is_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled(directory.path());
+    drop(Index::open(&store).unwrap());
+    for schema in [SCHEMA - 1, SCHEMA + 1, 0] {
+        let old = Connection::open(directory.path().join("index.sqlite")).unwrap();
+        let change = "DROP INDEX nodes_node; CREATE INDEX nodes_node ON nodes (node, made); DELETE FROM nodes";
+        old.execute_batch(&format!("{change}; PRAGMA user_version = {schema}")).unwrap();
+        drop(old);
+        assert!(Glimpse::open(directory.path()).is_none(), "words are completed from no other schema");
+        let index = Index::open(&store).unwrap();
+        assert_eq!(index.keys_of_node("toy", "a", 5), [records[0].key]);
+        assert_eq!(index.artifacts_by_key().len(), 2);
+        assert!(Glimpse::open(directory.path()).is_some());
+    }
+}
+
 #[test]
 fn two_processes_share_it_and_seals_survive() {
     let directory = tempfile::tempdir().unwrap();
@@ -108,4 +127,37 @@ fn what_is_written_after_the_index_was_replaced_is_in_the_new_one() {
     fs::remove_file(&store.root().join("index.sqlite")).unwrap();
     open.set_latest("third", &keys);
     assert!(Index::open(&store).unwrap().latest_keys("third").is_empty());
+}
+
+/// SQLite finds a journal by the name of the file: one in whose place another was put would play back the journal of that.
+#[test]
+fn who_has_the_index_open_while_it_is_made_again_reads_the_new_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled(directory.path());
+    let open = Index::open(&store).unwrap();
+    let lost = "DELETE FROM nodes; DELETE FROM latest; PRAGMA user_version = 1";
+    open.connection.execute_batch(lost).unwrap();
+    assert_eq!(open.latest_of("b"), None);
+    let writer = Index::rebuild(&store).unwrap();
+    assert_eq!((writer.at, open.latest_of("b")), (open.at, Some(records[1].key)));
+    writer.connection.execute_batch("BEGIN IMMEDIATE; UPDATE nodes SET seconds = 7").unwrap();
+    assert_eq!(open.artifacts_by_key().len(), 2);
+    writer.connection.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(open.figures()[&records[0].key].0, 0.5);
+}
+
+#[test]
+fn an_index_is_made_again_when_others_have_done_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, records) = filled(directory.path());
+    let reader = Index::open(&store).unwrap();
+    reader.connection.execute_batch("BEGIN; SELECT * FROM nodes").unwrap();
+    std::thread::scope(|scope| {
+        let rebuild = scope.spawn(|| Index::rebuild(&store).map(|index| index.latest_of("b")));
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!rebuild.is_finished());
+        reader.connection.execute_batch("COMMIT").unwrap();
+        assert_eq!(rebuild.join().unwrap().unwrap(), Some(records[1].key));
+    });
+    assert!(fs::list(&store.tmp()).unwrap().is_empty());
 }

@@ -26,6 +26,8 @@ struct Line {
     took: Option<f64>,
     state: &'static str,
     counts: Vec<(&'static str, usize)>,
+    /// How the last evaluation came out.
+    win_rate: Option<String>,
 }
 
 /// A run that goes on.
@@ -92,6 +94,7 @@ fn line(run: &RunRecord) -> Line {
         took: run::took(run),
         state: run::state(run),
         counts: counts.collect(),
+        win_rate: run::win_rate(run),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::exec;
 use crate::inspect::run;
 use crate::inspect::story::Story;
 use crate::store::{Index, RunRecord, Store};
@@ -44,5 +45,6 @@ pub(super) fn lines(site: &Site, store: &Store, index: &Index) -> Result<Vec<Lin
 
 /// Whether a run goes on; of one of which nothing can be read that is not known.
 fn goes_on(store: &Store, run: &RunRecord) -> bool {
-    run.finished.is_none() && Story::of(store, &run.run).is_ok_and(|story| story.goes_on)
+    run.finished.is_none()
+        && exec::goes_on(store, &run.run).unwrap_or_else(|| Story::of(store, &run.run).is_ok_and(|story| story.goes_on))
 }

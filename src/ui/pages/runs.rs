@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 
-use crate::inspect::metric;
 use crate::inspect::run::{self, Account};
 use crate::store::{RunRecord, Store};
 use crate::ui::account;
@@ -70,15 +69,7 @@ pub(super) fn page(site: &Site, query: &Query) -> Result<Page, Problem> {
 fn told(store: &Store, record: RunRecord) -> Result<Told, Problem> {
     let counts = if record.finished.is_some() { run::counts(&record).to_vec() } else { Vec::new() };
     let took = run::took(&record);
-    let outcome = record.nodes.iter().rev().find_map(|node| {
-        let rate = metric::listed(&node.metrics).into_iter().find(|metric| metric.stem() == "win_rate")?;
-        let interval = rate
-            .interval
-            .map_or_else(String::new, |[low, high]| format!(" ({:.1} to {:.1})", 100.0 * low, 100.0 * high));
-        let rate =
-            if rate.number().is_nan() { "not a number".to_owned() } else { format!("{:.1}%", 100.0 * rate.number()) };
-        Some(format!("{rate}{interval}"))
-    });
+    let outcome = run::win_rate(&record);
     let (pipeline, started) = (record.pipeline.clone(), record.started.clone());
     // What has not ended may go on: its events tell.
     let state = match run::state(&record) {
