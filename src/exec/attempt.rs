@@ -195,9 +195,10 @@ impl Attempt {
             attempt: self.number,
             started: self.started.clone(),
             seconds,
-            usage: self
-                .usage
-                .map(|usage| Usage { gpu_seconds: (self.place.device() != "cpu").then_some(seconds), ..usage }),
+            usage: self.usage.map(|usage| {
+                let gpus = self.place.gpus();
+                Usage { gpu_seconds: (gpus > 0).then_some(seconds * gpus as f64), ..usage }
+            }),
             host: made.host.to_owned(),
             device: self.place.device().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
