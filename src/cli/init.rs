@@ -4,13 +4,14 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
 
 use self::answers::{Answers, Model, Queries};
 use super::{CommandResult, Context, DONE, context, schema};
-use crate::diag::{Diagnostic, Severity};
+use crate::diag::{Diagnostic, Severity, Source};
 use crate::pipeline::check;
 use crate::{fs, graph, pipeline};
 
@@ -107,6 +108,7 @@ fn place(context: &Context, path: &Path, text: &str) -> Result<(), context::Fail
             findings.append(&mut check::data(pipeline).findings);
         }
         if findings.iter().any(|finding| finding.severity == Severity::Error) {
+            findings.iter_mut().for_each(|finding| rename(finding, &beside, path));
             return Err(findings.into());
         }
         if !give_name(&beside, path, text.as_bytes())? {
@@ -116,6 +118,16 @@ fn place(context: &Context, path: &Path, text: &str) -> Result<(), context::Fail
     })();
     fs::discard(&beside);
     checked
+}
+
+/// Has a finding speak of the file by the name that it would have got.
+fn rename(finding: &mut Diagnostic, from: &Path, to: &Path) {
+    let from = from.display().to_string();
+    for label in finding.labels.iter_mut().filter(|label| label.source.path == from) {
+        let Source { text, first_line, .. } = &*label.source;
+        let path = to.strip_prefix(".").unwrap_or(to).display().to_string();
+        label.source = Arc::new(Source { path, text: text.clone(), first_line: *first_line });
+    }
 }
 
 /// Gives a file its name, unless that is taken.

@@ -53,6 +53,7 @@ mod show;
 mod table;
 mod terminal;
 mod trace;
+mod track;
 mod transfer;
 mod ui;
 mod verify;
@@ -171,6 +172,8 @@ pub enum Command {
     Plot(plot::PlotArgs),
     /// List the metrics of a run, as a table, CSV or JSON lines
     Metrics(metrics::MetricsArgs),
+    /// Tell the trackers of `sami.toml` of a run that is over; what they have is not told again
+    Track(track::TrackArgs),
     /// Compare two runs, or two artifacts of a type: what changed first, recipes, metrics, rows, weights
     Diff(DiffArgs),
     /// Follow an artifact up to its sources, or down to all that it touched
@@ -429,6 +432,7 @@ fn dispatch(cli: &Cli) -> CommandResult {
         Command::Cache { command } => cache::run(context, command),
         Command::Runs { last } => runs::list(context, *last),
         Command::Show { what } => show::run(context, what),
+        Command::Track(args) => track::run(context, args),
         Command::Diff(args) => diff::run(context, args),
         Command::Lineage(args) => lineage::run(context, args),
         Command::Logs { node, run } => logs::run(context, node, run.as_deref()),

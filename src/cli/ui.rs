@@ -21,6 +21,9 @@ pub struct UiArgs {
     /// Listen at this address instead of this machine's own: others can then read the cache over the network, unencrypted
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", hide_default_value = true)]
     pub listen: String,
+    /// Keep the token in this file, made if it is not there, so that open pages go on where `ui` is started again at the same `--port`
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// Serves until an interrupt.
@@ -29,7 +32,7 @@ pub(super) fn run(context: &Context, args: &UiArgs) -> CommandResult {
     // What is wrong with the cache is told where it was typed, too; what becomes of it later, on the pages.
     crate::store::Store::open_existing(&root)?;
     let site = Site::new(std::path::absolute(root)?, args.pipelines.clone(), context.kinds().to_vec());
-    let listen = Listen { host: args.listen.clone(), port: args.port };
+    let listen = Listen { host: args.listen.clone(), port: args.port, token: args.token_file.clone() };
     let mut told = Ok(());
     ui::serve(site, &listen, |served| {
         if !served.address.ip().is_loopback() {

@@ -64,16 +64,32 @@ pub(super) fn axes(what: &str, tree: &Tree, findings: &mut Findings) -> Option<V
             sound = false;
         }
         let mut values: Vec<(String, Tree)> = Vec::with_capacity(items.len());
+        // There may be thousands: a value is compared with those alone that look like it.
+        let mut alike: HashMap<String, Vec<usize>> = HashMap::new();
         for (at, item) in items.iter().enumerate() {
-            if values.iter().any(|(_, earlier)| earlier.value == item.value) {
+            let alike = alike.entry(looks(&item.value)).or_default();
+            if alike.iter().any(|earlier| items[*earlier].value == item.value) {
                 fault(&item.span, "given twice");
                 sound = false;
             }
+            alike.push(at);
             values.push((value_name(item, at), item.clone()));
         }
         axes.push(Axis { variable: variable.clone(), values, span: entry.key_span.clone() });
     }
     sound.then_some(axes)
+}
+
+/// What equal values have in common, and few others.
+fn looks(value: &TreeValue) -> String {
+    match value {
+        TreeValue::String(text) => text.clone(),
+        TreeValue::Integer(number) => number.to_string(),
+        // 0 and -0 are equal.
+        TreeValue::Float(number) => (number + 0.0).to_string(),
+        TreeValue::Boolean(flag) => flag.to_string(),
+        _ => String::new(),
+    }
 }
 
 /// How a value stands in a node's name; texts that would not read well, lists and tables are numbered.

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use foldhash::fast::RandomState;
 use indexmap::map::Entry as Place;
 
 use super::tree::{Entry, Table, Tree, TreeValue};
@@ -150,7 +151,7 @@ impl<'a> Reader<'a> {
                 key_span: span,
                 value: Tree {
                     span: header,
-                    value: TreeValue::Table(Table::with_capacity_and_hasher(4, Default::default())),
+                    value: TreeValue::Table(Table::with_capacity_and_hasher(4, RandomState::default())),
                 },
             };
             let known = if depth < last { table.get_index_of(*key) } else { None };
@@ -210,7 +211,7 @@ impl<'a> Reader<'a> {
             return Some(Table::default());
         }
         // Most have one or two; room for more would be most of what a large pipeline holds.
-        let mut table = Table::with_capacity_and_hasher(1, Default::default());
+        let mut table = Table::with_capacity_and_hasher(1, RandomState::default());
         loop {
             self.blanks();
             self.pair(&mut table, depth)?;

@@ -169,7 +169,7 @@ impl Tree {
                 TreeValue::Array(items.into_iter().map(|item| Self::of_json(item, span)).collect::<Result<_, _>>()?)
             }
             Value::Object(map) => {
-                let mut table = Table::with_capacity_and_hasher(map.len(), Default::default());
+                let mut table = Table::with_capacity_and_hasher(map.len(), foldhash::fast::RandomState::default());
                 for (key, item) in map {
                     table.insert(key, Entry { key_span: span.clone(), value: Self::of_json(item, span)? });
                 }

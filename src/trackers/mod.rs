@@ -13,11 +13,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::diag::Diagnostic;
 use crate::digest::Digest;
 use crate::exec::Event;
+use crate::fs;
 use crate::settings::{MlflowSettings, TensorboardSettings};
 
 mod mlflow;
@@ -28,6 +30,8 @@ mod tracked;
 use story::{Note, Story};
 use tracked::Tracked;
 
+/// How long whoever tells of a run that is over waits for a server that answers.
+const AGAIN: Duration = Duration::from_secs(3600);
 /// How long the disk may take at the end of a run for what is left to write.
 const DISK: Duration = Duration::from_secs(5);
 
@@ -42,6 +46,8 @@ pub struct About {
     pub params: BTreeMap<String, Value>,
     /// Stands for all that the pipeline asks for: a run that was stopped and the one that goes on with it have the same.
     pub identity: Digest,
+    /// Whether it is told of after it was over, perhaps not for the first time: what a tracker has already stays as it is.
+    pub again: bool,
 }
 
 /// Where trackers are.
@@ -121,20 +127,26 @@ impl Trackers {
         if let Some(directory) = &places.tensorboard {
             let late = Diagnostic::warning("trackers::tensorboard-late", "not all was written for TensorBoard")
                 .note(format!("the disk of `{}` is slow", directory.display()));
-            let tracker = tensorboard::Tensorboard::new(directory.clone(), about.params.clone());
+            let tracker = tensorboard::Tensorboard::new(directory.clone(), &about);
             threads.push(Thread::start(Box::new(tracker), complain.clone(), DISK, late));
         }
         if let Some(settings) = &places.mlflow {
             let late = mlflow::late(settings);
             let tracker = mlflow::Mlflow::new(settings, &about, Arc::clone(&tracked));
-            threads.push(Thread::start(Box::new(tracker), complain, settings.timeout, late));
+            let patience = if about.again { AGAIN } else { settings.timeout };
+            threads.push(Thread::start(Box::new(tracker), complain, patience, late));
         }
-        Self { story: Story::new(), threads, complaints, tracked }
+        Self { story: Story::new(about.again), threads, complaints, tracked }
     }
 
     /// Hands on what happened; returns what went wrong since the last time.
     pub fn tell(&mut self, event: &Event) -> Vec<Diagnostic> {
-        for note in self.story.hear(event, &self.tracked) {
+        self.tell_at(fs::now(), event)
+    }
+
+    /// As [`Trackers::tell`], of what happened at another time.
+    pub fn tell_at(&mut self, at: Timestamp, event: &Event) -> Vec<Diagnostic> {
+        for note in self.story.hear(at, event, &self.tracked) {
             for thread in &self.threads {
                 // One that has ended has said why.
                 let _ = thread.inbox.send(Message::Note(note.clone()));

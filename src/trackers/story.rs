@@ -39,7 +39,7 @@ pub(super) enum Note {
     Result {
         /// The node's name.
         node: Arc<str>,
-        /// Whether it was fresh; another run has told of it then.
+        /// Whether the tracker may have been told of it: it was fresh, or the run was over before.
         old: bool,
         /// Its metrics.
         figures: Vec<(String, f64)>,
@@ -82,27 +82,43 @@ pub(super) struct Story {
     begun: bool,
     told: HashSet<String>,
     outcome: Option<Outcome>,
+    /// Whether the run was over before it is told of.
+    again: bool,
+    /// When the last thing happened.
+    last: Timestamp,
 }
 
 impl Story {
-    pub(super) fn new() -> Self {
-        Self { run: String::new(), pipeline: String::new(), begun: false, told: HashSet::new(), outcome: None }
+    pub(super) fn new(again: bool) -> Self {
+        Self {
+            run: String::new(),
+            pipeline: String::new(),
+            begun: false,
+            told: HashSet::new(),
+            outcome: None,
+            again,
+            last: Timestamp::UNIX_EPOCH,
+        }
     }
 
-    /// Hears of an event. A run in which no node starts is not told of.
-    pub(super) fn hear(&mut self, event: &Event, tracked: &Mutex<Tracked>) -> Vec<Note> {
-        let at = fs::now();
+    fn begin(&mut self, at: Timestamp, tracked: &Mutex<Tracked>) -> Option<Note> {
+        if std::mem::replace(&mut self.begun, true) {
+            return None;
+        }
+        let (name, runs) = held(tracked).begin(&self.run);
+        Some(Note::Begin(Arc::new(Begin { name, runs, pipeline: self.pipeline.clone(), at })))
+    }
+
+    /// Hears of an event. A run in which no node starts is not told of, unless someone asks for it when it is over.
+    pub(super) fn hear(&mut self, at: Timestamp, event: &Event, tracked: &Mutex<Tracked>) -> Vec<Note> {
+        self.last = at;
         match event {
             Event::Start { run, pipeline, .. } => {
                 (self.run, self.pipeline) = (run.clone(), pipeline.clone());
-                Vec::new()
+                if self.again { Vec::from_iter(self.begin(at, tracked)) } else { Vec::new() }
             }
             Event::NodeStart { node, .. } => {
-                let mut notes = Vec::new();
-                if !std::mem::replace(&mut self.begun, true) {
-                    let (name, runs) = held(tracked).begin(&self.run);
-                    notes.push(Note::Begin(Arc::new(Begin { name, runs, pipeline: self.pipeline.clone(), at })));
-                }
+                let mut notes = Vec::from_iter(self.begin(at, tracked));
                 notes.push(Note::Attempt { node: node.as_str().into() });
                 notes
             }
@@ -117,7 +133,8 @@ impl Story {
             }
             Event::NodeFinish { node, metrics, .. } => {
                 self.told.insert(node.clone());
-                vec![Note::Result { node: node.as_str().into(), old: false, figures: figures(metrics).collect(), at }]
+                let old = self.again;
+                vec![Note::Result { node: node.as_str().into(), old, figures: figures(metrics).collect(), at }]
             }
             Event::Interrupt { .. } => {
                 self.outcome = Some(Outcome::Stopped);
@@ -150,8 +167,9 @@ impl Story {
 
     /// That the run is over.
     pub(super) fn end(&self) -> Option<Note> {
-        // Without a word at its end it could not go on.
-        self.begun.then(|| Note::End(self.outcome.unwrap_or(Outcome::Failed), fs::now()))
+        // Without a word at its end it could not go on; one that is told of later was killed.
+        let (untold, at) = if self.again { (Outcome::Stopped, self.last) } else { (Outcome::Failed, fs::now()) };
+        self.begun.then(|| Note::End(self.outcome.unwrap_or(untold), at))
     }
 }
 

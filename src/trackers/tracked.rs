@@ -21,6 +21,8 @@ pub(super) struct Tracked {
     /// Locked; none before the run begins, and where nothing can be written or another run has it.
     file: Option<fs_err::File>,
     state: State,
+    /// Whether the run is over, and no other one goes on with it.
+    again: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -46,11 +48,14 @@ pub(super) struct Remote {
 impl Tracked {
     pub(super) fn new(about: &About) -> Self {
         let path = about.cache.join("trackers").join(format!("{}.json", about.identity));
-        Self { path, file: None, state: State::default() }
+        Self { path, file: None, state: State::default(), again: about.again }
     }
 
     /// The name that a run is told of under, and the ids of those that it goes on with, its own last.
     pub(super) fn begin(&mut self, run: &str) -> (String, Vec<String>) {
+        if self.again {
+            return (run.to_owned(), vec![run.to_owned()]);
+        }
         self.file = open(&self.path).unwrap_or_else(|error| {
             tracing::debug!("a run that goes on with this one will be told of as another one: {error}");
             None
@@ -121,6 +126,7 @@ mod tests {
             file: "p.toml".to_owned(),
             params: BTreeMap::new(),
             identity: Digest::of(what.as_bytes()),
+            again: false,
         };
         let remote = Remote { url: "u".into(), experiment: "e".into(), run: "r".into() };
         let mut first = Tracked::new(&about("p"));
@@ -144,7 +150,8 @@ mod tests {
     fn a_torn_file_and_a_directory_that_cannot_be_made_cost_the_name_alone() {
         let folder = tempfile::tempdir().unwrap();
         let cache = folder.path().join("cache");
-        let about = About { cache, file: String::new(), params: BTreeMap::new(), identity: Digest::of(b"p") };
+        let about =
+            About { cache, file: String::new(), params: BTreeMap::new(), identity: Digest::of(b"p"), again: false };
         fs_err::write(folder.path().join("cache"), "a file").unwrap();
         assert_eq!(Tracked::new(&about).begin("a").0, "a");
         fs_err::remove_file(folder.path().join("cache")).unwrap();

@@ -37,8 +37,9 @@ impl Live {
     pub(super) fn follow(site: Arc<Site>) -> Self {
         let changes = Arc::new(watch::Sender::new(0));
         let told = Arc::clone(&changes);
+        // What changes before the first page listens is told to it.
+        let mut seen = look(&site);
         tokio::spawn(async move {
-            let mut seen = None;
             loop {
                 tokio::time::sleep(LOOK).await;
                 if told.receiver_count() == 0 {
@@ -46,10 +47,10 @@ impl Live {
                 }
                 let site = Arc::clone(&site);
                 let Ok(now) = tokio::task::spawn_blocking(move || look(&site)).await else { continue };
-                if seen.as_ref().is_some_and(|seen| *seen != now) {
+                if seen != now {
                     told.send_modify(|changes| *changes += 1);
                 }
-                seen = Some(now);
+                seen = now;
             }
         });
         Self { changes }

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
@@ -47,6 +47,8 @@ pub struct Listen {
     pub host: String,
     /// The port; 0 for one that is free.
     pub port: u16,
+    /// A file that keeps the token from start to start; without one each start has its own.
+    pub token: Option<PathBuf>,
 }
 
 /// A server that listens.
@@ -70,9 +72,13 @@ struct Server {
 
 /// Listens, tells where, and answers until an interrupt.
 ///
-/// Errs if the address cannot be listened at.
+/// Errs if the address cannot be listened at, or the file of the token holds none.
 pub fn serve(site: Site, listen: &Listen, tell: impl FnOnce(&Served)) -> Result<(), Diagnostic> {
     let system = |error: io::Error| Diagnostic::error("ui::system", format!("the server cannot start: {error}"));
+    let token = match &listen.token {
+        Some(file) => Token::of_file(file)?,
+        None => Token::new().map_err(system)?,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(AT_ONCE)
@@ -85,7 +91,6 @@ pub fn serve(site: Site, listen: &Listen, tell: impl FnOnce(&Served)) -> Result<
         let listener =
             tokio::net::TcpListener::bind((host, listen.port)).await.map_err(|error| refused(listen, &error))?;
         let address = listener.local_addr().map_err(system)?;
-        let token = Token::new().map_err(system)?;
         let shown = if address.ip().is_unspecified() { own_name() } else { address.ip().to_string() };
         let shown = if shown.contains(':') { format!("[{shown}]") } else { shown };
         let url = format!("http://{shown}:{}/?token={}", address.port(), token.text());

@@ -15,7 +15,7 @@ fn server() -> (tempfile::TempDir, SocketAddr, String) {
     let site = Site::new(folder.path().to_owned(), Vec::new(), Vec::new());
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || {
-        let listen = Listen { host: "127.0.0.1".into(), port: 0 };
+        let listen = Listen { host: "127.0.0.1".into(), port: 0, token: None };
         serve(site, &listen, |served| tell.send(served.clone()).unwrap()).unwrap();
     });
     let served = told.recv_timeout(Duration::from_secs(20)).unwrap();
@@ -99,7 +99,7 @@ fn other_names_other_methods_and_other_paths_are_refused() {
 #[test]
 fn a_port_that_is_taken_is_told() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let listen = Listen { host: "127.0.0.1".into(), port: taken.local_addr().unwrap().port() };
+    let listen = Listen { host: "127.0.0.1".into(), port: taken.local_addr().unwrap().port(), token: None };
     let site = Site::new("nowhere".into(), Vec::new(), Vec::new());
     let error = serve(site, &listen, |_| panic!("it listens")).unwrap_err();
     assert!(error.id == "ui::listen" && error.help[0].contains("--port"), "{error:?}");

@@ -1,9 +1,9 @@
 //! `sami ui` in a real browser: headless Chromium, driven by what lies in `tests/browser`. `.ci/run` installs its modules
 //! into `target/ci-browser`. Screenshots are left in `target/screens`.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use sami::env;
 use serde_json::{Value, json};
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::commands::world::{World, copy, quickstart_cache};
 use super::docs::root;
 use super::sandbox::{Output, Sandbox, skipped};
+use super::served::Ui;
 
 /// What drives the browser, as far as it can be had here.
 struct Driver {
@@ -74,50 +75,6 @@ impl Driver {
         let faults: Vec<&str> = seen["faults"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         assert!(faults.is_empty(), "{scenario}: {} faults:\n{}\n{}", faults.len(), faults.join("\n"), seen["seen"]);
         seen["seen"].clone()
-    }
-}
-
-/// A `sami ui` that serves; it is ended when dropped.
-struct Ui {
-    process: Child,
-    url: String,
-}
-
-impl Ui {
-    fn of(mut command: Command) -> Self {
-        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().expect("the binary starts");
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().expect("it is piped")).read_line(&mut line).expect("it says where");
-        let said: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
-        Self { process, url: said["url"].as_str().expect("a URL").to_owned() }
-    }
-
-    /// Serves a sandbox's cache, with these pipelines.
-    fn new(sandbox: &Sandbox, pipelines: &[&str]) -> Self {
-        Self::of(sandbox.command(&[&["ui", "--json"], pipelines].concat()))
-    }
-
-    /// Where it serves, without the token.
-    fn address(&self) -> &str {
-        self.url.trim_start_matches("http://").split('/').next().expect("a host and a port")
-    }
-
-    /// The answer to a request that is written out by hand: status line, headers and all.
-    fn ask(&self, path: &str, headers: &str) -> String {
-        let mut stream = std::net::TcpStream::connect(self.address()).expect("it listens");
-        let host = self.address();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{headers}\r\n");
-        stream.write_all(request.as_bytes()).expect("it reads");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("it answers");
-        String::from_utf8_lossy(&answer).into_owned()
-    }
-}
-
-impl Drop for Ui {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
@@ -193,6 +150,21 @@ fn pages_follow_a_run_and_say_when_nobody_answers_any_more() {
     assert!(run.wait().expect("it ends").success());
 }
 
+#[test]
+#[ignore = "slow: a browser"]
+fn an_open_page_goes_on_where_the_server_is_started_again() {
+    let Some(driver) = Driver::new() else { return };
+    let sandbox = super::formats::project();
+    let args = |port| ["ui", "p.toml", "--json", "--token-file", "token", "--port", port];
+    let ui = Ui::of(sandbox.command(&args("0")));
+    let port = ui.address().rsplit(':').next().expect("a port");
+    let given = json!({
+        "url": ui.url, "prefix": "restarted-", "server": ui.process.id(), "program": env!("CARGO_BIN_EXE_sami"),
+        "cwd": sandbox.path(""), "again": args(port), "run": ["run", "p.toml", "--force", "upper"],
+    });
+    driver.play("restart", &given);
+}
+
 /// Text that would be a script, an element, or the end of one, if it were not shown as text.
 const HOSTILE: &str = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>{{ 7 * 7 }}<!-- \\\"'`&amp;\\u202e\\u0000";
 
@@ -240,25 +212,7 @@ fn what_a_cache_contains_is_shown_as_text() {
 #[ignore = "slow: a browser"]
 fn ten_thousand_nodes_and_a_million_rows_are_shown_within_a_second() {
     let Some(driver) = Driver::new() else { return };
-    let sandbox = Sandbox::new();
-    let numbers: Vec<String> = (0..10_000).map(|number| number.to_string()).collect();
-    sandbox.write(
-        "many.toml",
-        &format!(
-            "[nodes.many]\nkind = \"command\"\nprogram = \"true\"\nargs = [\"${{i}}\"]\nmatrix = {{ i = [{}] }}\n",
-            numbers.join(", ")
-        ),
-    );
-    sandbox.write(
-        "rows.toml",
-        r#"
-        [nodes.rows]
-        kind = "command"
-        program = "sh"
-        args = ["-c", "seq 1000000 | awk '{print \"{\\\"id\\\": \\\"\" $1 \"\\\", \\\"text\\\": \\\"row number \" $1 \"\\\"}\"}' > rows.jsonl"]
-        "#,
-    );
-    sandbox.sami(&["run", "rows.toml"]).exits(0);
+    let sandbox = super::served::large();
     let ui = Ui::new(&sandbox, &["many.toml", "rows.toml"]);
     let seen = driver.play("large", &json!({"url": ui.url, "prefix": "large-"}));
     for view in ["pipeline", "node", "artifact", "row"] {

@@ -36,6 +36,7 @@ pub(crate) struct State {
 pub(crate) struct Run {
     pub(crate) name: String,
     pub(crate) status: String,
+    pub(crate) tags: Vec<(String, String)>,
     pub(crate) params: Vec<(String, String)>,
     pub(crate) metrics: Vec<(String, u64, Value)>,
     /// When the first step of training arrived, and when the run was ended.
@@ -139,8 +140,20 @@ fn carry_out(target: &str, asked: &Value, state: &mut State) -> (u16, Value) {
         }
         "runs/create" => {
             let name = asked["run_name"].as_str().expect("a name").to_owned();
-            state.runs.push(Run { name, status: "RUNNING".to_owned(), ..Run::default() });
+            let text = |tag: &Value, name: &str| tag[name].as_str().expect("a text").to_owned();
+            let tags = asked["tags"].as_array().into_iter().flatten();
+            let tags = tags.map(|tag| (text(tag, "key"), text(tag, "value"))).collect();
+            state.runs.push(Run { name, status: "RUNNING".to_owned(), tags, ..Run::default() });
             (200, json!({"run": {"info": {"run_id": (state.runs.len() - 1).to_string()}}}))
+        }
+        "runs/search" => {
+            let filter = asked["filter"].as_str().expect("a filter");
+            let (tag, wanted) = filter.split_once(" LIKE ").expect("what is spoken here");
+            let (tag, wanted) = (tag.trim_start_matches("tags.").trim_matches('`'), wanted.trim_matches(['\'', '%']));
+            let has = |run: &Run| run.tags.iter().any(|(key, value)| key == tag && value.contains(wanted));
+            let found = state.runs.iter().enumerate().filter(|(_, run)| has(run));
+            let runs: Vec<Value> = found.map(|(at, _)| json!({"info": {"run_id": at.to_string()}})).collect();
+            (200, json!({"runs": runs}))
         }
         path => {
             let Some(run) = id.parse().ok().and_then(|at: usize| state.runs.get_mut(at)) else { return absent };
@@ -151,14 +164,22 @@ fn carry_out(target: &str, asked: &Value, state: &mut State) -> (u16, Value) {
                         latest.insert(key.clone(), json!({"key": key, "step": step, "value": value}));
                     }
                     let info = json!({"experiment_id": "0", "lifecycle_stage": "active"});
-                    (200, json!({"run": {"info": info, "data": {"metrics": latest.into_values().collect::<Vec<_>>()}}}))
+                    let tags = run.tags.iter().map(|(key, value)| json!({"key": key, "value": value}));
+                    let (tags, metrics) = (tags.collect::<Vec<_>>(), latest.into_values().collect::<Vec<_>>());
+                    (200, json!({"run": {"info": info, "data": {"metrics": metrics, "tags": tags}}}))
                 }
                 "runs/update" => {
                     asked["status"].as_str().expect("a status").clone_into(&mut run.status);
                     run.ended = asked.get("end_time").map(|_| Instant::now());
                     (200, json!({}))
                 }
-                "runs/set-tag" => (200, json!({})),
+                "runs/set-tag" => {
+                    let (key, value) =
+                        (asked["key"].as_str().expect("a key"), asked["value"].as_str().expect("a value"));
+                    run.tags.retain(|(known, _)| known != key);
+                    run.tags.push((key.to_owned(), value.to_owned()));
+                    (200, json!({}))
+                }
                 "runs/log-batch" => {
                     for param in asked["params"].as_array().into_iter().flatten() {
                         let text = |name: &str| param[name].as_str().expect("a text").to_owned();

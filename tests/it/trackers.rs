@@ -229,6 +229,68 @@ fn two_runs_at_once_are_two_for_a_tracker() {
     sandbox.verify();
 }
 
+#[test]
+fn a_run_that_is_over_can_be_told_of_and_is_told_once() {
+    let server = Server::start(Manner::Well);
+    let sandbox = sandbox("");
+    train(&sandbox, &[], &[]);
+    assert!(sandbox.sami(&["track"]).exits(2).stderr.contains("cli::no-tracker"));
+    sandbox.write("sami.toml", &format!("tensorboard = true\n{}", mlflow(&server)));
+    let tell = |args: &[&str]| {
+        let said = sandbox.sami(&[&["track"], args].concat()).exits(0);
+        assert_eq!(said.stdout.matches("tracked: ").count(), 2, "{said:?}");
+        let files: Vec<_> = sandbox.files("cache/tensorboard");
+        (files.iter().map(|file| (file.clone(), fs_err::read(file).expect("a file"))).collect::<Vec<_>>(), said)
+    };
+    let (files, _) = tell(&[]);
+    assert_eq!(files.len(), 2, "the run's and that of its training");
+    {
+        let state = server.state();
+        let run = &state.runs[0];
+        assert_eq!((state.runs.len(), run.status.as_str()), (1, "FINISHED"));
+        assert_eq!((run.steps("train/base/loss"), run.steps("base/loss")), (all(12), vec![0]));
+        assert!(run.params.contains(&("rate".to_owned(), "0.03".to_owned())), "{:?}", run.params);
+    }
+    let before = server.state().runs[0].metrics.clone();
+    let id = server.state().runs[0].name.clone();
+    let (again, _) = tell(&[&id[..id.len() - 1]]);
+    assert_eq!(again, files, "what is there stays");
+    let metrics = |run: usize| server.state().runs[run].metrics.clone();
+    let runs = || server.state().runs.len();
+    assert_eq!((runs(), metrics(0)), (1, before), "nothing twice");
+    // One that was told of as it went is known, too; where another run went on with it, that one's end stays.
+    train(&sandbox, &["--set", "steps=3"], &[]);
+    assert_eq!(runs(), 2);
+    let told = metrics(1);
+    tell(&[]);
+    assert_eq!((runs(), metrics(1)), (2, told));
+    let tag = ("sami.runs".to_owned(), format!("{id} a-later-one"));
+    {
+        let mut state = server.state();
+        state.runs[0].tags = vec![tag];
+        state.runs[0].status = "RUNNING".to_owned();
+    }
+    tell(&[&id]);
+    assert_eq!(server.state().runs[0].status, "RUNNING");
+    // What an interrupt left half told is no hindrance.
+    fs_err::remove_dir_all(sandbox.path("cache/tensorboard")).expect("it goes");
+    sandbox.write(&format!("cache/tensorboard/{id}.unfinished/base/old"), "");
+    assert_eq!(tell(&[&id]).0.len(), 2);
+    assert!(sandbox.sami(&["track", "none"]).exits(2).stderr.contains("cli::unknown-run"));
+}
+
+#[test]
+fn who_cannot_be_told_of_a_run_that_is_over_is_named() {
+    let sandbox = sandbox("");
+    train(&sandbox, &["--set", "steps=1"], &[]);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("it has one");
+    drop(listener);
+    sandbox.write("sami.toml", &format!("mlflow = \"http://{address}\"\n"));
+    let said = sandbox.sami(&["track"]).exits(1);
+    assert!(said.stderr.contains("trackers::mlflow-incomplete") && said.stdout.is_empty(), "{said:?}");
+}
+
 /// Reads all event files below a directory with TensorBoard's own reader, and prints tags with their steps and values.
 const READ: &str = r"
 import glob, json, os, sys
@@ -342,6 +404,23 @@ impl Drop for Real {
     }
 }
 
+/// Adds a figure that is no number to each step and result in what the latest run told.
+fn add_no_numbers(sandbox: &Sandbox) {
+    let files = sandbox.files("cache/runs").into_iter();
+    let told = files.filter(|file| file.ends_with("events.jsonl")).max().expect("a run");
+    let line = |line: &str| {
+        let mut event: Value = serde_json::from_str(line).expect("JSON");
+        if event["event"] == "node-finish" {
+            event["metrics"]["none"] = Value::Null;
+        }
+        let steps = event.get_mut("steps").and_then(Value::as_array_mut);
+        steps.into_iter().flatten().for_each(|step| step["none"] = Value::Null);
+        event.to_string() + "\n"
+    };
+    let text: String = fs_err::read_to_string(&told).expect("text").lines().map(line).collect();
+    fs_err::write(&told, text).expect("writes");
+}
+
 #[test]
 #[ignore = "slow: starts MLflow's server"]
 fn the_real_mlflow_shows_a_killed_and_resumed_training_as_one_run() {
@@ -373,6 +452,26 @@ fn the_real_mlflow_shows_a_killed_and_resumed_training_as_one_run() {
         {"key": "up", "value": "Infinity", "step": 1, "timestamp": 1}]});
     server.post("runs/log-batch", &nan);
     assert_eq!(server.history(run, "nan")[0].1, "NaN");
+    // A run that was not told of as it went, with figures that are no numbers.
+    sandbox.write("sami.toml", "");
+    train(&sandbox, &["--set", "steps=3"], &[]);
+    add_no_numbers(&sandbox);
+    sandbox.write("sami.toml", &format!("mlflow = \"{}\"\n", server.address));
+    for _ in 0..2 {
+        sandbox.sami(&["track"]).exits(0);
+        let runs = find();
+        assert_eq!(runs.as_array().map(Vec::len), Some(2), "{runs}");
+        let later = runs.as_array().into_iter().flatten().find(|run| run["data"].to_string().contains("base/none"));
+        let later = later.expect("it is told of");
+        assert_eq!(later["info"]["status"], "FINISHED", "{later}");
+        let id = later["info"]["run_id"].as_str().expect("an id");
+        assert_eq!(server.history(id, "base/none"), [(0, Value::from("NaN"))]);
+        assert_eq!(
+            server.history(id, "train/base/none"),
+            all(3).into_iter().map(|step| (step, Value::from("NaN"))).collect::<Vec<_>>()
+        );
+        assert_eq!(server.history(id, "train/base/loss").len(), 3);
+    }
     // What is refused there is said here.
     server.post("experiments/delete", &serde_json::json!({"experiment_id": "1"}));
     let (output, _) = train(&sandbox, &["--set", "steps=2"], &[]);

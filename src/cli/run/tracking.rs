@@ -25,6 +25,7 @@ pub(super) fn start(
         file: args.pipeline.pipeline.display().to_string(),
         params: pipeline.params.clone(),
         identity: identity(pipeline),
+        again: false,
     };
     Ok(Some(Trackers::start(&places, about)))
 }

@@ -105,9 +105,7 @@ impl Filter {
         let words = found.iter().all(|found| *found);
         found.fill(false);
         // One that was not held whole cannot be taken apart.
-        words
-            && (self.conditions.is_empty()
-                || line.len() as u64 == length && self.conditions.iter().all(|one| one.holds(line)))
+        words && (self.conditions.is_empty() || line.len() as u64 == length && hold(&self.conditions, line))
     }
 }
 
@@ -153,15 +151,6 @@ impl Condition {
         })
     }
 
-    fn holds(&self, line: &[u8]) -> bool {
-        let Some((first, rest)) = self.path.split_first() else { return true };
-        let mut reader = serde_json::Deserializer::from_slice(line);
-        match Field(first).deserialize(&mut reader) {
-            Ok(Some(value)) => self.fits(&value, rest),
-            Ok(None) | Err(_) => false,
-        }
-    }
-
     /// Whether a value fits, or one that is at a path in it.
     fn fits(&self, value: &Value, path: &[String]) -> bool {
         match (value, path) {
@@ -195,33 +184,45 @@ impl Condition {
     }
 }
 
-/// Reads one field of an object and passes over the others.
-struct Field<'a>(&'a str);
+/// Whether all conditions hold of a row, which is read once for all of them.
+fn hold(conditions: &[Condition], line: &[u8]) -> bool {
+    let mut reader = serde_json::Deserializer::from_slice(line);
+    Fields(conditions).deserialize(&mut reader).is_ok_and(|held| held.count_ones() as usize == conditions.len())
+}
 
-impl<'de> DeserializeSeed<'de> for Field<'_> {
-    type Value = Option<Value>;
+/// Reads the fields of an object that conditions are about, and passes over the others: a bit for each condition that holds.
+struct Fields<'a>(&'a [Condition]);
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<Value>, D::Error> {
+impl<'de> DeserializeSeed<'de> for Fields<'_> {
+    type Value = u32;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<u32, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for Field<'_> {
-    type Value = Option<Value>;
+impl<'de> Visitor<'de> for Fields<'_> {
+    type Value = u32;
 
     fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Option<Value>, A::Error> {
-        let mut found = None;
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<u32, A::Error> {
+        let mut held = 0;
         while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
-            if name == self.0 {
-                found = Some(map.next_value()?);
-            } else {
+            let asks = |condition: &Condition| condition.path.first().is_some_and(|field| *field == name);
+            if !self.0.iter().any(asks) {
                 map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            let value: Value = map.next_value()?;
+            for (at, condition) in self.0.iter().enumerate().filter(|(_, condition)| asks(condition)) {
+                // Of a field that is there twice the last one counts.
+                let bit = 1 << at;
+                held = if condition.fits(&value, &condition.path[1..]) { held | bit } else { held & !bit };
             }
         }
-        Ok(found)
+        Ok(held)
     }
 }

@@ -16,7 +16,7 @@ use crate::fs;
 use crate::store::StoreError;
 
 /// For how long others that read or write are waited for.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Between looks.
 const PAUSE: Duration = Duration::from_millis(5);
 

@@ -35,6 +35,8 @@ const LONGEST_VALUE: usize = 6_000;
 const LONGEST_NAME: usize = 250;
 /// Metrics that wait for a server that is away; beyond that the oldest are dropped.
 const MOST_WAITING: usize = 200_000;
+/// Metrics of a run that is over that wait.
+const MOST_TOLD_AGAIN: usize = 20_000;
 
 /// Tells an MLflow server.
 pub(super) struct Mlflow {
@@ -52,6 +54,8 @@ pub(super) struct Mlflow {
     steps: HashMap<String, u64>,
     /// What the server itself said that it has.
     there: HashMap<String, u64>,
+    /// Whether another run went on with this one there: how that ended counts.
+    later: bool,
     end: Option<(Outcome, i64)>,
     next: Instant,
     /// Tries that failed since the last that did not.
@@ -87,6 +91,7 @@ impl Mlflow {
             metrics: VecDeque::new(),
             steps: HashMap::new(),
             there: HashMap::new(),
+            later: false,
             end: None,
             next: Instant::now(),
             failures: 0,
@@ -118,6 +123,9 @@ impl Mlflow {
             self.pass_over(told, batch)?;
             self.metrics.drain(..batch);
         }
+        if self.later {
+            self.end = None;
+        }
         if let Some((outcome, at)) = self.end {
             let status = match outcome {
                 Outcome::Finished => "FINISHED",
@@ -147,7 +155,12 @@ impl Mlflow {
         let experiment = self.experiment.clone().unwrap_or_else(|| begin.pipeline.clone());
         let before = held(&self.tracked).mlflow().cloned();
         let before = before.filter(|before| before.url == self.url && before.experiment == experiment);
-        let (run, experiment_id) = match before.map(|before| self.take_up(&before.run, begin)).transpose()?.flatten() {
+        let before = match before {
+            Some(before) => Some(before.run),
+            None if self.about.again => self.find(&experiment, begin)?,
+            None => None,
+        };
+        let (run, experiment_id) = match before.map(|before| self.take_up(&before, begin)).transpose()?.flatten() {
             Some(found) => found,
             None => self.create(&experiment, begin)?,
         };
@@ -156,6 +169,19 @@ impl Mlflow {
         let have = |metric: &Metric| self.there.get(&metric.key).is_none_or(|last| metric.step > *last);
         self.metrics.retain(have);
         Ok(run)
+    }
+
+    /// The run there that has told of this one, alone or with others that it went on with.
+    fn find(&self, experiment: &str, begin: &Begin) -> Result<Option<String>, Fault> {
+        let found = match self.client.get("experiments/get-by-name", &[("experiment_name", experiment)]) {
+            Err(Fault::Never { code, .. }) if code == "RESOURCE_DOES_NOT_EXIST" => return Ok(None),
+            found => found?,
+        };
+        let Some(id) = found["experiment"]["experiment_id"].as_str() else { return Ok(None) };
+        let filter = format!("tags.`sami.runs` LIKE '%{}%'", begin.name);
+        let asked = json!({"experiment_ids": [id], "filter": filter, "max_results": 1});
+        let found = self.client.post("runs/search", &asked)?;
+        Ok(found["runs"][0]["info"]["run_id"].as_str().map(str::to_owned))
     }
 
     /// Takes up a run that is there; `None` if it is not, or was deleted.
@@ -172,6 +198,13 @@ impl Mlflow {
             // Protocol buffers write large numbers as texts.
             let step = metric["step"].as_u64().or_else(|| metric["step"].as_str()?.parse().ok()).unwrap_or(0);
             self.there.extend(metric["key"].as_str().map(|key| (key.to_owned(), step)));
+        }
+        if self.about.again {
+            let tags = found["run"]["data"]["tags"].as_array();
+            let runs = tags.into_iter().flatten().find(|tag| tag["key"] == "sami.runs");
+            let last = runs.and_then(|tag| tag["value"].as_str()?.split(' ').next_back());
+            self.later = last.is_some_and(|last| last != begin.name);
+            return Ok(Some((run.to_owned(), experiment.to_owned())));
         }
         self.client.post("runs/update", &json!({"run_id": run, "status": "RUNNING"}))?;
         let tag = json!({"run_id": run, "key": "sami.runs", "value": begin.runs.join(" ")});
@@ -228,6 +261,10 @@ impl Mlflow {
         if self.refused {
             self.lost += 1;
             return;
+        }
+        if self.about.again && self.metrics.len() >= MOST_TOLD_AGAIN {
+            // All comes at once, and there is no run to hold up; what goes wrong is told at the end.
+            let _ = self.send();
         }
         if self.metrics.len() >= MOST_WAITING {
             self.metrics.pop_front();

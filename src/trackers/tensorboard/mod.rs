@@ -13,8 +13,8 @@ use std::time::Instant;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::Tracker;
 use super::story::{Begin, Note, iteration};
+use super::{About, Tracker};
 use crate::diag::Diagnostic;
 use crate::exec::{attempt_directory, host};
 use crate::fs;
@@ -28,6 +28,12 @@ pub(super) struct Tensorboard {
     params: BTreeMap<String, Value>,
     /// Where files of the run are, once it has begun; none after a file could not be written.
     run: Option<PathBuf>,
+    /// Whether the run is told of after it was over.
+    again: bool,
+    /// Where its files are to be once all are there, of such a run.
+    place: Option<PathBuf>,
+    /// Whether it is there already: nothing is written.
+    known: bool,
     /// Of the run itself under the empty name, else of nodes that train.
     files: BTreeMap<Arc<str>, File>,
     /// Files that this process has made.
@@ -47,13 +53,32 @@ struct File {
 }
 
 impl Tensorboard {
-    pub(super) fn new(directory: PathBuf, params: BTreeMap<String, Value>) -> Self {
+    pub(super) fn new(directory: PathBuf, about: &About) -> Self {
         let host = host().chars().filter(|letter| letter.is_ascii_alphanumeric() || *letter == '-').collect();
-        Self { directory, params, run: None, files: BTreeMap::new(), made: 0, host, failed: false }
+        Self {
+            directory,
+            params: about.params.clone(),
+            run: None,
+            again: about.again,
+            place: None,
+            known: false,
+            files: BTreeMap::new(),
+            made: 0,
+            host,
+            failed: false,
+        }
     }
 
     fn begin(&mut self, begin: &Begin) {
-        self.run = Some(self.directory.join(&begin.name));
+        let place = self.directory.join(&begin.name);
+        if self.again {
+            // What is half told, of an earlier time, is not seen.
+            self.known = place.is_dir();
+            self.run = Some(self.directory.join(format!("{}.unfinished", begin.name)));
+            self.place = Some(place);
+        } else {
+            self.run = Some(place);
+        }
         let at = seconds(begin.at);
         let cell = |text: &str| text.replace('|', "\\|").replace(['\n', '\r'], " ");
         let mut table = format!(
@@ -69,6 +94,13 @@ impl Tensorboard {
 
     fn write(&mut self) -> std::io::Result<()> {
         let Some(run) = &self.run else { return Ok(()) };
+        if self.known {
+            self.files.clear();
+            return Ok(());
+        }
+        if self.again && self.made == 0 {
+            fs::remove_directory(run)?;
+        }
         for (node, file) in &mut self.files {
             if file.waiting.is_empty() {
                 continue;
@@ -97,6 +129,22 @@ impl Tensorboard {
         }
         self.files.retain(|_, file| !file.ended);
         Ok(())
+    }
+
+    /// All is written of a run that was over before.
+    fn put(&mut self) -> std::io::Result<()> {
+        self.write()?;
+        let (Some(run), Some(place), false) = (&self.run, self.place.take(), self.known) else { return Ok(()) };
+        self.files.clear();
+        fs::rename(run, &place)
+    }
+
+    fn fail(&mut self, error: &std::io::Error) -> Diagnostic {
+        self.failed = true;
+        self.files.clear();
+        Diagnostic::warning("trackers::tensorboard-unwritten", "event files for TensorBoard cannot be written")
+            .note(error.to_string())
+            .help("the run goes on without; all of it is in the cache")
     }
 }
 
@@ -139,17 +187,12 @@ impl Tracker for Tensorboard {
 
     fn act(&mut self) -> Option<Diagnostic> {
         let error = self.write().err()?;
-        self.failed = true;
-        self.files.clear();
-        Some(
-            Diagnostic::warning("trackers::tensorboard-unwritten", "event files for TensorBoard cannot be written")
-                .note(error.to_string())
-                .help("the run goes on without; all of it is in the cache"),
-        )
+        Some(self.fail(&error))
     }
 
     fn close(&mut self) -> (Option<Diagnostic>, Option<String>) {
-        let wrong = if self.failed { None } else { self.act() };
+        let error = if self.failed { None } else { self.put().err() };
+        let wrong = error.map(|error| self.fail(&error));
         let written =
             (!self.failed && self.run.is_some()).then(|| format!("tensorboard --logdir {}", quoted(&self.directory)));
         (wrong, written)
