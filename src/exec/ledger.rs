@@ -14,7 +14,8 @@ use crate::endpoint::{Allowance, Spent};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asking {
     pub(super) node: usize,
-    pub(super) gpu: bool,
+    /// GPUs that it will be on.
+    pub(super) gpus: usize,
     pub(super) threads: usize,
     /// Whether it may call endpoints.
     pub(super) calls: bool,
@@ -126,8 +127,8 @@ impl Ledger {
         let part = || self.need(&running.asking, item).unwrap_or(0.0) * running.share;
         match item {
             Item::Hours => 0.0,
-            Item::GpuHours => hours * f64::from(u8::from(running.asking.gpu)),
-            Item::CpuHours if running.asking.gpu => 0.0,
+            Item::GpuHours => hours * running.asking.gpus as f64,
+            Item::CpuHours if running.asking.gpus > 0 => 0.0,
             Item::CpuHours => hours * running.asking.threads as f64,
             Item::Calls => running.spent.calls as f64,
             Item::JudgeCalls => running.spent.judge_calls as f64,
@@ -152,8 +153,8 @@ impl Ledger {
         for (&item, &bound) in &self.budget.bounds {
             let takes = match item {
                 Item::Hours | Item::Tokens | Item::Disk => true,
-                Item::GpuHours => asking.gpu,
-                Item::CpuHours => !asking.gpu,
+                Item::GpuHours => asking.gpus > 0,
+                Item::CpuHours => asking.gpus == 0,
                 Item::Calls | Item::Dollars => asking.calls,
                 Item::JudgeCalls => asking.judge,
             };
@@ -292,8 +293,8 @@ impl Ledger {
                 continue;
             }
             let uses = |running: &Running| match item {
-                Item::GpuHours => running.asking.gpu,
-                Item::CpuHours => !running.asking.gpu,
+                Item::GpuHours => running.asking.gpus > 0,
+                Item::CpuHours => running.asking.gpus == 0,
                 _ => true,
             };
             let users: Vec<u64> = self
@@ -321,10 +322,11 @@ impl Ledger {
             let running = self.running.values().filter(|running| !running.told);
             match item {
                 Item::Hours => f64::from(u8::from(running.count() > 0)),
-                Item::GpuHours => running.filter(|running| running.asking.gpu).count() as f64,
-                Item::CpuHours => {
-                    running.filter(|running| !running.asking.gpu).map(|running| running.asking.threads as f64).sum()
-                }
+                Item::GpuHours => running.map(|running| running.asking.gpus as f64).sum(),
+                Item::CpuHours => running
+                    .filter(|running| running.asking.gpus == 0)
+                    .map(|running| running.asking.threads as f64)
+                    .sum(),
                 _ => 0.0,
             }
         };
@@ -347,7 +349,7 @@ mod tests {
     }
 
     fn asking(node: usize) -> Asking {
-        Asking { node, gpu: false, threads: 1, calls: true, judge: true, made: 0, portion: Portion::WHOLE }
+        Asking { node, gpus: 0, threads: 1, calls: true, judge: true, made: 0, portion: Portion::WHOLE }
     }
 
     fn needs(calls: u64) -> Needs {
@@ -407,7 +409,7 @@ mod tests {
     fn attempts_stop_when_what_they_use_is_used_up() {
         let mut ledger = Ledger::new(budget("cpu-hours=1e-9, tokens=100"), HashMap::new());
         assert_eq!((ledger.next(), ledger.over()), (None, Vec::new()));
-        let gpu = Asking { gpu: true, ..asking(1) };
+        let gpu = Asking { gpus: 1, ..asking(1) };
         ledger.begin(1, Asking { threads: 4, ..asking(0) }, Allowance::default());
         ledger.begin(2, gpu, Allowance::default());
         std::thread::sleep(ledger.next().expect("soon"));

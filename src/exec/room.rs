@@ -104,6 +104,11 @@ impl Place {
         self.devices.first().map_or("cpu", String::as_str)
     }
 
+    /// How many GPUs it has.
+    pub(super) fn gpus(&self) -> usize {
+        self.devices.len()
+    }
+
     /// The GPUs of its ranks; none on the CPU, or if it has one.
     pub(super) fn devices(&self) -> &[String] {
         if self.devices.len() > 1 { &self.devices } else { &[] }

@@ -29,7 +29,7 @@ impl Scheduler<'_> {
         let called = || pipeline.nodes[node].links.iter().filter(is_called);
         let asking = Asking {
             node,
-            gpu: place.device() != "cpu",
+            gpus: place.gpus(),
             threads: place.threads,
             calls: called().count() > 0,
             judge: called().any(|link| link.field.path == "judge"),

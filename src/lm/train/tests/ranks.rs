@@ -70,8 +70,8 @@ impl Task {
 
 /// How far the gradients of a step in parts are from those of one that is not, as a share of the largest.
 fn apart(trainer: &Trainer) -> f32 {
-    let indices: Vec<usize> = (0..6).collect();
-    let examples: Vec<&Example> = trainer.examples[..6].iter().collect();
+    let indices = Order::new(trainer.examples.len(), trainer.settings.seed).batch(0, 6);
+    let examples: Vec<&Example> = indices.iter().map(|index| &trainer.examples[*index]).collect();
     let totals = Totals::of(examples.iter().copied(), trainer.settings.form());
     let policy = &trainer.model().noisy(9);
     let work = Work { policy, indices: &indices, examples: &examples, totals, keep: Keep::Everything };
