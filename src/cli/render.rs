@@ -214,7 +214,7 @@ error[pipeline::unknown-key]: node `x` has no key `tempreature`
     #[test]
     fn errors_are_pointed_to_what_explains_them() {
         let error = |id| Diagnostic::error(id, "x");
-        let (key, file) = (error("pipeline::unknown-key"), error("pipeline::no-file"));
+        let (key, file) = (error("pipeline::unknown-key"), error("pipeline::unreadable"));
         let known = pointer(&[error("a::b"), key.clone(), key.clone(), file.clone().as_warning()]);
         assert_eq!(known.as_deref(), Some("what it means: `sami explain pipeline::unknown-key`\n"));
         assert!(pointer(&[key, file]).is_some_and(|several| several.starts_with("what they mean: `sami explain ID`")));
