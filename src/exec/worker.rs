@@ -123,7 +123,6 @@ fn heed_signals() -> Result<Arc<AtomicBool>, ExecError> {
 /// Executes an attempt; `store` is the one that the last attempt used, if it may be used again.
 fn execute(job: &Job, store: &mut Option<Store>, mouth: &mut Mouth, cancel: &AtomicBool) -> JobResult {
     (mouth.last, mouth.purse, mouth.told) = (None, Arc::new(Purse::new(job.allowance)), Spent::default());
-    mouth.held = None;
     let attempted = attempt(job, store, mouth, cancel);
     mouth.catch_up();
     let result = attempted.unwrap_or_else(|error| match error {
@@ -291,8 +290,9 @@ impl Mouth {
 
     fn progress(&mut self, mut progress: Progress) {
         fs::kill_point("progress");
-        if let Some(held) = self.held.take() {
-            progress.steps.splice(..0, held.steps);
+        if let Some(mut held) = self.held.take() {
+            held.steps.append(&mut progress.steps);
+            progress.steps = held.steps;
         }
         let due = self.last.is_none_or(|last| last.elapsed() >= BEAT);
         if due || progress.done >= progress.total {
