@@ -83,7 +83,7 @@ pub(super) fn rows(path: &Path, file: &str, query: &Query) -> Result<Rows, Probl
     let from = Place { byte: query.number("at", 0)?, row: query.number("row", 0)?, nth: query.number("from", 0)? };
     let filter = Filter::parse(&q);
     let budget = if filter.takes_apart() { rows::BUDGET_OF_FIELDS } else { rows::BUDGET };
-    let found = rows::look(path, &Ask { from, nth, take: PAGE, filter, budget })?;
+    let found = rows::look(path, &Ask { from, nth, take: PAGE, enough: false, filter, budget })?;
     let columns: Option<Vec<&str>> = query.get("columns").map(|columns| columns.split(',').collect());
     let table = rows::table(&found.rows, columns.as_deref());
     let toggle = |(name, shown): &(String, bool)| {
@@ -141,7 +141,9 @@ pub(super) fn row(site: &Site, query: &Query) -> Result<Page, Problem> {
     };
     let number: u64 = query.number("row", 0)?;
     let from = Place { byte: query.number("at", 0)?, row: number, nth: number };
-    let found = rows::look(path, &Ask { from, nth: number, take: 1, budget: rows::BUDGET, ..Ask::default() })?;
+    // And the one behind it, if there is one.
+    let ask = Ask { from, nth: number, take: 2, enough: true, budget: rows::BUDGET, ..Ask::default() };
+    let found = rows::look(path, &ask)?;
     let Some(row) = found.rows.first() else {
         return Err(Problem::absent(format!("`{name}` has no row {number}, as far as it was looked through")));
     };
@@ -154,7 +156,7 @@ pub(super) fn row(site: &Site, query: &Query) -> Result<Page, Problem> {
     } else {
         fields.push(field("the line as it is", &Value::String(text)));
     }
-    let next = found.next.map(|next| place(query, next, next.nth));
+    let next = found.rows.get(1).map(|next| place(query, next.at, next.at.nth));
     Ok(Page::new(Tab::Artifacts, format!("Row {number}"), "row.html")
         .with("id", &id)
         .with("short", &id.short())
