@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::figures::{count, figure, plural};
 use super::table::Table;
+use crate::inspect::metric::is_of_candidate;
 use crate::store::RunNode;
 
 /// Metrics on a node's last line.
@@ -43,7 +44,7 @@ pub(super) fn headline(metrics: &Map<String, Value>) -> Vec<String> {
         for (name, value) in metrics {
             let (stem, candidate) = name.split_once('.').map_or((name.as_str(), ""), |(stem, rest)| (stem, rest));
             // Of a figure that candidates have, the one without a candidate is that of one of them.
-            let twice = candidate.is_empty() && metrics.keys().any(|other| of_candidate(other, stem));
+            let twice = candidate.is_empty() && metrics.keys().any(|other| is_of_candidate(other, stem));
             let told = name == "rows_reused" && reused.is_some();
             if stem == *wanted && !twice && !told && (candidate.is_empty() || *wanted != "dropped") {
                 shown.push(format!("{name} {}", with_interval(metrics, stem, candidate, value)));
@@ -69,10 +70,6 @@ fn reuse(metrics: &Map<String, Value>) -> Option<String> {
         told.push_str(&format!(" and {} of {}", figure(reused), plural(asked.as_u64()?, "ruling")));
     }
     Some(told)
-}
-
-fn of_candidate(name: &str, stem: &str) -> bool {
-    name.strip_prefix(stem).is_some_and(|rest| rest.starts_with('.')) && stem != "dropped"
 }
 
 fn with_interval(metrics: &Map<String, Value>, stem: &str, candidate: &str, value: &Value) -> String {
