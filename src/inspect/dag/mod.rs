@@ -77,7 +77,7 @@ pub struct Open {
 }
 
 /// A box of a folded graph.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Group {
     /// One node or source.
     One(usize),
@@ -306,24 +306,15 @@ impl Dag {
             _ => Group::One(at),
         };
         let mut boxes: Vec<(Group, Vec<usize>)> = Vec::new();
-        let mut places: HashMap<String, usize> = HashMap::new();
+        let mut places: HashMap<Group, usize> = HashMap::new();
         let mut within = Vec::with_capacity(self.items.len());
         for (at, item) in self.items.iter().enumerate() {
             let group = group(at, item);
-            let place = match &group {
-                Group::One(_) => {
-                    boxes.push((group, vec![at]));
-                    boxes.len() - 1
-                }
-                folded => {
-                    let place = *places.entry(format!("{folded:?}")).or_insert_with(|| {
-                        boxes.push((group, Vec::new()));
-                        boxes.len() - 1
-                    });
-                    boxes[place].1.push(at);
-                    place
-                }
-            };
+            let place = *places.entry(group.clone()).or_insert_with(|| {
+                boxes.push((group, Vec::new()));
+                boxes.len() - 1
+            });
+            boxes[place].1.push(at);
             within.push(place);
         }
         let between = self.arrows.iter().map(|(from, to)| (within[*from], within[*to])).filter(|(from, to)| from != to);
