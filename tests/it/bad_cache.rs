@@ -9,7 +9,7 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 use sami::cli::{DAMAGED, DONE, FAILED, USAGE};
 
 use super::bad_input::{ROWS, SOUND, no_bug, project, told};
-use super::sandbox::{Output, Sandbox};
+use super::sandbox::{Output, Sandbox, unsteered};
 
 /// Says on the terminal that a test did not run; the test harness would keep what is printed to itself.
 fn skipped(what: &str, why: &str) {
@@ -23,12 +23,11 @@ fn in_own_mounts(sandbox: &Sandbox, script: &str) -> Option<Output> {
         let probe = Command::new("unshare").args([flags, "sh", "-c", "mount -t tmpfs none /mnt"]).output();
         probe.is_ok_and(|probe| probe.status.success())
     })?;
-    let mut sami = sandbox.command(&[]);
-    let program = sami.get_program().to_owned();
     let mut shell = Command::new("unshare");
-    shell.args([allowed, "sh", "-c", script]).env("SAMI", program).current_dir(sandbox.path(""));
-    sami.get_envs().filter(|(_, value)| value.is_none()).for_each(|(name, _)| _ = shell.env_remove(name));
-    sami.args(["--version"]);
+    unsteered(&mut shell)
+        .args([allowed, "sh", "-c", script])
+        .env("SAMI", sandbox.command(&[]).get_program())
+        .current_dir(sandbox.path(""));
     Some(shell.output().expect("unshare was there a moment ago").into())
 }
 

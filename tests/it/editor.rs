@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use sami::env;
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, unsteered};
 
 /// Whether a program is there.
 fn has(program: &str) -> bool {
@@ -116,7 +116,8 @@ fn world() -> (Sandbox, String) {
 
 /// The words that a shell offers for a line.
 fn offered(project: &Sandbox, path: &str, shell: &str, script: &str) -> String {
-    let output = Command::new(shell)
+    let mut command = Command::new(shell);
+    let output = unsteered(&mut command)
         .args(if shell == "bash" { &["--norc", "--noprofile", "-c"][..] } else { &["-c"][..] })
         .arg(script)
         .env("PATH", path)

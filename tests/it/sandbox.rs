@@ -47,6 +47,14 @@ pub(crate) fn skipped(why: &str) {
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("skipped: {why}\n").as_bytes());
 }
 
+/// Takes from a command's environment all that would steer `sami`.
+pub(crate) fn unsteered(command: &mut Command) -> &mut Command {
+    for variable in env::ALL {
+        command.env_remove(variable.name);
+    }
+    command
+}
+
 impl Sandbox {
     /// An empty project.
     pub(crate) fn new() -> Self {
@@ -98,9 +106,7 @@ impl Sandbox {
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sami"));
         command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
-        for variable in env::ALL {
-            command.env_remove(variable.name);
-        }
+        unsteered(&mut command);
         command
     }
 

@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, unsteered};
 
 const SLOW: &str = r#"
 name = "slow"
@@ -30,12 +30,13 @@ fn on_terminal(sandbox: &Sandbox, args: &str, variables: &[(&str, &str)]) -> Opt
 fn on_wide_terminal(columns: usize, sandbox: &Sandbox, args: &str, variables: &[(&str, &str)]) -> Option<String> {
     let line = format!("stty cols {columns} rows 20; exec {} {args}", sandbox.command(&[]).get_program().display());
     let mut command = Command::new("script");
-    command
+    unsteered(&mut command)
         .args(["-qefc", &line, "/dev/null"])
         .current_dir(sandbox.path(""))
         .env("TERM", "xterm")
-        .env("LC_ALL", "C.UTF-8");
-    command.env_remove("NO_COLOR").env_remove("SAMI_PLAIN").envs(variables.iter().copied()).stdin(Stdio::null());
+        .env("LC_ALL", "C.UTF-8")
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null());
     match command.output() {
         Ok(output) => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
         Err(error) => {
