@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::sandbox::{Output, Sandbox};
+use super::sandbox::{Output, Sandbox, skipped};
 
 /// A chain with a fan that all pipelines share, and an end of each one's own; nodes note that they begin and end.
 fn pipeline(sandbox: &Sandbox, own: &str) -> String {
@@ -263,16 +263,13 @@ time.sleep(60)
     let index = sandbox.path("cache/index.sqlite");
     let held = Command::new("python3").args(["-c", holder]).arg(&index).stdout(Stdio::piped()).spawn();
     let Ok(mut holder) = held else {
-        let _ =
-            std::io::Write::write_all(&mut std::io::stderr(), b"skipped: there is no python3 to hold the index with\n");
-        return;
+        return skipped("there is no python3 to hold the index with");
     };
     let mut line = String::new();
     let read =
         std::io::BufRead::read_line(&mut std::io::BufReader::new(holder.stdout.take().expect("is piped")), &mut line);
     if read.is_err() || line.trim() != "held" {
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"skipped: python3 cannot hold the index\n");
-        return;
+        return skipped("python3 cannot hold the index");
     }
     let begin = Instant::now();
     let output = sandbox.sami(&["run", "p.toml", "--json"]);

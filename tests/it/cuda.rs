@@ -10,7 +10,7 @@ use std::process::Command;
 use sami::env;
 use serde_json::Value;
 
-use super::sandbox::{Output, Sandbox, unsteered};
+use super::sandbox::{Output, Sandbox, skipped, unsteered};
 
 /// The binary, a project, and a directory with the driver's libraries.
 struct Rig {
@@ -24,10 +24,9 @@ type Counts = BTreeMap<String, f64>;
 
 impl Rig {
     /// `None`, with the reason printed, where there is no such binary.
-    #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
     fn new(pipeline: &str, libraries: &[&str]) -> Option<Self> {
         let Some(binary) = env::TEST_CUDA_BIN.get() else {
-            eprintln!("skipped: {} names no binary with CUDA", env::TEST_CUDA_BIN.name);
+            skipped(&format!("{} names no binary with CUDA", env::TEST_CUDA_BIN.name));
             return None;
         };
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));

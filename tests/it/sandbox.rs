@@ -42,7 +42,7 @@ pub(crate) struct DoneNode {
     pub(crate) artifact: Option<String>,
 }
 
-/// Says why a test is left out. That it cannot be said is no failure.
+/// Says why a test is left out, past the test harness's capture, so that it is seen. That it cannot be said is no failure.
 pub(crate) fn skipped(why: &str) {
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("skipped: {why}\n").as_bytes());
 }

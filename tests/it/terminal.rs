@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::sandbox::{Sandbox, unsteered};
+use crate::sandbox::{Sandbox, skipped, unsteered};
 
 const SLOW: &str = r#"
 name = "slow"
@@ -40,7 +40,7 @@ fn on_wide_terminal(columns: usize, sandbox: &Sandbox, args: &str, variables: &[
     match command.output() {
         Ok(output) => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
         Err(error) => {
-            super::sandbox::skipped(&format!("`script` of util-linux is not here ({error})"));
+            skipped(&format!("`script` of util-linux is not here ({error})"));
             None
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sami::env;
 use serde_json::Value;
 
-use super::sandbox::{Output, Sandbox};
+use super::sandbox::{Output, Sandbox, skipped};
 use super::tracker_server::{Manner, Server};
 
 /// A training of a few thousand numbers; what waits for it starts when it is done.
@@ -330,8 +330,7 @@ fn the_real_tensorboard_reads_what_a_killed_and_resumed_training_wrote() {
     let files = sandbox.files("cache/tensorboard");
     assert_eq!(files.iter().filter(|file| file.parent().is_some_and(|folder| folder.ends_with("base"))).count(), 2);
     let Some(found) = tensorboard(&sandbox) else {
-        super::sandbox::skipped("SAMI_TEST_PYTHON names no Python with tensorboard");
-        return;
+        return skipped("SAMI_TEST_PYTHON names no Python with tensorboard");
     };
     let steps: Vec<u64> =
         found["base:train/loss"].as_array().expect("a curve").iter().filter_map(|event| event[0].as_u64()).collect();
@@ -426,8 +425,7 @@ fn add_no_numbers(sandbox: &Sandbox) {
 fn the_real_mlflow_shows_a_killed_and_resumed_training_as_one_run() {
     let sandbox = sandbox("");
     let Some(server) = Real::start(&sandbox) else {
-        super::sandbox::skipped("SAMI_TEST_MLFLOW names no Python with mlflow");
-        return;
+        return skipped("SAMI_TEST_MLFLOW names no Python with mlflow");
     };
     sandbox.write("sami.toml", &format!("mlflow = \"{}\"\n", server.address));
     let args = ["run", "p.toml", "base", "--set", "steps=18"];
