@@ -1,7 +1,6 @@
 //! `sami metrics`: the figures of a run for other programs, and for the eye.
 
 use std::collections::BTreeMap;
-use std::io;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -11,10 +10,9 @@ use super::figures::{figure, quoted};
 use super::table::Table;
 use super::{CommandResult, Context, DONE, context, find};
 use crate::diag::{Diagnostic, did_you_mean};
-use crate::digest::Digest;
-use crate::exec::{Event, Follower, Told};
+use crate::inspect::run::Account;
 use crate::inspect::training::Training;
-use crate::store::{RunRecord, Store};
+use crate::store::{RunNode, RunRecord, Store, StoreError};
 
 /// Rows of the table; a run may have a hundred thousand.
 const ROWS: usize = 1000;
@@ -50,15 +48,6 @@ pub(super) struct Figure {
     pub(super) step: Option<u64>,
     pub(super) metric: String,
     pub(super) value: Value,
-}
-
-/// A node of a run and what is known of it.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Made {
-    pub(super) name: String,
-    pub(super) kind: String,
-    pub(super) artifact: Option<Digest>,
-    pub(super) metrics: Map<String, Value>,
 }
 
 /// Lists figures of a run.
@@ -127,38 +116,14 @@ pub(super) fn run_of(store: &Store, run: Option<&str>) -> Result<RunRecord, Fail
     }
 }
 
-/// The nodes of a run: of its record or, while it goes on or after it was killed, of what it has told.
-pub(super) fn nodes(store: &Store, record: &RunRecord) -> Result<Vec<Made>, Failure> {
+/// The nodes of a run: of its record or, while it goes on or after it was killed, those with results that it has told of.
+pub(super) fn nodes(store: &Store, record: &RunRecord) -> Result<Vec<RunNode>, StoreError> {
     if !record.nodes.is_empty() {
-        let made = record.nodes.iter().map(|node| Made {
-            name: node.name.clone(),
-            kind: node.kind.clone(),
-            artifact: node.artifact,
-            metrics: node.metrics.clone(),
-        });
-        return Ok(made.collect());
+        return Ok(record.nodes.clone());
     }
-    let mut made: Vec<Made> = Vec::new();
-    let mut places: BTreeMap<String, usize> = BTreeMap::new();
-    let mut follower = match Follower::of(store, &record.run) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(made),
-        follower => follower?,
-    };
-    follower.news(&mut |line| match Told::parse(line).map(|told| told.event) {
-        Some(Event::NodeFinish { node, kind, artifact, metrics, .. }) => {
-            let place = *places.entry(node.clone()).or_insert(made.len());
-            let new = Made { name: node, kind, artifact: Some(artifact), metrics };
-            if place < made.len() { made[place] = new } else { made.push(new) }
-        }
-        Some(Event::NodeHit { node, key, artifact }) => {
-            let kept = store.node(&key).ok().flatten();
-            let (kind, metrics) = kept.map_or_else(Default::default, |kept| (kept.kind, kept.metrics));
-            places.insert(node.clone(), made.len());
-            made.push(Made { name: node, kind, artifact: Some(artifact), metrics });
-        }
-        _ => {}
-    })?;
-    Ok(made)
+    let mut nodes = Account::with(store, record.clone())?.run.nodes;
+    nodes.retain(|node| matches!(node.state.as_str(), "ran" | "hit"));
+    Ok(nodes)
 }
 
 /// Whether a node is meant: by its name, or by that of which it is an iteration or a cell.
@@ -166,7 +131,7 @@ pub(super) fn is_meant(name: &str, wanted: &str) -> bool {
     name.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with(['@', '[']))
 }
 
-fn figures(store: &Store, record: &RunRecord, made: &[Made], args: &MetricsArgs) -> Result<Vec<Figure>, Failure> {
+fn figures(store: &Store, record: &RunRecord, made: &[RunNode], args: &MetricsArgs) -> Result<Vec<Figure>, Failure> {
     for wanted in &args.node {
         if !made.iter().any(|made| is_meant(&made.name, wanted)) {
             return Err(no_node(record, made, wanted));
@@ -177,7 +142,7 @@ fn figures(store: &Store, record: &RunRecord, made: &[Made], args: &MetricsArgs)
         args.metric.is_empty() || args.metric.iter().any(|wanted| wanted == metric || wanted == stem)
     };
     let mut figures = Vec::new();
-    let mut add = |made: &Made, step: Option<u64>, metrics: &Map<String, Value>| {
+    let mut add = |made: &RunNode, step: Option<u64>, metrics: &Map<String, Value>| {
         for (metric, value) in metrics.iter().filter(|(metric, _)| wanted_metric(metric)) {
             let (node, kind) = (made.name.clone(), made.kind.clone());
             figures.push(Figure { node, kind, step, metric: metric.clone(), value: value.clone() });
@@ -204,7 +169,7 @@ fn figures(store: &Store, record: &RunRecord, made: &[Made], args: &MetricsArgs)
 }
 
 /// That a run has no such node, and which it may be.
-pub(super) fn no_node(record: &RunRecord, made: &[Made], wanted: &str) -> Failure {
+pub(super) fn no_node(record: &RunRecord, made: &[RunNode], wanted: &str) -> Failure {
     let fault = Diagnostic::error("cli::unknown", format!("run {} has no results of a node `{wanted}`", record.run));
     let near = did_you_mean(wanted, made.iter().map(|made| made.name.as_str()));
     let help = match near {

@@ -6,13 +6,13 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::context::Failure;
-use super::metrics::{self, Made, is_meant};
+use super::metrics::{self, is_meant};
 use super::screen::Screen;
 use super::{CommandResult, Context, DONE, context, find, terminal};
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::inspect::training::Training;
 use crate::plot::text::{Canvas, Series, curves, told};
-use crate::store::{RunRecord, Store};
+use crate::store::{RunNode, RunRecord, Store};
 
 /// Rows of a curve.
 const HEIGHT: usize = 12;
@@ -61,7 +61,7 @@ struct Figures {
     /// Trainings by node.
     trained: Vec<(String, Training)>,
     /// Nodes with what they ended with.
-    made: Vec<Made>,
+    made: Vec<RunNode>,
 }
 
 /// Draws figures of a node.
@@ -144,7 +144,7 @@ impl Figures {
     fn of(store: &Store, record: &RunRecord, node: &str) -> Result<Self, Failure> {
         let mut made = metrics::nodes(store, record)?;
         made.retain(|made| is_meant(&made.name, node));
-        let of = |made: &Made| Some((made.name.clone(), Training::of_artifact(store, &made.artifact?)?));
+        let of = |made: &RunNode| Some((made.name.clone(), Training::of_artifact(store, &made.artifact?)?));
         let mut trained: Vec<_> = made.iter().filter_map(of).collect();
         // Those that go on, or ended without a result, are drawn as far as they told.
         if record.finished.is_none() || made.is_empty() {
@@ -217,7 +217,7 @@ fn values(metrics: &Map<String, Value>, metric: &str) -> Vec<(String, f64)> {
 }
 
 /// Curves over what x is: one for each cell and candidate.
-fn by_cell<'a>(made: impl Iterator<Item = (f64, &'a Made)>, metric: &str) -> Vec<Series> {
+fn by_cell<'a>(made: impl Iterator<Item = (f64, &'a RunNode)>, metric: &str) -> Vec<Series> {
     let mut series: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for (x, made) in made {
         let (stem, rest) = made.name.split_once('@').unwrap_or((&made.name, ""));
@@ -274,9 +274,10 @@ fn no_metric(figures: &Figures, node: &str, metric: &str) -> Failure {
 mod tests {
     use super::*;
 
-    fn made(name: &str, metrics: Value) -> Made {
+    fn made(name: &str, metrics: Value) -> RunNode {
         let metrics = metrics.as_object().cloned().unwrap_or_default();
-        Made { name: name.to_owned(), kind: "k".to_owned(), artifact: None, metrics }
+        let [name, kind, state] = [name, "k", "ran"].map(str::to_owned);
+        RunNode { name, kind, state, key: None, artifact: None, seconds: 0.0, metrics }
     }
 
     #[test]
@@ -286,7 +287,7 @@ mod tests {
             made("evaluate@1", json!({"win_rate.a": 0.5})),
             made("evaluate@1[lr=1]", json!({"win_rate.a": 0.25})),
         ];
-        let of = |made: &Made| iteration(&made.name).unwrap_or(0) as f64;
+        let of = |made: &RunNode| iteration(&made.name).unwrap_or(0) as f64;
         let series = by_cell(all.iter().map(|made| (of(made), made)), "win_rate");
         let told: Vec<(&str, usize)> =
             series.iter().map(|series| (series.name.as_str(), series.points.len())).collect();

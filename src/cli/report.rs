@@ -13,7 +13,7 @@ use super::{CommandResult, Context, DONE, FAILED, context};
 use crate::diag::Diagnostic;
 use crate::fs;
 use crate::inspect::run::Account;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::ui::report;
 
 /// Arguments of `report`.
@@ -39,8 +39,8 @@ pub(super) fn run(context: &Context, args: &ReportArgs) -> CommandResult {
                 .help("run a pipeline first: `sami run FILE`")
         })?,
     };
-    let gone = || StoreError::Damaged { what: format!("the record of run {}", run.run) };
-    let account = Account::of(&store, &run.run)?.ok_or_else(gone)?;
+    let account = Account::with(&store, run)?;
+    let run = &account.run;
     let page = report::draw(&store, &account, args.samples)?;
     if args.output == Path::new("-") {
         context::write_out(|stdout| stdout.write_all(page.as_bytes()))?;
