@@ -12,7 +12,7 @@ use super::{CommandResult, Context, DONE, context, find};
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::inspect::run::Account;
 use crate::inspect::training::Training;
-use crate::store::{RunNode, RunRecord, Store, StoreError};
+use crate::store::{RunNode, RunRecord, Selection, Store, StoreError};
 
 /// Rows of the table; a run may have a hundred thousand.
 const ROWS: usize = 1000;
@@ -126,14 +126,9 @@ pub(super) fn nodes(store: &Store, record: &RunRecord) -> Result<Vec<RunNode>, S
     Ok(nodes)
 }
 
-/// Whether a node is meant: by its name, or by that of which it is an iteration or a cell.
-pub(super) fn is_meant(name: &str, wanted: &str) -> bool {
-    name.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with(['@', '[']))
-}
-
 fn figures(store: &Store, record: &RunRecord, made: &[RunNode], args: &MetricsArgs) -> Result<Vec<Figure>, Failure> {
     for wanted in &args.node {
-        if !made.iter().any(|made| is_meant(&made.name, wanted)) {
+        if !made.iter().any(|made| Selection::is_of(&made.name, wanted)) {
             return Err(no_node(record, made, wanted));
         }
     }
@@ -148,8 +143,9 @@ fn figures(store: &Store, record: &RunRecord, made: &[RunNode], args: &MetricsAr
             figures.push(Figure { node, kind, step, metric: metric.clone(), value: value.clone() });
         }
     };
-    for made in
-        made.iter().filter(|made| args.node.is_empty() || args.node.iter().any(|node| is_meant(&made.name, node)))
+    for made in made
+        .iter()
+        .filter(|made| args.node.is_empty() || args.node.iter().any(|node| Selection::is_of(&made.name, node)))
     {
         if args.steps {
             let trained = made.artifact.and_then(|artifact| Training::of_artifact(store, &artifact));
@@ -187,9 +183,9 @@ mod tests {
     #[test]
     fn nodes_are_meant_by_name_or_by_what_they_are_copies_of() {
         for (name, meant) in [("a@2", true), ("a[lr=1]", true), ("a", true), ("ab", false), ("b@a", false)] {
-            assert_eq!(is_meant(name, "a"), meant, "{name}");
+            assert_eq!(Selection::is_of(name, "a"), meant, "{name}");
         }
-        assert!(is_meant("a@2[lr=1]", "a@2") && !is_meant("a@20", "a@2"));
+        assert!(Selection::is_of("a@2[lr=1]", "a@2") && !Selection::is_of("a@20", "a@2"));
     }
 
     #[test]

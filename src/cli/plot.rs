@@ -6,13 +6,14 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::context::Failure;
-use super::metrics::{self, is_meant};
+use super::metrics;
 use super::screen::Screen;
 use super::{CommandResult, Context, DONE, context, find, terminal};
 use crate::diag::{Diagnostic, did_you_mean};
+use crate::inspect::name::Name;
 use crate::inspect::training::Training;
 use crate::plot::text::{Canvas, Series, curves, told};
-use crate::store::{RunNode, RunRecord, Store};
+use crate::store::{RunNode, RunRecord, Selection, Store};
 
 /// Rows of a curve.
 const HEIGHT: usize = 12;
@@ -143,14 +144,14 @@ fn find_figures(store: &Store, args: &PlotArgs) -> Result<(RunRecord, Figures), 
 impl Figures {
     fn of(store: &Store, record: &RunRecord, node: &str) -> Result<Self, Failure> {
         let mut made = metrics::nodes(store, record)?;
-        made.retain(|made| is_meant(&made.name, node));
+        made.retain(|made| Selection::is_of(&made.name, node));
         let of = |made: &RunNode| Some((made.name.clone(), Training::of_artifact(store, &made.artifact?)?));
         let mut trained: Vec<_> = made.iter().filter_map(of).collect();
         // Those that go on, or ended without a result, are drawn as far as they told.
         if record.finished.is_none() || made.is_empty() {
             let known: BTreeSet<String> = made.iter().map(|made| made.name.clone()).collect();
             let told = Training::of_events(store, &record.run).into_iter();
-            trained.extend(told.filter(|(name, _)| is_meant(name, node) && !known.contains(name)));
+            trained.extend(told.filter(|(name, _)| Selection::is_of(name, node) && !known.contains(name)));
         }
         Ok(Self { trained, made })
     }
@@ -171,7 +172,7 @@ impl Figures {
         if !series.is_empty() {
             return Ok(drawn("step", series));
         }
-        let iterations = self.made.iter().map(|made| (iteration(&made.name), made));
+        let iterations = self.made.iter().map(|made| (Name::of(&made.name).iteration, made));
         let series = by_cell(iterations.filter_map(|(at, made)| Some((at? as f64, made))), metric);
         if series.iter().any(|series| series.points.len() > 1) {
             return Ok(drawn("iteration", series));
@@ -186,7 +187,7 @@ impl Figures {
         for id in &ids[until.saturating_sub(RUNS)..until] {
             let Some(run) = store.run(id)?.filter(|run| run.pipeline == record.pipeline) else { continue };
             let mut made = metrics::nodes(store, &run)?;
-            made.retain(|made| is_meant(&made.name, node) && !values(&made.metrics, metric).is_empty());
+            made.retain(|made| Selection::is_of(&made.name, node) && !values(&made.metrics, metric).is_empty());
             if !made.is_empty() {
                 earlier.push(made);
             }
@@ -220,11 +221,9 @@ fn values(metrics: &Map<String, Value>, metric: &str) -> Vec<(String, f64)> {
 fn by_cell<'a>(made: impl Iterator<Item = (f64, &'a RunNode)>, metric: &str) -> Vec<Series> {
     let mut series: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for (x, made) in made {
-        let (stem, rest) = made.name.split_once('@').unwrap_or((&made.name, ""));
-        let cell = rest.trim_start_matches(|letter: char| letter.is_ascii_digit());
+        let name = Name::of(&made.name).family();
         for (candidate, value) in values(&made.metrics, metric) {
-            let name = format!("{stem}{cell}");
-            let name = if candidate.is_empty() { name } else { format!("{name}: {candidate}") };
+            let name = if candidate.is_empty() { name.clone() } else { format!("{name}: {candidate}") };
             series.entry(name).or_default().push((x, value));
         }
     }
@@ -233,12 +232,6 @@ fn by_cell<'a>(made: impl Iterator<Item = (f64, &'a RunNode)>, metric: &str) -> 
         Series { name, points }
     });
     sorted.collect()
-}
-
-/// The iteration that a node is of: 2 of `finetune@2[lr=1]`.
-fn iteration(name: &str) -> Option<u64> {
-    let rest = name.split_once('@')?.1;
-    rest.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// A value as a number; what is none leaves a gap.
@@ -287,7 +280,7 @@ mod tests {
             made("evaluate@1", json!({"win_rate.a": 0.5})),
             made("evaluate@1[lr=1]", json!({"win_rate.a": 0.25})),
         ];
-        let of = |made: &RunNode| iteration(&made.name).unwrap_or(0) as f64;
+        let of = |made: &RunNode| Name::of(&made.name).iteration.unwrap_or(0) as f64;
         let series = by_cell(all.iter().map(|made| (of(made), made)), "win_rate");
         let told: Vec<(&str, usize)> =
             series.iter().map(|series| (series.name.as_str(), series.points.len())).collect();
