@@ -1,5 +1,6 @@
 //! `sami plot`: figures as curves in the terminal.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
@@ -63,6 +64,8 @@ struct Figures {
     trained: Vec<(String, Training)>,
     /// Nodes with what they ended with.
     made: Vec<RunNode>,
+    /// See [`Figures::earlier()`].
+    earlier: OnceCell<Vec<Vec<RunNode>>>,
 }
 
 /// Draws figures of a node.
@@ -153,7 +156,7 @@ impl Figures {
             let told = Training::of_events(store, &record.run).into_iter();
             trained.extend(told.filter(|(name, _)| Selection::is_of(name, node) && !known.contains(name)));
         }
-        Ok(Self { trained, made })
+        Ok(Self { trained, made, earlier: OnceCell::new() })
     }
 
     fn is_empty(&self) -> bool {
@@ -181,20 +184,27 @@ impl Figures {
             return Ok(None);
         }
         // One value alone: those of earlier runs beside it.
+        let has = |made: &&Vec<RunNode>| made.iter().any(|made| !values(&made.metrics, metric).is_empty());
+        let earlier = self.earlier(store, record, node)?.iter().filter(has).enumerate();
+        let runs = earlier.flat_map(|(at, made)| made.iter().map(move |made| (at as f64 + 1.0, made)));
+        Ok(drawn("run", by_cell(runs, metric)))
+    }
+
+    /// What the latest runs of the pipeline, up to this one, have of the node; read when it is first asked for.
+    fn earlier(&self, store: &Store, record: &RunRecord, node: &str) -> Result<&[Vec<RunNode>], Failure> {
+        if let Some(earlier) = self.earlier.get() {
+            return Ok(earlier);
+        }
         let ids = store.run_ids()?;
         let until = ids.iter().position(|id| *id == record.run).map_or(ids.len(), |place| place + 1);
         let mut earlier = Vec::new();
         for id in &ids[until.saturating_sub(RUNS)..until] {
             let Some(run) = store.run(id)?.filter(|run| run.pipeline == record.pipeline) else { continue };
             let mut made = metrics::nodes(store, &run)?;
-            made.retain(|made| Selection::is_of(&made.name, node) && !values(&made.metrics, metric).is_empty());
-            if !made.is_empty() {
-                earlier.push(made);
-            }
+            made.retain(|made| Selection::is_of(&made.name, node));
+            earlier.push(made);
         }
-        let runs =
-            earlier.iter().enumerate().flat_map(|(at, made)| made.iter().map(move |made| (at as f64 + 1.0, made)));
-        Ok(drawn("run", by_cell(runs, metric)))
+        Ok(self.earlier.get_or_init(|| earlier))
     }
 
     /// Names of all metrics.
@@ -292,11 +302,11 @@ mod tests {
 
     #[test]
     fn what_people_look_for_is_drawn_first() {
-        let usual = |metrics: Value| usual(&Figures { trained: Vec::new(), made: vec![made("a", metrics)] });
+        let usual = |metrics: Value| usual(&Figures { made: vec![made("a", metrics)], ..Figures::default() });
         assert_eq!(usual(json!({"win_rate.a": 0.5, "loss": 1, "rows": 3})), ["loss", "win_rate"]);
         assert_eq!(usual(json!({"rows": 3})), ["rows"]);
         assert!(usual(json!({})).is_empty());
-        let figures = Figures { trained: Vec::new(), made: vec![made("a", json!({"loss": 1}))] };
+        let figures = Figures { made: vec![made("a", json!({"loss": 1}))], ..Figures::default() };
         let fault = no_metric(&figures, "a", "los");
         assert_eq!(fault.diagnostics[0].help, ["perhaps `loss` is meant; there are loss"]);
     }
