@@ -53,7 +53,7 @@ pub(super) struct Figure {
 /// Lists figures of a run.
 pub(super) fn run(context: &Context, args: &MetricsArgs) -> CommandResult {
     let store = Store::open_existing(&context.cache_directory(None)?)?;
-    let record = run_of(&store, args.run.as_deref())?;
+    let record = find::run_or_latest(&store, args.run.as_deref())?;
     let made = nodes(&store, &record)?;
     let figures = figures(&store, &record, &made, args)?;
     let cells = |figure: &Figure| {
@@ -103,17 +103,6 @@ fn table(figures: &[Figure], args: &MetricsArgs) -> String {
     let more = figures.len().saturating_sub(ROWS);
     let more = if more > 0 { format!("{more} more; `--csv` and `--jsonl` have all\n") } else { String::new() };
     table.text() + &more
-}
-
-/// The run that is meant; the latest one that told anything, without a word on it.
-pub(super) fn run_of(store: &Store, run: Option<&str>) -> Result<RunRecord, Failure> {
-    match run {
-        Some(run) => find::run(store, run),
-        None => find::latest_run(store, |_| true)?.ok_or_else(|| {
-            let fault = Diagnostic::error("cli::no-runs", "there are no runs in this cache");
-            fault.help("`sami run PIPELINE` makes one; `--cache DIR` names another cache").into()
-        }),
-    }
 }
 
 /// The nodes of a run: of its record or, while it goes on or after it was killed, those with results that it has told of.
@@ -191,7 +180,7 @@ mod tests {
     #[test]
     fn figures_are_those_of_the_run_and_what_is_absent_is_told() {
         let (_folder, store, _) = sample::store();
-        let record = run_of(&store, Some("20260102-000000-bbbb")).unwrap();
+        let record = find::run(&store, "20260102-000000-bbbb").unwrap();
         let made = nodes(&store, &record).unwrap();
         let args = MetricsArgs { run: None, node: vec![], metric: vec![], steps: false, csv: false, jsonl: false };
         let all = figures(&store, &record, &made, &args).unwrap();

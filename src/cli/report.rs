@@ -32,14 +32,7 @@ pub struct ReportArgs {
 /// Writes the report of a run.
 pub(super) fn run(context: &Context, args: &ReportArgs) -> CommandResult {
     let store = Store::open_existing(&context.cache_directory(None)?)?;
-    let run = match &args.run {
-        Some(named) => find::run(&store, named)?,
-        None => find::latest_run(&store, |_| true)?.ok_or_else(|| {
-            Diagnostic::error("report::no-run", "the cache has no run to report on")
-                .help("run a pipeline first: `sami run FILE`")
-        })?,
-    };
-    let account = Account::with(&store, run)?;
+    let account = Account::with(&store, find::run_or_latest(&store, args.run.as_deref())?)?;
     let run = &account.run;
     let page = report::draw(&store, &account, args.samples)?;
     if args.output == Path::new("-") {

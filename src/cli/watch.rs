@@ -64,13 +64,7 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> CommandResult {
         Some(run) => find::run(&store, run)?,
         None => latest(&store)?,
     };
-    let mut follower = match Follower::of(&store, &record.run) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let fault = Diagnostic::error("cli::no-events", format!("run {} left no events", record.run));
-            return Err(fault.help(format!("what is known of it: `sami show {}`", record.run)).into());
-        }
-        follower => follower?,
-    };
+    let mut follower = follow(&store, &record.run)?;
     if context.json() {
         return pass_on(&store, record, &mut follower);
     }
@@ -125,6 +119,14 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> CommandResult {
     Ok(code(&record, &seen))
 }
 
+/// The events of a run. Errs if it left none.
+pub(super) fn follow(store: &Store, run: &str) -> Result<Follower, Failure> {
+    fs::absent_is_none(Follower::of(store, run))?.ok_or_else(|| {
+        let fault = Diagnostic::error("cli::no-events", format!("run {run} left no events"));
+        fault.help(format!("what is known of it: `sami show {run}`")).into()
+    })
+}
+
 /// The latest run that goes on or, for want of one, the latest.
 fn latest(store: &Store) -> Result<RunRecord, Failure> {
     let ids = store.run_ids()?;
@@ -136,10 +138,7 @@ fn latest(store: &Store) -> Result<RunRecord, Failure> {
             return Ok(record);
         }
     }
-    find::latest_run(store, |_| true)?.ok_or_else(|| {
-        let fault = Diagnostic::error("cli::no-runs", "there are no runs in this cache");
-        fault.help("`sami run PIPELINE` makes one; `--cache DIR` names another cache").into()
-    })
+    find::run_or_latest(store, None)
 }
 
 /// Seconds since a run began.
