@@ -56,7 +56,13 @@ impl Account {
     ///
     /// Errs if the disk does.
     pub fn of(store: &Store, run: &str) -> Result<Option<Self>, StoreError> {
-        let Some(mut run) = store.run(run)? else { return Ok(None) };
+        store.run(run)?.map(|run| Self::with(store, run)).transpose()
+    }
+
+    /// Of a run whose record has been read.
+    ///
+    /// Errs if the disk does.
+    pub fn with(store: &Store, mut run: RunRecord) -> Result<Self, StoreError> {
         let story = Story::of(store, &run.run)?;
         if run.nodes.is_empty() {
             let mut nodes =
@@ -64,7 +70,7 @@ impl Account {
             nodes.sort_by_key(|node| natural(&node.name));
             run.nodes = nodes;
         }
-        Ok(Some(Self { run, story }))
+        Ok(Self { run, story })
     }
 
     /// How it ended, or that it goes on, in a word.
