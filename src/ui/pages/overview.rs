@@ -7,13 +7,12 @@ use crate::inspect::run;
 use crate::inspect::story::{Story, Told};
 use crate::store::{RunRecord, Store};
 use crate::ui::html::{Page, Tab};
+use crate::ui::pipelines::LATEST;
 use crate::ui::query::Query;
 use crate::ui::{Problem, Site};
 
 /// Runs that are listed.
 const RUNS: usize = 10;
-/// Runs among which those that go on are looked for.
-const LATEST: usize = 8;
 /// Nodes that are listed of a run that goes on.
 const RUNNING: usize = 12;
 
