@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::story::{Begin, Note, Outcome, iteration};
 use super::tracked::{Remote, Tracked};
-use super::{About, Tracker, held};
+use super::{About, Tracker, held, shown};
 use crate::diag::Diagnostic;
 use crate::exec::host;
 use crate::settings::MlflowSettings;
@@ -325,7 +325,6 @@ impl Tracker for Mlflow {
     fn take(&mut self, note: Note) {
         match note {
             Note::Begin(begin) => {
-                let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 let cut = |text: String| text.chars().take(LONGEST_VALUE).collect();
                 let params = self.about.params.iter().map(|(name, value)| (key(name), cut(shown(value))));
                 self.params = params.collect();
