@@ -55,18 +55,21 @@ impl Metric {
     }
 }
 
-/// Metrics in the order in which people look for them; ends of intervals stand with what they are the ends of, and what a candidate
-/// has does not stand a second time without its name.
+/// All metrics in the order in which people look for them; ends of intervals stand with what they are the ends of.
+pub fn all(metrics: &Map<String, Value>) -> Vec<Metric> {
+    let own = metrics.iter().filter(|(name, _)| !is_end(name));
+    let mut all: Vec<Metric> = own
+        .map(|(name, value)| Metric { name: name.clone(), value: value.clone(), interval: interval(metrics, name) })
+        .collect();
+    all.sort_by(|one, other| order(&one.name).cmp(&order(&other.name)));
+    all
+}
+
+/// As [`all`], but what a candidate has does not stand a second time without its name.
 pub fn listed(metrics: &Map<String, Value>) -> Vec<Metric> {
     let named =
         |name: &str| metrics.keys().any(|other| other.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')));
-    let mut listed: Vec<Metric> = metrics
-        .iter()
-        .filter(|(name, _)| !is_end(name) && (name.contains('.') || !named(name)))
-        .map(|(name, value)| Metric { name: name.clone(), value: value.clone(), interval: interval(metrics, name) })
-        .collect();
-    listed.sort_by(|one, other| order(&one.name).cmp(&order(&other.name)));
-    listed
+    all(metrics).into_iter().filter(|metric| metric.name.contains('.') || !named(&metric.name)).collect()
 }
 
 /// Where a metric comes among others.
