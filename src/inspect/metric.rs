@@ -55,17 +55,20 @@ impl Metric {
     }
 }
 
-/// Metrics in the order in which people look for them; ends of intervals stand with what they are the ends of, and what a candidate
-/// has does not stand a second time without its name.
-pub fn listed(metrics: &Map<String, Value>) -> Vec<Metric> {
-    let named = |name: &str| metrics.keys().any(|other| is_of_candidate(other, name));
-    let mut listed: Vec<Metric> = metrics
-        .iter()
-        .filter(|(name, _)| !is_end(name) && (name.contains('.') || !named(name)))
+/// All metrics in the order in which people look for them; ends of intervals stand with what they are the ends of.
+pub fn all(metrics: &Map<String, Value>) -> Vec<Metric> {
+    let own = metrics.iter().filter(|(name, _)| !is_end(name));
+    let mut all: Vec<Metric> = own
         .map(|(name, value)| Metric { name: name.clone(), value: value.clone(), interval: interval(metrics, name) })
         .collect();
-    listed.sort_by(|one, other| order(&one.name).cmp(&order(&other.name)));
-    listed
+    all.sort_by(|one, other| order(&one.name).cmp(&order(&other.name)));
+    all
+}
+
+/// As [`all`], but what a candidate has does not stand a second time without its name.
+pub fn listed(metrics: &Map<String, Value>) -> Vec<Metric> {
+    let named = |name: &str| metrics.keys().any(|other| is_of_candidate(other, name));
+    all(metrics).into_iter().filter(|metric| metric.name.contains('.') || !named(&metric.name)).collect()
 }
 
 /// Whether a metric is what another one is of one candidate. The parts of `dropped` are of filters, and it is their sum.

@@ -23,6 +23,8 @@ pub use marks::{Part, marks};
 pub use models::{Asked, Source, sources};
 pub use row::{Candidate, Response, Scored, read};
 
+/// Types of artifacts whose rows have matrices.
+pub const TYPES: [&str; 2] = ["evaluation", "scores"];
 /// Bytes of each other artifact that are looked through for a query.
 const LOOKED: u64 = 64 << 20;
 

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::Serialize;
 
+use super::name::Name;
 use super::story::Story;
 use crate::digest::Digest;
 use crate::exec::{Plan, State};
@@ -102,16 +103,12 @@ pub struct Folded {
 
 impl Item {
     fn new(name: &str, kind: &str) -> Self {
-        let (stem, is_cell) = name.split_once('[').map_or((name, false), |(stem, _)| (stem, true));
-        let (base, iteration) = match stem.rsplit_once('@').map(|(base, number)| (base, number.parse().ok())) {
-            Some((base, Some(number))) => (base, Some(number)),
-            _ => (stem, None),
-        };
+        let Name { base, cell, iteration } = Name::of(name);
         Self {
             name: name.to_owned(),
             base: base.to_owned(),
             iteration,
-            is_cell,
+            is_cell: !cell.is_empty(),
             kind: kind.to_owned(),
             state: "",
             why: String::new(),

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::artifact::asked;
 use crate::digest::Digest;
+use crate::inspect::contrast;
 use crate::inspect::rows::{self, Ask, Filter, Found, Place, Table};
 use crate::ui::html::{Page, Tab};
 use crate::ui::query::Query;
@@ -169,7 +170,7 @@ pub(super) fn row(site: &Site, query: &Query) -> Result<Page, Problem> {
         .with("fields", &fields)
         .with("next", &next)
         .with("previous", &(number > 0).then(|| place(query, Place { byte: 0, row: number - 1, nth: 0 }, 0)))
-        .with("has_contrast", &(name == "rows.jsonl" && ["scores", "evaluation"].contains(&kind.as_str()))))
+        .with("has_contrast", &(name == "rows.jsonl" && contrast::TYPES.contains(&kind.as_str()))))
 }
 
 fn field(name: &str, value: &Value) -> Field {
