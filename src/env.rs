@@ -289,12 +289,6 @@ pub const LC_CTYPE: Variable = Variable { name: "LC_CTYPE", doc: "See `LC_ALL`."
 /// See [`LC_ALL`].
 pub const LANG: Variable = Variable { name: "LANG", doc: "See `LC_ALL`." };
 
-/// Which GPUs there are.
-pub const CUDA_VISIBLE_DEVICES: Variable = Variable {
-    name: "CUDA_VISIBLE_DEVICES",
-    doc: "CUDA's own list of GPUs that may be used. What a run tells of the memory of `cuda:N` goes by it.",
-};
-
 /// Whether colour is wanted.
 pub const NO_COLOR: Variable = Variable {
     name: "NO_COLOR",
@@ -310,7 +304,7 @@ pub const COMPLETE: Variable = Variable {
 /// GPUs that the driver shows.
 pub const VISIBLE: Variable = Variable {
     name: "CUDA_VISIBLE_DEVICES",
-    doc: "Read by NVIDIA's driver: which GPUs a process sees, and in which order; `cuda:0` is the first of these. `sami doctor` shows it.",
+    doc: "Read by NVIDIA's driver: which GPUs a process sees, and in which order; `cuda:0` is the first of these. `sami doctor` shows it, and what a run tells of the memory of `cuda:N` goes by it.",
 };
 
 /// All of them, in the order of the documentation.
@@ -324,7 +318,6 @@ pub const ALL: &[&Variable] = &[
     &LC_ALL,
     &LC_CTYPE,
     &LANG,
-    &CUDA_VISIBLE_DEVICES,
     &COMPLETE,
     &HF_HUB_CACHE,
     &HF_HOME,
@@ -448,4 +441,16 @@ pub fn value(name: &str) -> Option<OsString> {
 pub fn named(name: &str) -> Option<String> {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_stands_once() {
+        let mut names: Vec<&str> = ALL.iter().map(|variable| variable.name).collect();
+        names.sort_unstable();
+        assert_eq!(names.windows(2).find(|two| two[0] == two[1]), None);
+    }
 }

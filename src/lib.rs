@@ -13,7 +13,6 @@
 //! - [`archive`]: artifacts in one file.
 //! - [`kinds`]: what each node kind does, on top of those.
 //! - [`schema`]: what editors know of pipelines and `sami.toml`.
-//! - [`exec`]: what to run and running it. [`cli`]: what people type and see.
 //! - [`collective`]: processes that compute one thing together.
 //! - [`inspect`]: what people ask of a cache. [`plot`]: pictures. [`ui`]: both as a web page.
 //! - [`exec`]: what to run and running it. [`trackers`]: how that goes, told to TensorBoard and MLflow. [`cli`]: what people type and see.

@@ -3,9 +3,9 @@
 //! The scripts ask the program itself (`SAMI_COMPLETE`), so they know what the cache knows. Whoever types is not to wait, and
 //! not to be told of damage: what cannot be read at once gives no words.
 
+use std::cell::OnceCell;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use clap::{Arg, Command, CommandFactory, ValueEnum};
 use clap_complete::CompleteEnv;
@@ -183,6 +183,8 @@ struct Line {
     file: Option<PathBuf>,
     sets: Vec<String>,
     cache: Option<PathBuf>,
+    /// The index of the cache, once it was asked for.
+    glimpse: OnceCell<Option<Glimpse>>,
 }
 
 impl Line {
@@ -218,8 +220,8 @@ impl Line {
         context.cache_directory(self.file.as_deref()).ok()
     }
 
-    fn glimpse(&self) -> Option<Rc<Glimpse>> {
-        Some(Rc::new(Glimpse::open(&self.cache()?)?))
+    fn glimpse(&self) -> Option<&Glimpse> {
+        self.glimpse.get_or_init(|| Glimpse::open(&self.cache()?)).as_ref()
     }
 
     /// Runs, newest first: those that the index knows and, failing that, those that have a directory.

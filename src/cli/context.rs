@@ -186,7 +186,7 @@ fn project(start: &Path) -> Option<&Path> {
     start.ancestors().find(|directory| directory.join("sami.toml").is_file() || directory.join("pipelines").is_dir())
 }
 
-/// Writes text to standard output. That the reader went away (`| head`) is no error.
+/// Writes text for people to standard output, as they can read it. That the reader went away (`| head`) is no error.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let text = terminal::shown(text, io::stdout().is_terminal());
     write_out(|stdout| stdout.write_all(text.as_bytes()))
@@ -200,7 +200,7 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     write_out(|stdout| stdout.write_all(text.as_bytes()))
 }
 
-/// Lets `write` write to standard output, buffered. That the reader went away is no error.
+/// Lets `write` write to standard output, buffered and as it is. That the reader went away is no error.
 pub(crate) fn write_out(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
     let mut stdout = io::BufWriter::new(io::stdout().lock());
     let written = write(&mut stdout).and_then(|()| stdout.flush());

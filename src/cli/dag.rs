@@ -23,7 +23,11 @@ pub(crate) fn run(context: &Context, args: &PipelineArgs, format: DagFormat) -> 
         DagFormat::Dot => draw::dot(&pipeline, &layout, &states),
         DagFormat::Svg => draw::svg(&pipeline, &layout, &states),
     };
-    context::print(&drawing)?;
+    match format {
+        DagFormat::Text => context::print(&drawing)?,
+        // Documents, which stay as they are.
+        DagFormat::Dot | DagFormat::Svg => context::write_out(|stdout| stdout.write_all(drawing.as_bytes()))?,
+    }
     Ok(DONE)
 }
 

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use serde_json::json;
 
-use super::{CommandResult, Context, DONE, context};
+use super::{CommandResult, Context, DONE, context, table};
 use crate::diag::{Diagnostic, did_you_mean};
 
 const PAGES: &[&str] = &[
@@ -115,21 +115,7 @@ fn upper(text: &str) -> String {
 /// Text in lines of a width that can be read.
 pub(super) fn wrapped(text: &str) -> String {
     const WIDTH: usize = 92;
-    let mut lines: Vec<String> = Vec::new();
-    for paragraph in text.split('\n') {
-        let mut line = String::new();
-        for word in paragraph.split(' ') {
-            if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > WIDTH {
-                lines.push(std::mem::take(&mut line));
-            }
-            if !line.is_empty() {
-                line.push(' ');
-            }
-            line.push_str(word);
-        }
-        lines.push(line);
-    }
-    lines.join("\n")
+    text.split('\n').flat_map(|paragraph| table::wrapped(paragraph, WIDTH)).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

@@ -29,6 +29,17 @@ pub(super) fn latest_run(store: &Store, wanted: impl Fn(&RunRecord) -> bool) -> 
     Ok(None)
 }
 
+/// The run that is named or, without a name, the latest that told anything.
+pub(super) fn run_or_latest(store: &Store, named: Option<&str>) -> Result<RunRecord, Failure> {
+    if let Some(named) = named {
+        return run(store, named);
+    }
+    latest_run(store, |_| true)?.ok_or_else(|| {
+        let fault = Diagnostic::error("cli::no-runs", "there are no runs in this cache");
+        fault.help("`sami run PIPELINE` makes one; `--cache DIR` names another cache").into()
+    })
+}
+
 /// The run or the node's latest record that a name, an id or the beginning of an id means.
 pub(super) fn run_or_node(store: &Store, index: &Index, what: &str) -> Result<Found, Failure> {
     if let Some(record) = node(store, index, what)? {

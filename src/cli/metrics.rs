@@ -1,7 +1,6 @@
 //! `sami metrics`: the figures of a run for other programs, and for the eye.
 
 use std::collections::BTreeMap;
-use std::io;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -11,10 +10,9 @@ use super::figures::{figure, quoted};
 use super::table::Table;
 use super::{CommandResult, Context, DONE, context, find};
 use crate::diag::{Diagnostic, did_you_mean};
-use crate::digest::Digest;
-use crate::exec::{Event, Follower, Told};
+use crate::inspect::run::Account;
 use crate::inspect::training::Training;
-use crate::store::{RunRecord, Store};
+use crate::store::{RunNode, RunRecord, Selection, Store, StoreError};
 
 /// Rows of the table; a run may have a hundred thousand.
 const ROWS: usize = 1000;
@@ -52,19 +50,10 @@ pub(super) struct Figure {
     pub(super) value: Value,
 }
 
-/// A node of a run and what is known of it.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Made {
-    pub(super) name: String,
-    pub(super) kind: String,
-    pub(super) artifact: Option<Digest>,
-    pub(super) metrics: Map<String, Value>,
-}
-
 /// Lists figures of a run.
 pub(super) fn run(context: &Context, args: &MetricsArgs) -> CommandResult {
     let store = Store::open_existing(&context.cache_directory(None)?)?;
-    let record = run_of(&store, args.run.as_deref())?;
+    let record = find::run_or_latest(&store, args.run.as_deref())?;
     let made = nodes(&store, &record)?;
     let figures = figures(&store, &record, &made, args)?;
     let cells = |figure: &Figure| {
@@ -116,59 +105,19 @@ fn table(figures: &[Figure], args: &MetricsArgs) -> String {
     table.text() + &more
 }
 
-/// The run that is meant; the latest one that told anything, without a word on it.
-pub(super) fn run_of(store: &Store, run: Option<&str>) -> Result<RunRecord, Failure> {
-    match run {
-        Some(run) => find::run(store, run),
-        None => find::latest_run(store, |_| true)?.ok_or_else(|| {
-            let fault = Diagnostic::error("cli::no-runs", "there are no runs in this cache");
-            fault.help("`sami run PIPELINE` makes one; `--cache DIR` names another cache").into()
-        }),
-    }
-}
-
-/// The nodes of a run: of its record or, while it goes on or after it was killed, of what it has told.
-pub(super) fn nodes(store: &Store, record: &RunRecord) -> Result<Vec<Made>, Failure> {
+/// The nodes of a run: of its record or, while it goes on or after it was killed, those with results that it has told of.
+pub(super) fn nodes(store: &Store, record: &RunRecord) -> Result<Vec<RunNode>, StoreError> {
     if !record.nodes.is_empty() {
-        let made = record.nodes.iter().map(|node| Made {
-            name: node.name.clone(),
-            kind: node.kind.clone(),
-            artifact: node.artifact,
-            metrics: node.metrics.clone(),
-        });
-        return Ok(made.collect());
+        return Ok(record.nodes.clone());
     }
-    let mut made: Vec<Made> = Vec::new();
-    let mut places: BTreeMap<String, usize> = BTreeMap::new();
-    let mut follower = match Follower::of(store, &record.run) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(made),
-        follower => follower?,
-    };
-    follower.news(&mut |line| match Told::parse(line).map(|told| told.event) {
-        Some(Event::NodeFinish { node, kind, artifact, metrics, .. }) => {
-            let place = *places.entry(node.clone()).or_insert(made.len());
-            let new = Made { name: node, kind, artifact: Some(artifact), metrics };
-            if place < made.len() { made[place] = new } else { made.push(new) }
-        }
-        Some(Event::NodeHit { node, key, artifact }) => {
-            let kept = store.node(&key).ok().flatten();
-            let (kind, metrics) = kept.map_or_else(Default::default, |kept| (kept.kind, kept.metrics));
-            places.insert(node.clone(), made.len());
-            made.push(Made { name: node, kind, artifact: Some(artifact), metrics });
-        }
-        _ => {}
-    })?;
-    Ok(made)
+    let mut nodes = Account::with(store, record.clone())?.run.nodes;
+    nodes.retain(|node| matches!(node.state.as_str(), "ran" | "hit"));
+    Ok(nodes)
 }
 
-/// Whether a node is meant: by its name, or by that of which it is an iteration or a cell.
-pub(super) fn is_meant(name: &str, wanted: &str) -> bool {
-    name.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with(['@', '[']))
-}
-
-fn figures(store: &Store, record: &RunRecord, made: &[Made], args: &MetricsArgs) -> Result<Vec<Figure>, Failure> {
+fn figures(store: &Store, record: &RunRecord, made: &[RunNode], args: &MetricsArgs) -> Result<Vec<Figure>, Failure> {
     for wanted in &args.node {
-        if !made.iter().any(|made| is_meant(&made.name, wanted)) {
+        if !made.iter().any(|made| Selection::is_of(&made.name, wanted)) {
             return Err(no_node(record, made, wanted));
         }
     }
@@ -177,14 +126,15 @@ fn figures(store: &Store, record: &RunRecord, made: &[Made], args: &MetricsArgs)
         args.metric.is_empty() || args.metric.iter().any(|wanted| wanted == metric || wanted == stem)
     };
     let mut figures = Vec::new();
-    let mut add = |made: &Made, step: Option<u64>, metrics: &Map<String, Value>| {
+    let mut add = |made: &RunNode, step: Option<u64>, metrics: &Map<String, Value>| {
         for (metric, value) in metrics.iter().filter(|(metric, _)| wanted_metric(metric)) {
             let (node, kind) = (made.name.clone(), made.kind.clone());
             figures.push(Figure { node, kind, step, metric: metric.clone(), value: value.clone() });
         }
     };
-    for made in
-        made.iter().filter(|made| args.node.is_empty() || args.node.iter().any(|node| is_meant(&made.name, node)))
+    for made in made
+        .iter()
+        .filter(|made| args.node.is_empty() || args.node.iter().any(|node| Selection::is_of(&made.name, node)))
     {
         if args.steps {
             let trained = made.artifact.and_then(|artifact| Training::of_artifact(store, &artifact));
@@ -204,7 +154,7 @@ fn figures(store: &Store, record: &RunRecord, made: &[Made], args: &MetricsArgs)
 }
 
 /// That a run has no such node, and which it may be.
-pub(super) fn no_node(record: &RunRecord, made: &[Made], wanted: &str) -> Failure {
+pub(super) fn no_node(record: &RunRecord, made: &[RunNode], wanted: &str) -> Failure {
     let fault = Diagnostic::error("cli::unknown", format!("run {} has no results of a node `{wanted}`", record.run));
     let near = did_you_mean(wanted, made.iter().map(|made| made.name.as_str()));
     let help = match near {
@@ -222,15 +172,15 @@ mod tests {
     #[test]
     fn nodes_are_meant_by_name_or_by_what_they_are_copies_of() {
         for (name, meant) in [("a@2", true), ("a[lr=1]", true), ("a", true), ("ab", false), ("b@a", false)] {
-            assert_eq!(is_meant(name, "a"), meant, "{name}");
+            assert_eq!(Selection::is_of(name, "a"), meant, "{name}");
         }
-        assert!(is_meant("a@2[lr=1]", "a@2") && !is_meant("a@20", "a@2"));
+        assert!(Selection::is_of("a@2[lr=1]", "a@2") && !Selection::is_of("a@20", "a@2"));
     }
 
     #[test]
     fn figures_are_those_of_the_run_and_what_is_absent_is_told() {
         let (_folder, store, _) = sample::store();
-        let record = run_of(&store, Some("20260102-000000-bbbb")).unwrap();
+        let record = find::run(&store, "20260102-000000-bbbb").unwrap();
         let made = nodes(&store, &record).unwrap();
         let args = MetricsArgs { run: None, node: vec![], metric: vec![], steps: false, csv: false, jsonl: false };
         let all = figures(&store, &record, &made, &args).unwrap();

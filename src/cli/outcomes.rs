@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::figures::{count, figure, plural};
 use super::table::Table;
+use crate::inspect::metric::{interval, is_of_candidate};
 use crate::store::RunNode;
 
 /// Metrics on a node's last line.
@@ -43,10 +44,10 @@ pub(super) fn headline(metrics: &Map<String, Value>) -> Vec<String> {
         for (name, value) in metrics {
             let (stem, candidate) = name.split_once('.').map_or((name.as_str(), ""), |(stem, rest)| (stem, rest));
             // Of a figure that candidates have, the one without a candidate is that of one of them.
-            let twice = candidate.is_empty() && metrics.keys().any(|other| of_candidate(other, stem));
+            let twice = candidate.is_empty() && metrics.keys().any(|other| is_of_candidate(other, stem));
             let told = name == "rows_reused" && reused.is_some();
             if stem == *wanted && !twice && !told && (candidate.is_empty() || *wanted != "dropped") {
-                shown.push(format!("{name} {}", with_interval(metrics, stem, candidate, value)));
+                shown.push(format!("{name} {}", with_interval(metrics, name, value)));
             }
         }
     }
@@ -71,17 +72,11 @@ fn reuse(metrics: &Map<String, Value>) -> Option<String> {
     Some(told)
 }
 
-fn of_candidate(name: &str, stem: &str) -> bool {
-    name.strip_prefix(stem).is_some_and(|rest| rest.starts_with('.')) && stem != "dropped"
-}
-
-fn with_interval(metrics: &Map<String, Value>, stem: &str, candidate: &str, value: &Value) -> String {
-    let name =
-        |end: &str| if candidate.is_empty() { format!("{stem}_{end}") } else { format!("{stem}_{end}.{candidate}") };
-    match (metrics.get(&name("low")), metrics.get(&name("high"))) {
-        (Some(low), Some(high)) => format!("{} ({} to {})", figure(value), figure(low), figure(high)),
-        _ => figure(value),
-    }
+/// A metric's value with its interval, if it has one.
+pub(super) fn with_interval(metrics: &Map<String, Value>, name: &str, value: &Value) -> String {
+    let Some(ends) = interval(metrics, name) else { return figure(value) };
+    let [low, high] = ends.map(|end| figure(&Value::from(end)));
+    format!("{} ({low} to {high})", figure(value))
 }
 
 /// A table of the metrics that say how well it went: a row per node that has any, and per candidate.
@@ -93,7 +88,7 @@ pub(super) fn outcomes(nodes: &[RunNode]) -> Option<Table> {
         for (name, value) in &node.metrics {
             let (stem, candidate) = name.split_once('.').map_or((name.as_str(), ""), |(stem, rest)| (stem, rest));
             if OUTCOMES.contains(&stem) {
-                groups.entry(candidate).or_default().insert(stem, with_interval(&node.metrics, stem, candidate, value));
+                groups.entry(candidate).or_default().insert(stem, with_interval(&node.metrics, name, value));
             }
         }
         // An only candidate's win rate is told of the node, too.

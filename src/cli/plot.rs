@@ -1,18 +1,20 @@
 //! `sami plot`: figures as curves in the terminal.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::context::Failure;
-use super::metrics::{self, Made, is_meant};
+use super::metrics;
 use super::screen::Screen;
 use super::{CommandResult, Context, DONE, context, find, terminal};
 use crate::diag::{Diagnostic, did_you_mean};
+use crate::inspect::name::Name;
 use crate::inspect::training::Training;
 use crate::plot::text::{Canvas, Series, curves, told};
-use crate::store::{RunRecord, Store};
+use crate::store::{RunNode, RunRecord, Selection, Store};
 
 /// Rows of a curve.
 const HEIGHT: usize = 12;
@@ -61,7 +63,9 @@ struct Figures {
     /// Trainings by node.
     trained: Vec<(String, Training)>,
     /// Nodes with what they ended with.
-    made: Vec<Made>,
+    made: Vec<RunNode>,
+    /// See [`Figures::earlier()`].
+    earlier: OnceCell<Vec<Vec<RunNode>>>,
 }
 
 /// Draws figures of a node.
@@ -143,16 +147,16 @@ fn find_figures(store: &Store, args: &PlotArgs) -> Result<(RunRecord, Figures), 
 impl Figures {
     fn of(store: &Store, record: &RunRecord, node: &str) -> Result<Self, Failure> {
         let mut made = metrics::nodes(store, record)?;
-        made.retain(|made| is_meant(&made.name, node));
-        let of = |made: &Made| Some((made.name.clone(), Training::of_artifact(store, &made.artifact?)?));
+        made.retain(|made| Selection::is_of(&made.name, node));
+        let of = |made: &RunNode| Some((made.name.clone(), Training::of_artifact(store, &made.artifact?)?));
         let mut trained: Vec<_> = made.iter().filter_map(of).collect();
         // Those that go on, or ended without a result, are drawn as far as they told.
         if record.finished.is_none() || made.is_empty() {
             let known: BTreeSet<String> = made.iter().map(|made| made.name.clone()).collect();
             let told = Training::of_events(store, &record.run).into_iter();
-            trained.extend(told.filter(|(name, _)| is_meant(name, node) && !known.contains(name)));
+            trained.extend(told.filter(|(name, _)| Selection::is_of(name, node) && !known.contains(name)));
         }
-        Ok(Self { trained, made })
+        Ok(Self { trained, made, earlier: OnceCell::new() })
     }
 
     fn is_empty(&self) -> bool {
@@ -171,7 +175,7 @@ impl Figures {
         if !series.is_empty() {
             return Ok(drawn("step", series));
         }
-        let iterations = self.made.iter().map(|made| (iteration(&made.name), made));
+        let iterations = self.made.iter().map(|made| (Name::of(&made.name).iteration, made));
         let series = by_cell(iterations.filter_map(|(at, made)| Some((at? as f64, made))), metric);
         if series.iter().any(|series| series.points.len() > 1) {
             return Ok(drawn("iteration", series));
@@ -180,20 +184,27 @@ impl Figures {
             return Ok(None);
         }
         // One value alone: those of earlier runs beside it.
+        let has = |made: &&Vec<RunNode>| made.iter().any(|made| !values(&made.metrics, metric).is_empty());
+        let earlier = self.earlier(store, record, node)?.iter().filter(has).enumerate();
+        let runs = earlier.flat_map(|(at, made)| made.iter().map(move |made| (at as f64 + 1.0, made)));
+        Ok(drawn("run", by_cell(runs, metric)))
+    }
+
+    /// What the latest runs of the pipeline, up to this one, have of the node; read when it is first asked for.
+    fn earlier(&self, store: &Store, record: &RunRecord, node: &str) -> Result<&[Vec<RunNode>], Failure> {
+        if let Some(earlier) = self.earlier.get() {
+            return Ok(earlier);
+        }
         let ids = store.run_ids()?;
         let until = ids.iter().position(|id| *id == record.run).map_or(ids.len(), |place| place + 1);
         let mut earlier = Vec::new();
         for id in &ids[until.saturating_sub(RUNS)..until] {
             let Some(run) = store.run(id)?.filter(|run| run.pipeline == record.pipeline) else { continue };
             let mut made = metrics::nodes(store, &run)?;
-            made.retain(|made| is_meant(&made.name, node) && !values(&made.metrics, metric).is_empty());
-            if !made.is_empty() {
-                earlier.push(made);
-            }
+            made.retain(|made| Selection::is_of(&made.name, node));
+            earlier.push(made);
         }
-        let runs =
-            earlier.iter().enumerate().flat_map(|(at, made)| made.iter().map(move |made| (at as f64 + 1.0, made)));
-        Ok(drawn("run", by_cell(runs, metric)))
+        Ok(self.earlier.get_or_init(|| earlier))
     }
 
     /// Names of all metrics.
@@ -217,14 +228,12 @@ fn values(metrics: &Map<String, Value>, metric: &str) -> Vec<(String, f64)> {
 }
 
 /// Curves over what x is: one for each cell and candidate.
-fn by_cell<'a>(made: impl Iterator<Item = (f64, &'a Made)>, metric: &str) -> Vec<Series> {
+fn by_cell<'a>(made: impl Iterator<Item = (f64, &'a RunNode)>, metric: &str) -> Vec<Series> {
     let mut series: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for (x, made) in made {
-        let (stem, rest) = made.name.split_once('@').unwrap_or((&made.name, ""));
-        let cell = rest.trim_start_matches(|letter: char| letter.is_ascii_digit());
+        let name = Name::of(&made.name).family();
         for (candidate, value) in values(&made.metrics, metric) {
-            let name = format!("{stem}{cell}");
-            let name = if candidate.is_empty() { name } else { format!("{name}: {candidate}") };
+            let name = if candidate.is_empty() { name.clone() } else { format!("{name}: {candidate}") };
             series.entry(name).or_default().push((x, value));
         }
     }
@@ -233,12 +242,6 @@ fn by_cell<'a>(made: impl Iterator<Item = (f64, &'a Made)>, metric: &str) -> Vec
         Series { name, points }
     });
     sorted.collect()
-}
-
-/// The iteration that a node is of: 2 of `finetune@2[lr=1]`.
-fn iteration(name: &str) -> Option<u64> {
-    let rest = name.split_once('@')?.1;
-    rest.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// A value as a number; what is none leaves a gap.
@@ -274,9 +277,10 @@ fn no_metric(figures: &Figures, node: &str, metric: &str) -> Failure {
 mod tests {
     use super::*;
 
-    fn made(name: &str, metrics: Value) -> Made {
+    fn made(name: &str, metrics: Value) -> RunNode {
         let metrics = metrics.as_object().cloned().unwrap_or_default();
-        Made { name: name.to_owned(), kind: "k".to_owned(), artifact: None, metrics }
+        let [name, kind, state] = [name, "k", "ran"].map(str::to_owned);
+        RunNode { name, kind, state, key: None, artifact: None, seconds: 0.0, metrics }
     }
 
     #[test]
@@ -286,7 +290,7 @@ mod tests {
             made("evaluate@1", json!({"win_rate.a": 0.5})),
             made("evaluate@1[lr=1]", json!({"win_rate.a": 0.25})),
         ];
-        let of = |made: &Made| iteration(&made.name).unwrap_or(0) as f64;
+        let of = |made: &RunNode| Name::of(&made.name).iteration.unwrap_or(0) as f64;
         let series = by_cell(all.iter().map(|made| (of(made), made)), "win_rate");
         let told: Vec<(&str, usize)> =
             series.iter().map(|series| (series.name.as_str(), series.points.len())).collect();
@@ -298,11 +302,11 @@ mod tests {
 
     #[test]
     fn what_people_look_for_is_drawn_first() {
-        let usual = |metrics: Value| usual(&Figures { trained: Vec::new(), made: vec![made("a", metrics)] });
+        let usual = |metrics: Value| usual(&Figures { made: vec![made("a", metrics)], ..Figures::default() });
         assert_eq!(usual(json!({"win_rate.a": 0.5, "loss": 1, "rows": 3})), ["loss", "win_rate"]);
         assert_eq!(usual(json!({"rows": 3})), ["rows"]);
         assert!(usual(json!({})).is_empty());
-        let figures = Figures { trained: Vec::new(), made: vec![made("a", json!({"loss": 1}))] };
+        let figures = Figures { made: vec![made("a", json!({"loss": 1}))], ..Figures::default() };
         let fault = no_metric(&figures, "a", "los");
         assert_eq!(fault.diagnostics[0].help, ["perhaps `loss` is meant; there are loss"]);
     }

@@ -46,7 +46,7 @@ fn words(diagnostic: &Diagnostic) -> String {
     let mut text = format!("{severity} {}: {}\n", diagnostic.id, printable(&diagnostic.title));
     for Label { source, span, text: label, .. } in &diagnostic.labels {
         let (line, column) = source.position(span.start);
-        let told = source.text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
+        let told = source.text.lines().nth(line - source.first_line).unwrap_or_default();
         let _ = writeln!(text, "at {}, line {line}, column {column}: {}", source.path, printable(told.trim()));
         if !label.is_empty() {
             let _ = writeln!(text, "there: {}", printable(label));
@@ -236,6 +236,12 @@ error[pipeline::unknown-key]: node `x` has no key `tempreature`
         assert!(drawn.contains("d.jsonl:1203:5") && drawn.contains("1203 | {oops"), "{drawn}");
         assert!(!drawn.contains('\u{1b}') && drawn.ends_with("3 errors, 1 warning\n"), "{drawn}");
         assert!(draw(&found, true).contains('\u{1b}'));
+        assert!(
+            words(&found[0]).contains("\nat d.jsonl, line 1203, column 5: {oops\nthere: not JSON\n"),
+            "{}",
+            words(&found[0])
+        );
+        assert!(words(&found[2]).contains("\nat e.toml, line 1, column 1: \n"), "{}", words(&found[2]));
     }
 
     #[test]

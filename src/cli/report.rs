@@ -13,7 +13,7 @@ use super::{CommandResult, Context, DONE, FAILED, context};
 use crate::diag::Diagnostic;
 use crate::fs;
 use crate::inspect::run::Account;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::ui::report;
 
 /// Arguments of `report`.
@@ -32,15 +32,8 @@ pub struct ReportArgs {
 /// Writes the report of a run.
 pub(super) fn run(context: &Context, args: &ReportArgs) -> CommandResult {
     let store = Store::open_existing(&context.cache_directory(None)?)?;
-    let run = match &args.run {
-        Some(named) => find::run(&store, named)?,
-        None => find::latest_run(&store, |_| true)?.ok_or_else(|| {
-            Diagnostic::error("report::no-run", "the cache has no run to report on")
-                .help("run a pipeline first: `sami run FILE`")
-        })?,
-    };
-    let gone = || StoreError::Damaged { what: format!("the record of run {}", run.run) };
-    let account = Account::of(&store, &run.run)?.ok_or_else(gone)?;
+    let account = Account::with(&store, find::run_or_latest(&store, args.run.as_deref())?)?;
+    let run = &account.run;
     let page = report::draw(&store, &account, args.samples)?;
     if args.output == Path::new("-") {
         context::write_out(|stdout| stdout.write_all(page.as_bytes()))?;

@@ -41,7 +41,8 @@ pub(super) fn run(args: &SchemaArgs) -> CommandResult {
     let text = text(args.of);
     match &args.output {
         Some(path) => fs::write_atomic(path, text.as_bytes())?,
-        None => context::print(&text)?,
+        // A document: it stays as it is, whoever reads.
+        None => context::write_out(|stdout| stdout.write_all(text.as_bytes()))?,
     }
     Ok(DONE)
 }

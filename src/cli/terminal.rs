@@ -72,8 +72,8 @@ fn of_locale(locale: &str) -> Charset {
     }
 }
 
-/// A text as the terminal can show it: without letters that are not in its set, and with `--plain` without those that only
-/// decorate. What goes to a file or a program stays as it is.
+/// A text for people: on a terminal without letters that are not in its set; with `--plain`, wherever it goes, with words for
+/// those that only decorate. A document for programs does not come here: it goes out as it is.
 pub(super) fn shown(text: &str, is_terminal: bool) -> Cow<'_, str> {
     if text.is_ascii() || !is_terminal {
         return if is_plain() { worded(text) } else { Cow::Borrowed(text) };

@@ -1,16 +1,14 @@
 //! `sami track`: a run that is over is told to trackers as it would have been while it went on.
 
-use std::io;
-
 use clap::Args;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
 use super::context::project_of;
-use super::{CommandResult, Context, DONE, FAILED, context, metrics};
+use super::{CommandResult, Context, DONE, FAILED, context, find, watch};
 use crate::diag::Diagnostic;
 use crate::digest::Digest;
-use crate::exec::{Event, Follower, Told};
+use crate::exec::{Event, Told};
 use crate::fs;
 use crate::store::Store;
 use crate::trackers::{About, Places, Trackers};
@@ -26,20 +24,14 @@ pub struct TrackArgs {
 pub(super) fn run(context: &Context, args: &TrackArgs) -> CommandResult {
     let settings = Context::settings(None)?;
     let store = Store::open_existing(&context.cache_directory(None)?)?;
-    let record = metrics::run_of(&store, args.run.as_deref())?;
+    let record = find::run_or_latest(&store, args.run.as_deref())?;
     let places = Places::of(settings.tensorboard.as_ref(), settings.mlflow.as_ref(), store.root(), &project_of(None)?);
     if places.is_empty() {
         let fault = Diagnostic::error("cli::no-tracker", "`sami.toml` names no tracker");
         return Err(fault.help("write `tensorboard = true`, or `mlflow = \"URL\"`, into it").into());
     }
     let id = &record.run;
-    let mut follower = match Follower::of(&store, id) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let fault = Diagnostic::error("cli::no-events", format!("run {id} left no events"));
-            return Err(fault.help(format!("what is known of it: `sami show {id}`")).into());
-        }
-        follower => follower?,
-    };
+    let mut follower = watch::follow(&store, id)?;
     if record.finished.is_none() && follower.goes_on() == Some(true) {
         let fault = Diagnostic::error("cli::goes-on", format!("run {id} goes on"));
         return Err(fault

@@ -13,7 +13,7 @@ use crate::diag::Diagnostic;
 use crate::exec::{self, Event, Follower, Summary, Told};
 use crate::fs;
 use crate::inspect::run;
-use crate::store::{RunRecord, Store};
+use crate::store::{RunRecord, Store, StoreError};
 
 /// Between two looks at what was written.
 const LOOK: Duration = Duration::from_millis(200);
@@ -64,15 +64,9 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> CommandResult {
         Some(run) => find::run(&store, run)?,
         None => latest(&store)?,
     };
-    let mut follower = match Follower::of(&store, &record.run) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let fault = Diagnostic::error("cli::no-events", format!("run {} left no events", record.run));
-            return Err(fault.help(format!("what is known of it: `sami show {}`", record.run)).into());
-        }
-        follower => follower?,
-    };
+    let mut follower = follow(&store, &record.run)?;
     if context.json() {
-        return pass_on(&store, &record, &mut follower);
+        return pass_on(&store, record, &mut follower);
     }
     let goes_on = record.finished.is_none() && follower.goes_on() != Some(false);
     let zero = Instant::now().checked_sub(Duration::from_secs_f64(age(&record))).unwrap_or_else(Instant::now);
@@ -104,28 +98,15 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> CommandResult {
     for failure in seen.failures.iter().rev().take(FAILURES).rev() {
         report.tell_failure(failure);
     }
-    let mut looked = Instant::now();
-    while seen.done.is_none() {
-        // Asked first: what was written before it ended is then read.
-        let goes_on = follower.goes_on();
+    until_over(&store, &record, &mut follower, &mut |follower| {
         follower.news(&mut |line| {
             if let Some(Told { event, .. }) = Told::parse(line) {
                 seen.take(&event);
                 report.tell(&event);
             }
         })?;
-        let mut ended = goes_on == Some(false);
-        if goes_on.is_none() && looked.elapsed() >= LOOK_AT_RECORD {
-            looked = Instant::now();
-            ended = store.run(&record.run)?.is_none_or(|record| record.finished.is_some());
-        }
-        if ended {
-            break;
-        }
-        if seen.done.is_none() {
-            std::thread::sleep(LOOK);
-        }
-    }
+        Ok(seen.done.is_some())
+    })?;
     let record = store.run(&record.run)?.unwrap_or(record);
     if seen.done.is_none() && record.finished.is_none() {
         drop(report);
@@ -136,6 +117,14 @@ pub(super) fn run(context: &Context, args: &WatchArgs) -> CommandResult {
     let (id, nodes, budget) = (record.run.clone(), record.nodes.clone(), seen.budget.clone());
     report.end(&Summary { run: id, interrupted, seconds: took, budget, left: Vec::new(), nodes });
     Ok(code(&record, &seen))
+}
+
+/// The events of a run. Errs if it left none.
+pub(super) fn follow(store: &Store, run: &str) -> Result<Follower, Failure> {
+    fs::absent_is_none(Follower::of(store, run))?.ok_or_else(|| {
+        let fault = Diagnostic::error("cli::no-events", format!("run {run} left no events"));
+        fault.help(format!("what is known of it: `sami show {run}`")).into()
+    })
 }
 
 /// The latest run that goes on or, for want of one, the latest.
@@ -149,10 +138,7 @@ fn latest(store: &Store) -> Result<RunRecord, Failure> {
             return Ok(record);
         }
     }
-    find::latest_run(store, |_| true)?.ok_or_else(|| {
-        let fault = Diagnostic::error("cli::no-runs", "there are no runs in this cache");
-        fault.help("`sami run PIPELINE` makes one; `--cache DIR` names another cache").into()
-    })
+    find::run_or_latest(store, None)
 }
 
 /// Seconds since a run began.
@@ -195,10 +181,10 @@ fn code(record: &RunRecord, seen: &Seen) -> u8 {
 }
 
 /// Passes the run's events on to standard output as they stand there, until it ends or no one reads.
-fn pass_on(store: &Store, record: &RunRecord, follower: &mut Follower) -> CommandResult {
+fn pass_on(store: &Store, record: RunRecord, follower: &mut Follower) -> CommandResult {
     let mut seen = Seen::default();
-    loop {
-        let goes_on = record.finished.is_none() && follower.goes_on() != Some(false);
+    let mut is_read = true;
+    until_over(store, &record, follower, &mut |follower| {
         let mut text = Vec::new();
         follower.news(&mut |line| {
             if let Some(told) = Told::parse(line) {
@@ -209,14 +195,65 @@ fn pass_on(store: &Store, record: &RunRecord, follower: &mut Follower) -> Comman
         })?;
         let mut stdout = io::stdout().lock();
         match stdout.write_all(&text).and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(DONE),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => is_read = false,
             written => written?,
         }
-        let record = store.run(&record.run)?.unwrap_or_else(|| record.clone());
-        if seen.done.is_some() || !goes_on {
-            return Ok(code(&record, &seen));
+        Ok(seen.done.is_some() || !is_read)
+    })?;
+    if !is_read {
+        return Ok(DONE);
+    }
+    let record = store.run(&record.run)?.unwrap_or(record);
+    Ok(code(&record, &seen))
+}
+
+/// Has `read` take the news of a run again and again, until that has seen the end or the run is over.
+fn until_over(
+    store: &Store,
+    record: &RunRecord,
+    follower: &mut Follower,
+    read: &mut dyn FnMut(&mut Follower) -> Result<bool, Failure>,
+) -> Result<(), Failure> {
+    let mut looked = Instant::now();
+    loop {
+        // Asked first: what was written before it ended is then read.
+        let over = record.finished.is_some() || is_over(store, &record.run, follower.goes_on(), &mut looked)?;
+        if read(follower)? || over {
+            return Ok(());
         }
-        drop(stdout);
         std::thread::sleep(LOOK);
+    }
+}
+
+/// Whether a run is over, by whether it goes on; where there are no locks to tell, by its record, which is looked at now and then.
+fn is_over(store: &Store, run: &str, goes_on: Option<bool>, looked: &mut Instant) -> Result<bool, StoreError> {
+    if goes_on.is_some() || looked.elapsed() < LOOK_AT_RECORD {
+        return Ok(goes_on == Some(false));
+    }
+    *looked = Instant::now();
+    Ok(store.run(run)?.is_none_or(|record| record.finished.is_some()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn the_record_tells_the_end_where_there_are_no_locks() {
+        let (_folder, store, _) = sample::store();
+        let mut run = store.run("20260102-000000-bbbb").unwrap().unwrap();
+        run.finished = None;
+        store.put_run(&run).unwrap();
+        let long_ago = Instant::now().checked_sub(2 * LOOK_AT_RECORD).unwrap();
+        let mut looked = long_ago;
+        assert!(!is_over(&store, &run.run, None, &mut looked).unwrap(), "it has not ended");
+        run.finished = Some("2026-01-02T00:02:05Z".to_owned());
+        store.put_run(&run).unwrap();
+        assert!(!is_over(&store, &run.run, None, &mut looked).unwrap(), "its record was read just now");
+        looked = long_ago;
+        assert!(!is_over(&store, &run.run, Some(true), &mut looked).unwrap());
+        assert!(is_over(&store, &run.run, Some(false), &mut looked).unwrap());
+        assert!(is_over(&store, &run.run, None, &mut looked).unwrap());
     }
 }

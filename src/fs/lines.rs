@@ -11,11 +11,10 @@ const BLOCK: usize = 64 << 10;
 /// is longer than a line may be never does.
 #[derive(Debug)]
 pub struct Lines {
-    file: File,
+    /// As far as it is read in all.
+    file: io::Take<File>,
     /// The most bytes of a line.
     longest: usize,
-    /// The most bytes that are read in all.
-    left: u64,
     /// A line whose end is not there yet.
     rest: Vec<u8>,
     /// Whether it is too long, so that its end is only waited for.
@@ -25,12 +24,12 @@ pub struct Lines {
 impl Lines {
     /// Of an open file, of which at most `most` bytes are read; lines of more than `longest` bytes are left out.
     pub fn of(file: File, longest: usize, most: u64) -> Self {
-        Self { file, longest, left: most, rest: Vec::new(), too_long: false }
+        Self { file: file.take(most), longest, rest: Vec::new(), too_long: false }
     }
 
     /// The file.
     pub fn file(&self) -> &File {
-        &self.file
+        self.file.get_ref()
     }
 
     /// Gives `see` each line that became whole since this was called last, without its end. Returns whether that is all that
@@ -43,10 +42,8 @@ impl Lines {
                 read => read?,
             };
             if read == 0 {
-                return Ok(true);
+                return Ok(self.file.limit() > 0);
             }
-            let Some(left) = self.left.checked_sub(read as u64) else { return Ok(false) };
-            self.left = left;
             self.take(&block[..read], see);
         }
     }

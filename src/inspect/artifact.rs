@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::digest::Digest;
 use crate::store::{Index, Manifest, NodeRecord, Store, StoreError, Tensor, Use, tensors};
@@ -90,28 +90,6 @@ fn natural(name: &str) -> Vec<(u64, String)> {
         .collect()
 }
 
-/// A metric with its interval, if it has one.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Metric {
-    /// Its name.
-    pub name: String,
-    /// What it is.
-    pub value: Value,
-    /// Its 95% interval.
-    pub interval: Option<[f64; 2]>,
-}
-
-/// Metrics with the ends of their intervals beside them.
-pub fn metrics(all: &Map<String, Value>) -> Vec<Metric> {
-    let own = all.iter().filter(|(name, _)| !super::metric::is_end(name));
-    own.map(|(name, value)| Metric {
-        name: name.clone(),
-        value: value.clone(),
-        interval: super::metric::interval(all, name),
-    })
-    .collect()
-}
-
 /// A file of JSON; `None` if it is not there, is too large, or is none.
 pub fn json(path: &Path) -> Option<Value> {
     serde_json::from_slice(&crate::fs::read(path, LARGEST).ok()?).ok()
@@ -142,14 +120,5 @@ mod tests {
         );
         assert_eq!(weights.parts, [("embed".to_owned(), 1), ("model.layers.*.w".to_owned(), 10)]);
         assert_eq!(weights.dtypes, [("F32".to_owned(), 7), ("BF16".to_owned(), 4)]);
-    }
-
-    #[test]
-    fn metrics_have_their_intervals_beside_them() {
-        let all =
-            serde_json::from_str(r#"{"win_rate.a":0.5,"win_rate_low.a":0.4,"win_rate_high.a":0.6,"kl":null}"#).unwrap();
-        let told = metrics(&all);
-        assert_eq!((told[0].name.as_str(), told[1].interval), ("kl", Some([0.4, 0.6])));
-        assert_eq!(told.len(), 2);
     }
 }

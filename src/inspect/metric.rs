@@ -55,18 +55,25 @@ impl Metric {
     }
 }
 
-/// Metrics in the order in which people look for them; ends of intervals stand with what they are the ends of, and what a candidate
-/// has does not stand a second time without its name.
-pub fn listed(metrics: &Map<String, Value>) -> Vec<Metric> {
-    let named =
-        |name: &str| metrics.keys().any(|other| other.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')));
-    let mut listed: Vec<Metric> = metrics
-        .iter()
-        .filter(|(name, _)| !is_end(name) && (name.contains('.') || !named(name)))
+/// All metrics in the order in which people look for them; ends of intervals stand with what they are the ends of.
+pub fn all(metrics: &Map<String, Value>) -> Vec<Metric> {
+    let own = metrics.iter().filter(|(name, _)| !is_end(name));
+    let mut all: Vec<Metric> = own
         .map(|(name, value)| Metric { name: name.clone(), value: value.clone(), interval: interval(metrics, name) })
         .collect();
-    listed.sort_by(|one, other| order(&one.name).cmp(&order(&other.name)));
-    listed
+    all.sort_by(|one, other| order(&one.name).cmp(&order(&other.name)));
+    all
+}
+
+/// As [`all`], but what a candidate has does not stand a second time without its name.
+pub fn listed(metrics: &Map<String, Value>) -> Vec<Metric> {
+    let named = |name: &str| metrics.keys().any(|other| is_of_candidate(other, name));
+    all(metrics).into_iter().filter(|metric| metric.name.contains('.') || !named(&metric.name)).collect()
+}
+
+/// Whether a metric is what another one is of one candidate. The parts of `dropped` are of filters, and it is their sum.
+pub fn is_of_candidate(name: &str, stem: &str) -> bool {
+    name.strip_prefix(stem).is_some_and(|rest| rest.starts_with('.')) && stem != "dropped"
 }
 
 /// Where a metric comes among others.
@@ -140,10 +147,11 @@ mod tests {
     #[test]
     fn what_people_look_for_comes_first_and_nothing_twice() {
         let metrics = json!({"rows": 9, "bound.base": 0.1, "win_rate": 0.7, "win_rate.sami": 0.7, "win_rate_low.sami": 0.6,
-            "win_rate_high.sami": 0.8, "win_rate_low": 0.6, "win_rate_high": 0.8, "kl.sami": null});
+            "win_rate_high.sami": 0.8, "win_rate_low": 0.6, "win_rate_high": 0.8, "kl.sami": null,
+            "dropped": 3, "dropped.distinct": 3});
         let listed = listed(metrics.as_object().expect("an object"));
         let names: Vec<&str> = listed.iter().map(|metric| metric.name.as_str()).collect();
-        assert_eq!(names, ["win_rate.sami", "bound.base", "kl.sami", "rows"]);
+        assert_eq!(names, ["win_rate.sami", "bound.base", "kl.sami", "dropped", "rows", "dropped.distinct"]);
         assert_eq!((listed[0].interval, listed[0].candidate()), (Some([0.6, 0.8]), "sami"));
         assert!(listed[2].number().is_nan() && listed[2].is_outcome() && !listed[3].is_outcome());
     }

@@ -6,6 +6,7 @@ use indexmap::IndexMap;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::figures::quoted;
 use crate::digest::Digest;
 use crate::store::{NodeRecord, RunRecord, Store, StoreError};
 
@@ -133,7 +134,7 @@ fn is_empty(value: &Value) -> bool {
 
 /// The command that does what a run did, and the params that are too long to type: they stand in the pipeline file.
 pub fn command(run: &RunRecord) -> (String, Vec<String>) {
-    let mut command = format!("sami run {}", shell(&run.file));
+    let mut command = format!("sami run {}", quoted(&run.file));
     let mut in_file = Vec::new();
     for (name, value) in &run.params {
         let text = match value {
@@ -144,22 +145,12 @@ pub fn command(run: &RunRecord) -> (String, Vec<String>) {
         let typed =
             !value.is_object() && !value.is_null() && text.chars().count() <= TYPED && !text.contains(char::is_control);
         if typed {
-            command.push_str(&format!(" --set {}", shell(&format!("{name}={text}"))));
+            command.push_str(&format!(" --set {}", quoted(&format!("{name}={text}"))));
         } else {
             in_file.push(name.clone());
         }
     }
     (command, in_file)
-}
-
-/// A word as a shell takes it.
-fn shell(word: &str) -> String {
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.@/=+,:%".contains(letter);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
 }
 
 /// How many nodes of each kind there are, in the order of the first of each.

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::metric;
 use super::story::{Story, Told};
+use crate::exec;
 use crate::store::{RunNode, RunRecord, Store, StoreError};
 
 /// The states that a run's nodes end in.
@@ -16,6 +17,15 @@ pub fn state(run: &RunRecord) -> &'static str {
         (Some(false), _) if run.nodes.iter().any(|node| node.state == "failed") => "failed",
         (Some(false), _) | (None, Some(_)) => "interrupted",
         (None, None) => "unfinished",
+    }
+}
+
+/// As [`state`], but `running` of a run that goes on, as far as that can be seen from here.
+pub fn state_now(store: &Store, run: &RunRecord) -> &'static str {
+    let goes_on = || Story::of(store, &run.run).is_ok_and(|story| story.goes_on);
+    match state(run) {
+        "unfinished" if exec::goes_on(store, &run.run).unwrap_or_else(goes_on) => "running",
+        state => state,
     }
 }
 
@@ -56,7 +66,13 @@ impl Account {
     ///
     /// Errs if the disk does.
     pub fn of(store: &Store, run: &str) -> Result<Option<Self>, StoreError> {
-        let Some(mut run) = store.run(run)? else { return Ok(None) };
+        store.run(run)?.map(|run| Self::with(store, run)).transpose()
+    }
+
+    /// Of a run whose record has been read.
+    ///
+    /// Errs if the disk does.
+    pub fn with(store: &Store, mut run: RunRecord) -> Result<Self, StoreError> {
         let story = Story::of(store, &run.run)?;
         if run.nodes.is_empty() {
             let mut nodes =
@@ -64,7 +80,7 @@ impl Account {
             nodes.sort_by_key(|node| natural(&node.name));
             run.nodes = nodes;
         }
-        Ok(Some(Self { run, story }))
+        Ok(Self { run, story })
     }
 
     /// How it ended, or that it goes on, in a word.
@@ -157,6 +173,7 @@ mod tests {
         assert_eq!(nodes, [("generate@2", "hit"), ("train@2", "failed"), ("train@10", "running")]);
         assert_eq!((account.run.nodes[0].metrics["rows"].as_u64(), account.state()), (Some(7), "running"));
         assert_eq!(account.story.told["train@2"].tail, ["a", "b"]);
+        assert_eq!((state(&run), state_now(&store, &run)), ("unfinished", "running"));
         assert!(Account::of(&store, "none").unwrap().is_none());
         assert_eq!(named(&store, "20260103").unwrap(), Some(run.run.clone()));
         assert_eq!((named(&store, "2026").unwrap(), named(&store, "").unwrap()), (None, None));

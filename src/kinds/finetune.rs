@@ -447,7 +447,7 @@ impl Finetune {
             crate::fs::create_directory(&folder)?;
             trainer.save_adapter(&folder)?;
         }
-        let lines: Vec<String> = trainer.records().iter().map(|record| json!(line(record)).to_string()).collect();
+        let lines: Vec<String> = trainer.records().iter().map(|record| json!(record).to_string()).collect();
         crate::fs::write(&cx.staging.join("train.jsonl"), lines.join("\n") + "\n")?;
         // A GGUF file has the tokenizer in it; other programs want it in files.
         if model.files.contains_key(gguf::FILE) {

@@ -317,27 +317,27 @@ impl Frame<'_> {
             );
         }
         for (at, point) in series.points.iter().enumerate() {
-            let x = place(self.x(point.x));
             if !point.y.is_finite() {
                 // So many that they would cover the floor say no more than the count beside the title.
                 if few || at % (series.points.len() / DOTTED) == 0 {
                     let floor = HEIGHT - BOTTOM;
                     let _ = write!(
                         svg,
-                        "<text x=\"{x}\" y=\"{}\" text-anchor=\"middle\" fill=\"{stroke}\">×</text>",
+                        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"{stroke}\">×</text>",
+                        place(self.x(point.x)),
                         place(floor - 2.0)
                     );
                 }
                 continue;
             }
-            let y = place(self.y(point.y));
             if let Some([low, high]) = point.interval.filter(|ends| ends.iter().all(|end| end.is_finite())) {
                 let _ = write!(
                     svg,
                     "<path d=\"M{x} {0}V{1}M{2} {0}h8M{2} {1}h8\" fill=\"none\" stroke=\"{stroke}\" stroke-width=\"1.4\"/>",
                     place(self.y(low)),
                     place(self.y(high)),
-                    place(self.x(point.x) - 4.0)
+                    place(self.x(point.x) - 4.0),
+                    x = place(self.x(point.x)),
                 );
             }
             // A point between two gaps has no line.
@@ -346,7 +346,9 @@ impl Frame<'_> {
             if few || alone {
                 let _ = write!(
                     svg,
-                    "<circle cx=\"{x}\" cy=\"{y}\" r=\"2.4\" fill=\"{stroke}\"><title>{} at {}: {}</title></circle>",
+                    "<circle cx=\"{}\" cy=\"{}\" r=\"2.4\" fill=\"{stroke}\"><title>{} at {}: {}</title></circle>",
+                    place(self.x(point.x)),
+                    place(self.y(point.y)),
                     escape(&series.name),
                     escape(&self.x.label(point.x)),
                     number(point.y)

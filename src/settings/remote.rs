@@ -62,22 +62,15 @@ impl RemoteSettings {
 /// Takes the table's keys. `None` if it says nothing that can be used; then the section has faults.
 pub(super) fn take(section: &mut Section<'_>) -> Option<RemoteSettings> {
     let allow_http = section.flag("allow_http").unwrap_or(false);
-    let url = match section.text("url") {
-        Some((text, at)) => match url::parse_url(&text, allow_http) {
-            Ok(place) => Some((RemoteSettings::at(&text, place), at)),
-            Err(fault) => {
-                section.refuse(&at, url::may_hold_secret(&text), fault);
-                None
-            }
-        },
-        None => {
-            section.lacks(
-                "url",
-                "name the place: `url = \"s3://BUCKET/PREFIX\"`, `\"gs://…\"` or `\"file:///DIRECTORY\"`",
-            );
+    let help = "name the place: `url = \"s3://BUCKET/PREFIX\"`, `\"gs://…\"` or `\"file:///DIRECTORY\"`";
+    let url = section.required("url", help);
+    let url = url.and_then(|(text, at)| match url::parse_url(&text, allow_http) {
+        Ok(place) => Some((RemoteSettings::at(&text, place), at)),
+        Err(fault) => {
+            section.refuse(&at, url::may_hold_secret(&text), fault);
             None
         }
-    };
+    });
     let push = section.word("push", &["never", "on-success"]).map_or(Push::Never, |word| match word {
         1 => Push::OnSuccess,
         _ => Push::Never,

@@ -106,11 +106,6 @@ impl<'a> Section<'a> {
         Self { name, file, text, span, entries, known, forms, lacking, faults }
     }
 
-    /// Whether nothing was found wrong so far.
-    pub(super) fn is_without_faults(&self) -> bool {
-        self.faults.is_empty()
-    }
-
     /// Says that the value of a key is wrong; its place is shown, and the value if it is no secret.
     pub(super) fn fault(&mut self, at: &Range<usize>, what: String, help: &str) {
         let source = shown(self.file, self.text, None);
@@ -275,8 +270,18 @@ impl<'a> Section<'a> {
         found
     }
 
+    /// A text that must be there.
+    pub(super) fn required(&mut self, key: &'static str, help: &str) -> Option<(String, Range<usize>)> {
+        let is_there = self.entries.contains_key(key);
+        let found = self.text(key);
+        if !is_there {
+            self.lacks(key, help);
+        }
+        found
+    }
+
     /// Says that the table lacks a key.
-    pub(super) fn lacks(&mut self, key: &str, help: &str) {
+    fn lacks(&mut self, key: &str, help: &str) {
         self.lacking.push(key.to_owned());
         let source = shown(self.file, self.text, None);
         let what = format!("`[{}]` has no `{key}`", self.name);

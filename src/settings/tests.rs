@@ -163,3 +163,16 @@ fn trackers_that_cannot_be_are_refused_with_what_to_write() {
         assert!(!format!("{found:?}").contains("hunter2"), "{found:?}");
     }
 }
+
+#[test]
+fn a_wrong_value_is_not_called_a_missing_one() {
+    for (text, ids) in [
+        ("[remote]\nurl = 1\n", &["settings::value"][..]),
+        ("[mlflow]\nurl = 1\n", &["settings::value"]),
+        ("[mlflow]\nallow_http = \"x\"\n", &["settings::value", "settings::missing-key"]),
+    ] {
+        let faults = parse(text).expect_err("it is wrong");
+        let found: Vec<&str> = faults.iter().map(|fault| fault.id).collect();
+        assert_eq!(found, ids, "{text}");
+    }
+}

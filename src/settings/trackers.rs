@@ -53,21 +53,14 @@ pub(super) fn tensorboard(
 /// Takes the keys of `mlflow`. `None` if it says nothing that can be used; then the section has faults.
 pub(super) fn mlflow(section: &mut Section<'_>) -> Option<MlflowSettings> {
     let allow_http = section.flag("allow_http").unwrap_or(false);
-    let url = match section.text("url") {
-        Some((text, at)) => match url::check_server(&text, allow_http) {
-            Ok(()) => Some(text.trim_end_matches('/').to_owned()),
-            Err(fault) => {
-                section.refuse(&at, url::may_hold_secret(&text), fault);
-                None
-            }
-        },
-        None => {
-            if section.is_without_faults() {
-                section.lacks("url", "name the server: `url = \"http://localhost:5000\"`");
-            }
+    let url = section.required("url", "name the server: `url = \"http://localhost:5000\"`");
+    let url = url.and_then(|(text, at)| match url::check_server(&text, allow_http) {
+        Ok(()) => Some(text.trim_end_matches('/').to_owned()),
+        Err(fault) => {
+            section.refuse(&at, url::may_hold_secret(&text), fault);
             None
         }
-    };
+    });
     let experiment = section.text("experiment").map(|(text, _)| text);
     let timeout = Duration::from_secs(section.number("timeout", 1..=3600).unwrap_or(TIMEOUT));
     Some(MlflowSettings { url: url?, experiment, timeout })

@@ -15,9 +15,10 @@ use crate::fs;
 /// A run of a hundred thousand nodes with their metrics stays below.
 pub(super) const LARGEST_RECORD: u64 = 256 << 20;
 
-/// What is remembered of a node's work: the truth behind a hit.
+/// What is remembered of a node's work: the truth behind a hit. `P` is what of the preimage is in memory: it is the largest part, and
+/// few need it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct NodeRecord {
+pub struct NodeRecord<P = Value> {
     /// Format of this record.
     pub format: u32,
     /// The node key.
@@ -31,7 +32,7 @@ pub struct NodeRecord {
     /// The artifact made.
     pub artifact: Digest,
     /// The key's preimage.
-    pub preimage: Value,
+    pub preimage: P,
     /// Inputs: field path → artifact id.
     pub inputs: BTreeMap<String, Digest>,
     /// What inputs from outside are called in the pipeline, by field path: `dataset:NAME` or `model:NAME`.
@@ -97,7 +98,7 @@ impl Usage {
 /// Seconds on a processor that a second on a GPU is worth: about what they cost where they are rented.
 pub const GPU: f64 = 10.0;
 
-impl NodeRecord {
+impl<P> NodeRecord<P> {
     /// Seconds on a processor that it would cost to make the artifact again, those on a GPU taken [`GPU`] times: as measured, or by
     /// the wall clock where it was not.
     pub fn price(&self) -> f64 {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::gc::STAY;
 use super::inventory::Inventory;
 use super::inventory::weigh;
 use super::{Index, Store, StoreError};
@@ -80,7 +81,7 @@ impl Store {
         }
         add(&mut parts, "artifacts", manifests);
         add(&mut parts, "nodes", nodes);
-        for part in ["external", "partial", "quarantine", "rows", "runs", "tensorboard", "tmp", "trash"] {
+        for part in STAY.iter().chain(&["partial", "quarantine", "rows", "runs", "tmp", "trash"]) {
             add(&mut parts, part, weigh(&self.root.join(part))?);
         }
         add(&mut parts, "index", (1, super::gc::size(&self.root.join("index.sqlite"))));

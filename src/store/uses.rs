@@ -64,7 +64,7 @@ impl Index {
 }
 
 /// Takes note of what a record's inputs from outside are called.
-pub(super) fn insert_named(connection: &Connection, record: &NodeRecord) -> rusqlite::Result<()> {
+pub(super) fn insert_named<P>(connection: &Connection, record: &NodeRecord<P>) -> rusqlite::Result<()> {
     for (field, name) in &record.sources {
         if let Some(artifact) = record.inputs.get(field) {
             let insert = "INSERT OR IGNORE INTO named VALUES (?1, ?2)";

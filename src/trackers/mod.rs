@@ -227,6 +227,11 @@ fn serve(tracker: &mut dyn Tracker, messages: &Receiver<Message>, complain: &Sen
     }
 }
 
+/// A param: a text without its quotes.
+fn shown(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
 fn held(tracked: &Mutex<Tracked>) -> MutexGuard<'_, Tracked> {
     tracked.lock().unwrap_or_else(PoisonError::into_inner)
 }

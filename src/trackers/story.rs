@@ -10,6 +10,7 @@ use super::held;
 use super::tracked::Tracked;
 use crate::exec::Event;
 use crate::fs;
+use crate::inspect::name::Name;
 
 /// Metrics of nodes that were fresh that are told in all; of larger runs the rest is left out.
 const MOST_OLD: usize = 5_000;
@@ -183,11 +184,8 @@ fn figures(metrics: &Map<String, Value>) -> impl Iterator<Item = (String, f64)> 
 
 /// A node's name without its iteration, and that, 0 outside of the loop: `evaluate@2[seed=1]` is `evaluate[seed=1]` and 2.
 pub(super) fn iteration(node: &str) -> (String, u64) {
-    let name = &node[..node.find('[').unwrap_or(node.len())];
-    match name.rsplit_once('@').and_then(|(stem, number)| Some((stem, number.parse().ok()?))) {
-        Some((stem, number)) => (format!("{stem}{}", &node[name.len()..]), number),
-        None => (node.to_owned(), 0),
-    }
+    let name = Name::of(node);
+    (name.family(), name.iteration.unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use tokio::sync::watch;
 
+use super::pipelines::LATEST;
 use super::{Problem, Site};
 use crate::fs;
 
@@ -23,8 +24,6 @@ const LOOK: Duration = Duration::from_millis(500);
 const SIGN: Duration = Duration::from_secs(15);
 /// Streams at once. A browser closes that of a tab that is not looked at.
 const STREAMS: usize = 64;
-/// The runs that are looked at, the latest ones: earlier ones do not change.
-const RUNS: usize = 4;
 
 /// The watcher.
 pub(super) struct Live {
@@ -77,11 +76,33 @@ impl Live {
 /// time of change.
 fn look(site: &Site) -> Vec<Option<(u64, i64, i64)>> {
     let latest = fs::list(&site.root().join("runs")).unwrap_or_default();
-    let files = latest.iter().rev().take(RUNS).flat_map(|run| [run.join("run.json"), run.join("events.jsonl")]);
+    let files = latest.iter().rev().take(LATEST).flat_map(|run| [run.join("run.json"), run.join("events.jsonl")]);
     let places = ["VERSION", "runs", "artifacts", "nodes"].map(|name| site.root().join(name));
     let glance = |path: &PathBuf| {
         let found = fs_err::metadata(path).ok()?;
         Some((found.len(), found.mtime(), found.mtime_nsec()))
     };
     places.iter().chain(&files.collect::<Vec<_>>()).map(glance).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_run_that_may_go_on_is_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let site = Site::new(folder.path().to_owned(), Vec::new(), Vec::new());
+        let events = |run: usize| folder.path().join(format!("runs/{run:02}/events.jsonl"));
+        for run in 0..=LATEST {
+            fs::create_directory(events(run).parent().unwrap()).unwrap();
+            fs::write(&events(run), "").unwrap();
+        }
+        let changed = |run: usize| {
+            let before = look(&site);
+            fs::write(&events(run), "more").unwrap();
+            look(&site) != before
+        };
+        assert_eq!([changed(LATEST), changed(1), changed(0)], [true, true, false]);
+    }
 }

@@ -12,8 +12,9 @@ use crate::inspect::story::Story;
 use crate::pipeline::{self, Pipeline};
 use crate::store::{Index, RunRecord, Store};
 
-/// Runs among which one that goes on, hence may not be in the index yet, is looked for.
-const LATEST: usize = 8;
+/// Runs, the latest ones, among which those that go on are looked for: these may not be in the index yet, and live pages
+/// follow them.
+pub(super) const LATEST: usize = 8;
 
 /// A pipeline that a page can be about. A request names one of these; no file is read because a request names it.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -23,7 +23,7 @@ use super::query::Query;
 use super::token::Token;
 use super::{Problem, Site};
 use crate::diag::Diagnostic;
-use crate::fs;
+use crate::exec;
 
 /// Pages that are made at once.
 const AT_ONCE: usize = 8;
@@ -91,7 +91,7 @@ pub fn serve(site: Site, listen: &Listen, tell: impl FnOnce(&Served)) -> Result<
         let listener =
             tokio::net::TcpListener::bind((host, listen.port)).await.map_err(|error| refused(listen, &error))?;
         let address = listener.local_addr().map_err(system)?;
-        let shown = if address.ip().is_unspecified() { own_name() } else { address.ip().to_string() };
+        let shown = if address.ip().is_unspecified() { exec::host() } else { address.ip().to_string() };
         let shown = if shown.contains(':') { format!("[{shown}]") } else { shown };
         let url = format!("http://{shown}:{}/?token={}", address.port(), token.text());
         let site = Arc::new(site);
@@ -99,7 +99,7 @@ pub fn serve(site: Site, listen: &Listen, tell: impl FnOnce(&Served)) -> Result<
             live: Live::follow(Arc::clone(&site)),
             site,
             token,
-            names: vec![host.to_ascii_lowercase(), own_name().to_ascii_lowercase()],
+            names: vec![host.to_ascii_lowercase(), exec::host().to_ascii_lowercase()],
             // Cookies know no ports: two servers on a machine must not take each other's.
             cookie: format!("sami-{}", address.port()),
         });
@@ -138,10 +138,6 @@ fn interrupted() -> io::Result<tokio::sync::oneshot::Receiver<()>> {
         }
     })?;
     Ok(told)
-}
-
-fn own_name() -> String {
-    fs::read_text(Path::new("/proc/sys/kernel/hostname"), 256).unwrap_or_default().trim().to_owned()
 }
 
 async fn answer(State(server): State<Arc<Server>>, request: Request) -> Response {

@@ -14,14 +14,12 @@ use sami::lm::train::{Example, Objective, TrainSettings, Trainer};
 use sami::lm::{Config, Files, Model, Sequence, adapter};
 use serde_json::{Value, json};
 
-/// Past the test harness's capture, so that a skip is seen.
+use super::sandbox::skipped;
+
 /// Runs the other side; false, with a printed reason, where it cannot.
 fn run(what: &str, directory: &Path) -> bool {
     let Some(python) = env::TEST_PYTHON.get() else {
-        super::sandbox::skipped(&format!(
-            "{} names no Python with torch, transformers and peft",
-            env::TEST_PYTHON.name
-        ));
+        skipped(&format!("{} names no Python with torch, transformers and peft", env::TEST_PYTHON.name));
         return false;
     };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/adapters.py");
@@ -29,7 +27,7 @@ fn run(what: &str, directory: &Path) -> bool {
     command.arg(script).arg(what).arg(directory).env("HF_HUB_OFFLINE", "1").env("TOKENIZERS_PARALLELISM", "false");
     let output = command.output().expect("Python starts");
     if output.status.code() == Some(77) {
-        super::sandbox::skipped("this Python has no peft");
+        skipped("this Python has no peft");
         return false;
     }
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

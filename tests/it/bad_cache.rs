@@ -1,7 +1,6 @@
 //! Caches that cannot be written, disks that fill up, clocks that jump, arguments that mean nothing: over the real
 //! binary always a clear error, nothing lost, and afterwards all is well again.
 
-use std::io::Write;
 use std::process::Command;
 
 use proptest::prelude::Rng;
@@ -9,12 +8,7 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 use sami::cli::{DAMAGED, DONE, FAILED, USAGE};
 
 use super::bad_input::{ROWS, SOUND, no_bug, project, told};
-use super::sandbox::{Output, Sandbox};
-
-/// Says on the terminal that a test did not run; the test harness would keep what is printed to itself.
-fn skipped(what: &str, why: &str) {
-    let _ = writeln!(std::io::stderr(), "skipped: {what}: {why}");
-}
+use super::sandbox::{Output, Sandbox, skipped, unsteered};
 
 /// Runs a shell script in a mount namespace of its own, in the project; `None` where that is not permitted. `$SAMI`
 /// is the binary.
@@ -23,12 +17,11 @@ fn in_own_mounts(sandbox: &Sandbox, script: &str) -> Option<Output> {
         let probe = Command::new("unshare").args([flags, "sh", "-c", "mount -t tmpfs none /mnt"]).output();
         probe.is_ok_and(|probe| probe.status.success())
     })?;
-    let mut sami = sandbox.command(&[]);
-    let program = sami.get_program().to_owned();
     let mut shell = Command::new("unshare");
-    shell.args([allowed, "sh", "-c", script]).env("SAMI", program).current_dir(sandbox.path(""));
-    sami.get_envs().filter(|(_, value)| value.is_none()).for_each(|(name, _)| _ = shell.env_remove(name));
-    sami.args(["--version"]);
+    unsteered(&mut shell)
+        .args([allowed, "sh", "-c", script])
+        .env("SAMI", sandbox.command(&[]).get_program())
+        .current_dir(sandbox.path(""));
     Some(shell.output().expect("unshare was there a moment ago").into())
 }
 
@@ -46,7 +39,7 @@ fn a_cache_that_is_read_only() {
         $SAMI cache ls; $SAMI cache show count; $SAMI status good.toml
         $SAMI runs; $SAMI logs count; $SAMI run bad.toml; echo code $?; $SAMI cache gc --yes; echo code $?";
     let Some(output) = in_own_mounts(&sandbox, script).filter(|output| output.code != 99) else {
-        return skipped("a read-only cache", "no mount namespaces here");
+        return skipped("a read-only cache: no mount namespaces here");
     };
     // What there is can be read and used; what would have to be written cannot.
     assert_eq!(output.code, 0, "{output:?}");
@@ -94,7 +87,7 @@ fn a_full_disk() {
         $SAMI cache verify || exit 97; mount -o remount,size=20m full; $SAMI run good.toml --json | tail -n 1
         $SAMI run big.toml --json | tail -n 1; $SAMI cache verify";
     let Some(output) = in_own_mounts(&sandbox, script).filter(|output| output.code != 99) else {
-        return skipped("a full disk", "no mount namespaces here");
+        return skipped("a full disk: no mount namespaces here");
     };
     assert_eq!(output.code, 0, "{output:?}");
     told(&output, "store::full", "full", &["make room", "No space left"]);
@@ -128,7 +121,7 @@ fn a_disk_that_is_full_in_the_middle_of_a_run() {
             umount disk; rmdir disk
         done";
     let Some(output) = in_own_mounts(&sandbox, script).filter(|output| output.code != 99) else {
-        return skipped("disks that fill up", "no mount namespaces here");
+        return skipped("disks that fill up: no mount namespaces here");
     };
     assert_eq!(output.code, 0, "{output:?}");
     assert!(output.stderr.contains("store::full") || output.stderr.contains("No space left"), "{output:?}");

@@ -4,13 +4,14 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use sami::env;
 use serde_json::{Value, json};
 
 use super::commands::world::{World, copy, quickstart_cache};
 use super::docs::root;
-use super::sandbox::{Output, Sandbox, skipped};
+use super::sandbox::{Output, Sandbox, skipped, wait_until};
 use super::served::Ui;
 
 /// What drives the browser, as far as it can be had here.
@@ -137,11 +138,7 @@ fn pages_follow_a_run_and_say_when_nobody_answers_any_more() {
     let sandbox = Sandbox::with(RUNNING);
     let mut run = sandbox.command(&["run", "p.toml"]).stdout(Stdio::null()).spawn().expect("the binary starts");
     let began = |file: &PathBuf| fs_err::read_to_string(file).is_ok_and(|text| text.contains("node-start"));
-    let start = std::time::Instant::now();
-    while !sandbox.files("cache/runs").iter().any(began) {
-        assert!(start.elapsed().as_secs() < 60, "nothing begins: {:?}", sandbox.files("cache/runs"));
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    wait_until("a node begins", Duration::from_secs(60), || sandbox.files("cache/runs").iter().any(began));
     let ui = Ui::new(&sandbox, &["p.toml"]);
     let pid = ui.process.id();
     let seen =

@@ -287,6 +287,20 @@ fn json_has_the_shapes_that_scripts_know() {
 }
 
 #[test]
+fn documents_stay_as_they_are_in_words() {
+    let sandbox = project();
+    for (args, sign) in [
+        (&["schema"][..], '…'),
+        (&["dag", "p.toml", "--format", "dot"], '·'),
+        (&["dag", "p.toml", "--format", "svg"], '·'),
+    ] {
+        let document = sandbox.sami(args).exits(0).stdout;
+        assert!(document.contains(sign), "{document}");
+        assert_eq!(sandbox.sami(&[args, &["--plain"]].concat()).exits(0).stdout, document, "{args:?}");
+    }
+}
+
+#[test]
 fn ids_may_be_cut_short_while_they_are_one() {
     let sandbox = project();
     let ids = run_ids(&sandbox);

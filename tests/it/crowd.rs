@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::sandbox::{Output, Sandbox};
+use super::sandbox::{Output, Sandbox, skipped, wait_until};
 
 /// A chain with a fan that all pipelines share, and an end of each one's own; nodes note that they begin and end.
 fn pipeline(sandbox: &Sandbox, own: &str) -> String {
@@ -53,14 +53,8 @@ fn begun(sandbox: &Sandbox) -> BTreeMap<String, usize> {
     begun
 }
 
-#[track_caller]
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !holds() {
-        assert!(begin.elapsed() < Duration::from_secs(30), "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+/// The most that anything here is waited for.
+const MOST: Duration = Duration::from_secs(30);
 
 #[test]
 fn many_runs_of_one_pipeline_do_each_node_once() {
@@ -131,7 +125,7 @@ fn a_run_that_is_killed_is_taken_over_at_once() {
     let sandbox = Sandbox::new();
     slow(&sandbox);
     let mut first = start(&sandbox, "p.toml", &[]);
-    wait_until("the node runs", || sandbox.path("notes").exists());
+    wait_until("the node runs", MOST, || sandbox.path("notes").exists());
     let mut others: Vec<_> = (0..3)
         .map(|_| {
             let mut command = sandbox.command(&["run", "p.toml"]);
@@ -141,7 +135,7 @@ fn a_run_that_is_killed_is_taken_over_at_once() {
         })
         .collect();
     let who = format!("process {}", first.id());
-    wait_until("the others wait, and say for whom", || sandbox.read("said").matches(&who).count() == 3);
+    wait_until("the others wait, and say for whom", MOST, || sandbox.read("said").matches(&who).count() == 3);
     sandbox.write("quick", "");
     let begin = Instant::now();
     first.kill().expect("it can be killed");
@@ -190,7 +184,7 @@ fn two_that_work_at_one_key_at_once_leave_one_result() {
     );
     sandbox.write("p.toml", &text);
     let first = start(&sandbox, "p.toml", &[]);
-    wait_until("the node runs", || sandbox.path("notes").exists());
+    wait_until("the node runs", MOST, || sandbox.path("notes").exists());
     // As on a file system on which the other's lock is not seen, and its claim has been silent for long.
     for lock in sandbox.files("cache/locks").iter().filter(|path| path.file_name().is_some_and(|name| name.len() == 64))
     {
@@ -263,16 +257,13 @@ time.sleep(60)
     let index = sandbox.path("cache/index.sqlite");
     let held = Command::new("python3").args(["-c", holder]).arg(&index).stdout(Stdio::piped()).spawn();
     let Ok(mut holder) = held else {
-        let _ =
-            std::io::Write::write_all(&mut std::io::stderr(), b"skipped: there is no python3 to hold the index with\n");
-        return;
+        return skipped("there is no python3 to hold the index with");
     };
     let mut line = String::new();
     let read =
         std::io::BufRead::read_line(&mut std::io::BufReader::new(holder.stdout.take().expect("is piped")), &mut line);
     if read.is_err() || line.trim() != "held" {
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"skipped: python3 cannot hold the index\n");
-        return;
+        return skipped("python3 cannot hold the index");
     }
     let begin = Instant::now();
     let output = sandbox.sami(&["run", "p.toml", "--json"]);

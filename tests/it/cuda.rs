@@ -10,7 +10,7 @@ use std::process::Command;
 use sami::env;
 use serde_json::Value;
 
-use super::sandbox::{Output, Sandbox};
+use super::sandbox::{Output, Sandbox, skipped, unsteered};
 
 /// The binary, a project, and a directory with the driver's libraries.
 struct Rig {
@@ -24,10 +24,9 @@ type Counts = BTreeMap<String, f64>;
 
 impl Rig {
     /// `None`, with the reason printed, where there is no such binary.
-    #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
     fn new(pipeline: &str, libraries: &[&str]) -> Option<Self> {
         let Some(binary) = env::TEST_CUDA_BIN.get() else {
-            eprintln!("skipped: {} names no binary with CUDA", env::TEST_CUDA_BIN.name);
+            skipped(&format!("{} names no binary with CUDA", env::TEST_CUDA_BIN.name));
             return None;
         };
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -54,9 +53,7 @@ impl Rig {
     fn command(&self, args: &[&str], settings: &[(&str, &str)]) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(args).current_dir(self.sandbox.path(""));
-        for variable in env::ALL {
-            command.env_remove(variable.name);
-        }
+        unsteered(&mut command);
         command.env(env::CUDA_LIBS.name, &self.libraries).env("FAKE_CUDA_OUT", self.sandbox.path("counts"));
         // A token that is a word; as a number of another type it is next to nothing.
         command.env("FAKE_CUDA_READ", "5");

@@ -26,11 +26,19 @@ pub(crate) fn check_made(path: &str, made: &str) {
     );
 }
 
-pub(crate) fn files_under(directory: &str, extension: &str) -> Vec<PathBuf> {
+/// The documents that speak of commands: all pages, and what stands beside the sources for who reads them.
+pub(crate) fn documents() -> Vec<PathBuf> {
+    let mut documents = files_under("docs", "md");
+    documents.extend(["README.md", "CONTRIBUTING.md"].map(|name| root().join(name)));
+    documents
+}
+
+/// The files with an extension in a directory, of the project or elsewhere, and those below it, in order.
+pub(crate) fn files_under(directory: impl AsRef<Path>, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![root().join(directory)];
     while let Some(directory) = open.pop() {
-        for entry in fs_err::read_dir(directory).expect("a directory of the project") {
+        for entry in fs_err::read_dir(directory).expect("a directory") {
             let path = entry.expect("a directory entry").path();
             if path.is_dir() {
                 open.push(path);

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use sami::env;
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, skipped, unsteered};
 
 /// Whether a program is there.
 fn has(program: &str) -> bool {
@@ -16,8 +16,7 @@ fn has(program: &str) -> bool {
 macro_rules! need {
     ($program:expr) => {
         if !has($program) {
-            println!("skipped: there is no `{}` here", $program);
-            return;
+            return skipped(&format!("there is no `{}` here", $program));
         }
     };
 }
@@ -42,8 +41,7 @@ fn linted(taplo: &str, args: &[&str], file: &Path) -> String {
 #[test]
 fn taplo_takes_what_is_shipped_and_refuses_what_is_wrong() {
     let Some(taplo) = env::TEST_TAPLO.get().filter(|taplo| has(taplo)) else {
-        super::sandbox::skipped("SAMI_TEST_TAPLO names no taplo");
-        return;
+        return skipped("SAMI_TEST_TAPLO names no taplo");
     };
     let project = Sandbox::new();
     project.sami(&["schema", "-o", "s.json"]).exits(0);
@@ -116,7 +114,8 @@ fn world() -> (Sandbox, String) {
 
 /// The words that a shell offers for a line.
 fn offered(project: &Sandbox, path: &str, shell: &str, script: &str) -> String {
-    let output = Command::new(shell)
+    let mut command = Command::new(shell);
+    let output = unsteered(&mut command)
         .args(if shell == "bash" { &["--norc", "--noprofile", "-c"][..] } else { &["-c"][..] })
         .arg(script)
         .env("PATH", path)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use sami::digest::Digest;
 
-use super::sandbox::{Done, Output, Sandbox};
+use super::sandbox::{Done, Output, Sandbox, wait_until};
 
 /// A source, a chain, a fan and a join; nodes take a moment, note that they end, and write in two goes, so that a torn
 /// output would be seen.
@@ -56,15 +56,8 @@ fn children(process: u32) -> Vec<u32> {
     listed.split_whitespace().filter_map(|number| number.parse().ok()).collect()
 }
 
-/// Waits until `holds` for ten seconds at most.
-#[track_caller]
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !holds() {
-        assert!(begin.elapsed() < Duration::from_secs(10), "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+/// The most that anything here is waited for.
+const MOST: Duration = Duration::from_secs(10);
 
 /// Processes that have something of the sandbox on their command line.
 fn left_over(sandbox: &Sandbox) -> Vec<String> {
@@ -128,11 +121,11 @@ fn workers_and_what_they_started_die_with_the_scheduler() {
         &format!("[nodes.a]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-c\", \"touch {mark}; sleep 60 & sleep 60; : {mark}\"]\n"),
     );
     let mut child = start(&sandbox);
-    wait_until("the node runs", || sandbox.path("mark").exists());
+    wait_until("the node runs", MOST, || sandbox.path("mark").exists());
     assert!(left_over(&sandbox).len() >= 2);
     child.kill().expect("it can be killed");
     child.wait().expect("it ends");
-    wait_until("the workers are gone", || left_over(&sandbox).is_empty());
+    wait_until("the workers are gone", MOST, || left_over(&sandbox).is_empty());
 }
 
 #[test]
@@ -148,7 +141,7 @@ fn interrupted_once_it_stops_and_the_rerun_goes_on() {
         ),
     );
     let child = start(&sandbox);
-    wait_until("the node runs", || sandbox.path("mark").exists());
+    wait_until("the node runs", MOST, || sandbox.path("mark").exists());
     let begin = Instant::now();
     signal("INT", child.id());
     let output: Output = child.wait_with_output().expect("it ends").into();
@@ -156,7 +149,7 @@ fn interrupted_once_it_stops_and_the_rerun_goes_on() {
     assert!(begin.elapsed() < Duration::from_secs(5));
     let done = output.done();
     assert_eq!((done.ok, done.names("ran"), done.names("skipped")), (false, vec!["a"], vec!["b"]));
-    wait_until("the workers are gone", || left_over(&sandbox).is_empty());
+    wait_until("the workers are gone", MOST, || left_over(&sandbox).is_empty());
     sandbox.write("quick", "");
     assert_eq!(sandbox.run(&[], 0).names("ran"), ["b"]);
 }
@@ -172,7 +165,7 @@ fn interrupted_twice_it_stops_at_once() {
         ),
     );
     let mut child = start(&sandbox);
-    wait_until("the node runs", || sandbox.path("mark").exists());
+    wait_until("the node runs", MOST, || sandbox.path("mark").exists());
     // A worker that is stopped cannot hear the first one.
     for worker in children(child.id()) {
         signal("STOP", worker);
@@ -183,7 +176,7 @@ fn interrupted_twice_it_stops_at_once() {
     signal("TERM", child.id());
     let output: Output = child.wait_with_output().expect("it ends").into();
     output.exits(130);
-    wait_until("the workers are gone", || left_over(&sandbox).is_empty());
+    wait_until("the workers are gone", MOST, || left_over(&sandbox).is_empty());
 }
 
 #[test]

@@ -77,7 +77,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "inspect", "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
         ],
     ),
-    ("trackers", &["diag", "digest", "env", "fs", "secret", "settings", "store", "exec"]),
+    ("trackers", &["diag", "digest", "env", "fs", "secret", "settings", "store", "exec", "inspect"]),
 ];
 const MOST_LINES: usize = 500;
 

@@ -17,13 +17,13 @@ use sami::lm::train::{Example, Objective, TrainSettings, Trainer};
 use sami::lm::{Config, Files, Model, Prompt, SamplingSettings, Sequence, Tokenizer, TokenizerKind, weights};
 use serde_json::{Value, json};
 
+use super::sandbox::skipped;
+
 /// The Python to compare with; without it, a printed reason for the skip.
 fn python() -> Option<PathBuf> {
     let python = env::TEST_PYTHON.get().map(PathBuf::from);
     if python.is_none() {
-        let reason = format!("skipped: {} names no Python with torch and transformers\n", env::TEST_PYTHON.name);
-        // Past the test harness's capture, so that a skip is seen.
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), reason.as_bytes());
+        skipped(&format!("{} names no Python with torch and transformers", env::TEST_PYTHON.name));
     }
     python
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use sami::env;
 
-use super::sandbox::Sandbox;
+use super::sandbox::{Sandbox, skipped};
 
 /// A part of the directory of real models and data; without it, a printed reason for the skip.
 pub(crate) fn test_data(part: &str) -> Option<PathBuf> {
@@ -13,10 +13,7 @@ pub(crate) fn test_data(part: &str) -> Option<PathBuf> {
     if found.exists() {
         return fs_err::canonicalize(found).ok();
     }
-    let reason =
-        format!("skipped: there is no {} ({} names another directory)\n", found.display(), env::TEST_DATA.name);
-    // Past the test harness's capture, so that a skip is seen.
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), reason.as_bytes());
+    skipped(&format!("there is no {} ({} names another directory)", found.display(), env::TEST_DATA.name));
     None
 }
 

@@ -1,12 +1,12 @@
 //! The remote cache on a real server of S3's protocol, Ceph's gateway, which is started here. Skips with a printed reason
 //! where its packages are not installed.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
 use super::docs::root;
-use super::sandbox::{Output, Sandbox};
+use super::sandbox::{Output, Sandbox, skipped};
 use super::sharing::{pipeline, project};
 
 /// The server, until it is dropped.
@@ -35,10 +35,7 @@ fn ceph() -> Option<Ceph> {
     };
     let needed = ["ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "curl"];
     if let Some(lacks) = needed.iter().find(|program| !has(program)) {
-        let _ = writeln!(
-            std::io::stderr(),
-            "skipped: `{lacks}` is not installed (apt-get install ceph-mon ceph-osd radosgw ceph-common curl)"
-        );
+        skipped(&format!("`{lacks}` is not installed (apt-get install ceph-mon ceph-osd radosgw ceph-common curl)"));
         return None;
     }
     let folder = tempfile::tempdir().expect("a directory");

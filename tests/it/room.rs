@@ -125,6 +125,11 @@ fn gc_keeps_a_cache_below_a_size() {
     let told = json(&sandbox, &["gc", "--dry-run", "--keep", "1GB"]);
     assert_eq!((&told["removed"]["bytes"], &told["room"]["evicted"]), (&0.into(), &0.into()), "{told}");
     let left = told["room"]["left"].as_u64().expect("bytes");
+    // Event files stay, and count.
+    sandbox.write("cache/tensorboard/run/events", &"x".repeat(5000));
+    let with = json(&sandbox, &["gc", "--dry-run", "--keep", "1GB"]);
+    assert_eq!(with["room"]["left"].as_u64(), Some(left + 5000), "{with}");
+    fs_err::remove_dir_all(sandbox.path("cache/tensorboard")).expect("removes");
     let keep = format!("{}B", left - 60_000);
     let text = sandbox.sami(&["cache", "gc", "--dry-run", "--keep", &keep]).exits(0).stdout;
     assert!(text.contains(" would stay of ") && text.contains(" wanted artifact"), "{text}");

@@ -1,7 +1,9 @@
 //! A project in a temporary directory, and the real binary run in it.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use sami::env;
 use serde_json::Value;
@@ -42,9 +44,33 @@ pub(crate) struct DoneNode {
     pub(crate) artifact: Option<String>,
 }
 
-/// Says why a test is left out. That it cannot be said is no failure.
+/// Says why a test is left out, past the test harness's capture, so that it is seen. That it cannot be said is no failure.
 pub(crate) fn skipped(why: &str) {
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("skipped: {why}\n").as_bytes());
+}
+
+/// Waits until something holds. It fails, saying in vain for what, once `most` has passed.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, most: Duration, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < most, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A port of this machine that nobody listens on.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("it has one").port()
+}
+
+/// Takes from a command's environment all that would steer `sami`.
+pub(crate) fn unsteered(command: &mut Command) -> &mut Command {
+    for variable in env::ALL {
+        command.env_remove(variable.name);
+    }
+    command
 }
 
 impl Sandbox {
@@ -98,9 +124,7 @@ impl Sandbox {
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sami"));
         command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
-        for variable in env::ALL {
-            command.env_remove(variable.name);
-        }
+        unsteered(&mut command);
         command
     }
 

@@ -1,9 +1,9 @@
 //! What people see: on a terminal, in a pipe, read out; and runs that are watched.
 
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, skipped, unsteered, wait_until};
 
 const SLOW: &str = r#"
 name = "slow"
@@ -30,16 +30,17 @@ fn on_terminal(sandbox: &Sandbox, args: &str, variables: &[(&str, &str)]) -> Opt
 fn on_wide_terminal(columns: usize, sandbox: &Sandbox, args: &str, variables: &[(&str, &str)]) -> Option<String> {
     let line = format!("stty cols {columns} rows 20; exec {} {args}", sandbox.command(&[]).get_program().display());
     let mut command = Command::new("script");
-    command
+    unsteered(&mut command)
         .args(["-qefc", &line, "/dev/null"])
         .current_dir(sandbox.path(""))
         .env("TERM", "xterm")
-        .env("LC_ALL", "C.UTF-8");
-    command.env_remove("NO_COLOR").env_remove("SAMI_PLAIN").envs(variables.iter().copied()).stdin(Stdio::null());
+        .env("LC_ALL", "C.UTF-8")
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null());
     match command.output() {
         Ok(output) => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
         Err(error) => {
-            super::sandbox::skipped(&format!("`script` of util-linux is not here ({error})"));
+            skipped(&format!("`script` of util-linux is not here ({error})"));
             None
         }
     }
@@ -69,10 +70,7 @@ fn a_run_is_watched_until_it_ends_and_told_of_when_it_is_over() {
     let none = sandbox.sami(&["watch"]);
     assert_ne!(none.code, 0, "{none:?}");
     let mut run = sandbox.command(&["run", "p.toml"]).stderr(Stdio::null()).spawn().expect("it starts");
-    let began = Instant::now();
-    while sandbox.files("cache/runs").is_empty() && began.elapsed() < Duration::from_secs(20) {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until("the run is there", Duration::from_secs(20), || !sandbox.files("cache/runs").is_empty());
     std::thread::sleep(Duration::from_millis(200));
     let watched = sandbox.sami(&["watch"]);
     assert_eq!(run.wait().expect("it ends").code(), Some(1));

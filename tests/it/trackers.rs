@@ -1,13 +1,12 @@
 //! Runs that are told to TensorBoard and MLflow, and to servers that are away, slow or say no; the real programs read what was told.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use sami::env;
 use serde_json::Value;
 
-use super::sandbox::{Output, Sandbox};
+use super::sandbox::{Output, Sandbox, free_port, skipped, wait_until};
 use super::tracker_server::{Manner, Server};
 
 /// A training of a few thousand numbers; what waits for it starts when it is done.
@@ -92,11 +91,7 @@ fn a_run_that_was_killed_goes_on_as_the_same_one() {
     failed.exits(1);
     assert_eq!(server.state().runs[0].status, "FAILED");
     let mut child = sandbox.command(&args).stderr(Stdio::null()).spawn().expect("it starts");
-    let began = Instant::now();
-    while server.state().runs[0].steps("base/loss").is_empty() {
-        assert!(began.elapsed() < Duration::from_secs(100), "no result came");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until("a result comes", Duration::from_secs(100), || !server.state().runs[0].steps("base/loss").is_empty());
     child.kill().expect("it is killed");
     child.wait().expect("it ends");
     assert_eq!(server.state().runs[0].status, "RUNNING");
@@ -116,10 +111,7 @@ fn a_run_that_was_killed_goes_on_as_the_same_one() {
 
 #[test]
 fn a_server_that_is_away_costs_a_warning() {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("it has one");
-    drop(listener);
-    let sandbox = sandbox(&format!("mlflow = \"http://{address}\"\n"));
+    let sandbox = sandbox(&format!("mlflow = \"http://127.0.0.1:{}\"\n", free_port()));
     let (output, _) = train(&sandbox, &[], &[]);
     assert!(output.stderr.contains("warning[trackers::mlflow-away]"), "{}", output.stderr);
     assert!(output.stderr.contains("warning[trackers::mlflow-incomplete]"), "{}", output.stderr);
@@ -283,10 +275,7 @@ fn a_run_that_is_over_can_be_told_of_and_is_told_once() {
 fn who_cannot_be_told_of_a_run_that_is_over_is_named() {
     let sandbox = sandbox("");
     train(&sandbox, &["--set", "steps=1"], &[]);
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("it has one");
-    drop(listener);
-    sandbox.write("sami.toml", &format!("mlflow = \"http://{address}\"\n"));
+    sandbox.write("sami.toml", &format!("mlflow = \"http://127.0.0.1:{}\"\n", free_port()));
     let said = sandbox.sami(&["track"]).exits(1);
     assert!(said.stderr.contains("trackers::mlflow-incomplete") && said.stdout.is_empty(), "{said:?}");
 }
@@ -330,8 +319,7 @@ fn the_real_tensorboard_reads_what_a_killed_and_resumed_training_wrote() {
     let files = sandbox.files("cache/tensorboard");
     assert_eq!(files.iter().filter(|file| file.parent().is_some_and(|folder| folder.ends_with("base"))).count(), 2);
     let Some(found) = tensorboard(&sandbox) else {
-        super::sandbox::skipped("SAMI_TEST_PYTHON names no Python with tensorboard");
-        return;
+        return skipped("SAMI_TEST_PYTHON names no Python with tensorboard");
     };
     let steps: Vec<u64> =
         found["base:train/loss"].as_array().expect("a curve").iter().filter_map(|event| event[0].as_u64()).collect();
@@ -353,9 +341,7 @@ struct Real {
 impl Real {
     fn start(sandbox: &Sandbox) -> Option<Self> {
         let python = env::TEST_MLFLOW.get()?;
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("it has one").port();
-        drop(listener);
+        let port = free_port();
         let store = format!("sqlite:///{}", sandbox.path("mlflow.db").display());
         let log = fs_err::File::create(sandbox.path("mlflow.log")).expect("a log").into_parts().0;
         let child = {
@@ -426,8 +412,7 @@ fn add_no_numbers(sandbox: &Sandbox) {
 fn the_real_mlflow_shows_a_killed_and_resumed_training_as_one_run() {
     let sandbox = sandbox("");
     let Some(server) = Real::start(&sandbox) else {
-        super::sandbox::skipped("SAMI_TEST_MLFLOW names no Python with mlflow");
-        return;
+        return skipped("SAMI_TEST_MLFLOW names no Python with mlflow");
     };
     sandbox.write("sami.toml", &format!("mlflow = \"{}\"\n", server.address));
     let args = ["run", "p.toml", "base", "--set", "steps=18"];

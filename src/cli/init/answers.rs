@@ -38,9 +38,9 @@ pub(super) enum Queries {
     Hub { repo: String, field: String },
 }
 
-/// Fields that a query is likely to be in, likeliest first.
 /// Fewer rows are no use to train on and be judged by.
 const FEWEST: u64 = 10;
+/// Fields that a query is likely to be in, likeliest first.
 const LIKELY: [&str; 8] = ["query", "question", "prompt", "instruction", "input", "post", "text", "content"];
 
 fn wrong(what: String, help: &str) -> Diagnostic {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::super::figures::{bytes, count, cut, figure, plural, some};
+use super::super::figures::{bytes, count, cut, plural, some};
 use super::super::outcomes;
 use super::super::rows;
 use super::super::screen::Screen;
@@ -128,14 +128,8 @@ fn head(item: &Item, field: &str) -> String {
 /// Win rates with their intervals; what else there is if there are none.
 fn win_rates(metrics: &Map<String, Value>) -> Vec<String> {
     let rates = metrics.iter().filter(|(name, _)| name.starts_with("win_rate."));
-    let end =
-        |name: &str, end: &str| metrics.get(&name.replacen("win_rate", &format!("win_rate_{end}"), 1)).map(figure);
-    let told: Vec<String> = rates
-        .map(|(name, rate)| match end(name, "low").zip(end(name, "high")) {
-            Some((low, high)) => format!("{name} {} ({low} to {high})", figure(rate)),
-            None => format!("{name} {}", figure(rate)),
-        })
-        .collect();
+    let told: Vec<String> =
+        rates.map(|(name, rate)| format!("{name} {}", outcomes::with_interval(metrics, name, rate))).collect();
     if told.is_empty() { outcomes::headline(metrics) } else { told }
 }
 

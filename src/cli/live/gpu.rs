@@ -43,7 +43,7 @@ impl Gpus {
         let mut asked = command.spawn().ok();
         if let Some(output) = asked.as_mut().and_then(|child| child.stdout.take()) {
             let told = told.clone();
-            let visible = env::CUDA_VISIBLE_DEVICES.get();
+            let visible = env::VISIBLE.get();
             // It ends with the tool, which is ended when this is dropped; or with the first word that has no reader.
             std::thread::spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {

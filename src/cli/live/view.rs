@@ -170,19 +170,6 @@ impl View {
         self.going.iter().any(|going| going.device.starts_with("cuda"))
     }
 
-    fn counts(&self) -> Vec<String> {
-        let done = self.hits + self.ran;
-        let mut parts = vec![format!("{} of {} nodes done", count(done as u64), count(self.nodes as u64))];
-        let others = [
-            (self.failed, "failed"),
-            (self.skipped, "skipped"),
-            (self.going.iter().filter(|going| !going.download).count(), "running"),
-            (self.waiting.len(), "waiting for other processes"),
-        ];
-        parts.extend(others.iter().filter(|(number, _)| *number > 0).map(|(number, word)| format!("{number} {word}")));
-        parts
-    }
-
     /// Seconds until all is done, and whether that is of a part of what is left; `None` if nothing is known of it.
     fn left(&self, now: f64) -> Option<(f64, bool)> {
         let left = self.nodes.saturating_sub(self.hits + self.ran + self.failed + self.skipped);
@@ -241,19 +228,25 @@ impl View {
             // Downloads come before the run.
             return cut(&seconds(now.floor()), canvas.width - 1);
         }
-        let done = self.hits + self.ran + self.failed + self.skipped;
-        let mut parts = self.counts();
-        // What the rows above show.
-        parts.retain(|part| !part.ends_with("running"));
-        let (short, long) = (format!("{}/{}", self.hits + self.ran, self.nodes), parts.remove(0));
-        parts.insert(0, if canvas.width < 60 { short } else { long });
+        let done = self.hits + self.ran;
+        let told = if canvas.width < 60 {
+            format!("{done}/{}", self.nodes)
+        } else {
+            format!("{} of {} nodes done", count(done as u64), count(self.nodes as u64))
+        };
+        let mut parts = vec![told];
+        // What runs is shown by the rows above.
+        let others =
+            [(self.failed, "failed"), (self.skipped, "skipped"), (self.waiting.len(), "waiting for other processes")];
+        parts.extend(others.iter().filter(|(number, _)| *number > 0).map(|(number, word)| format!("{number} {word}")));
         parts.extend(self.note.map(ToOwned::to_owned));
         parts.push(whole(now));
         parts.extend(self.left(now).map(|(left, part)| {
             let word = if part { "at least " } else { "about " };
             format!("{word}{} left", whole(left))
         }));
-        line("all", names, &[done as f64 / self.nodes as f64], &parts, canvas)
+        let ended = done + self.failed + self.skipped;
+        line("all", names, &[ended as f64 / self.nodes as f64], &parts, canvas)
     }
 }
 

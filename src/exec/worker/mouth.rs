@@ -54,13 +54,13 @@ impl Mouth {
     /// Begins with another attempt.
     pub(super) fn begin(&mut self, allowance: Allowance) {
         (self.last, self.purse, self.told) = (None, Arc::new(Purse::new(allowance)), Spent::default());
-        self.held = None;
     }
 
     pub(super) fn progress(&mut self, mut progress: Progress) {
         fs::kill_point("progress");
-        if let Some(held) = self.held.take() {
-            progress.steps.splice(..0, held.steps);
+        if let Some(mut held) = self.held.take() {
+            held.steps.append(&mut progress.steps);
+            progress.steps = held.steps;
         }
         let beat = if matches!(self.outlet, Outlet::File(_)) { FILE_BEAT } else { BEAT };
         let due = self.last.is_none_or(|last| last.elapsed() >= beat);

@@ -23,6 +23,8 @@ pub use marks::{Part, marks};
 pub use models::{Asked, Source, sources};
 pub use row::{Candidate, Response, Scored, read};
 
+/// Types of artifacts whose rows have matrices.
+pub const TYPES: [&str; 2] = ["evaluation", "scores"];
 /// Bytes of each other artifact that are looked through for a query.
 const LOOKED: u64 = 64 << 20;
 
@@ -142,7 +144,7 @@ fn add(panels: &mut Vec<(usize, Panel)>, source: &Source, candidate: Candidate) 
 #[expect(clippy::option_option, reason = "`None`: not all of it was looked through; `Some(None)`: it has no such row")]
 fn find(store: &Store, artifact: &Digest, id: &str) -> Result<Option<Option<Scored>>, StoreError> {
     let Some(path) = rows_file(store, artifact)? else { return Ok(Some(None)) };
-    let ask = Ask { take: 1, filter: Filter::of_id(id), budget: LOOKED, ..Ask::default() };
+    let ask = Ask { take: 1, enough: true, filter: Filter::of_id(id), budget: LOOKED, ..Ask::default() };
     // What a gc takes away in the meantime has nothing to say.
     let Ok(found) = rows::look(&path, &ask) else { return Ok(Some(None)) };
     match found.rows.first() {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::digest::Digest;
+use crate::inspect::name::Name;
 use crate::store::{Index, NodeRecord, Store, StoreError};
 
 /// Artifacts that are looked into.
@@ -77,11 +78,11 @@ pub fn sources(store: &Store, index: &Index, artifact: &Digest, run: Option<&str
     }
     let order: BTreeMap<&str, usize> =
         nodes.iter().enumerate().map(|(at, (name, ..))| (name.as_str(), at + 1)).collect();
-    let cell = record.as_ref().map(|record| matrix_cell(&record.node).to_owned());
+    let cell = record.as_ref().map(|record| Name::of(&record.node).cell.to_owned());
     let mut found: Vec<Source> = Vec::new();
     for (name, key, kind) in &nodes {
         // Cells of a matrix of settings are each by themselves.
-        let beside = cell.as_ref().is_none_or(|cell| cell == matrix_cell(name) || matrix_cell(name).is_empty());
+        let beside = cell.as_ref().is_none_or(|cell| ["", cell].contains(&Name::of(name).cell));
         if found.len() == MOST || !beside || !kind.as_deref().is_some_and(|kind| KINDS.contains(&kind)) {
             continue;
         }
@@ -103,11 +104,6 @@ fn is_name(run: &str) -> bool {
     !run.is_empty() && run.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
-/// The cell of a matrix that a node is in: `[lr=1]` of `score@2[lr=1]`.
-fn matrix_cell(node: &str) -> &str {
-    node.find('[').map_or("", |at| &node[at..])
-}
-
 fn source(index: &Index, record: &NodeRecord, order: &BTreeMap<&str, usize>) -> Source {
     let mut models = BTreeMap::new();
     for (field, id) in &record.inputs {
@@ -123,17 +119,10 @@ fn source(index: &Index, record: &NodeRecord, order: &BTreeMap<&str, usize>) -> 
             (None, Some(source)) => source.split_once(':').map_or(source.as_str(), |(_, name)| name).to_owned(),
             (None, None) => id.short(),
         };
-        let iteration = iteration(&model);
+        let iteration = Name::of(&model).iteration.unwrap_or(0);
         let order = iteration as usize * NODES + order.get(model.as_str()).copied().unwrap_or(0);
         let asked = Asked { model, artifact: Some(*id), candidate: candidate.to_owned(), iteration, order };
         models.insert(candidate.to_owned(), asked);
     }
     Source { artifact: record.artifact, node: record.node.clone(), models }
-}
-
-/// The iteration that a node is in: 2 of `score@2[lr=1]`.
-fn iteration(node: &str) -> u64 {
-    let digits = node.split_once('@').map_or("", |(_, rest)| rest);
-    let end = digits.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(digits.len());
-    digits[..end].parse().unwrap_or(0)
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::Serialize;
 
+use super::name::Name;
 use super::story::Story;
 use crate::digest::Digest;
 use crate::exec::{Plan, State};
@@ -77,7 +78,7 @@ pub struct Open {
 }
 
 /// A box of a folded graph.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Group {
     /// One node or source.
     One(usize),
@@ -102,16 +103,12 @@ pub struct Folded {
 
 impl Item {
     fn new(name: &str, kind: &str) -> Self {
-        let (stem, is_cell) = name.split_once('[').map_or((name, false), |(stem, _)| (stem, true));
-        let (base, iteration) = match stem.rsplit_once('@').map(|(base, number)| (base, number.parse().ok())) {
-            Some((base, Some(number))) => (base, Some(number)),
-            _ => (stem, None),
-        };
+        let Name { base, cell, iteration } = Name::of(name);
         Self {
             name: name.to_owned(),
             base: base.to_owned(),
             iteration,
-            is_cell,
+            is_cell: !cell.is_empty(),
             kind: kind.to_owned(),
             state: "",
             why: String::new(),
@@ -306,24 +303,15 @@ impl Dag {
             _ => Group::One(at),
         };
         let mut boxes: Vec<(Group, Vec<usize>)> = Vec::new();
-        let mut places: HashMap<String, usize> = HashMap::new();
+        let mut places: HashMap<Group, usize> = HashMap::new();
         let mut within = Vec::with_capacity(self.items.len());
         for (at, item) in self.items.iter().enumerate() {
             let group = group(at, item);
-            let place = match &group {
-                Group::One(_) => {
-                    boxes.push((group, vec![at]));
-                    boxes.len() - 1
-                }
-                folded => {
-                    let place = *places.entry(format!("{folded:?}")).or_insert_with(|| {
-                        boxes.push((group, Vec::new()));
-                        boxes.len() - 1
-                    });
-                    boxes[place].1.push(at);
-                    place
-                }
-            };
+            let place = *places.entry(group.clone()).or_insert_with(|| {
+                boxes.push((group, Vec::new()));
+                boxes.len() - 1
+            });
+            boxes[place].1.push(at);
             within.push(place);
         }
         let between = self.arrows.iter().map(|(from, to)| (within[*from], within[*to])).filter(|(from, to)| from != to);

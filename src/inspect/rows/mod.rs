@@ -46,6 +46,8 @@ pub struct Ask {
     pub nth: u64,
     /// How many are wanted.
     pub take: usize,
+    /// Whether looking ends with the last of these, rather than counting those behind it.
+    pub enough: bool,
     /// Which rows.
     pub filter: Filter,
     /// Bytes that are looked at, at most, but for the end of a row.

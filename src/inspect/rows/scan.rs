@@ -136,6 +136,7 @@ impl<'a> Scan<'a> {
     }
 
     fn spend(&mut self) {
-        self.spent = self.at.byte - self.start >= self.ask.budget;
+        self.spent =
+            self.at.byte - self.start >= self.ask.budget || self.ask.enough && self.rows.len() >= self.ask.take;
     }
 }

@@ -45,7 +45,10 @@ fn fall(records: &[StepRecord]) -> Option<f64> {
 
 /// All figures of a step: a line of `train.jsonl`.
 pub(super) fn line(record: &StepRecord) -> Map<String, Value> {
-    json!(record).as_object().cloned().unwrap_or_default()
+    match json!(record) {
+        Value::Object(line) => line,
+        _ => Map::new(),
+    }
 }
 
 /// What is worth a look while it trains.

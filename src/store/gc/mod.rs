@@ -146,6 +146,9 @@ impl Store {
     }
 }
 
+/// Directories that gc leaves alone, besides the rows.
+pub(super) const STAY: [&str; 3] = ["external", "tensorboard", "trackers"];
+
 /// A file's size; 0 if it went away meanwhile.
 pub(super) fn size(path: &Path) -> u64 {
     std::fs::symlink_metadata(path).map_or(0, |metadata| metadata.len())

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::mark::{Kept, Places};
 use super::scratch::Scratch;
-use super::{Garbage, Item, Roots, size};
+use super::{Garbage, Item, Roots, STAY, size};
 use crate::digest::Digest;
 use crate::store::inventory::Inventory;
 use crate::store::inventory::weigh;
@@ -116,7 +116,10 @@ impl Store {
         if let Some(budget) = &roots.budget {
             let rows = weigh(&self.root.join("rows"))?.1;
             let going: HashSet<&str> = kept.runs_to_go.iter().map(|(run, _)| run.as_str()).collect();
-            let mut fixed = rows + weigh(&self.root.join("external"))?.1 + size(&self.root.join("index.sqlite"));
+            let mut fixed = rows + size(&self.root.join("index.sqlite"));
+            for part in STAY {
+                fixed += weigh(&self.root.join(part))?.1;
+            }
             for run in self.run_ids()?.iter().filter(|run| !going.contains(run.as_str())) {
                 fixed += weigh(&self.run_dir(run))?.1;
             }

@@ -11,13 +11,14 @@ use std::sync::mpsc::sync_channel;
 
 use rayon::prelude::*;
 use rusqlite::{Connection, params};
+use serde::de::IgnoredAny;
 
 use super::insert::{bytes, digest, insert_latest, insert_node, insert_run};
 use super::{INDEXES, Index, SCHEMA};
 use crate::digest::Digest;
 use crate::store::ids::shard_ids;
 use crate::store::inventory::each_stand;
-use crate::store::{Class, EqualToWithin, NodeRecord, Store, StoreError, Usage};
+use crate::store::{NodeRecord, Store, StoreError};
 
 /// A directory that changed a shorter while ago could change once more at the same time.
 const TICK: i64 = 20_000_000;
@@ -39,8 +40,8 @@ struct ArtifactRow {
     objects: Vec<u8>,
 }
 
-/// A record as a row, and the length of its file.
-type NodeRow = (NodeRecord, u64);
+/// A record as a row, and the length of its file. The index has nothing of preimages.
+type NodeRow = (NodeRecord<IgnoredAny>, u64);
 
 /// What of a directory is not in the index, and what of the index is not in it.
 struct Difference {
@@ -238,68 +239,11 @@ fn each_row<T: Send>(
     })
 }
 
-/// What is read of a node record: all but the preimage, which is the largest part and nothing of which the index has.
-#[derive(serde::Deserialize)]
-struct Told {
-    format: u32,
-    key: Digest,
-    node: String,
-    pipeline: String,
-    kind: String,
-    artifact: Digest,
-    #[serde(rename = "preimage")]
-    _preimage: serde::de::IgnoredAny,
-    inputs: BTreeMap<String, Digest>,
-    #[serde(default)]
-    sources: BTreeMap<String, String>,
-    metrics: serde_json::Map<String, serde_json::Value>,
-    run: String,
-    attempt: u32,
-    started: String,
-    seconds: f64,
-    #[serde(default)]
-    usage: Option<Usage>,
-    host: String,
-    device: String,
-    version: String,
-    #[serde(default)]
-    class: Option<Class>,
-    #[serde(default)]
-    equal_to_within: Option<EqualToWithin>,
-}
-
-impl From<Told> for NodeRecord {
-    fn from(told: Told) -> Self {
-        Self {
-            format: told.format,
-            key: told.key,
-            node: told.node,
-            pipeline: told.pipeline,
-            kind: told.kind,
-            artifact: told.artifact,
-            preimage: serde_json::Value::Null,
-            inputs: told.inputs,
-            sources: told.sources,
-            metrics: told.metrics,
-            run: told.run,
-            attempt: told.attempt,
-            started: told.started,
-            seconds: told.seconds,
-            usage: told.usage,
-            host: told.host,
-            device: told.device,
-            version: told.version,
-            class: told.class,
-            equal_to_within: told.equal_to_within,
-        }
-    }
-}
-
 fn read_node(store: &Store, key: &Digest) -> Result<Option<NodeRow>, StoreError> {
     // A record that is damaged is none; one that went since it was listed, too.
     let Some(bytes) = crate::store::inventory::read(&store.node_path(key))? else { return Ok(None) };
-    let record: Option<Told> = serde_json::from_slice(&bytes).ok();
-    Ok(record.filter(|record| record.key == *key).map(|record| (record.into(), bytes.len() as u64)))
+    let record: Option<NodeRecord<IgnoredAny>> = serde_json::from_slice(&bytes).ok();
+    Ok(record.filter(|record| record.key == *key).map(|record| (record, bytes.len() as u64)))
 }
 
 fn read_artifact(

@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(left.len(), 1, "nothing was made: {left:?}");
     }
 
-    /// A million artifacts of a hundred thousand nodes: a word is completed before anyone notices.
+    /// Two hundred thousand artifacts and as many nodes: a word is completed before anyone notices.
     #[test]
     fn a_large_index_answers_at_once() {
         let folder = tempfile::tempdir().expect("a directory");

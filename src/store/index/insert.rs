@@ -25,7 +25,11 @@ pub(super) fn made_since(time: jiff::Timestamp) -> i64 {
 }
 
 /// Adds a record, of a file with so many bytes if that is known.
-pub(super) fn insert_node(connection: &Connection, record: &NodeRecord, length: Option<u64>) -> rusqlite::Result<()> {
+pub(super) fn insert_node<P>(
+    connection: &Connection,
+    record: &NodeRecord<P>,
+    length: Option<u64>,
+) -> rusqlite::Result<()> {
     let insert =
         "INSERT OR REPLACE INTO nodes VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
     let metrics =

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::story::{Begin, Note, Outcome, iteration};
 use super::tracked::{Remote, Tracked};
-use super::{About, Tracker, held};
+use super::{About, Tracker, held, shown};
 use crate::diag::Diagnostic;
 use crate::exec::host;
 use crate::settings::MlflowSettings;
@@ -66,6 +66,8 @@ pub(super) struct Mlflow {
     disliked: Option<String>,
     /// The server refused the run for good: nothing more is sent.
     refused: bool,
+    /// What is to be said of that, if it came while things were taken.
+    refusal: Option<Diagnostic>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -98,6 +100,7 @@ impl Mlflow {
             lost: 0,
             disliked: None,
             refused: false,
+            refusal: None,
         }
     }
 
@@ -262,9 +265,15 @@ impl Mlflow {
             self.lost += 1;
             return;
         }
-        if self.about.again && self.metrics.len() >= MOST_TOLD_AGAIN {
-            // All comes at once, and there is no run to hold up; what goes wrong is told at the end.
-            let _ = self.send();
+        let may_send = self.failures == 0 || self.next <= Instant::now();
+        if self.about.again && self.metrics.len() >= MOST_TOLD_AGAIN && may_send {
+            // All comes at once, and there is no run to hold up; what does not arrive is told at the end.
+            let said = self.act();
+            if self.refused {
+                self.refusal = said;
+                self.lost += 1;
+                return;
+            }
         }
         if self.metrics.len() >= MOST_WAITING {
             self.metrics.pop_front();
@@ -316,7 +325,6 @@ impl Tracker for Mlflow {
     fn take(&mut self, note: Note) {
         match note {
             Note::Begin(begin) => {
-                let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 let cut = |text: String| text.chars().take(LONGEST_VALUE).collect();
                 let params = self.about.params.iter().map(|(name, value)| (key(name), cut(shown(value))));
                 self.params = params.collect();
@@ -355,7 +363,6 @@ impl Tracker for Mlflow {
     }
 
     fn act(&mut self) -> Option<Diagnostic> {
-        self.next = Instant::now() + BEAT;
         match self.send() {
             Ok(()) => {
                 self.failures = 0;
@@ -395,7 +402,7 @@ impl Tracker for Mlflow {
             None if self.lost > 0 && !self.refused => Some(incomplete(unreached(&self.url))),
             None => None,
         };
-        (wrong, self.place())
+        (self.refusal.take().or(wrong), self.place())
     }
 }
 

@@ -14,10 +14,11 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::story::{Begin, Note, iteration};
-use super::{About, Tracker};
+use super::{About, Tracker, shown};
 use crate::diag::Diagnostic;
 use crate::exec::{attempt_directory, host};
 use crate::fs;
+use crate::inspect::figures::quoted;
 
 mod event;
 
@@ -194,7 +195,7 @@ impl Tracker for Tensorboard {
         let error = if self.failed { None } else { self.put().err() };
         let wrong = error.map(|error| self.fail(&error));
         let written =
-            (!self.failed && self.run.is_some()).then(|| format!("tensorboard --logdir {}", quoted(&self.directory)));
+            (!self.failed && self.run.is_some()).then(|| format!("tensorboard --logdir {}", typed(&self.directory)));
         (wrong, written)
     }
 }
@@ -209,16 +210,9 @@ fn directory(node: &str) -> String {
 }
 
 /// A path as it is typed in a shell.
-fn quoted(path: &Path) -> String {
+fn typed(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
-    let path = path.strip_prefix(here).unwrap_or(path).display().to_string();
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+@,=".contains(letter);
-    if path.chars().all(plain) { path } else { format!("'{}'", path.replace('\'', "'\\''")) }
-}
-
-/// A param: a text without its quotes.
-fn shown(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    quoted(&path.strip_prefix(here).unwrap_or(path).display().to_string())
 }
 
 fn seconds(at: Timestamp) -> f64 {

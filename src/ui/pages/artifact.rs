@@ -1,12 +1,13 @@
 //! `/artifact`: what an artifact is, what is in it, what it was made of and what was made of it.
 
 use serde::Serialize;
-use serde_json::Value;
 
 use super::content::{self, file};
 use crate::digest::Digest;
 use crate::inspect::artifact::{self, Known};
+use crate::inspect::evaluation::{self, Evaluation};
 use crate::inspect::lineage::{Follow, Lineage, Way, walk_some};
+use crate::inspect::{contrast, metric};
 use crate::store::{Index, Store, Use};
 use crate::ui::html::{Page, Tab};
 use crate::ui::query::Query;
@@ -61,10 +62,11 @@ pub(super) fn page(site: &Site, query: &Query) -> Result<Page, Problem> {
         .with("id", &id)
         .with("short", &id.short())
         .with("kind", &known.manifest.kind)
+        .with("has_contrast", &contrast::TYPES.contains(&known.manifest.kind.as_str()))
         .with("size", &known.manifest.size())
         .with("record", &known.record)
         .with("class", &known.record.as_ref().and_then(|record| record.class.as_ref()).map(ToString::to_string))
-        .with("metrics", &known.record.as_ref().map(|record| artifact::metrics(&record.metrics)).unwrap_or_default())
+        .with("metrics", &known.record.as_ref().map(|record| metric::all(&record.metrics)).unwrap_or_default())
         .with("external", &store.external(&id)?.map(|external| external.directory))
         .with("pinned", &store.pins()?.contains(&id))
         .with("others", &others(&known.makers))
@@ -108,12 +110,13 @@ pub(super) fn page(site: &Site, query: &Query) -> Result<Page, Problem> {
     if let Some(read) = files.get("constitutions.json").and_then(|path| artifact::json(path)) {
         page = page.with("constitutions", &read);
     }
-    if let Some(read) = files.get("breakdown.json").and_then(|path| artifact::json(path)) {
-        page = page.with("rates", &rates(&read));
+    if let Some(found) = files.get(evaluation::FILE).and_then(|path| Evaluation::read(path)) {
+        let rates = found.candidates.iter().flat_map(|(name, own)| own.principles.iter().map(move |part| (name, part)));
+        page = page.with("rates", &rates.collect::<Vec<_>>());
     }
     if let Some((name, path)) = file(&files, query.get("file"), content::is_rows)? {
         page = match content::rows(path, name, query) {
-            Ok(rows) => page.with("rows", &rows).with("has_contrast", &has_contrast(&known, name)),
+            Ok(rows) => page.with("rows", &rows),
             Err(problem) if problem.status == 400 => return Err(problem),
             // The rest can be told without the rows.
             Err(problem) => {
@@ -122,11 +125,6 @@ pub(super) fn page(site: &Site, query: &Query) -> Result<Page, Problem> {
         };
     }
     Ok(page)
-}
-
-/// Whether the rows have matrices, by the type of what holds them.
-fn has_contrast(known: &Known, file: &str) -> bool {
-    file == "rows.jsonl" && ["scores", "evaluation"].contains(&known.manifest.kind.as_str())
 }
 
 /// The artifact that an address names: by its id, the beginning of it, or that of a node's key or a node's name.
@@ -192,19 +190,4 @@ fn tree(lineage: &Lineage) -> Vec<Twig> {
         }
     }
     twigs
-}
-
-/// Win rates by principle, of every candidate.
-fn rates(breakdown: &Value) -> Vec<Value> {
-    let mut rates = Vec::new();
-    for (candidate, own) in breakdown["candidates"].as_object().into_iter().flatten() {
-        for part in own["principles"].as_array().into_iter().flatten() {
-            let mut part = part.clone();
-            if part.is_object() {
-                part["candidate"] = Value::String(candidate.clone());
-                rates.push(part);
-            }
-        }
-    }
-    rates
 }

@@ -146,3 +146,19 @@ fn pages_of_a_cache_that_changes_say_what_is_gone() {
     crate::fs::remove_directory(store.root()).unwrap();
     assert_eq!(get(&site, "/artifacts").err(), Some(503));
 }
+
+#[test]
+fn an_evaluation_tells_its_win_rates_by_principle() {
+    let (_folder, store, _) = sample::store();
+    let part = |rate: f64| json!({"principle": "brief", "polarity": "thesis", "queries": 9, "win_rate": rate, "low": 0.25, "high": 0.75});
+    let found = json!({"against": "base", "candidates": {"z": {"principles": [part(0.625)]}, "a": {"principles": [part(0.5)]}}});
+    let id = sample::put(&store, "evaluation", &[("breakdown.json", found.to_string())]);
+    let page = get(&site(&store), &format!("/artifact?id={id}")).unwrap();
+    let cells = |name: &str, rate: &str| {
+        format!(
+            "<tr><td>{name}</td><td>brief</td><td>thesis</td><td class=\"number\">9</td><td class=\"number\">{rate}</td><td class=\"number\">0.2500 to 0.7500</td></tr>"
+        )
+    };
+    assert!(page.contains(&(cells("z", "0.6250") + &cells("a", "0.5000"))), "{page}");
+    assert!(page.contains(&format!("/contrast?id={id}")));
+}

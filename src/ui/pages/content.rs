@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::artifact::asked;
 use crate::digest::Digest;
+use crate::inspect::contrast;
 use crate::inspect::rows::{self, Ask, Filter, Found, Place, Table};
 use crate::ui::html::{Page, Tab};
 use crate::ui::query::Query;
@@ -83,7 +84,7 @@ pub(super) fn rows(path: &Path, file: &str, query: &Query) -> Result<Rows, Probl
     let from = Place { byte: query.number("at", 0)?, row: query.number("row", 0)?, nth: query.number("from", 0)? };
     let filter = Filter::parse(&q);
     let budget = if filter.takes_apart() { rows::BUDGET_OF_FIELDS } else { rows::BUDGET };
-    let found = rows::look(path, &Ask { from, nth, take: PAGE, filter, budget })?;
+    let found = rows::look(path, &Ask { from, nth, take: PAGE, enough: false, filter, budget })?;
     let columns: Option<Vec<&str>> = query.get("columns").map(|columns| columns.split(',').collect());
     let table = rows::table(&found.rows, columns.as_deref());
     let toggle = |(name, shown): &(String, bool)| {
@@ -141,7 +142,9 @@ pub(super) fn row(site: &Site, query: &Query) -> Result<Page, Problem> {
     };
     let number: u64 = query.number("row", 0)?;
     let from = Place { byte: query.number("at", 0)?, row: number, nth: number };
-    let found = rows::look(path, &Ask { from, nth: number, take: 1, budget: rows::BUDGET, ..Ask::default() })?;
+    // And the one behind it, if there is one.
+    let ask = Ask { from, nth: number, take: 2, enough: true, budget: rows::BUDGET, ..Ask::default() };
+    let found = rows::look(path, &ask)?;
     let Some(row) = found.rows.first() else {
         return Err(Problem::absent(format!("`{name}` has no row {number}, as far as it was looked through")));
     };
@@ -154,7 +157,7 @@ pub(super) fn row(site: &Site, query: &Query) -> Result<Page, Problem> {
     } else {
         fields.push(field("the line as it is", &Value::String(text)));
     }
-    let next = found.next.map(|next| place(query, next, next.nth));
+    let next = found.rows.get(1).map(|next| place(query, next.at, next.at.nth));
     Ok(Page::new(Tab::Artifacts, format!("Row {number}"), "row.html")
         .with("id", &id)
         .with("short", &id.short())
@@ -167,7 +170,7 @@ pub(super) fn row(site: &Site, query: &Query) -> Result<Page, Problem> {
         .with("fields", &fields)
         .with("next", &next)
         .with("previous", &(number > 0).then(|| place(query, Place { byte: 0, row: number - 1, nth: 0 }, 0)))
-        .with("has_contrast", &(name == "rows.jsonl" && ["scores", "evaluation"].contains(&kind.as_str()))))
+        .with("has_contrast", &(name == "rows.jsonl" && contrast::TYPES.contains(&kind.as_str()))))
 }
 
 fn field(name: &str, value: &Value) -> Field {

@@ -96,7 +96,7 @@ fn chosen(listing: &Listing, query: &Query) -> usize {
 fn choose(index: &Index) -> Page {
     let of =
         |kind: &str| index.list(&Wanted { kind: Some(kind.to_owned()), last: ARTIFACTS, ..Wanted::default() }).lines;
-    let mut lines: Vec<Line> = ["evaluation", "scores"].iter().flat_map(|kind| of(kind)).collect();
+    let mut lines: Vec<Line> = contrast::TYPES.iter().flat_map(|kind| of(kind)).collect();
     let started = |line: &Line| line.maker.as_ref().map(|maker| maker.started.clone());
     lines.sort_by_key(|line| std::cmp::Reverse(started(line)));
     let shown: Vec<Value> = lines

@@ -7,13 +7,12 @@ use crate::inspect::run;
 use crate::inspect::story::{Story, Told};
 use crate::store::{RunRecord, Store};
 use crate::ui::html::{Page, Tab};
+use crate::ui::pipelines::LATEST;
 use crate::ui::query::Query;
 use crate::ui::{Problem, Site};
 
 /// Runs that are listed.
 const RUNS: usize = 10;
-/// Runs among which those that go on are looked for.
-const LATEST: usize = 8;
 /// Nodes that are listed of a run that goes on.
 const RUNNING: usize = 12;
 
@@ -66,13 +65,9 @@ pub(super) fn page(site: &Site, _query: &Query) -> Result<Page, Problem> {
             break;
         }
         let Some(run) = store.run(id)? else { continue };
-        let mut line = line(&run);
-        if place < LATEST
-            && run.finished.is_none()
-            && let Some(now) = goes_on(&store, &run)?
-        {
-            line.state = "going";
-            going.push(now);
+        let line = line(&store, &run);
+        if place < LATEST && line.state == "running" {
+            going.push(far(&store, &run)?);
         }
         runs.push(line);
     }
@@ -85,27 +80,25 @@ pub(super) fn page(site: &Site, _query: &Query) -> Result<Page, Problem> {
     Ok(page)
 }
 
-fn line(run: &RunRecord) -> Line {
+fn line(store: &Store, run: &RunRecord) -> Line {
     let counts = run::STATES.into_iter().zip(run::counts(run)).filter(|(_, count)| *count > 0);
     Line {
         run: run.run.clone(),
         pipeline: run.pipeline.clone(),
         started: run.started.clone(),
         took: run::took(run),
-        state: run::state(run),
+        state: run::state_now(store, run),
         counts: counts.collect(),
         win_rate: run::win_rate(run),
     }
 }
 
-fn goes_on(store: &Store, run: &RunRecord) -> Result<Option<Going>, Problem> {
+/// How far a run is that goes on.
+fn far(store: &Store, run: &RunRecord) -> Result<Going, Problem> {
     let story = Story::of(store, &run.run)?;
-    if !story.goes_on {
-        return Ok(None);
-    }
     let all = story.running().count();
     let since = run.started.parse::<jiff::Timestamp>().ok();
-    Ok(Some(Going {
+    Ok(Going {
         run: run.run.clone(),
         pipeline: run.pipeline.clone(),
         started: run.started.clone(),
@@ -115,7 +108,7 @@ fn goes_on(store: &Store, run: &RunRecord) -> Result<Option<Going>, Problem> {
         failed: story.told.values().filter(|told| told.state == "failed").count(),
         running: story.running().take(RUNNING).map(|(name, told)| running(name, told)).collect(),
         more: all.saturating_sub(RUNNING),
-    }))
+    })
 }
 
 fn running(name: &str, told: &Told) -> Running {

@@ -52,7 +52,7 @@ pub(super) fn page(site: &Site, query: &Query) -> Result<Page, Problem> {
         last = Some(id.clone());
         let record = store.run(id)?;
         if wanted.is_none_or(|wanted| record.as_ref().is_some_and(|run| run.pipeline == wanted)) {
-            let told = record.map(|run| told(&store, run)).transpose()?;
+            let told = record.map(|run| told(&store, run));
             lines.push(Line { run: id.clone(), told });
         }
     }
@@ -66,17 +66,13 @@ pub(super) fn page(site: &Site, query: &Query) -> Result<Page, Problem> {
         .with("more", &more))
 }
 
-fn told(store: &Store, record: RunRecord) -> Result<Told, Problem> {
+fn told(store: &Store, record: RunRecord) -> Told {
     let counts = if record.finished.is_some() { run::counts(&record).to_vec() } else { Vec::new() };
     let took = run::took(&record);
     let outcome = run::win_rate(&record);
     let (pipeline, started) = (record.pipeline.clone(), record.started.clone());
-    // What has not ended may go on: its events tell.
-    let state = match run::state(&record) {
-        "unfinished" => Account::of(store, &record.run)?.map_or("unfinished", |account| account.state()),
-        state => state,
-    };
-    Ok(Told { pipeline, started, took, state, counts, outcome: outcome.unwrap_or_default() })
+    let state = run::state_now(store, &record);
+    Told { pipeline, started, took, state, counts, outcome: outcome.unwrap_or_default() }
 }
 
 /// The labels of runs beside each other: A, B, C, …

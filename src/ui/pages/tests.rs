@@ -132,3 +132,20 @@ fn an_empty_cache_says_what_to_do() {
     let overview = ask(&site(&store), "/", "").unwrap();
     assert!(overview.contains("Nothing has run in this cache yet") && !overview.contains("Latest runs"));
 }
+
+#[test]
+fn every_list_says_which_run_goes_on() {
+    let (_folder, store, _) = sample::store();
+    let mut run = store.run("20260102-000000-bbbb").unwrap().unwrap();
+    (run.finished, run.ok, run.nodes, run.run) = (None, None, Vec::new(), "20260103-000000-cccc".to_owned());
+    fs::create_directory(&store.run_dir(&run.run)).unwrap();
+    store.put_run(&run).unwrap();
+    let states = |word: &str| {
+        ["/", "/pipelines", "/runs"].map(|path| {
+            ask(&site(&store), path, "").unwrap().matches(&format!("<td><span class=\"state {word}\">")).count()
+        })
+    };
+    assert_eq!((states("running"), states("unfinished")), ([0, 0, 0], [2, 1, 1]));
+    let _held = sample::hold(&store, &run.run, "");
+    assert_eq!((states("running"), states("unfinished")), ([2, 1, 1], [0, 0, 0]));
+}

@@ -6,18 +6,15 @@ mod says;
 mod spans;
 pub(crate) mod world;
 
-use std::path::PathBuf;
 use std::sync::Mutex;
 
-use super::docs::{files_under, root};
+use super::docs::{documents, root};
 use page::{Block, Page};
 use world::World;
 
 /// All pages that have commands, but for those made from the code.
 fn pages() -> Vec<Page> {
-    let mut paths: Vec<PathBuf> = files_under("docs", "md");
-    paths.extend(["README.md", "CONTRIBUTING.md"].map(|name| root().join(name)));
-    paths.iter().map(|path| Page::read(root(), path)).collect()
+    documents().iter().map(|path| Page::read(root(), path)).collect()
 }
 
 /// Runs a block. Errs with what is wrong.

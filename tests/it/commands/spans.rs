@@ -3,20 +3,12 @@
 use clap::{Command, CommandFactory};
 use sami::cli;
 
-use crate::docs::{files_under, root};
+use crate::book::prose;
+use crate::docs::documents;
 
 /// The code spans of a text that begin with `sami `, outside of blocks.
 fn spans(text: &str) -> Vec<String> {
-    let mut outside = String::new();
-    let mut inside = false;
-    for line in text.lines() {
-        if line.trim_start().starts_with("```") {
-            inside = !inside;
-        } else if !inside {
-            outside.push_str(line);
-            outside.push('\n');
-        }
-    }
+    let outside = prose(text);
     // Between the first and the second backtick, the third and the fourth, and so on, of each paragraph.
     let paragraphs = outside.split("\n\n").flat_map(|paragraph| paragraph.split('`').skip(1).step_by(2));
     paragraphs
@@ -56,11 +48,9 @@ fn fault(span: &str, top: &Command) -> Option<String> {
 #[test]
 fn commands_within_sentences_are_there_with_their_flags() {
     let top = cli::Cli::command();
-    let mut paths = files_under("docs", "md");
-    paths.extend(["README.md", "CONTRIBUTING.md"].map(|name| root().join(name)));
     let mut faults = Vec::new();
     let mut seen = 0;
-    for path in paths {
+    for path in documents() {
         for span in spans(&fs_err::read_to_string(&path).expect("a page")) {
             seen += 1;
             faults.extend(fault(&span, &top).map(|fault| format!("{}: `{span}`: {fault}", path.display())));

@@ -14,10 +14,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use sami::env;
-
 use crate::docs::root;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, unsteered};
 
 /// No command of a page takes longer, or is interrupted by then.
 const MOST_TIME: Duration = Duration::from_secs(600);
@@ -120,9 +118,7 @@ impl World {
             .args(["-euc", &format!("exec 2>&1\nPATH=\"$SAMI_BIN:$PATH\"\n{commands}")])
             .current_dir(self.project())
             .process_group(0);
-        for variable in env::ALL {
-            command.env_remove(variable.name);
-        }
+        unsteered(&mut command);
         let (bin, home) = (self.folder.path().join("bin"), self.folder.path().join("home"));
         command.env("SAMI_BIN", bin).env("HOME", home).env("COLUMNS", "120");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
