@@ -181,7 +181,7 @@ inputs = { rows = "generate" }
         let program = fill(&self.program);
         variables.insert("RAYON_NUM_THREADS".to_owned(), cx.threads.to_string());
         if let Some(number) = cx.device.strip_prefix("cuda:") {
-            variables.insert("CUDA_VISIBLE_DEVICES".to_owned(), visible(number, env::CUDA_VISIBLE_DEVICES.get()));
+            variables.insert(env::VISIBLE.name.to_owned(), visible(number, env::VISIBLE.get()));
         }
         let environment = self.env.of_program(variables, fill);
         let found = found_on(environment.get(OsStr::new("PATH")), &program);

@@ -230,10 +230,11 @@ pub(super) fn take(name: &str, section: &mut Section<'_>) -> Profile {
 }
 
 fn hosts(section: &mut Section<'_>, wanted: bool) -> Hosts {
+    let is_there = section.has("hosts");
     let hosts = section.texts("hosts");
     let slots = section.number("slots", 1..=1024).unwrap_or(1) as usize;
     let ssh = section.texts("ssh").filter(|words| !words.is_empty()).unwrap_or_else(|| vec!["ssh".to_owned()]);
-    if wanted && hosts.as_ref().is_none_or(Vec::is_empty) {
+    if wanted && hosts.as_ref().map_or(!is_there, Vec::is_empty) {
         section.lacks("hosts", "name those that `ssh` reaches: `hosts = [\"gpu1\", \"gpu2\"]`");
     }
     Hosts { hosts: hosts.unwrap_or_default(), slots, ssh }

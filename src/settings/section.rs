@@ -272,7 +272,7 @@ impl<'a> Section<'a> {
 
     /// A text that must be there.
     pub(super) fn required(&mut self, key: &'static str, help: &str) -> Option<(String, Range<usize>)> {
-        let is_there = self.entries.contains_key(key);
+        let is_there = self.has(key);
         let found = self.text(key);
         if !is_there {
             self.lacks(key, help);
@@ -280,8 +280,13 @@ impl<'a> Section<'a> {
         found
     }
 
+    /// Whether a key is there that was not taken yet.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
     /// Says that the table lacks a key.
-    fn lacks(&mut self, key: &str, help: &str) {
+    pub(super) fn lacks(&mut self, key: &str, help: &str) {
         self.lacking.push(key.to_owned());
         let source = shown(self.file, self.text, None);
         let what = format!("`[{}]` has no `{key}`", self.name);

@@ -19,17 +19,16 @@ pub struct Templates {
 
 /// Takes the keys; they must be there if `wanted`.
 pub(super) fn take(section: &mut Section<'_>, wanted: bool) -> Templates {
-    let mut line = |key: &'static str, help: &str| match section.text(key) {
-        Some((text, _)) if wanted => text,
-        Some((_, at)) => {
-            section.fault(&at, format!("`{key}` is for `executor = \"command\"`"), "remove it, or name that executor");
-            String::new()
-        }
-        None => {
-            if wanted {
-                section.lacks(key, help);
+    let mut line = |key: &'static str, help: &str| {
+        let found = if wanted { section.required(key, help) } else { section.text(key) };
+        match found {
+            Some((text, _)) if wanted => text,
+            Some((_, at)) => {
+                let what = format!("`{key}` is for `executor = \"command\"`");
+                section.fault(&at, what, "remove it, or name that executor");
+                String::new()
             }
-            String::new()
+            None => String::new(),
         }
     };
     Templates {
