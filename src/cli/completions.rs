@@ -143,7 +143,7 @@ fn words_on(line: &Line, names: Names, typed: &str) -> Vec<CompletionCandidate> 
             None => line.glimpse().map_or_else(Vec::new, |index| beginning(index.nodes(typed, MOST), typed)),
         },
         Names::Pipeline => {
-            let all = line.glimpse().map_or_else(Vec::new, |index| index.pipelines());
+            let all = line.glimpse().map_or_else(Vec::new, Glimpse::pipelines);
             beginning(all.into_iter().map(|name| (name, String::new())), typed)
         }
         Names::Run => line.runs(typed),
