@@ -94,7 +94,9 @@ impl Role {
     /// Its own beside a directory of the node.
     pub(super) fn beside(&self, directory: PathBuf) -> PathBuf {
         let Self::Shard { number, attempt, .. } = self else { return directory };
-        directory.with_added_extension(format!("{number}.{attempt}"))
+        let mut beside = directory.into_os_string();
+        beside.push(format!(".{number}.{attempt}"));
+        beside.into()
     }
 }
 

@@ -25,12 +25,19 @@ pub(super) struct Want {
     pub(super) above: Option<u64>,
 }
 
+/// How much of a GPU one has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Share {
+    All,
+    /// So many bytes of it.
+    Bytes(u64),
+}
+
 /// One that has a GPU, or a part of one.
 #[derive(Debug, Clone, Copy)]
 struct Tenant {
     serial: u64,
-    /// What it takes; all of it without a number.
-    bytes: Option<u64>,
+    share: Share,
 }
 
 /// What an attempt has of the GPUs; given back by [`Slots::leave`].
@@ -62,23 +69,27 @@ impl Slots {
 
     /// Takes any GPU, or the one that is named; `None` if there is no room on it now.
     pub(super) fn enter(&mut self, named: Option<&str>, want: Want) -> Option<Slot> {
-        let (device, bytes) = match named {
+        let (device, share) = match named {
             Some(device) => (device.to_owned(), self.room_on(device, want)?),
             None => {
                 let roomy = self.gpus.iter().filter(|gpu| is_above(gpu, want));
                 // The first of the emptiest, by how many are on it.
-                let mut found: Vec<(usize, usize, Option<u64>)> = Vec::new();
+                let mut found: Vec<(usize, usize, Share)> = Vec::new();
                 for (at, gpu) in roomy.enumerate() {
                     let beside = self.tenants.get(&gpu.device).map_or(0, Vec::len);
-                    found.extend(self.room_on(&gpu.device, want).map(|bytes| (beside, at, bytes)));
+                    found.extend(self.room_on(&gpu.device, want).map(|share| (beside, at, share)));
                 }
-                let (_, at, bytes) = found.into_iter().min()?;
-                (self.gpus.iter().filter(|gpu| is_above(gpu, want)).nth(at)?.device.clone(), bytes)
+                let (_, at, share) = found.into_iter().min()?;
+                (self.gpus.iter().filter(|gpu| is_above(gpu, want)).nth(at)?.device.clone(), share)
             }
         };
         self.serial += 1;
-        let tenant = Tenant { serial: self.serial, bytes };
+        let tenant = Tenant { serial: self.serial, share };
         self.tenants.entry(device.clone()).or_default().push(tenant);
+        let bytes = match share {
+            Share::All => None,
+            Share::Bytes(bytes) => Some(bytes),
+        };
         Some(Slot { device, bytes, serial: self.serial })
     }
 
@@ -98,22 +109,23 @@ impl Slots {
         Some(slots)
     }
 
-    /// Whether there is room on a GPU, and of how many bytes; all of it without a number.
-    fn room_on(&self, device: &str, want: Want) -> Option<Option<u64>> {
+    /// What can be had of a GPU now, if there is room on it.
+    fn room_on(&self, device: &str, want: Want) -> Option<Share> {
         let memory = self.gpus.iter().find(|gpu| gpu.device == device).and_then(|gpu| gpu.memory);
         let tenants = self.tenants.get(device).map_or(&[][..], Vec::as_slice);
         let need = want.bytes.filter(|_| !want.alone).map(|bytes| bytes.saturating_add(CONTEXT));
-        let (Some(memory), Some(need)) = (memory, need) else { return tenants.is_empty().then_some(None) };
+        let (Some(memory), Some(need)) = (memory, need) else { return tenants.is_empty().then_some(Share::All) };
         let usable = memory - memory / MARGIN;
         if need > usable {
             // It may fit all the same: what it needs is estimated.
-            return tenants.is_empty().then_some(None);
+            return tenants.is_empty().then_some(Share::All);
         }
         let mut taken = 0u64;
         for tenant in tenants {
-            taken = taken.saturating_add(tenant.bytes?);
+            let Share::Bytes(bytes) = tenant.share else { return None };
+            taken = taken.saturating_add(bytes);
         }
-        (taken.saturating_add(need) <= usable).then_some(Some(need))
+        (taken.saturating_add(need) <= usable).then_some(Share::Bytes(need))
     }
 
     /// Whether there are so many GPUs, of which none need be free now, that fit what is wanted.
