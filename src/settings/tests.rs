@@ -169,7 +169,7 @@ fn a_wrong_value_is_not_called_a_missing_one() {
     for (text, ids) in [
         ("[remote]\nurl = 1\n", &["settings::value"][..]),
         ("[mlflow]\nurl = 1\n", &["settings::value"]),
-        ("[mlflow]\nallow_http = \"x\"\n", &["settings::value", "settings::missing-key"]),
+        ("[mlflow]\nallow_http = \"x\"\n", &["settings::missing-key", "settings::value"]),
     ] {
         let faults = parse(text).expect_err("it is wrong");
         let found: Vec<&str> = faults.iter().map(|fault| fault.id).collect();

@@ -159,6 +159,6 @@ fn an_evaluation_tells_its_win_rates_by_principle() {
             "<tr><td>{name}</td><td>brief</td><td>thesis</td><td class=\"number\">9</td><td class=\"number\">{rate}</td><td class=\"number\">0.2500 to 0.7500</td></tr>"
         )
     };
-    assert!(page.contains(&(cells("z", "0.6250") + &cells("a", "0.5000"))), "{page}");
+    assert!(page.contains(&(cells("a", "0.5000") + &cells("z", "0.6250"))), "{page}");
     assert!(page.contains(&format!("/contrast?id={id}")));
 }
