@@ -101,7 +101,7 @@ pub fn write(path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<()> {
     writer(path)?.write_all(bytes.as_ref())
 }
 
-/// As [`write`], a file that no other user may read; what was there before is gone.
+/// As [`write()`], a file that no other user may read; what was there before is gone.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     use fs_err::os::unix::fs::OpenOptionsExt;
     remove_file(path)?;

@@ -2,7 +2,7 @@
 //! does not depend on how many ranks there are.
 //!
 //! On a CPU a step has [`PARTS`] parts (or as many as examples), whoever computes them, and their gradients are the leaves of
-//! a tree ([`Branch`](crate::collective::Branch)): one rank or sixteen give the same bits. Without ranks a step's passes add
+//! a tree ([`Branch`]): one rank or sixteen give the same bits. Without ranks a step's passes add
 //! up in one place instead, so that it is equal to that within rounding only. On other devices, where rounding depends on
 //! more than that, each rank has one part, and holds one gradient.
 
