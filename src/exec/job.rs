@@ -222,6 +222,11 @@ pub(super) enum ToldBy {
 }
 
 impl JobResult {
+    /// Whether what was to be done is done.
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self, Self::Done { .. } | Self::Computed { .. })
+    }
+
     /// The same without what must not be shown or stored.
     pub(super) fn without_secrets(self) -> Self {
         let redacted = |text: String| secret::redact(&text).into_owned();

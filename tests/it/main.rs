@@ -67,6 +67,8 @@ mod secrets;
 mod served;
 mod shards;
 mod sharing;
+mod simulated;
+mod simulation;
 mod slurm;
 mod slurm_server;
 mod ssh;

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | the worker's record: done, or failed | that |
 //! | the record: saved and ended as its time was nearly up | again, from what it saved, as long as it gets on |
-//! | the record: told to end, and the engine says preempted | again, from what it saved |
+//! | the record: told to end, and the engine says preempted, or nothing | again, from what it saved, so often |
 //! | no record, and the engine says time limit, preempted or host failed; or the job is not known any more | again, so often |
 //! | out of memory, and no record or that of a failure | again with more memory, so often and up to the limit |
 //! | cancelled, and not by this run | the node fails: a person wanted that |
@@ -108,6 +108,9 @@ pub(in crate::exec) fn judge(fate: &Fate, patience: Patience, reached: u64, retr
             (Some(ToldBy::TimeLimit), _) | (_, Some(Standing::TimeLimit)) => limited(),
             (_, Some(Standing::Preempted | Standing::HostFailed)) => lost(format!("its job was preempted{place}")),
             (_, Some(Standing::Cancelled)) => cancelled(&place, why),
+            (Some(ToldBy::Signal), None | Some(Standing::Waits | Standing::Runs)) => {
+                lost(format!("its worker was ended by a signal{place}, and the engine does not say why"))
+            }
             _ => Judged::Ended(JobResult::Interrupted),
         },
         (None, Some(Standing::TimeLimit)) => limited(),

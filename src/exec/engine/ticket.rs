@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::exec::ExecError;
-use crate::exec::job::{Exit, JobResult, RESULT};
+use crate::exec::job::{Exit, RESULT};
 use crate::fs;
 use crate::store::{Store, StoreError};
 
@@ -61,7 +61,7 @@ impl Ticket {
     pub(in crate::exec) fn is_spent(&self) -> bool {
         let exit = fs_err::read(self.directory.join(RESULT)).ok();
         let exit: Option<Exit> = exit.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        exit.is_some_and(|exit| !matches!(exit.result, JobResult::Done { .. } | JobResult::Computed { .. }))
+        exit.is_some_and(|exit| !exit.result.is_done())
     }
 
     /// Takes the ticket at a key, or at a part of its node, away: its end was seen.

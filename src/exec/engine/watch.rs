@@ -25,7 +25,9 @@ use tail::Tail;
 /// Between two looks at the files of few jobs; of many, a millisecond each.
 const LOOK: Duration = Duration::from_millis(200);
 const LOOK_EACH: Duration = Duration::from_millis(1);
-/// The longest wait between two tries to submit what the engine cannot take just now.
+/// The wait until the second try to submit what the engine cannot take just now, if that is not longer than between two polls; each further one is
+/// twice as long, up to the longest.
+const WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Failures of the engine in a row after which that is told.
 const TELL_AFTER: u32 = 3;
@@ -37,6 +39,13 @@ pub(in crate::exec) struct Rhythm {
     pub(in crate::exec) interval: Duration,
     /// How long a file may take to be seen.
     pub(in crate::exec) lag: Duration,
+}
+
+impl Rhythm {
+    /// How long what could not be submitted waits after so many tries before the last.
+    fn wait(self, tries: u32) -> Duration {
+        (WAIT.min(self.interval) * (1 << tries.min(6))).min(LONGEST_WAIT)
+    }
 }
 
 /// What the scheduler wants of it. Attempts have the numbers that the scheduler knows them by.
@@ -159,7 +168,7 @@ impl Watch {
     fn run(mut self, orders: &Receiver<Order>) {
         loop {
             let busy = !self.jobs.is_empty();
-            let look = LOOK.max(LOOK_EACH * self.jobs.len() as u32).min(self.rhythm.interval.max(LOOK));
+            let look = LOOK.max(LOOK_EACH * self.jobs.len() as u32).min(self.rhythm.interval);
             let first = if busy { orders.recv_timeout(look) } else { orders.recv().map_err(RecvTimeoutError::from) };
             match first {
                 Ok(order) => {
@@ -260,8 +269,7 @@ impl Watch {
                     self.tell(attempt, Sight::Submitted { job: id, look });
                 }
                 Err(refusal) if refusal.passing => {
-                    let wait = Duration::from_secs(1 << tries.min(6)).min(LONGEST_WAIT);
-                    job.waiting = Some((submission, tries + 1, now + wait));
+                    job.waiting = Some((submission, tries + 1, now + self.rhythm.wait(tries)));
                     self.tell(attempt, Sight::Blind { what: refusal.line() });
                 }
                 Err(refusal) => self.end(attempt, Fate { refusal: Some(refusal), ..Fate::default() }),
@@ -276,7 +284,17 @@ impl Watch {
         if marks.is_empty() {
             return due;
         }
-        let Ok(found) = self.engine.find(&marks) else { return due };
+        let Ok(found) = self.engine.find(&marks) else {
+            // To submit one that was taken would have two jobs at one attempt.
+            let (fresh, tried): (Vec<u64>, Vec<u64>) = due.into_iter().partition(|attempt| !tried(&attempt));
+            for attempt in tried {
+                if let Some((_, tries, due)) = self.jobs.get_mut(&attempt).and_then(|job| job.waiting.as_mut()) {
+                    *due = Instant::now() + self.rhythm.wait(*tries);
+                    *tries += 1;
+                }
+            }
+            return fresh;
+        };
         let (mut left, mut told) = (Vec::new(), Vec::new());
         for attempt in due {
             match self.jobs.get_mut(&attempt).and_then(|job| Some((found.get(&job.mark)?.clone(), job))) {

@@ -270,9 +270,12 @@ impl Scheduler<'_> {
             JobResult::Failed { what, help } => {
                 let retries = self.pipeline.nodes[node].run.retries.unwrap_or(0);
                 let relieved = self.relieve(&attempt);
+                let failures = self.failures.entry(node).or_default();
+                *failures += u32::from(relieved.is_none());
+                let again = relieved.is_some() || *failures <= retries;
                 let what = relieved.iter().fold(what, |what, told| format!("{what}; {told}"));
                 let fault = Fault::of(&attempt.log, attempt.number, what, help);
-                if (relieved.is_some() || attempt.number <= retries) && self.stop == Stop::No {
+                if again && self.stop == Stop::No {
                     self.phases[node] = Phase::Ready { key, reason: attempt.reason.clone() };
                     self.tell(&fault.event(name, true))?;
                     self.enqueue(node);

@@ -3,6 +3,7 @@
 use super::{Scheduler, Stop};
 use crate::exec::away::{AWAY, devices_in_job};
 use crate::exec::engine::{Fate, Judged, Sight, Standing, Ticket, judge};
+use crate::exec::job::JobResult;
 use crate::exec::phase::Phase;
 use crate::exec::room::Place;
 use crate::exec::{Event, ExecError};
@@ -73,11 +74,14 @@ impl Scheduler<'_> {
             Judged::Ended(result) => attempt.result = Some(result),
             Judged::Again(again) => {
                 self.yard.patience.insert(attempt.node, again.patience);
-                attempt.result = Some(crate::exec::job::JobResult::Interrupted);
+                attempt.result = Some(JobResult::Interrupted);
                 remote.again = Some(again.what);
             }
         }
-        Ticket::clear(self.store, &attempt.recipe.key, attempt.role.part())?;
+        // What it made is not recorded yet: until it is, the ticket is what leads another scheduler to it.
+        if !attempt.result.as_ref().is_some_and(JobResult::is_done) {
+            Ticket::clear(self.store, &attempt.recipe.key, attempt.role.part())?;
+        }
         self.end(serial)
     }
 

@@ -111,6 +111,7 @@ pub fn run(
         repaired: BTreeSet::new(),
         keys: HashMap::new(),
         numbers: HashMap::new(),
+        failures: HashMap::new(),
         serial: 0,
         ledger: Ledger::new(options.budget.clone(), options.needs.clone()),
         stop: Stop::No,
@@ -180,6 +181,8 @@ struct Scheduler<'a> {
     unlisted: Unlisted,
     /// Attempts made, by node.
     numbers: HashMap<usize, u32>,
+    /// Attempts that failed by themselves, by node: those that were lost, or ran out of memory and can have more, are not among them.
+    failures: HashMap<usize, u32>,
     serial: u64,
     journal: Journal,
     host: String,
