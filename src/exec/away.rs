@@ -277,6 +277,11 @@ impl Yard {
 }
 
 impl Remote {
+    /// Whether an earlier run began it.
+    pub(super) fn is_adopted(&self) -> bool {
+        self.here != self.directory
+    }
+
     fn new(engine: String, serial: u64, directory: &Path, here: &Path, ticket: Ticket) -> Self {
         let (directory, here) = (directory.to_owned(), here.to_owned());
         Self { engine, serial, directory, here, ticket, reached: 0, again: None, exit: None, silent: false }

@@ -15,6 +15,9 @@ use crate::fs;
 /// A run of a hundred thousand nodes with their metrics stays below.
 pub(super) const LARGEST_RECORD: u64 = 256 << 20;
 
+/// In the directory of a key: the artifact that was made and is not recorded yet.
+const PROMISE: &str = "made";
+
 /// What is remembered of a node's work: the truth behind a hit. `P` is what of the preimage is in memory: it is the largest part, and
 /// few need it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -219,6 +222,18 @@ impl Store {
         let directory = self.root.join("partial").join(key.to_string());
         fs::create_directory(&directory)?;
         Ok(directory)
+    }
+
+    /// Notes that an attempt at a key has made this artifact, which is not recorded yet: until it is, gc leaves it alone, however
+    /// long no process lives that needs it.
+    pub fn promise(&self, key: &Digest, artifact: &Digest) -> Result<(), StoreError> {
+        Ok(fs::write_atomic(&self.partial_dir(key)?.join(PROMISE), artifact.to_string().as_bytes())?)
+    }
+
+    /// The artifacts that are promised. A promise that cannot be read is none.
+    pub(super) fn promises(&self) -> Result<Vec<Digest>, StoreError> {
+        let promise = |path: &PathBuf| fs::read_text(&path.join(PROMISE), 1 << 10).ok()?.trim().parse().ok();
+        Ok(fs::list(&self.root.join("partial"))?.iter().filter_map(promise).collect())
     }
 
     /// Removes what attempts at a key left: one has succeeded.

@@ -2,12 +2,13 @@
 
 use super::{Scheduler, Stop};
 use crate::exec::away::{AWAY, devices_in_job};
-use crate::exec::engine::{Fate, Judged, Sight, Standing, Ticket, judge};
+use crate::exec::engine::{Again, Fate, Judged, Sight, Standing, Ticket, judge};
 use crate::exec::job::JobResult;
 use crate::exec::phase::Phase;
 use crate::exec::room::Place;
 use crate::exec::{Event, ExecError};
 use crate::settings::OnInterrupt;
+use crate::store::Health;
 
 impl Scheduler<'_> {
     /// Has nodes wait for jobs that an engine executes.
@@ -70,7 +71,18 @@ impl Scheduler<'_> {
         remote.silent = fate.exit.is_none();
         let patience = self.yard.patience.get(&attempt.node).copied().unwrap_or_default();
         let growing = self.yard.can_grow(self.pipeline, attempt.node);
-        match judge(fate, patience, remote.reached, self.yard.retries(), growing) {
+        // Of what an earlier run began it may be long ago that it ended.
+        let judged = match fate.exit.as_ref().map(|exit| &exit.result) {
+            Some(JobResult::Done { artifact, .. })
+                if remote.is_adopted()
+                    && self.store.health(artifact, &mut self.plan.records.stamps)? != Health::Whole =>
+            {
+                let what = "what its job made is not in the cache any more".to_owned();
+                Judged::Again(Again { what, patience })
+            }
+            _ => judge(fate, patience, remote.reached, self.yard.retries(), growing),
+        };
+        match judged {
             Judged::Ended(result) => attempt.result = Some(result),
             Judged::Again(again) => {
                 self.yard.patience.insert(attempt.node, again.patience);
@@ -78,7 +90,7 @@ impl Scheduler<'_> {
                 remote.again = Some(again.what);
             }
         }
-        // What it made is not recorded yet: until it is, the ticket is what leads another scheduler to it.
+        // Of what it made and is not recorded yet the ticket tells the next scheduler, if it comes to that.
         if !attempt.result.as_ref().is_some_and(JobResult::is_done) {
             Ticket::clear(self.store, &attempt.recipe.key, attempt.role.part())?;
         }

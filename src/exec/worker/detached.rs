@@ -151,7 +151,14 @@ fn prepared(job: &mut Job, path: &Path, mouth: &mut Mouth, told: &Told) -> JobRe
     if let Err(error) = needed {
         tracing::warn!("gc cannot be told of the inputs: {error}");
     }
-    let result = execute(job, (path, ranks::launch(job)), &mut Some(store), mouth, &told.stop);
+    let mut open = Some(store);
+    let result = execute(job, (path, ranks::launch(job)), &mut open, mouth, &told.stop);
+    // The scheduler that records it may not be there for days, and no process needs it until then.
+    if let (JobResult::Done { artifact, .. }, Some(store)) = (&result, &open)
+        && let Err(error) = store.promise(&job.key, artifact)
+    {
+        tracing::warn!("gc cannot be told of what was made: {error}");
+    }
     if alone.is_none() {
         let _ = fs::remove_directory(&job.scratch);
     }

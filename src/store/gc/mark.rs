@@ -76,8 +76,8 @@ impl Kept {
                 }
             }
         }
-        for id in store.pins()? {
-            kept.hold(inventory, &id);
+        for id in store.pins()?.iter().chain(&store.promises()?) {
+            kept.hold(inventory, id);
         }
         let unlisted = kept.mark_runs(store, inventory, roots)?;
         let since = roots.since.map_or(i64::MAX, jiff::Timestamp::as_second);

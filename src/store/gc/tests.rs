@@ -57,6 +57,18 @@ fn gc_keeps_what_recent_runs_and_pins_need_and_nothing_else() {
 }
 
 #[test]
+fn gc_keeps_what_was_made_and_is_yet_to_be_recorded() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = record(&put(directory.path()), "made", "made").unwrap();
+    put(directory.path()).promise(&made.key, &made.artifact).unwrap();
+    let store = put(directory.path());
+    assert_eq!(store.gc(1, false).unwrap().artifacts, 0);
+    assert_eq!(store.artifact_ids().unwrap(), [made.artifact]);
+    store.clear_partial(&made.key).unwrap();
+    assert_eq!(store.gc(1, false).unwrap().artifacts, 1);
+}
+
+#[test]
 fn each_root_keeps_what_it_says() {
     let directory = tempfile::tempdir().unwrap();
     let store = put(directory.path());
