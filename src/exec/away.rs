@@ -83,8 +83,7 @@ pub(super) struct Remote {
 
 impl Yard {
     pub(super) fn new(away: Option<Away>, inbox: Sender<Message>) -> Self {
-        let (watchers, patience, left) = (BTreeMap::new(), HashMap::new(), Vec::new());
-        Self { away, watchers, inbox, patience, jobs: 0, left }
+        Self { away, watchers: BTreeMap::new(), inbox, patience: HashMap::new(), jobs: 0, left: Vec::new() }
     }
 
     /// Which nodes an engine executes: commands, and what computes on a model's weights. What else there is takes seconds,
@@ -161,7 +160,7 @@ impl Yard {
         self.away.as_ref().map_or(OnInterrupt::Stop, |away| away.profile.on_interrupt)
     }
 
-    /// Has a job submitted. All is written down before.
+    /// Has a job submitted. All is written down before; the watcher waits for the disk, for many jobs at once.
     pub(super) fn submit(&mut self, given: Sending<'_>, mut job: Job) -> Result<Remote, ExecError> {
         let Sending { store, pipeline, run, node, number, serial, directory, role } = given;
         let resources = self.resources(pipeline, node);
@@ -200,7 +199,8 @@ impl Yard {
             look: String::new(),
             part: role.part(),
         };
-        ticket.write(store, &job.key)?;
+        let (written, unsettled) = fs::deferred(|| ticket.write(store, &job.key));
+        written?;
         let submission = Submission {
             mark,
             name: plain(&format!("sami:{}/{}", pipeline.name, declared.name)),
@@ -213,7 +213,7 @@ impl Yard {
             group: role.part().map(|_| format!("{run}/{place}")),
         };
         let (engine, submission) = (engine.name().to_owned(), Box::new(submission));
-        self.watcher(&engine)?.order(Order::Submit { attempt: serial, submission });
+        self.watcher(&engine)?.order(Order::Submit { attempt: serial, submission, unsettled });
         self.jobs += 1;
         Ok(Remote::new(engine, serial, directory, directory, ticket))
     }

@@ -6,27 +6,33 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use fs_err::File;
+use indexmap::IndexSet;
 
 use super::{absent_is_none, crash, discard, sync_directory_now, sync_now, sync_system};
 
 thread_local! {
     /// What is to be waited for later, if anything is.
-    static DEFERRED: RefCell<Option<Vec<PathBuf>>> = const { RefCell::new(None) };
+    static DEFERRED: RefCell<Option<IndexSet<PathBuf>>> = const { RefCell::new(None) };
 }
 
 /// What was to be waited for has another name.
 pub(super) fn renamed(from: &Path, to: &Path) {
     DEFERRED.with_borrow_mut(|deferred| {
-        deferred.iter_mut().flatten().filter(|path| *path == from).for_each(|path| to.clone_into(path));
+        if let Some(paths) = deferred
+            && let Some((at, _)) = paths.swap_remove_full(from)
+            && let (last, true) = paths.insert_full(to.to_owned())
+        {
+            paths.swap_indices(at, last);
+        }
     });
 }
 
 /// Does `work` without waiting for the disk. Returns the files and directories that would have been waited for, too: what
 /// was written is there when they went through [`settle`], and after a power cut may be torn until then.
 pub fn deferred<T>(work: impl FnOnce() -> T) -> (T, Vec<PathBuf>) {
-    let outer = DEFERRED.replace(Some(Vec::new()));
+    let outer = DEFERRED.replace(Some(IndexSet::new()));
     let done = work();
-    (done, DEFERRED.replace(outer).unwrap_or_default())
+    (done, DEFERRED.replace(outer).into_iter().flatten().collect())
 }
 
 /// Has a path be waited for by the caller of [`deferred()`], if there is one: what is there already may be what another
@@ -34,7 +40,7 @@ pub fn deferred<T>(work: impl FnOnce() -> T) -> (T, Vec<PathBuf>) {
 pub fn defer(path: &Path) -> bool {
     DEFERRED.with_borrow_mut(|deferred| match deferred {
         Some(paths) => {
-            paths.push(path.to_owned());
+            paths.insert(path.to_owned());
             true
         }
         None => false,

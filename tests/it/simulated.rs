@@ -11,9 +11,52 @@ use std::time::{Duration, Instant};
 
 use sami::diag::Diagnostic;
 use sami::digest::Digest;
+use sami::exec::budget::Budget;
 use sami::exec::engine::{Engine, Refusal, Seen, Standing, Submission};
+use sami::exec::{Away, RunOptions};
+use sami::settings::{Executor, OnInterrupt, Profile, Resources};
 use sami::store::{Manifest, Store, Usage};
 use serde_json::{Value, json};
+
+/// How to run with an engine.
+pub(crate) fn options(away: Away) -> RunOptions {
+    RunOptions {
+        file: "p.toml".to_owned(),
+        program: "sami".into(),
+        jobs: None,
+        threads: 1,
+        device: "cpu".to_owned(),
+        gpus: Vec::new(),
+        keep_going: true,
+        elsewhere: None,
+        budget: Budget::default(),
+        away: Some(away),
+        invocation: None,
+        needs: HashMap::new(),
+    }
+}
+
+/// A profile for the simulated engine.
+pub(crate) fn profile(interval: Duration, lag: Duration, jobs: usize) -> Profile {
+    Profile {
+        name: "simulated".to_owned(),
+        // Read only where an engine is made of it.
+        executor: Executor::Slurm,
+        base: Resources::default(),
+        kinds: Vec::new(),
+        nodes: Vec::new(),
+        on_interrupt: OnInterrupt::Stop,
+        interval,
+        lag,
+        notice: Duration::ZERO,
+        jobs,
+        retries: 1000,
+        memory_growth: 2.0,
+        memory_limit: None,
+        program: None,
+        probe: None,
+    }
+}
 
 /// How a job ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -373,7 +416,7 @@ impl Engine for Cluster {
         if self.refuses(0) {
             // An answer that did not come says nothing of whether the job was taken.
             let seed = self.manner().seed;
-            let taken = |job: &&Submission| draw(seed, &format!("taken {}", job.mark)) % 2 == 0;
+            let taken = |job: &&Submission| draw(seed, &format!("taken {}", job.mark)).is_multiple_of(2);
             jobs.iter().filter(taken).for_each(|job| _ = self.take(job));
             return jobs.iter().map(|_| Err(refusal())).collect();
         }

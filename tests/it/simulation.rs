@@ -10,14 +10,12 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
-use sami::exec::budget::Budget;
-use sami::exec::{self, Away, Event, PlanOptions, RunOptions, Summary};
+use sami::exec::{self, Away, Event, PlanOptions, Summary};
 use sami::graph::{self, Graph};
 use sami::pipeline::{self, Pipeline};
-use sami::settings::{Executor, OnInterrupt, Profile, Resources};
 use sami::store::{Index, Store};
 
-use super::simulated::{Cluster, Fate, Manner, Trouble};
+use super::simulated::{Cluster, Fate, Manner, Trouble, options, profile};
 
 /// A pipeline, a cluster, and when the scheduler dies.
 #[derive(Debug, Clone)]
@@ -133,9 +131,9 @@ impl Run<'_> {
     /// Runs all that is stale; `None` if the scheduler died after so many events.
     fn run(&self, death: Option<usize>, told: &mut Told) -> Option<Summary> {
         let mut index = Index::open(self.store).expect("the index");
-        let options = PlanOptions::default();
-        let mut plan = exec::plan(self.pipeline, self.graph, self.store, &mut index, &options).expect("a plan");
-        let options = options_of(self.away.clone());
+        let all = PlanOptions::default();
+        let mut plan = exec::plan(self.pipeline, self.graph, self.store, &mut index, &all).expect("a plan");
+        let options = options(self.away.clone());
         let mut events = 0;
         let mut report = |event: &Event| {
             match event {
@@ -156,46 +154,6 @@ impl Run<'_> {
             Err(death) if death.is::<Death>() => None,
             Err(other) => resume_unwind(other),
         }
-    }
-}
-
-/// How to run with an engine.
-pub(crate) fn options_of(away: Away) -> RunOptions {
-    RunOptions {
-        file: "p.toml".to_owned(),
-        program: "sami".into(),
-        jobs: None,
-        threads: 1,
-        device: "cpu".to_owned(),
-        gpus: Vec::new(),
-        keep_going: true,
-        elsewhere: None,
-        budget: Budget::default(),
-        away: Some(away),
-        invocation: None,
-        needs: std::collections::HashMap::new(),
-    }
-}
-
-/// A profile for the simulated engine.
-pub(crate) fn profile(interval: Duration, lag: Duration, jobs: usize) -> Profile {
-    Profile {
-        name: "simulated".to_owned(),
-        // Read only where an engine is made of it.
-        executor: Executor::Slurm,
-        base: Resources::default(),
-        kinds: Vec::new(),
-        nodes: Vec::new(),
-        on_interrupt: OnInterrupt::Stop,
-        interval,
-        lag,
-        notice: Duration::ZERO,
-        jobs,
-        retries: 1000,
-        memory_growth: 2.0,
-        memory_limit: None,
-        program: None,
-        probe: None,
     }
 }
 

@@ -1,9 +1,9 @@
 //! Who is at a key: written down before a job counts as running, so that whoever comes next finds it again.
 //!
-//! A ticket is in two places: `engine.json` beside the job, for people and for what reads a run, and `ticket.json` in the
-//! scratch of the key, where a scheduler looks that is about to begin at the key. It is written once before the job is
-//! submitted, with its mark alone, and once more with the job's id. A scheduler that dies between the two is no loss:
-//! the engine is asked for jobs with that mark.
+//! A ticket is in two places: `ticket.json` in the scratch of the key, where a scheduler looks that is about to begin at the
+//! key, written before the job is submitted, with its mark alone; and `engine.json` beside the job, for people and for what
+//! reads a run, where the job's id is noted once there is one. A scheduler that dies before that is no loss: the engine is
+//! asked for the job with that mark.
 
 use std::path::{Path, PathBuf};
 
@@ -45,15 +45,24 @@ pub(in crate::exec) struct Ticket {
 impl Ticket {
     /// Writes it in both places.
     pub(in crate::exec) fn write(&self, store: &Store, key: &Digest) -> Result<(), ExecError> {
-        let bytes = serde_json::to_vec_pretty(self).map_err(StoreError::from)?;
-        fs::write_atomic(&self.directory.join(BESIDE_JOB), &bytes)?;
         store.partial_dir(key)?;
-        Ok(fs::write_atomic(&path(store, key, self.part), &bytes)?)
+        let bytes = serde_json::to_vec_pretty(self).map_err(StoreError::from)?;
+        fs::write_atomic(&path(store, key, self.part), &bytes)?;
+        Ok(fs::write(&self.directory.join(BESIDE_JOB), &bytes)?)
+    }
+
+    /// Notes the id of its job. Neither whole at once nor waited for: where it cannot be read there is the mark.
+    pub(in crate::exec) fn note(&self) -> Result<(), ExecError> {
+        let bytes = serde_json::to_vec_pretty(self).map_err(StoreError::from)?;
+        Ok(fs::write(&self.directory.join(BESIDE_JOB), &bytes)?)
     }
 
     /// The ticket at a key, or at a part of its node, whose end no scheduler has seen. One that cannot be read is none: then work may be done twice.
     pub(in crate::exec) fn at(store: &Store, key: &Digest, part: Option<usize>) -> Option<Self> {
-        serde_json::from_slice(&fs_err::read(path(store, key, part)).ok()?).ok()
+        let read = |path: &Path| serde_json::from_slice::<Self>(&fs_err::read(path).ok()?).ok();
+        let ticket = read(&path(store, key, part))?;
+        let noted = read(&ticket.directory.join(BESIDE_JOB)).filter(|noted| noted.mark == ticket.mark);
+        Some(noted.unwrap_or(ticket))
     }
 
     /// Whether what it is for ended in something that is not to be had from it any more: to be told of that, someone would

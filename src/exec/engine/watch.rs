@@ -14,17 +14,21 @@ use std::time::{Duration, Instant};
 
 use super::fate::Fate;
 use super::{Engine, Refusal, Seen, Standing, Submission};
-use crate::exec::job::{Exit, JobResult, RESULT, STOP_FILE, WORDS, Word};
+use crate::diag::Diagnostic;
+use crate::exec::job::{JobResult, STOP_FILE, Word};
 use crate::exec::local::Message;
 use crate::fs;
 
 mod tail;
+mod watched;
 
-use tail::Tail;
+use watched::Watched;
 
-/// Between two looks at the files of few jobs; of many, a millisecond each.
+/// Between two looks at the files of few jobs. Of many, so many times as long as a look takes, or, where jobs are submitted meanwhile and
+/// so may end, fewer.
 const LOOK: Duration = Duration::from_millis(200);
-const LOOK_EACH: Duration = Duration::from_millis(1);
+const IDLE: u32 = 40;
+const BUSY: u32 = 10;
 /// The wait until the second try to submit what the engine cannot take just now, if that is not longer than between two polls; each further one is
 /// twice as long, up to the longest.
 const WAIT: Duration = Duration::from_secs(1);
@@ -57,6 +61,8 @@ pub(in crate::exec) enum Order {
         attempt: u64,
         /// The job.
         submission: Box<Submission>,
+        /// What the disk is to be waited for first.
+        unsettled: Vec<PathBuf>,
     },
     /// Watch a job that an earlier scheduler submitted, perhaps.
     Adopt {
@@ -138,23 +144,6 @@ impl Drop for Watcher {
     }
 }
 
-/// A job that is watched.
-#[derive(Debug)]
-struct Watched {
-    directory: PathBuf,
-    mark: String,
-    words: Tail,
-    /// To be submitted, with how often it was tried and when it is tried again.
-    waiting: Option<(Box<Submission>, u32, Instant)>,
-    job: Option<String>,
-    seen: Option<Seen>,
-    /// Since when it is over, or not known any more, without a record.
-    over: Option<(Instant, Option<Seen>)>,
-    /// Since when there is a record, of one whose end is waited for all the same.
-    left: Option<Instant>,
-    stopped: bool,
-}
-
 struct Watch {
     engine: Arc<dyn Engine>,
     rhythm: Rhythm,
@@ -166,10 +155,14 @@ struct Watch {
 
 impl Watch {
     fn run(mut self, orders: &Receiver<Order>) {
+        let (mut listened, mut took) = (Instant::now(), Duration::ZERO);
         loop {
-            let busy = !self.jobs.is_empty();
-            let look = LOOK.max(LOOK_EACH * self.jobs.len() as u32).min(self.rhythm.interval);
-            let first = if busy { orders.recv_timeout(look) } else { orders.recv().map_err(RecvTimeoutError::from) };
+            let look = LOOK.max(took * IDLE).min(self.rhythm.interval);
+            let first = if self.jobs.is_empty() {
+                orders.recv().map_err(RecvTimeoutError::from)
+            } else {
+                orders.recv_timeout(look.saturating_sub(listened.elapsed()))
+            };
             match first {
                 Ok(order) => {
                     self.take(order);
@@ -183,7 +176,14 @@ impl Watch {
                 Err(RecvTimeoutError::Disconnected) => return self.submit(),
             }
             self.submit();
-            self.listen();
+            // Not after each order where there are many jobs: the files of all of them are looked at.
+            if listened.elapsed() >= look.min(took * BUSY) {
+                let (begun, before) = (Instant::now(), self.jobs.len().max(1));
+                self.listen();
+                // As far as it was about jobs that are still there.
+                took = begun.elapsed().mul_f64(self.jobs.len() as f64 / before as f64);
+                listened = Instant::now();
+            }
             if !self.jobs.is_empty() && self.polled.is_none_or(|polled| polled.elapsed() >= self.rhythm.interval) {
                 self.poll();
                 self.polled = Some(Instant::now());
@@ -194,10 +194,10 @@ impl Watch {
 
     fn take(&mut self, order: Order) {
         match order {
-            Order::Submit { attempt, submission } => {
+            Order::Submit { attempt, submission, unsettled } => {
                 let (directory, mark) = (submission.directory.clone(), submission.mark.clone());
                 let waiting = Some((submission, 0, Instant::now()));
-                self.jobs.insert(attempt, Watched { waiting, ..Watched::new(directory, mark, None) });
+                self.jobs.insert(attempt, Watched { waiting, unsettled, ..Watched::new(directory, mark, None) });
             }
             Order::Adopt { attempt, directory, mark, job } => {
                 self.jobs.insert(attempt, Watched::new(directory, mark, job));
@@ -257,6 +257,7 @@ impl Watch {
             return;
         }
         let due = self.unsubmitted(due);
+        let due = self.settled(due);
         let submission = |attempt: &u64| Some((*self.jobs.get(attempt)?.waiting.as_ref()?.0).clone());
         let batch: Vec<Submission> = due.iter().filter_map(submission).collect();
         for (attempt, outcome) in due.into_iter().zip(self.engine.submit(&batch)) {
@@ -275,6 +276,27 @@ impl Watch {
                 Err(refusal) => self.end(attempt, Fate { refusal: Some(refusal), ..Fate::default() }),
             }
         }
+    }
+
+    /// Of jobs to submit, those of which all is on the disk: one wait for it is for all of them. Without a ticket that lasts a job
+    /// would not be found again, so there is none.
+    fn settled(&mut self, due: Vec<u64>) -> Vec<u64> {
+        let mut unsettled = Vec::new();
+        for attempt in &due {
+            unsettled
+                .extend(self.jobs.get_mut(attempt).map(|job| std::mem::take(&mut job.unsettled)).unwrap_or_default());
+        }
+        let Err(error) = fs::settle(&unsettled) else { return due };
+        let finding =
+            Diagnostic::error("cluster::no-ticket", format!("what is to be submitted cannot be written down: {error}"));
+        let refusal = Refusal {
+            finding: Box::new(finding.help("see to the disk of the cache, and run it again")),
+            passing: false,
+        };
+        for attempt in due {
+            self.end(attempt, Fate { refusal: Some(refusal.clone()), ..Fate::default() });
+        }
+        Vec::new()
     }
 
     /// Of jobs to submit, those that are not with the engine yet: what it did not answer in time it may have taken all the same.
@@ -431,21 +453,6 @@ impl Watch {
     fn tell(&self, attempt: u64, sight: Sight) {
         // Without a scheduler no one is left to tell.
         let _ = self.inbox.send(Message::Sight { attempt, sight });
-    }
-}
-
-impl Watched {
-    fn new(directory: PathBuf, mark: String, job: Option<String>) -> Self {
-        let words = Tail::new(directory.join(WORDS));
-        Self { directory, mark, words, waiting: None, job, seen: None, over: None, left: None, stopped: false }
-    }
-
-    /// The worker's record, if it is there.
-    fn exit(&self) -> Option<Exit> {
-        // Listed, not looked up: NFS remembers for a while that a name was not there.
-        let files = fs::list(&self.directory).ok()?;
-        let file = files.iter().find(|file| file.ends_with(RESULT))?;
-        serde_json::from_slice(&fs_err::read(file).ok()?).ok()
     }
 }
 

@@ -39,7 +39,7 @@ impl Scheduler<'_> {
                 crate::fs::kill_point("submitted");
                 remote.ticket.job = Some(job.clone());
                 remote.ticket.look.clone_from(&look);
-                remote.ticket.write(self.store, &attempt.recipe.key)?;
+                remote.ticket.note()?;
                 return self.tell(&Event::NodeJob {
                     node,
                     engine,

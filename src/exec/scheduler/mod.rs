@@ -54,6 +54,9 @@ const GATHER: Duration = Duration::from_millis(10);
 /// How many may wait so.
 const MOST_TOGETHER: usize = 32;
 
+/// Messages that are taken before anything new starts.
+const MOST_MESSAGES: usize = 256;
+
 /// How long the index is not told of what was done.
 const LISTING: Duration = Duration::from_millis(300);
 /// How many nodes it is not told of.
@@ -134,7 +137,8 @@ pub fn run(
     let (batches, taken) = channel();
     std::thread::scope(|scope| {
         let outbox = scheduler.outbox.clone();
-        scope.spawn(move || commit_all(store, &taken, &outbox));
+        let commit = move || commit_all(store, &taken, &outbox);
+        std::thread::Builder::new().name("commit".to_owned()).spawn_scoped(scope, commit).map_err(ExecError::Spawn)?;
         scheduler.drive(batches)
     })
 }
@@ -247,7 +251,7 @@ impl Scheduler<'_> {
         self.finish()
     }
 
-    /// Starts what there is room for, then waits for one message. Returns whether there is more to wait for.
+    /// Starts what there is room for, then waits for a message, and takes those that have come with it. Returns whether there is more to wait for.
     fn turn(&mut self, batches: &Sender<Vec<Made>>) -> Result<bool, ExecError> {
         self.fill()?;
         self.hand_over(batches);
@@ -262,10 +266,21 @@ impl Scheduler<'_> {
             (!self.made.is_empty() && !self.is_committing).then_some(GATHER),
             self.ledger.next(),
         ];
-        let message = match patience.into_iter().flatten().min() {
+        let first = match patience.into_iter().flatten().min() {
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(patience) => self.inbox.recv_timeout(patience),
         };
+        self.take(first)?;
+        for _ in 1..MOST_MESSAGES {
+            let Ok(message) = self.inbox.try_recv() else { break };
+            self.take(Ok(message))?;
+        }
+        self.keep_to_budget()?;
+        Ok(true)
+    }
+
+    /// Takes a message, or note that none came.
+    fn take(&mut self, message: Result<Message, RecvTimeoutError>) -> Result<(), ExecError> {
         match message {
             Ok(Message::Word { attempt, word }) => self.hear(attempt, word)?,
             Ok(Message::Gone { attempt }) => self.end(attempt)?,
@@ -291,8 +306,7 @@ impl Scheduler<'_> {
                 self.list(false);
             }
         }
-        self.keep_to_budget()?;
-        Ok(true)
+        Ok(())
     }
 
     /// Puts a node whose turn has come (again) among those that are ready.

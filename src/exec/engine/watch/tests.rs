@@ -2,7 +2,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::*;
 use crate::diag::Diagnostic;
-use crate::exec::job::JobResult;
+use crate::exec::job::{Exit, RESULT, WORDS};
 use crate::store::Usage;
 
 /// An engine whose jobs are as a test says; it keeps what it was asked.
@@ -99,7 +99,7 @@ impl Scene {
     fn submit(&self, attempt: u64) {
         let directory = self.directory(attempt);
         let submission = Submission { mark: attempt.to_string(), directory, ..Submission::sample() };
-        self.watcher.order(Order::Submit { attempt, submission: Box::new(submission) });
+        self.watcher.order(Order::Submit { attempt, submission: Box::new(submission), unsettled: Vec::new() });
     }
 
     fn leave(&self, attempt: u64, result: JobResult, told: Option<crate::exec::job::ToldBy>) {
