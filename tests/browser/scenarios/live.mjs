@@ -25,7 +25,7 @@ export default async function (eyes, given) {
   await eyes.look(start, `${given.prefix}finished`);
   eyes.parting = true;
   process.kill(given.server, "SIGTERM");
-  await first.waitForFunction(() => document.querySelector("[role=status]")?.innerText.trim().length > 0, null, { timeout: 20000 });
+  await first.waitForFunction(() => /^not live/.test(document.querySelector("[role=status]")?.innerText.trim() ?? ""), null, { timeout: 20000 });
   const status = await first.locator("[role=status]").first().innerText();
   await eyes.picture(first, `${given.prefix}server-gone`);
   return { tabs: tabs.length, running, status };
