@@ -76,11 +76,14 @@ const RUN: [&str; 3] = ["run", "p.toml", "--json"];
 
 /// Two machines and one bucket: all that the first made are hits on the second, by itself.
 fn two_machines(server: &Ceph) {
-    let automatic = server.remote("two") + "push = \"on-success\"\npull = true\n";
+    // A run does not wait long for a server. This one has two cores with all else.
+    let automatic = server.remote("two") + "push = \"on-success\"\npull = true\ntimeout = 300\n";
     let (here, there) = (project(&pipeline("true"), &automatic), project(&pipeline("true"), &automatic));
-    assert_eq!(sami(&here, &RUN).exits(0).done().ran, 2);
-    let done = sami(&there, &RUN).exits(0).done();
-    assert_eq!((done.ran, done.hits), (0, 2));
+    let output = sami(&here, &RUN).exits(0);
+    assert!(output.done().ran == 2 && output.stderr.contains("pushed 2 node records"), "{}", output.stderr);
+    let output = sami(&there, &RUN).exits(0);
+    let done = output.done();
+    assert_eq!((done.ran, done.hits), (0, 2), "{}", output.stderr);
     there.verify();
     let survey = sami(&there, &["remote", "--verify"]).exits(0).stdout;
     assert!(survey.contains("every byte") && survey.contains("second is refused"), "{survey}");
@@ -137,7 +140,7 @@ fn killed(server: &Ceph) {
 
 /// Nothing of it may be seen, and a run goes on.
 fn wrong_credentials(server: &Ceph) {
-    let there = project(&pipeline("true"), &(server.remote("two") + "pull = true\n"));
+    let there = project(&pipeline("true"), &(server.remote("two") + "pull = true\ntimeout = 300\n"));
     for (key, secret) in [("samitest", "hunter2hunter2"), ("nobody", "hunter2hunter2")] {
         let with = |args: &[&str]| {
             let mut command = there.command(args);
