@@ -123,6 +123,8 @@ pub(super) struct Share {
     pub(super) had_all: bool,
     /// Whether its share of the budget did not do: it goes on when no other part runs, with all that is left then.
     pub(super) alone: bool,
+    /// Whether an earlier run left a job at it, which no attempt of this run listens to yet.
+    pub(super) left: bool,
     /// Units done and in all, as far as it has told; of each unit in turn.
     far: Vec<(String, u64, u64)>,
     /// What the attempt that did it told.
@@ -163,6 +165,7 @@ impl Sharded {
             failures: 0,
             had_all: false,
             alone: false,
+            left: false,
             far: Vec::new(),
             report: None,
         };
@@ -198,10 +201,15 @@ impl Sharded {
         self.count(Stage::Done) == self.shares.len()
     }
 
-    /// The part that starts next: those that wait for others to end come last.
+    /// The part that starts next: first those at which there is a job already; those that wait for others to end come last.
     pub(super) fn next(&self) -> Option<usize> {
         let open = self.shares.iter().enumerate().filter(|(_, share)| share.stage == Stage::Open);
-        open.min_by_key(|(number, share)| (share.alone, *number)).map(|(number, _)| number)
+        open.min_by_key(|(number, share)| (share.alone, !share.left, *number)).map(|(number, _)| number)
+    }
+
+    /// Whether there is a job at the part that starts next.
+    pub(super) fn is_left(&self) -> bool {
+        self.next().is_some_and(|next| self.shares[next].left)
     }
 
     /// Takes down on which device, of which class, a part was computed.
@@ -316,6 +324,20 @@ mod tests {
         assert_eq!(count(Shards::Auto, Some(1000), Some(5.0), 8), 1);
         assert_eq!(count(Shards::Auto, Some(2), None, 8), 2);
         assert_eq!(count(Shards::Auto, Some(1000), None, 1), 1);
+    }
+
+    #[test]
+    fn parts_at_which_there_is_a_job_come_first_and_those_that_wait_for_others_last() {
+        let mut node = sharded(4);
+        (node.shares[0].alone, node.shares[2].left) = (true, true);
+        assert!(node.is_left());
+        let mut order = Vec::new();
+        while let Some(next) = node.next() {
+            (node.shares[next].stage, node.shares[next].left) = (Stage::Running, false);
+            order.push(next);
+        }
+        assert_eq!(order, [2, 1, 3, 0]);
+        assert!(!node.is_left());
     }
 
     #[test]

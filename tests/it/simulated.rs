@@ -276,6 +276,8 @@ impl Cluster {
             }
             Step::End if job.state == Standing::Runs => {
                 let (directory, mark, fate) = (job.directory.clone(), job.mark.clone(), job.fate);
+                // Who sees its record may submit the next one, before the engine has said that it is over.
+                state.known -= 1;
                 drop(state);
                 // As it is: what a worker leaves is there before its job is over.
                 self.leave(&directory, &mark, fate, false);
@@ -367,7 +369,6 @@ impl Cluster {
         };
         let mark = job.mark.clone();
         state.free += 1;
-        state.known -= 1;
         if fate == Fate::Orphan {
             state.due.push(Reverse((Instant::now() + Duration::from_millis(30), id, Step::Late)));
         }

@@ -203,9 +203,7 @@ fn holds(case: &Case) -> Result<(), TestCaseError> {
     cluster.account(|account| {
         prop_assert!(account.doubled.is_empty(), "two jobs at once: {:?}", account.doubled);
         prop_assert!(account.reused.is_empty(), "submitted twice: {:?}", account.reused);
-        // What a dead scheduler left comes on top until it is found.
-        let most = case.jobs * (1 + case.deaths.len());
-        prop_assert!(account.most <= most, "{} jobs at once, of {most}", account.most);
+        prop_assert!(account.most <= case.jobs, "{} jobs at once, of {}", account.most, case.jobs);
         Ok(())
     })
 }

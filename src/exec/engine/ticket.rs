@@ -5,6 +5,7 @@
 //! reads a run, where the job's id is noted once there is one. A scheduler that dies before that is no loss: the engine is
 //! asked for the job with that mark.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,24 @@ impl Ticket {
         let ticket = read(&path(store, key, part))?;
         let noted = read(&ticket.directory.join(BESIDE_JOB)).filter(|noted| noted.mark == ticket.mark);
         Some(noted.unwrap_or(ticket))
+    }
+
+    /// All that there are, by the key.
+    pub(in crate::exec) fn all(store: &Store) -> Result<BTreeMap<Digest, Vec<Self>>, ExecError> {
+        let mut all = BTreeMap::new();
+        for scratch in fs::list(&Path::new(store.root()).join("partial"))? {
+            let Some(key) = scratch.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
+            let part = |path: &PathBuf| match path.file_name()?.to_str()? {
+                IN_PARTIAL => Some(None),
+                name => Some(Some(name.strip_prefix("ticket-")?.strip_suffix(".json")?.parse().ok()?)),
+            };
+            let parts: Vec<Option<usize>> = fs::list(&scratch).unwrap_or_default().iter().filter_map(part).collect();
+            let tickets: Vec<Self> = parts.into_iter().filter_map(|part| Self::at(store, &key, part)).collect();
+            if !tickets.is_empty() {
+                all.insert(key, tickets);
+            }
+        }
+        Ok(all)
     }
 
     /// Whether what it is for ended in something that is not to be had from it any more: to be told of that, someone would

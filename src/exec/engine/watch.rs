@@ -29,6 +29,9 @@ use watched::Watched;
 const LOOK: Duration = Duration::from_millis(200);
 const IDLE: u32 = 40;
 const BUSY: u32 = 10;
+/// What is ordered so soon after another part of a node goes to the engine together with it, and how long that is waited for in all.
+const NEXT_PART: Duration = Duration::from_millis(10);
+const ALL_PARTS: Duration = Duration::from_millis(200);
 /// The wait until the second try to submit what the engine cannot take just now, if that is not longer than between two polls; each further one is
 /// twice as long, up to the longest.
 const WAIT: Duration = Duration::from_secs(1);
@@ -165,9 +168,12 @@ impl Watch {
             };
             match first {
                 Ok(order) => {
+                    let mut wait = wait_after(&order);
                     self.take(order);
-                    // What was ordered in the meantime is done in the same calls.
-                    while let Ok(order) = orders.try_recv() {
+                    // What was ordered in the meantime is done in the same calls, and parts of a node become one array.
+                    let began = Instant::now();
+                    while let Ok(order) = orders.recv_timeout(wait) {
+                        wait = if began.elapsed() < ALL_PARTS { wait.max(wait_after(&order)) } else { Duration::ZERO };
                         self.take(order);
                     }
                 }
@@ -453,6 +459,14 @@ impl Watch {
     fn tell(&self, attempt: u64, sight: Sight) {
         // Without a scheduler no one is left to tell.
         let _ = self.inbox.send(Message::Sight { attempt, sight });
+    }
+}
+
+/// How long the next order is waited for, to be done together with this one.
+fn wait_after(order: &Order) -> Duration {
+    match order {
+        Order::Submit { submission, .. } if submission.group.is_some() => NEXT_PART,
+        _ => Duration::ZERO,
     }
 }
 

@@ -6,6 +6,7 @@ use crate::exec::engine::{Again, Fate, Judged, Sight, Standing, Ticket, judge};
 use crate::exec::job::JobResult;
 use crate::exec::phase::Phase;
 use crate::exec::room::Place;
+use crate::exec::shards::Sharded;
 use crate::exec::{Event, ExecError};
 use crate::settings::OnInterrupt;
 use crate::store::Health;
@@ -18,6 +19,31 @@ impl Scheduler<'_> {
                 self.devices[node] = AWAY.into();
             }
         }
+    }
+
+    /// Listens to the jobs that an earlier run left at nodes that are ready, before any other starts: they are among those that
+    /// there may be at once, but never too many to be listened to.
+    pub(super) fn take_up(&mut self) -> Result<(), ExecError> {
+        let ready: Vec<(usize, usize)> = self.ready.get(AWAY).into_iter().flatten().copied().collect();
+        if ready.is_empty() {
+            return Ok(());
+        }
+        let mut left = Ticket::all(self.store)?;
+        left.retain(|_, tickets| tickets.iter().any(|ticket| self.yard.knows(&ticket.engine) && !ticket.is_spent()));
+        for (place, node) in ready {
+            if !matches!(&self.phases[node], Phase::Ready { key, .. } if left.contains_key(key)) {
+                continue;
+            }
+            self.ready.entry(AWAY.into()).or_default().remove(&(place, node));
+            self.begin(node, self.place_away(node))?;
+            let parts = self.sharded.get(&node).map_or(0, |sharded| sharded.shares.len());
+            for _ in 1..parts {
+                if self.sharded.get(&node).is_some_and(Sharded::is_left) {
+                    self.begin(node, self.place_away(node))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The place of a node in a job.

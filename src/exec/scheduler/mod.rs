@@ -232,8 +232,8 @@ impl Scheduler<'_> {
         for node in ready {
             self.enqueue(node);
         }
+        let mut turn = self.take_up().map(|()| true);
         loop {
-            let turn = self.turn(&batches);
             match turn {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -243,6 +243,7 @@ impl Scheduler<'_> {
                     self.slow_down(Stop::Interrupted);
                 }
             }
+            turn = self.turn(&batches);
         }
         drop(interrupts);
         for mut worker in self.idle.drain(..) {

@@ -22,7 +22,7 @@ use crate::exec::shards::{Role, Sharded, Stage, count};
 use crate::exec::{Event, ExecError, Reason};
 use crate::kinds::{self, Progress};
 use crate::pipeline::{Shards, Target, dataset};
-use crate::store::{AttemptRecord, KeyLock, Store};
+use crate::store::{AttemptRecord, KeyLock};
 
 impl Scheduler<'_> {
     /// Into how many parts a node is split that is about to start; `None` if it is not.
@@ -111,10 +111,27 @@ impl Scheduler<'_> {
             shards: Some(count),
             node: name,
         };
-        self.sharded.insert(node, Sharded::new(recipe, reason, lock, number, count));
+        let mut sharded = Sharded::new(recipe, reason, lock, number, count);
+        for (part, share) in sharded.shares.iter_mut().enumerate() {
+            share.left = self.left_at(&key, (part, count)).is_some();
+        }
+        self.sharded.insert(node, sharded);
         self.keys.insert(key, Vec::new());
         self.phases[node] = Phase::Running { key };
         self.tell(&event)
+    }
+
+    /// What an earlier run began at a part and no one has seen the end of, with the place of its report: if the node was in as
+    /// many parts then.
+    fn left_at(&self, key: &Digest, (number, of): (usize, usize)) -> Option<(Ticket, PathBuf)> {
+        let ticket = Ticket::at(self.store, key, Some(number))?;
+        if ticket.is_spent() || !self.yard.knows(&ticket.engine) {
+            return None;
+        }
+        match Job::read(&ticket.directory.join("job.json")).ok()?.part? {
+            JobPart::Shard { of: others, report, .. } if others == of => Some((ticket, report)),
+            _ => None,
+        }
     }
 
     /// Starts an attempt at the next part of a node, or at putting its parts together.
@@ -126,6 +143,7 @@ impl Scheduler<'_> {
         let (key, of, next) = (sharded.recipe.key, sharded.shares.len(), sharded.next());
         let (running, open) = (sharded.count(Stage::Running), sharded.count(Stage::Open));
         let alone = next.is_some_and(|next| sharded.shares[next].alone);
+        let left = next.filter(|next| sharded.shares[*next].left);
         if !sharded.is_ready() {
             self.room.leave(&place);
             return Ok(());
@@ -148,8 +166,7 @@ impl Scheduler<'_> {
             return Ok(());
         };
         let partial = self.store.partial_dir(&key)?;
-        let adopted = next.and_then(|next| adoptable(self.store, &key, (next, of)));
-        let adopted = adopted.filter(|(ticket, _)| self.yard.knows(&ticket.engine));
+        let adopted = left.and_then(|next| self.left_at(&key, (next, of)));
         let place = if adopted.is_some() {
             self.room.leave(&place);
             self.place_away(node)
@@ -160,6 +177,7 @@ impl Scheduler<'_> {
         let attempt_at_part = next.map(|next| {
             let share = &mut sharded.shares[next];
             share.stage = Stage::Running;
+            share.left = false;
             share.attempts += 1;
             share.had_all = running == 0 && (alone || open == 1);
             share.attempts
@@ -368,17 +386,6 @@ impl Scheduler<'_> {
         for twin in self.keys.remove(key).unwrap_or_default() {
             self.enqueue(twin);
         }
-    }
-}
-
-/// What an earlier run began at a part and no one has seen the end of, with the place of its report: if the node was in as many
-/// parts then.
-fn adoptable(store: &Store, key: &Digest, (number, of): (usize, usize)) -> Option<(Ticket, PathBuf)> {
-    let ticket = Ticket::at(store, key, Some(number)).filter(|ticket| !ticket.is_spent())?;
-    let part = Job::read(&ticket.directory.join("job.json")).ok()?.part?;
-    match part {
-        JobPart::Shard { of: others, report, .. } if others == of => Some((ticket, report)),
-        _ => None,
     }
 }
 
