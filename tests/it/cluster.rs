@@ -2,7 +2,7 @@
 //! `slurm` has the same on a real one.
 
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::sandbox::{Output, Sandbox};
 
@@ -48,17 +48,11 @@ fn artifacts(output: Output) -> Vec<Option<String>> {
 /// Waits for a file whose path ends so; returns its text.
 #[track_caller]
 fn until(sandbox: &Sandbox, end: &str, holds: &str) -> String {
-    let began = Instant::now();
-    loop {
+    super::sandbox::until(&format!("`{holds}` is in {end}"), || {
         let files = sandbox.files("cache/runs");
         let mut files = files.iter().filter(|file| file.to_string_lossy().ends_with(end));
-        if let Some(text) = files.find_map(|file| fs_err::read_to_string(file).ok().filter(|text| text.contains(holds)))
-        {
-            return text;
-        }
-        assert!(began.elapsed() < Duration::from_secs(30), "no `{holds}` in {end}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        files.find_map(|file| fs_err::read_to_string(file).ok().filter(|text| text.contains(holds)))
+    })
 }
 
 #[test]

@@ -196,7 +196,7 @@ fn an_interrupted_judge_is_asked_the_missing_questions_only() {
     let mut command: Command = sandbox.command(&["run", "p.toml"]);
     let mut child = command.stderr(std::process::Stdio::null()).spawn().expect("it starts");
     let start = Instant::now();
-    while server.calls().len() < at && start.elapsed() < Duration::from_secs(30) {
+    while server.calls().len() < at && start.elapsed() < Duration::from_secs(120) {
         std::thread::sleep(Duration::from_millis(2));
     }
     let id = child.id().to_string();

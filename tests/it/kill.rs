@@ -57,7 +57,7 @@ fn children(process: u32) -> Vec<u32> {
 }
 
 /// The most that anything here is waited for.
-const MOST: Duration = Duration::from_secs(10);
+const MOST: Duration = Duration::from_secs(60);
 
 /// Processes that have something of the sandbox on their command line.
 fn left_over(sandbox: &Sandbox) -> Vec<String> {
@@ -118,7 +118,7 @@ fn workers_and_what_they_started_die_with_the_scheduler() {
     let mark = sandbox.path("mark").display().to_string();
     sandbox.write(
         "p.toml",
-        &format!("[nodes.a]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-c\", \"touch {mark}; sleep 60 & sleep 60; : {mark}\"]\n"),
+        &format!("[nodes.a]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-c\", \"touch {mark}; sleep 600 & sleep 600; : {mark}\"]\n"),
     );
     let mut child = start(&sandbox);
     wait_until("the node runs", MOST, || sandbox.path("mark").exists());
@@ -137,7 +137,7 @@ fn interrupted_once_it_stops_and_the_rerun_goes_on() {
         &format!(
             "[nodes.a]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-c\", \"echo > out\"]\n
              [nodes.b]\nkind = \"command\"\nprogram = \"sh\"\ninputs = {{ a = \"a\" }}\nargs = [\"-c\", \
-             \"touch {folder}/mark; test -e {folder}/quick || sleep 60; echo > out\"]\n"
+             \"touch {folder}/mark; test -e {folder}/quick || sleep 600; echo > out\"]\n"
         ),
     );
     let child = start(&sandbox);
@@ -146,7 +146,7 @@ fn interrupted_once_it_stops_and_the_rerun_goes_on() {
     signal("INT", child.id());
     let output: Output = child.wait_with_output().expect("it ends").into();
     let output = output.exits(130);
-    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert!(begin.elapsed() < Duration::from_secs(30));
     let done = output.done();
     assert_eq!((done.ok, done.names("ran"), done.names("skipped")), (false, vec!["a"], vec!["b"]));
     wait_until("the workers are gone", MOST, || left_over(&sandbox).is_empty());
@@ -161,7 +161,7 @@ fn interrupted_twice_it_stops_at_once() {
     sandbox.write(
         "p.toml",
         &format!(
-            "[nodes.a]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-c\", \"touch {mark}; sleep 60; : {mark}\"]\n"
+            "[nodes.a]\nkind = \"command\"\nprogram = \"sh\"\nargs = [\"-c\", \"touch {mark}; sleep 600; : {mark}\"]\n"
         ),
     );
     let mut child = start(&sandbox);

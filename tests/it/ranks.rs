@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::sandbox::{Output, Sandbox};
+use super::sandbox::{Output, Sandbox, until};
 
 /// A small training; `RUN` is what its `run` has.
 const PIPELINE: &str = r#"
@@ -95,17 +94,6 @@ fn processes(words: &[&str]) -> Vec<i32> {
     let all = fs_err::read_dir("/proc").expect("there is one");
     let pids = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter(is_it).collect()
-}
-
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(began.elapsed() < Duration::from_secs(60), "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 fn kill(pid: i32) {

@@ -2,11 +2,10 @@
 //! where its packages are not installed.
 
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
 use super::docs::root;
-use super::sandbox::{Output, Sandbox, skipped};
+use super::sandbox::{Output, Sandbox, free_ports, skipped};
 use super::sharing::{pipeline, project};
 
 /// The server, until it is dropped.
@@ -39,13 +38,9 @@ fn ceph() -> Option<Ceph> {
         return None;
     }
     let folder = tempfile::tempdir().expect("a directory");
-    let listeners: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
-    let ports = listeners.iter().map(|listener| listener.local_addr().expect("it has one").port().to_string());
-    let ports: Vec<String> = ports.collect();
-    drop(listeners);
     let mut script = Command::new(root().join("tests/it/ceph.sh"))
         .arg(folder.path())
-        .args(ports)
+        .args(free_ports::<3>().map(|port| port.to_string()))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

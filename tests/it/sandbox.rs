@@ -59,10 +59,28 @@ pub(crate) fn wait_until(what: &str, most: Duration, mut holds: impl FnMut() -> 
     }
 }
 
+/// Looks until something is found. It fails, saying in vain for what, after two minutes: machines of tests are slow at times.
+#[track_caller]
+pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let mut found = None;
+    wait_until(what, Duration::from_secs(120), || {
+        found = look();
+        found.is_some()
+    });
+    found.expect("it was found")
+}
+
 /// A port of this machine that nobody listens on.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("it has one").port()
+    let [port] = free_ports();
+    port
+}
+
+/// So many of them.
+pub(crate) fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+    // All are held until all are known: none is given twice.
+    let listeners: [TcpListener; COUNT] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").expect("a port"));
+    listeners.each_ref().map(|listener| listener.local_addr().expect("it has one").port())
 }
 
 /// Takes from a command's environment all that would steer `sami`.

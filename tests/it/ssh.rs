@@ -1,11 +1,10 @@
 //! Runs whose attempts are processes on hosts that `ssh` reaches: a real `sshd` on this machine's loopback.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::sandbox::{Output, Sandbox, skipped};
+use super::sandbox::{Output, Sandbox, free_port, skipped};
 
 const SSHD: &str = "/usr/sbin/sshd";
 
@@ -36,9 +35,7 @@ impl Sshd {
         }
         fs_err::copy(path("user.pub"), path("authorized")).expect("copies");
         fs_err::create_dir_all("/run/sshd").expect("sshd's directory");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("it has one").port();
-        drop(listener);
+        let port = free_port();
         let server = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nUsePAM no\n\
              PasswordAuthentication no\nPermitRootLogin yes\nStrictModes no\n",
@@ -62,7 +59,7 @@ impl Sshd {
             .expect("it starts")
             .success()
         {
-            assert!(began.elapsed() < Duration::from_secs(20), "sshd does not answer");
+            assert!(began.elapsed() < Duration::from_secs(120), "sshd does not answer");
             std::thread::sleep(Duration::from_millis(50));
         }
         Some(sshd)

@@ -70,7 +70,7 @@ fn a_run_is_watched_until_it_ends_and_told_of_when_it_is_over() {
     let none = sandbox.sami(&["watch"]);
     assert_ne!(none.code, 0, "{none:?}");
     let mut run = sandbox.command(&["run", "p.toml"]).stderr(Stdio::null()).spawn().expect("it starts");
-    wait_until("the run is there", Duration::from_secs(20), || !sandbox.files("cache/runs").is_empty());
+    wait_until("the run is there", Duration::from_secs(120), || !sandbox.files("cache/runs").is_empty());
     std::thread::sleep(Duration::from_millis(200));
     let watched = sandbox.sami(&["watch"]);
     assert_eq!(run.wait().expect("it ends").code(), Some(1));
