@@ -157,6 +157,12 @@ pub const RANKS_ADDRESS: Variable = Variable {
     doc: "For data-parallel training under Slurm: the name or address of this machine that the other ranks are to connect to, where it has several networks. Read by rank 0. Default: `SLURMD_NODENAME` and the machine's own name.",
 };
 
+/// Whether ranks on GPUs use NCCL.
+pub const RANKS_NCCL: Variable = Variable {
+    name: "SAMI_RANKS_NCCL",
+    doc: "For data-parallel training on GPUs. `off`: gradients go through the memory of the hosts, as they do where `libnccl.so.2` is not found. One rank that says so is enough. Default: NCCL adds them up on the GPUs.",
+};
+
 /// A task's number.
 pub const SLURM_PROCID: Variable = Variable {
     name: "SLURM_PROCID",
@@ -343,6 +349,7 @@ pub const ALL: &[&Variable] = &[
     &GRAPHS,
     &VISIBLE,
     &RANKS_ADDRESS,
+    &RANKS_NCCL,
     &SLURM_PROCID,
     &SLURM_NTASKS,
     &SLURM_STEP_NUM_TASKS,

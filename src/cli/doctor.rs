@@ -126,7 +126,10 @@ pub(super) fn gpus(program: &Path) -> Vec<exec::Gpu> {
 impl Report {
     fn of(context: &Context) -> Result<Self, super::context::Failure> {
         let usable = device::cuda();
-        let libraries = if CUDA { driver::libraries().to_vec() } else { Vec::new() };
+        let mut libraries = if CUDA { driver::libraries().to_vec() } else { Vec::new() };
+        if usable.is_ok() {
+            libraries.push(driver::nccl());
+        }
         let (unusable, driver) = match usable {
             Ok(driver) => (None, Some(driver)),
             Err(why) => (Some(why), driver::probe().ok()),

@@ -100,6 +100,12 @@ impl Report {
         if let Event::NodeFail { .. } = event {
             self.tell_failure(event);
         }
+        if let Event::NodeProgress { node, progress, .. } = event {
+            for note in &progress.notes {
+                let line = self.said("note", node, note);
+                self.line(&line);
+            }
+        }
         if let Some(line) = self.far(event).or_else(|| self.words(event)) {
             self.line(&line);
         }

@@ -128,6 +128,47 @@ impl Team {
         })
     }
 
+    /// Waits for what the ranks do together by another way than these connections: until `look` finds something. It is asked
+    /// again and again. Errs if a rank is lost meanwhile.
+    pub fn meanwhile<T>(
+        &mut self,
+        mut look: impl FnMut(&Self) -> Result<Option<T>, TeamError>,
+    ) -> Result<T, TeamError> {
+        self.guarded(|team| {
+            let (mut pause, longest) = (Duration::from_micros(20), Duration::from_millis(1));
+            let (mut heeded, often) = (Instant::now(), team.patience());
+            loop {
+                if let Some(found) = look(team)? {
+                    return Ok(found);
+                }
+                match team.inbox.recv_timeout(pause) {
+                    Ok((rank, event)) => team.hear(rank, event)?,
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => std::thread::sleep(pause),
+                }
+                if let Some(gone) = team.links.peers().find(|peer| team.left[*peer]) {
+                    return Err(out_of_step(gone, "it has done its part already"));
+                }
+                let passed = heeded.elapsed();
+                if passed >= often {
+                    heeded = Instant::now();
+                    team.heed_silence(passed, often)?;
+                }
+                pause = (2 * pause).min(longest);
+            }
+        })
+    }
+
+    /// What a rank has said of the next operation, which this one has not come to yet.
+    pub fn said(&self, rank: usize) -> Option<&[u8]> {
+        self.early[rank].front().map(|(_, bytes)| bytes.as_slice())
+    }
+
+    /// That this rank cannot go on, for another reason than one of its connections.
+    pub fn failure(&self, what: impl Into<String>) -> TeamError {
+        TeamError::Failed { rank: self.rank(), what: what.into() }
+    }
+
     /// The sum of all leaves of a tree, see [`Branch`]: every rank gives the branches that it has of it, in order of ranks,
     /// `length` numbers each. All get the same bits.
     ///
@@ -202,7 +243,7 @@ impl Team {
 
     /// What a rank sends in an operation.
     fn wait(&mut self, from: usize, operation: u64) -> Result<Vec<u8>, TeamError> {
-        let look = (self.links.silence / 4).clamp(Duration::from_millis(1), Duration::from_secs(1));
+        let look = self.patience();
         loop {
             if let Some((came, bytes)) = self.early[from].pop_front() {
                 if came == operation {
@@ -219,17 +260,28 @@ impl Team {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(self.lost(from, "the connection is gone")),
             }
-            // Who was stopped itself has heard nothing meanwhile.
-            if began.elapsed() > 2 * look {
-                continue;
-            }
-            if let Some(silent) = self.links.peers().find(|peer| {
-                !self.left[*peer] && self.early[*peer].is_empty() && self.links.silent_for(*peer) > self.links.silence
-            }) {
-                let what = format!("nothing was heard of it for {} s", self.links.silence.as_secs_f64());
-                return Err(self.lost(silent, &what));
-            }
+            self.heed_silence(began.elapsed(), look)?;
         }
+    }
+
+    /// How long one waits before one asks who is silent.
+    fn patience(&self) -> Duration {
+        (self.links.silence / 4).clamp(Duration::from_millis(1), Duration::from_secs(1))
+    }
+
+    /// Errs if a rank is silent for too long, after a wait that was to take `look`.
+    fn heed_silence(&self, waited: Duration, look: Duration) -> Result<(), TeamError> {
+        // Who was stopped itself has heard nothing meanwhile.
+        if waited > 2 * look {
+            return Ok(());
+        }
+        let silent = self.links.peers().find(|peer| {
+            !self.left[*peer] && self.early[*peer].is_empty() && self.links.silent_for(*peer) > self.links.silence
+        });
+        silent.map_or(Ok(()), |silent| {
+            let what = format!("nothing was heard of it for {} s", self.links.silence.as_secs_f64());
+            Err(self.lost(silent, &what))
+        })
     }
 
     fn hear(&mut self, rank: usize, event: Event) -> Result<(), TeamError> {

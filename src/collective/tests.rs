@@ -125,6 +125,43 @@ fn a_lost_rank_is_noticed_at_once_and_named_by_all() {
     }
 }
 
+/// What goes by other ways than the connections ends with them, too.
+#[test]
+fn a_wait_for_something_else_ends_when_a_rank_is_lost_or_says_something() {
+    let errors = ranks(3, |mut team| {
+        team.gather(Vec::new()).expect("all are there");
+        if team.rank() == 1 {
+            return None;
+        }
+        let error = team.meanwhile(|_| Ok(None::<()>)).expect_err("one is gone");
+        assert_eq!(team.meanwhile(|_| Ok(Some(()))), Err(error.clone()), "and so it stays");
+        Some(error.to_string())
+    });
+    for error in [&errors[0], &errors[2]] {
+        let error = error.as_ref().expect("one that stayed");
+        assert!(error.starts_with("rank 1 of 3 is lost: "), "{error}");
+    }
+
+    let found = ranks(2, |mut team| {
+        let mut asked = 0;
+        if team.rank() == 0 {
+            // What the other says of the next operation is not taken from it.
+            let heard = team.meanwhile(|team| Ok(team.said(1).map(<[u8]>::to_vec))).expect("it says it");
+            asked = heard.len();
+        }
+        let all = team.gather(vec![7; team.rank()]).expect("both");
+        team.leave();
+        (asked, all)
+    });
+    assert_eq!(found, [(1, vec![vec![], vec![7]]), (0, vec![vec![], vec![7]])]);
+
+    let errors = ranks(2, |mut team| {
+        let last = |team: &Team| if team.rank() == 1 { Err(team.failure("the GPU is gone")) } else { Ok(None::<()>) };
+        team.meanwhile(last).expect_err("one cannot go on")
+    });
+    assert!(errors.iter().all(|error| error.to_string() == "rank 1: the GPU is gone"), "{errors:?}");
+}
+
 #[test]
 fn a_rank_that_cannot_go_on_says_why() {
     let errors = ranks(3, |mut team| {

@@ -304,6 +304,7 @@ optimizer = { name = "adamw", lr = 5e-7 }
             trainer.join(cx.team.take())?;
         }
         let leads = trainer.rank() == 0;
+        let mut notes: Vec<String> = trainer.gradients_way().map(str::to_owned).into_iter().collect();
         // Nothing is lost that would have to be kept: the weights are those of the start.
         while !trainer.prepare()? {
             if trainer.is_to_stop(cx.check_interrupt().is_err())? {
@@ -332,6 +333,7 @@ optimizer = { name = "adamw", lr = 5e-7 }
                 unit: "steps".to_owned(),
                 metrics: watched(&record),
                 steps: std::mem::take(&mut told),
+                notes: std::mem::take(&mut notes),
             });
             if record.step % self.checkpoint_every == 0 && !trainer.done() {
                 trainer.checkpoint(&checkpoints)?;

@@ -317,6 +317,9 @@ pub struct Progress {
     /// is null.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<Map<String, Value>>,
+    /// How the work is done, where there are several ways: each is told once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// What a node made.

@@ -59,12 +59,15 @@ const DIRECTORIES: [&str; 5] = [
 /// What candle calls. The first is the driver; cuBLAS needs cuBLASLt, and finds it once it is open.
 const NAMES: [&str; 4] = ["libcuda.so.1", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10"];
 
+/// What ranks on GPUs add up gradients with, where it is there.
+pub(super) const NCCL: &str = "libnccl.so.2";
+
 /// An open library; it stays open until the process ends.
 #[derive(Clone, Copy)]
-struct Open(*mut c_void);
+pub(super) struct Open(*mut c_void);
 
 impl Open {
-    fn path(path: &str) -> Option<Self> {
+    pub(super) fn path(path: &str) -> Option<Self> {
         let path = CString::new(path).ok()?;
         #[expect(unsafe_code, reason = "libraries are opened while the program runs")]
         // SAFETY: the path ends with NUL. The libraries are NVIDIA's; their initialisers run as a linked program's would.
@@ -73,7 +76,7 @@ impl Open {
     }
 
     /// Opens a library, and says from where.
-    fn find(name: &str) -> Option<(Self, String)> {
+    pub(super) fn find(name: &str) -> Option<(Self, String)> {
         let given = env::CUDA_LIBS.get().unwrap_or_default();
         let given = given.split(':').filter(|directory| !directory.is_empty());
         given.chain(DIRECTORIES).find_map(|directory| match directory {
@@ -83,7 +86,7 @@ impl Open {
     }
 
     /// The address of a function, to be made a pointer of its type.
-    fn function(self, name: &CStr) -> Option<*mut c_void> {
+    pub(super) fn function(self, name: &CStr) -> Option<*mut c_void> {
         #[expect(unsafe_code, reason = "functions of a library that is opened while the program runs")]
         // SAFETY: the handle is open and the name ends with NUL.
         let address = unsafe { libc::dlsym(self.0, name.as_ptr()) };
@@ -115,10 +118,16 @@ fn text(buffer: &[c_char]) -> String {
 /// Opens what candle will call, so that it then finds all of it under its plain names; once a process.
 pub fn libraries() -> &'static [Library] {
     static FOUND: OnceLock<Vec<Library>> = OnceLock::new();
-    FOUND.get_or_init(|| {
-        let find = |name: &str| Library { name: name.to_owned(), found: Open::find(name).map(|(_, place)| place) };
-        NAMES.map(find).into()
-    })
+    FOUND.get_or_init(|| NAMES.map(find).into())
+}
+
+/// Where NCCL is, which nothing needs but ranks on GPUs.
+pub fn nccl() -> Library {
+    find(NCCL)
+}
+
+fn find(name: &str) -> Library {
+    Library { name: name.to_owned(), found: Open::find(name).map(|(_, place)| place) }
 }
 
 /// Asks the driver. Errs with the reason if there is none, or no GPU that it lets this process use.

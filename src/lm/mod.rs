@@ -32,6 +32,7 @@ mod layout;
 pub mod logprobs;
 pub mod loss;
 pub mod memory;
+mod nccl;
 pub mod optimizer;
 mod plain;
 mod prefixes;

@@ -67,6 +67,7 @@ int cuStreamWaitEvent(void *stream, void *event, unsigned flags) { COUNT("cuStre
 int cuStreamIsCapturing(void *stream, int *status) { *status = capture.on ? 1 + capture.is_void : 0; return 0; }
 int cuEventCreate(void **event, unsigned flags) { COUNT("cuEventCreate"); return HANDLE(event); }
 int cuEventDestroy_v2(void *event) { return 0; }
+int cuEventQuery(void *event) { COUNT("cuEventQuery"); return 0; }
 int cuEventRecord(void *event, void *stream) { COUNT("cuEventRecord"); return 0; }
 int cuDeviceGetDefaultMemPool(void **pool, int device) { return HANDLE(pool); }
 int cuMemPoolGetAttribute(void *pool, int attribute, void *value) { *(u64 *)value = 0; return 0; }

@@ -37,6 +37,7 @@ impl Rig {
             let source = match *library {
                 "libcuda.so.1" => "driver.c",
                 "libcublas.so.13" => "cublas.c",
+                "libnccl.so.2" => "nccl.c",
                 _ => "curand.c",
             };
             let compiled = Command::new("cc")
@@ -44,6 +45,7 @@ impl Rig {
                 .arg(made.join(library))
                 .arg(format!("-Wl,-soname,{library}"))
                 .arg(root.join("tests/fake_cuda").join(source))
+                .arg("-lpthread")
                 .status();
             assert!(compiled.expect("there is a C compiler").success(), "{library}");
         }
@@ -275,6 +277,45 @@ fn a_gpu_that_is_not_there_or_is_full_is_an_error_with_its_name() {
     let full = rig.run(&["run", "p.toml"], &[("FAKE_CUDA_MEMORY", "200000")]).exits(1);
     assert!(full.stderr.contains("memory"), "{}", full.stderr);
     assert!(!full.stderr.contains("panicked"), "{}", full.stderr);
+}
+
+/// Two ranks train, each on its GPU: what is told of how their gradients come together, and what was asked for.
+fn on_two_gpus(libraries: &[&str], settings: &[(&str, &str)]) -> Option<(String, Counts)> {
+    let ranked = PIPELINE.replacen("steps = 3", "steps = 3\nrun = { ranks = 2 }", 1);
+    let rig = Rig::new(&ranked, libraries)?;
+    let settings = [&[UNCHECKED[0], ("FAKE_CUDA_DEVICES", "2")], settings].concat();
+    let output = rig.run(&["run", "p.toml", "base", "--json"], &settings).exits(0);
+    let notes: Vec<Value> = events(&output).iter().filter_map(|event| event["notes"].get(0).cloned()).collect();
+    let logged = rig.run(&["logs", "base"], &[]).exits(0).stdout;
+    let [note] = notes.as_slice() else { panic!("it is told once: {notes:?}\n{logged}") };
+    let note = note.as_str().expect("words").to_owned();
+    assert!(logged.contains(&note), "{logged}");
+    Some((note, rig.counts()))
+}
+
+#[test]
+fn gradients_of_two_ranks_are_added_up_by_nccl() {
+    let with = [ALL, &["libnccl.so.2"]].concat();
+    let Some((note, counts)) = on_two_gpus(&with, &[]) else { return };
+    assert_eq!(note, "gradients are added up on the GPUs, by NCCL 2.28.9");
+    assert_eq!((counts["call ncclCommInitRankConfig"], counts["call ncclCommAbort"]), (2.0, 2.0), "{counts:?}");
+    // Three steps of each rank, and what is added up is small.
+    assert_eq!(counts["call ncclAllReduce"], 6.0, "{counts:?}");
+    let (brought, added) = (counts["bytes DtoH"], counts["bytes NCCL"] / 6.0);
+    let Some((note, through)) = on_two_gpus(&with, &[(env::RANKS_NCCL.name, "off")]) else { return };
+    assert_eq!(note, "gradients go through the memory of the hosts, not by NCCL: `SAMI_RANKS_NCCL` is `off`");
+    assert!(!through.contains_key("call ncclAllReduce"), "{through:?}");
+    // Six gradients come to the hosts.
+    assert!(through["bytes DtoH"] >= brought + 6.0 * added, "{brought} {added} {through:?}");
+}
+
+#[test]
+fn gradients_of_two_ranks_go_through_the_hosts_without_nccl() {
+    let Some((note, _)) = on_two_gpus(ALL, &[]) else { return };
+    assert!(
+        note.starts_with("gradients go through the memory of the hosts, not by NCCL: `libnccl.so.2` is not"),
+        "{note}"
+    );
 }
 
 /// What one more token of all rows asks for: a step. Rows with another seed's are not known yet.

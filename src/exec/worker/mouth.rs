@@ -28,7 +28,7 @@ enum Outlet {
 pub(super) struct Mouth {
     outlet: Outlet,
     last: Option<Instant>,
-    /// Progress that was too soon after the last to be said, with all steps since.
+    /// Progress that was too soon after the last to be said, with all steps and notes since.
     held: Option<Progress>,
     pub(super) purse: Arc<Purse>,
     /// What was said to be spent.
@@ -61,6 +61,8 @@ impl Mouth {
         if let Some(mut held) = self.held.take() {
             held.steps.append(&mut progress.steps);
             progress.steps = held.steps;
+            held.notes.append(&mut progress.notes);
+            progress.notes = held.notes;
         }
         let beat = if matches!(self.outlet, Outlet::File(_)) { FILE_BEAT } else { BEAT };
         let due = self.last.is_none_or(|last| last.elapsed() >= beat);

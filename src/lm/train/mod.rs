@@ -13,6 +13,7 @@ mod anchor;
 mod batch;
 mod check;
 mod checkpoint;
+mod device_sum;
 mod footprint;
 mod form;
 mod gather;
@@ -46,6 +47,7 @@ pub use self::settings::{Accumulation, Compute, Kept, TrainSettings, Weights};
 use self::together::{Together, Work};
 use super::adapter::{self, Adapters};
 use super::cpu::Keep;
+use super::nccl::Nccl;
 use super::optimizer::{Numbers, Optimizer};
 use super::random::hash;
 use super::{Config, Files, LmError, Model, Sequence, weights};
@@ -290,7 +292,15 @@ impl Trainer {
     /// team, alone, to the same bits on a CPU as any number of ranks.
     ///
     /// Errs if the ranks are not of the same run, at the same step, and on devices of the same class.
+    ///
+    /// On GPUs the ranks' gradients are added up by NCCL, if that is there; see [`Trainer::gradients_way`].
     pub fn join(&mut self, team: Option<Team>) -> Result<(), LmError> {
+        let wanted = team.is_some() && self.policy.model.device().is_cuda();
+        self.join_by(team, wanted.then(Nccl::wanted))
+    }
+
+    /// As [`Trainer::join`], by a library or the reason why there is none; `None`: through the hosts, where there is no question.
+    fn join_by(&mut self, team: Option<Team>, nccl: Option<Result<Nccl, String>>) -> Result<(), LmError> {
         let mut together = Together::new(team);
         let device = match self.policy.model.device().location() {
             candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
@@ -299,6 +309,9 @@ impl Trainer {
         let class = super::device::class(&device)?;
         let (run, step) = (&self.run, self.step_count());
         together.agree(&format!("run {run}, step {step}, on {class}"))?;
+        if let Some(nccl) = nccl {
+            together.meet_on_devices(nccl, self.policy.model.device())?;
+        }
         self.together = Some(together);
         Ok(())
     }
@@ -312,6 +325,11 @@ impl Trainer {
                 Ok(())
             }
         }
+    }
+
+    /// How the ranks' gradients come together, in words; `None` where there is one way.
+    pub fn gradients_way(&self) -> Option<&str> {
+        self.together.as_ref().and_then(Together::way)
     }
 
     /// Number of this rank; 0 where there is one.

@@ -4,18 +4,21 @@
 //! On a CPU a step has [`PARTS`] parts (or as many as examples), whoever computes them, and their gradients are the leaves of
 //! a tree ([`Branch`]): one rank or sixteen give the same bits. Without ranks a step's passes add
 //! up in one place instead, so that it is equal to that within rounding only. On other devices, where rounding depends on
-//! more than that, each rank has one part, and holds one gradient.
+//! more than that, there are as many parts as ranks; the gradients stay on the devices ([`DeviceSum`]), or come through the
+//! hosts.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
 
 use super::super::cpu::Keep;
 use super::super::loss::Contrast;
+use super::super::nccl::Nccl;
 use super::super::{LmError, Model};
 use super::batch::Size;
+use super::device_sum::DeviceSum;
 use super::gather::Gathered;
 use super::objective::{Preferences, Totals};
 use super::{Example, Trainer};
@@ -29,6 +32,10 @@ const CHUNK: usize = 1 << 15;
 /// Whose steps are in parts.
 #[derive(Debug)]
 pub(super) struct Together {
+    /// What adds up gradients where they are; `None`: they go through the hosts.
+    device_sum: Option<DeviceSum>,
+    /// How gradients come together, in words, where there is more than one way.
+    way: Option<String>,
     /// `None`: this process computes all of them.
     team: Option<Team>,
 }
@@ -47,7 +54,31 @@ pub(super) type Brought = (Gathered, BTreeMap<String, Tensor>);
 
 impl Together {
     pub(super) fn new(team: Option<Team>) -> Self {
-        Self { team }
+        Self { device_sum: None, way: None, team }
+    }
+
+    /// Has gradients added up on the ranks' devices by NCCL, if every rank has it and they come together; `device` is this
+    /// rank's. Else they go through the hosts, and [`Together::way`] says why.
+    pub(super) fn meet_on_devices(&mut self, nccl: Result<Nccl, String>, device: &Device) -> Result<(), LmError> {
+        let Some(team) = &mut self.team else { return Ok(()) };
+        let way = match DeviceSum::meet(team, nccl, device)? {
+            Ok(sum) => {
+                let way = format!("gradients are added up on the GPUs, by NCCL {}", sum.version());
+                self.device_sum = Some(sum);
+                way
+            }
+            Err(why) => format!("gradients go through the memory of the hosts, not by NCCL: {why}"),
+        };
+        if team.rank() == 0 {
+            tracing::info!("{way}");
+        }
+        self.way = Some(way);
+        Ok(())
+    }
+
+    /// How gradients come together, where there is more than one way.
+    pub(super) fn way(&self) -> Option<&str> {
+        self.way.as_deref()
     }
 
     pub(super) fn team(&mut self) -> Option<&mut Team> {
@@ -103,8 +134,8 @@ impl Together {
     pub(super) fn pass(&mut self, trainer: &Trainer, work: &Work<'_>) -> Result<Option<Brought>, LmError> {
         let parameters = &trainer.policy.parameters;
         let count = work.examples.len();
-        let on_cpu = trainer.policy.model.device().is_cpu();
-        let parts = if on_cpu { PARTS } else { self.ranks() }.min(count);
+        let whole = self.device_sum.is_none() && trainer.policy.model.device().is_cpu();
+        let parts = if whole { PARTS } else { self.ranks() }.min(count);
         let part = |part: usize| part * count / parts..(part + 1) * count / parts;
         let cost = |range: Range<usize>| -> u64 {
             let sequences = work.examples[range].iter().flat_map(|example| &example.sequences);
@@ -112,6 +143,11 @@ impl Together {
         };
         let costs: Vec<u64> = (0..parts).map(|index| cost(part(index))).collect();
         let own = shares(&costs, self.ranks()).swap_remove(self.rank());
+        if let (Some(sum), Some(team)) = (&self.device_sum, &mut self.team) {
+            // There is one gradient on a device, and it is of all that this rank has.
+            let own = (!own.is_empty()).then(|| part(own.start).start..part(own.end - 1).end);
+            return pass_on_devices(sum, team, trainer, work, own);
+        }
         let mut stack = Stack::new(parts);
         let mut told = Vec::new();
         for index in own {
@@ -137,6 +173,29 @@ impl Together {
         };
         Ok(Some((gathered, shaped(&sum, parameters)?)))
     }
+}
+
+/// As [`Together::pass`], with gradients that are added up where they are; `own` are this rank's examples, if it has any.
+fn pass_on_devices(
+    sum: &DeviceSum,
+    team: &mut Team,
+    trainer: &Trainer,
+    work: &Work<'_>,
+    own: Option<Range<usize>>,
+) -> Result<Option<Brought>, LmError> {
+    let parameters = &trainer.policy.parameters;
+    let (mut told, mut gradients) = (Vec::new(), BTreeMap::new());
+    team.check()?;
+    if let Some(own) = own {
+        let gathered = trainer.passes(work, own)?;
+        told = bytes(gathered.as_ref());
+        if let Some(gathered) = gathered {
+            gradients = gathered.gradients.finish(parameters)?;
+        }
+    }
+    // Those whose loss is not finite have no gradient to add, so that no one may wait for it.
+    let Some(gathered) = heard(&team.gather(told)?.concat())? else { return Ok(None) };
+    Ok(Some((gathered, sum.of(team, parameters, gradients)?)))
 }
 
 /// All gradients as one line of numbers, in the order of their names.

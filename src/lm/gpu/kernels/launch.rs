@@ -116,6 +116,9 @@ pub(super) fn unwritten(shape: impl Into<Shape>, dtype: DType, device: &Device) 
 }
 
 #[cfg(feature = "cuda")]
+pub(in crate::lm) use self::cuda::address;
+
+#[cfg(feature = "cuda")]
 mod cuda {
     use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
     use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
@@ -150,7 +153,7 @@ mod cuda {
     }
 
     /// The address of a tensor's first number.
-    fn address(tensor: &Tensor, device: &CudaDevice) -> Result<u64> {
+    pub(in crate::lm) fn address(tensor: &Tensor, device: &CudaDevice) -> Result<u64> {
         let (storage, layout) = tensor.storage_and_layout();
         let Storage::Cuda(storage) = &*storage else { candle_core::bail!("a tensor of another device") };
         let stream = device.cuda_stream();

@@ -32,6 +32,8 @@ use candle_core::{DType, Device, DeviceLocation};
 pub(super) use self::attention::{Tiles, attention, attention_back};
 pub(super) use self::decode::{Slots, decode, decodes};
 pub(super) use self::gate::{swiglu, swiglu_back};
+#[cfg(feature = "cuda")]
+pub(in crate::lm) use self::launch::address;
 pub(super) use self::norm::{WIDEST, add_rms_norm, rms_norm, rms_norm_back};
 pub(in crate::lm) use self::pick::NONE;
 pub(super) use self::pick::pick;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::spawn;
 
+use super::super::device_sum::tests::{compiled, nccl};
 use super::*;
 use crate::collective::{Door, Meeting, TeamError, Token};
 
@@ -15,11 +16,13 @@ struct Task {
     reference: bool,
     /// Where the checkpoint is that it begins with, if there is one.
     from: Option<PathBuf>,
+    /// What each rank has to add up gradients with, or why it has nothing; `None`: that they go through the hosts is no question.
+    nccl: fn(usize) -> Option<Result<Nccl, String>>,
 }
 
 impl Task {
     fn new(settings: TrainSettings, examples: Vec<Example>) -> Self {
-        Self { settings, examples, reference: false, from: None }
+        Self { settings, examples, reference: false, from: None, nccl: |_| None }
     }
 
     fn trainer(&self) -> Trainer {
@@ -48,13 +51,13 @@ impl Task {
                 spawn(move || {
                     let mut trainer = task.trainer();
                     let team = rendezvous.join(&meeting(rank)).expect("joins");
-                    work(trainer.join(Some(team)).map(|()| trainer))
+                    work(trainer.join_by(Some(team), (task.nccl)(rank)).map(|()| trainer))
                 })
             })
             .collect();
         let mut trainer = self.trainer();
         let team = door.meet(&meeting(0), || Ok(())).expect("meets");
-        let first = work(trainer.join(Some(team)).map(|()| trainer));
+        let first = work(trainer.join_by(Some(team), (self.nccl)(0)).map(|()| trainer));
         std::iter::once(first).chain(others.into_iter().map(|other| other.join().expect("no panic"))).collect()
     }
 
@@ -228,4 +231,79 @@ fn rank_0_says_when_to_stop() {
         heard
     });
     assert_eq!(stops, [[false, true]; 2]);
+}
+
+#[test]
+fn gradients_that_are_added_up_on_devices_train_as_those_on_hosts_do() {
+    let last = Accumulation { parts: 2, kept: Kept::Last };
+    for (settings, what) in [
+        (settings(sami()), "sami"),
+        (
+            TrainSettings { lora: Some(LoraSettings { rank: 4, ..LoraSettings::default() }), ..settings(sami()) },
+            "adapters",
+        ),
+        // Three queries: a fourth rank has nothing to compute.
+        (TrainSettings { accumulation: last, ..settings(sami()) }, "the last part"),
+    ] {
+        let mut settings = TrainSettings { batch: 6, steps: 3, ..settings };
+        settings.optimizer.eps = 1e-2;
+        let mut task = Task::new(settings, queries(7, 2));
+        for ranks in 2..=4 {
+            let through = |task: &Task| {
+                task.on(ranks, |trainer| {
+                    let mut trainer = run(trainer.expect("joins"));
+                    trainer.part().expect("all are done");
+                    (trainer.records().to_vec(), saved(&trainer), trainer.sent())
+                })
+            };
+            task.nccl = |_| None;
+            let hosts = through(&task);
+            task.nccl = |_| Some(Ok(nccl()));
+            let devices = through(&task);
+            for (rank, (records, weights, _)) in devices.iter().enumerate() {
+                assert!(*weights == devices[0].1, "{what}: rank {rank} of {ranks} has other weights than rank 0");
+                for (one, other) in records.iter().zip(&hosts[rank].0) {
+                    assert!((one.loss - other.loss).abs() < 1e-4 * one.loss.abs(), "{what}: {one:?} {other:?}");
+                    let apart = (one.gradient_norm - other.gradient_norm).abs() / one.gradient_norm;
+                    assert!(apart < 1e-4, "{what}: {one:?} {other:?}");
+                    assert_eq!((one.tokens, one.bound.is_some()), (other.tokens, other.bound.is_some()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_go_through_the_hosts_where_a_rank_has_no_nccl_or_cannot_use_it() {
+    let mut task = Task::new(TrainSettings { batch: 6, steps: 2, ..settings(sami()) }, queries(7, 2));
+    let hosts = task.trained(3);
+    let ways = |task: &Task| {
+        task.on(3, |trainer| {
+            let mut trainer = trainer.expect("joins");
+            let way = trainer.gradients_way().expect("there is a question").to_owned();
+            let sent = trainer.sent();
+            trainer.step().expect("steps");
+            let sent = trainer.sent() - sent;
+            trainer.part().expect("all are as far");
+            (way, sent)
+        })
+    };
+    let words = |task: &Task| ways(task).into_iter().map(|(way, _)| way).collect::<Vec<_>>();
+    let numbers: usize = task.trainer().policy.parameters.values().map(|parameter| parameter.elem_count()).sum();
+    task.nccl = |_| Some(Ok(nccl()));
+    for (way, sent) in ways(&task) {
+        assert_eq!(way, "gradients are added up on the GPUs, by NCCL 2.28.9");
+        assert!(sent < numbers as u64, "no gradient is among {sent} bytes");
+    }
+    task.nccl = |_| Some(Err("it is off".to_owned()));
+    assert_eq!(words(&task), ["gradients go through the memory of the hosts, not by NCCL: it is off"; 3]);
+    task.nccl = |rank| Some(if rank == 1 { Err("it is not found".to_owned()) } else { Ok(nccl()) });
+    assert_eq!(words(&task), ["gradients go through the memory of the hosts, not by NCCL: rank 1: it is not found"; 3]);
+    assert!(task.trained(3) == hosts, "to the same bits as without the question");
+    // Rank 2 finds that it cannot when the others already wait for it.
+    task.nccl = |_| Some(Ok(compiled(&["-DREFUSES=2"])));
+    for way in words(&task) {
+        assert!(way.ends_with("not by NCCL: rank 2: NCCL says: unhandled system error; it has no way"), "{way}");
+    }
+    assert!(task.trained(3) == hosts);
 }
