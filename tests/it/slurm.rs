@@ -212,3 +212,32 @@ fn what_jobs_lack_is_said_before_any_work() {
     sandbox.write("p.toml", &COMMANDS.replace("1 200", "1 400"));
     refused("", "cluster::munge");
 }
+
+#[test]
+#[ignore = "slow: starts a cluster"]
+fn the_quickstart_makes_what_it_makes_here() {
+    let Some(slurm) = Slurm::start() else { return };
+    // All of its nodes, with less in them: whole, it takes minutes, twice.
+    let whole = fs_err::read_to_string(super::docs::root().join("pipelines/quickstart.toml")).expect("it is there");
+    let mut small = whole.clone();
+    for (of, less) in [
+        ("documents = 24000", "documents = 60"),
+        ("pretrain_steps = 1000", "pretrain_steps = 40"),
+        ("queries = 480", "queries = 24"),
+        ("steps = 30 ", "steps = 3 "),
+        ("rows = 500", "rows = 9"),
+        ("hidden_size = 128, layers = 3, heads = 4", "hidden_size = 16, layers = 1, heads = 2"),
+        ("batch_queries = 64", "batch_queries = 8"),
+    ] {
+        assert_eq!(small.matches(of).count(), 1, "{of}");
+        small = small.replace(of, less);
+    }
+    let sandbox = project(&small);
+    let expected = locally(&sandbox);
+    let output = slurm.sami(&sandbox, &RUN);
+    let jobs = output.stdout.matches("\"state\":\"submitted\"").count();
+    assert_eq!(artifacts(output), expected);
+    // The base model and four nodes of each iteration; the blank model and the constitutions are made here.
+    assert_eq!((jobs, expected.len()), (13, 15));
+    sandbox.verify();
+}
