@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::ExecError;
 use super::device::check_ranks;
-use super::engine::{Engine, Order, Patience, Rhythm, Submission, Ticket, Watcher, bare, script};
+use super::engine::{Engine, Order, Patience, Rhythm, Submission, Terms, Ticket, Watcher, bare, script};
 use super::job::Job;
 use super::journal::attempt_directory;
 use super::local::Message;
@@ -40,7 +40,7 @@ impl Away {
     /// What the nodes ask for that an engine will execute.
     pub fn asked(&self, pipeline: &Pipeline, nodes: impl IntoIterator<Item = usize>) -> Vec<Resources> {
         let (inbox, _) = std::sync::mpsc::channel();
-        let yard = Yard::new(Some(self.clone()), inbox);
+        let yard = Yard::new(Some(self.clone()), inbox, Path::new(""));
         let away = nodes.into_iter().filter(|node| yard.goes_away(pipeline, *node));
         away.map(|node| yard.resources(pipeline, node)).collect()
     }
@@ -53,13 +53,18 @@ pub(super) struct Yard {
     /// By the engine's name. Of another engine than the profile's where an earlier run left something there.
     watchers: BTreeMap<String, Watcher>,
     inbox: Sender<Message>,
-    /// What nodes have been through, by their index.
-    pub(super) patience: HashMap<usize, Patience>,
+    /// Where the cache is.
+    root: PathBuf,
+    /// What nodes have been through by their index, and parts of nodes by their number, too.
+    pub(super) patience: HashMap<At, Patience>,
     /// Jobs at once.
     pub(super) jobs: usize,
     /// What was left running, and how to see it.
     pub(super) left: Vec<String>,
 }
+
+/// A node by its index, or a part of one.
+type At = (usize, Option<usize>);
 
 /// What an attempt has of its job.
 #[derive(Debug)]
@@ -82,8 +87,9 @@ pub(super) struct Remote {
 }
 
 impl Yard {
-    pub(super) fn new(away: Option<Away>, inbox: Sender<Message>) -> Self {
-        Self { away, watchers: BTreeMap::new(), inbox, patience: HashMap::new(), jobs: 0, left: Vec::new() }
+    pub(super) fn new(away: Option<Away>, inbox: Sender<Message>, root: &Path) -> Self {
+        let (watchers, root) = (BTreeMap::new(), root.to_owned());
+        Self { away, watchers, inbox, root, patience: HashMap::new(), jobs: 0, left: Vec::new() }
     }
 
     /// Which nodes an engine executes: commands, and what computes on a model's weights. What else there is takes seconds,
@@ -111,7 +117,7 @@ impl Yard {
         self.away.as_ref().is_none_or(|away| self.jobs >= away.profile.jobs)
     }
 
-    /// What a node asks for; more memory after attempts that ran out of it.
+    /// What a node asks for.
     pub(super) fn resources(&self, pipeline: &Pipeline, node: usize) -> Resources {
         let Some(Away { profile, .. }) = &self.away else { return Resources::default() };
         let declared = &pipeline.nodes[node];
@@ -119,8 +125,19 @@ impl Yard {
         // One for each rank at least.
         let ranks = declared.run.ranks.filter(|ranks| *ranks > 1);
         let cpus = declared.run.threads.or(asked.cpus).max(ranks);
-        let grown = self.patience.get(&node).map_or(0, |patience| patience.grown);
-        Resources { memory: memory(profile, asked.memory, grown), cpus, ..asked }
+        Resources { memory: memory(profile, asked.memory, 0), cpus, ..asked }
+    }
+
+    /// What the next attempt asks for: more memory after those that ran out of it.
+    fn resources_next(&self, pipeline: &Pipeline, (node, part): At) -> Resources {
+        let asked = self.resources(pipeline, node);
+        let Some(Away { profile, .. }) = &self.away else { return asked };
+        Resources { memory: memory(profile, asked.memory, self.grown((node, part))), ..asked }
+    }
+
+    /// How often it ran out of memory.
+    fn grown(&self, place: At) -> u32 {
+        self.patience.get(&place).map_or(0, |patience| patience.grown)
     }
 
     /// Errs with the first of some nodes whose job will have fewer GPUs than the node has ranks, as far as that is known.
@@ -141,18 +158,16 @@ impl Yard {
         Ok(())
     }
 
-    /// Whether a node that ran out of memory can have more.
-    pub(super) fn can_grow(&self, pipeline: &Pipeline, node: usize) -> bool {
-        let Some(Away { profile, .. }) = &self.away else { return false };
-        let declared = &pipeline.nodes[node];
-        let asked = profile.resources(declared.kind.name, &declared.name).memory;
-        let grown = self.patience.get(&node).map_or(0, |patience| patience.grown);
-        memory(profile, asked, grown + 1) > memory(profile, asked, grown)
-    }
-
-    /// How many attempts at a node may be lost.
-    pub(super) fn retries(&self) -> u32 {
-        self.away.as_ref().map_or(3, |away| away.profile.retries)
+    /// What the end of a job is judged by. `seconds`: how long its worker took, if it says so.
+    pub(super) fn terms(&self, pipeline: &Pipeline, place: At, reached: u64, seconds: Option<f64>) -> Terms {
+        let Some(Away { profile, .. }) = &self.away else { return Terms { reached, retries: 3, ..Terms::default() } };
+        let Resources { memory: asked, time, .. } = self.resources(pipeline, place.0);
+        let grown = self.grown(place);
+        let growing = memory(profile, asked, grown + 1) > memory(profile, asked, grown);
+        // It is told that its time is nearly up when half of that has passed at the earliest; what came before the worker is
+        // part of it.
+        let early = seconds.zip(time).is_some_and(|(seconds, time)| seconds < time.as_secs_f64() / 4.0);
+        Terms { reached, retries: profile.retries, growing, early }
     }
 
     /// What the first interrupt does.
@@ -163,7 +178,7 @@ impl Yard {
     /// Has a job submitted. All is written down before; the watcher waits for the disk, for many jobs at once.
     pub(super) fn submit(&mut self, given: Sending<'_>, mut job: Job) -> Result<Remote, ExecError> {
         let Sending { store, pipeline, run, node, number, serial, directory, role } = given;
-        let resources = self.resources(pipeline, node);
+        let resources = self.resources_next(pipeline, (node, role.part()));
         let Some(Away { profile, engine, program }) = &self.away else {
             return Err(ExecError::Spawn(std::io::Error::other("there is no engine")));
         };
@@ -253,7 +268,7 @@ impl Yard {
                 interval: profile.map_or(Duration::from_secs(5), |profile| profile.interval),
                 lag: profile.map_or(Duration::from_secs(30), |profile| profile.lag),
             };
-            let watcher = Watcher::start(there, rhythm, self.inbox.clone()).map_err(ExecError::Spawn)?;
+            let watcher = Watcher::start(there, rhythm, self.inbox.clone(), &self.root).map_err(ExecError::Spawn)?;
             self.watchers.insert(engine.to_owned(), watcher);
         }
         Ok(&self.watchers[engine])

@@ -224,6 +224,12 @@ impl Store {
         Ok(health)
     }
 
+    /// Whether an artifact's files are there, with the sizes that they should have. None is read, nor is one that lies outside looked at.
+    pub fn is_there(&self, id: &Digest) -> bool {
+        let Ok(manifest) = self.manifest(id) else { return false };
+        manifest.files.values().all(|blob| self.has_object(blob)) || matches!(self.external(id), Ok(Some(_)))
+    }
+
     /// The files of an artifact that its seal says are whole, from some bytes on, for [`Store::trust`]: another process need
     /// not read them again.
     pub fn sealed(&self, id: &Digest, stamps: &Stamps, from: u64) -> Vec<(PathBuf, Stamp)> {

@@ -11,7 +11,7 @@ use super::resume::PIPELINE;
 use super::sandbox::{Output, Sandbox};
 
 /// The pipeline with the rows of each node in so many parts.
-fn in_parts(pipeline: &str, generate: &str, score: &str, evaluate: &str) -> String {
+pub(crate) fn in_parts(pipeline: &str, generate: &str, score: &str, evaluate: &str) -> String {
     pipeline
         .replace("micro_batch = 6", &format!("micro_batch = 6, shards = {generate}"))
         .replace("micro_batch = 20", &format!("micro_batch = 20, shards = {score}"))
@@ -23,7 +23,7 @@ fn run(sandbox: &Sandbox, args: &[&str], code: i32) -> Output {
 }
 
 /// What a run told of parts: node, number of the part, what happened.
-fn told(output: &Output) -> Vec<(String, u64, String)> {
+pub(crate) fn told(output: &Output) -> Vec<(String, u64, String)> {
     let lines = output.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     lines

@@ -1,119 +1,14 @@
 //! Runs on a real Slurm: whatever happens to jobs, nodes, controller and scheduler, the artifacts are those of a run on this
 //! machine.
 
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use super::resume::PIPELINE as MODEL;
 use super::sandbox::{Output, Sandbox};
+use super::slurm_run::{COMMANDS, Going, PROFILE, RUN, artifacts, begun, job, locally, project, until};
 use super::slurm_server::Slurm;
-
-const PROFILE: &str = r#"
-    [profiles.cluster]
-    executor = "slurm"
-    memory = "300MB"
-    interval = "300ms"
-    lag = "2s"
-    probe = false
-"#;
-
-/// Commands in a row and beside each other; `hold` waits for a file of the project, which lies above what it makes: here and
-/// in a job not at the same height.
-const COMMANDS: &str = r#"
-    schema = 1
-    name = "toy"
-    [nodes.words]
-    kind = "command"
-    program = "sh"
-    args = ["-c", "seq 1 200 > out"]
-    [nodes.hold]
-    kind = "command"
-    program = "sh"
-    args = ["-c", "while [ ! -e {output}/../../../../go ] && [ ! -e {output}/../../../../../go ]; do sleep 0.05; done; tac {input.words}/out > out"]
-    inputs = { words = "words" }
-    [nodes.sum]
-    kind = "command"
-    program = "sh"
-    args = ["-c", "cat {input.hold}/out {input.words}/out | sort -n | uniq -c > out"]
-    inputs = { hold = "hold", words = "words" }
-"#;
-
-fn project(pipeline: &str) -> Sandbox {
-    let sandbox = Sandbox::with(pipeline);
-    sandbox.write("sami.toml", PROFILE);
-    sandbox
-}
-
-/// Artifacts by node, of a run that went well.
-fn artifacts(output: Output) -> Vec<(String, Option<String>)> {
-    output.exits(0).done().nodes.into_iter().map(|node| (node.name, node.artifact)).collect()
-}
-
-fn locally(sandbox: &Sandbox) -> Vec<(String, Option<String>)> {
-    artifacts(sandbox.sami(&["run", "p.toml", "--json", "--cache", "local"]))
-}
-
-const RUN: [&str; 5] = ["run", "p.toml", "--json", "--profile", "cluster"];
-
-/// A run in the background.
-struct Going(Option<Child>);
-
-impl Drop for Going {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-impl Going {
-    fn start(slurm: &Slurm, sandbox: &Sandbox, args: &[&str]) -> Self {
-        let mut command = slurm.command(sandbox, args);
-        Self(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn().expect("it starts")))
-    }
-
-    fn signal(&self, signal: rustix::process::Signal) {
-        let child = self.0.as_ref().expect("it goes on");
-        rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).expect("it is there");
-    }
-
-    fn end(mut self) -> Output {
-        self.0.take().expect("it goes on").wait_with_output().expect("it ends").into()
-    }
-}
-
-#[track_caller]
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(began.elapsed() < Duration::from_secs(60), "{what} takes too long");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// The directory of the first attempt at `hold` whose worker has begun, other than those in `not`.
-fn begun(sandbox: &Sandbox, not: &[PathBuf]) -> PathBuf {
-    until("an attempt", || {
-        let words = sandbox.files("cache/runs").into_iter().filter(|file| file.ends_with("words.jsonl"));
-        let attempts = words.filter_map(|file| Some(file.parent()?.to_owned()));
-        attempts.into_iter().find(|attempt| attempt.to_string_lossy().contains("/hold.") && !not.contains(attempt))
-    })
-}
-
-/// The job's id of an attempt.
-fn job(attempt: &std::path::Path) -> String {
-    until("a ticket", || {
-        let text = fs_err::read_to_string(attempt.join("engine.json")).ok()?;
-        let ticket: serde_json::Value = serde_json::from_str(&text).ok()?;
-        Some(ticket["job"].as_str()?.to_owned())
-    })
-}
 
 #[test]
 #[ignore = "slow: starts a cluster"]
@@ -316,4 +211,33 @@ fn what_jobs_lack_is_said_before_any_work() {
     std::thread::sleep(Duration::from_millis(500));
     sandbox.write("p.toml", &COMMANDS.replace("1 200", "1 400"));
     refused("", "cluster::munge");
+}
+
+#[test]
+#[ignore = "slow: starts a cluster"]
+fn the_quickstart_makes_what_it_makes_here() {
+    let Some(slurm) = Slurm::start() else { return };
+    // All of its nodes, with less in them: whole, it takes minutes, twice.
+    let whole = fs_err::read_to_string(super::docs::root().join("pipelines/quickstart.toml")).expect("it is there");
+    let mut small = whole.clone();
+    for (of, less) in [
+        ("documents = 24000", "documents = 60"),
+        ("pretrain_steps = 1000", "pretrain_steps = 40"),
+        ("queries = 480", "queries = 24"),
+        ("steps = 30 ", "steps = 3 "),
+        ("rows = 500", "rows = 9"),
+        ("hidden_size = 128, layers = 3, heads = 4", "hidden_size = 16, layers = 1, heads = 2"),
+        ("batch_queries = 64", "batch_queries = 8"),
+    ] {
+        assert_eq!(small.matches(of).count(), 1, "{of}");
+        small = small.replace(of, less);
+    }
+    let sandbox = project(&small);
+    let expected = locally(&sandbox);
+    let output = slurm.sami(&sandbox, &RUN);
+    let jobs = output.stdout.matches("\"state\":\"submitted\"").count();
+    assert_eq!(artifacts(output), expected);
+    // The base model and four nodes of each iteration; the blank model and the constitutions are made here.
+    assert_eq!((jobs, expected.len()), (13, 15));
+    sandbox.verify();
 }

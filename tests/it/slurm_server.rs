@@ -9,6 +9,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::docs::root;
 use super::sandbox::{Output, Sandbox, skipped};
 
+fn is_installed(program: &str) -> bool {
+    let is_there = |directory: &str| Path::new(directory).join(program).exists();
+    ["/usr/sbin", "/usr/bin", "/sbin", "/usr/local/bin", "/usr/local/sbin"].into_iter().any(is_there)
+}
+
 /// A cluster of a controller and three nodes; ended when dropped.
 pub(crate) struct Slurm {
     /// One at a time: each has the machine's processors to itself, more or less.
@@ -28,9 +33,28 @@ impl Drop for Slurm {
 impl Slurm {
     /// Starts one; says why not where that cannot be.
     pub(crate) fn start() -> Option<Self> {
+        Self::start_with("plain")
+    }
+
+    /// Starts one that bounds jobs' memory.
+    pub(crate) fn start_with_memory() -> Option<Self> {
+        Self::start_with("memory")
+    }
+
+    /// Starts one with accounting, whose controller forgets jobs soon.
+    pub(crate) fn start_with_accounts() -> Option<Self> {
+        for program in ["slurmdbd", "mariadbd", "mariadb-install-db"] {
+            if !is_installed(program) {
+                skipped(&format!("`{program}` is not installed (apt-get install slurmdbd mariadb-server)"));
+                return None;
+            }
+        }
+        Self::start_with("accounts")
+    }
+
+    fn start_with(mode: &str) -> Option<Self> {
         for program in ["slurmctld", "slurmd", "sbatch", "squeue", "munged"] {
-            let is_there = |directory: &str| Path::new(directory).join(program).exists();
-            if !["/usr/sbin", "/usr/bin", "/sbin", "/usr/local/bin", "/usr/local/sbin"].into_iter().any(is_there) {
+            if !is_installed(program) {
                 skipped(&format!("`{program}` is not installed (apt-get install slurm-wlm slurm-client munge)"));
                 return None;
             }
@@ -42,12 +66,13 @@ impl Slurm {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::Builder::new().prefix("slurm").tempdir().expect("a directory");
-        let listeners: Vec<_> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+        let listeners: Vec<_> = (0..6).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
         let ports = listeners.iter().map(|listener| listener.local_addr().expect("it has one").port().to_string());
         let ports: Vec<String> = ports.collect();
         drop(listeners);
         let mut script = Command::new(root().join("tests/it/slurm.sh"))
             .arg(folder.path())
+            .arg(mode)
             .args(ports)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -55,6 +80,12 @@ impl Slurm {
             .expect("the script starts");
         let mut line = String::new();
         BufReader::new(script.stdout.take().expect("it is piped")).read_line(&mut line).expect("reads");
+        if let Some(why) = line.strip_prefix("skip ") {
+            skipped(why.trim_end());
+            drop(script.stdin.take());
+            script.wait().expect("it ends");
+            return None;
+        }
         assert_eq!(line, "ready\n", "Slurm did not start");
         Some(Self { _turn: turn, script, folder })
     }
@@ -83,15 +114,38 @@ impl Slurm {
         output.exits(0).stdout
     }
 
+    /// Kills one of its daemons.
+    pub(crate) fn kill(&self, daemon: &str) {
+        let process = fs_err::read_to_string(self.path(&format!("run/{daemon}.pid"))).expect("its pid");
+        assert!(Command::new("kill").args(["-9", process.trim()]).status().expect("it starts").success());
+    }
+
+    /// Sets something in its configuration.
+    pub(crate) fn set(&self, line: &str) {
+        let before = fs_err::read_to_string(self.conf()).expect("a configuration");
+        fs_err::write(self.conf(), format!("{before}{line}\n")).expect("writes");
+        self.ask("scontrol", &["reconfigure"]);
+    }
+
     /// Kills the process that stands between a node and its job, as a node's death does.
     pub(crate) fn kill_step(&self, job: &str) {
+        self.kill_where(|line| line.starts_with(&format!("slurmstepd: [{job}.")));
+    }
+
+    /// Kills the shell of a job.
+    pub(crate) fn kill_script(&self, job: &str) {
+        self.kill_where(|line| line.contains(&format!("/job{job:0>5}/slurm_script")));
+    }
+
+    /// Kills processes of the cluster by their command lines.
+    fn kill_where(&self, wanted: impl Fn(&str) -> bool) {
         let ours = format!("SLURM_CONF={}", self.conf().display());
         let processes = fs_err::read_dir("/proc").expect("a list").filter_map(|entry| Some(entry.ok()?.path()));
         for process in processes {
             let read = |name: &str| fs_err::read(process.join(name)).unwrap_or_default();
             let environment = read("environ");
             let is_ours = environment.split(|byte| *byte == 0).any(|variable| variable == ours.as_bytes());
-            let named = String::from_utf8_lossy(&read("cmdline")).starts_with(&format!("slurmstepd: [{job}."));
+            let named = wanted(&String::from_utf8_lossy(&read("cmdline")));
             if let (true, true, Some(number)) = (is_ours, named, process.file_name()) {
                 Command::new("kill").arg("-9").arg(number).status().expect("kills");
             }

@@ -2,9 +2,10 @@
 //!
 //! | what is known | what follows |
 //! |---|---|
-//! | the worker's record: done, or failed | that |
+//! | the worker's record: done, or failed and the engine does not say preempted | that |
+//! | the record: done, but what was made is not to be seen here | again, so often |
 //! | the record: saved and ended as its time was nearly up | again, from what it saved, as long as it gets on |
-//! | the record: told to end, and the engine says preempted, or nothing | again, from what it saved, so often |
+//! | the record: told to end, and the engine says preempted, or does not say why; told of its time long before that was up | again, from what it saved, so often |
 //! | no record, and the engine says time limit, preempted or host failed; or the job is not known any more | again, so often |
 //! | out of memory, and no record or that of a failure | again with more memory, so often and up to the limit |
 //! | cancelled, and not by this run | the node fails: a person wanted that |
@@ -23,15 +24,18 @@ pub(in crate::exec) struct Fate {
     pub(in crate::exec) seen: Option<Seen>,
     /// Why there was no job at all.
     pub(in crate::exec) refusal: Option<Refusal>,
+    /// Whether there is a record of something made that is not to be seen here.
+    pub(in crate::exec) unseen: bool,
 }
 
 impl PartialEq for Fate {
     fn eq(&self, other: &Self) -> bool {
-        self.exit == other.exit && self.seen == other.seen && self.refusal.is_some() == other.refusal.is_some()
+        (&self.exit, &self.seen, self.unseen) == (&other.exit, &other.seen, other.unseen)
+            && self.refusal.is_some() == other.refusal.is_some()
     }
 }
 
-/// What a node has been through with the engine in this run.
+/// What a node, or a part of one, has been through with the engine in this run.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(in crate::exec) struct Patience {
     /// Attempts that were lost, preempted, or ran out of memory.
@@ -62,12 +66,27 @@ pub(in crate::exec) struct Again {
     pub(in crate::exec) patience: Patience,
 }
 
+/// What to do where files are seen late.
+const LATE: &str = "let `lag` in the profile be as long as it takes until files are seen here that other machines wrote; its log says what it did";
 /// Attempts in a row that end at their time limit without getting on.
 const STUCK: u32 = 2;
 
-/// Judges the end of a job. `reached`: how far it came; `retries`: how many attempts may be lost; `growing`: whether more
-/// memory can be asked for.
-pub(in crate::exec) fn judge(fate: &Fate, patience: Patience, reached: u64, retries: u32, growing: bool) -> Judged {
+/// What the end of a job is judged by besides.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::exec) struct Terms {
+    /// How far it came.
+    pub(in crate::exec) reached: u64,
+    /// How many attempts may be lost.
+    pub(in crate::exec) retries: u32,
+    /// Whether more memory can be asked for.
+    pub(in crate::exec) growing: bool,
+    /// Whether it ended long before its time was up.
+    pub(in crate::exec) early: bool,
+}
+
+/// Judges the end of a job.
+pub(in crate::exec) fn judge(fate: &Fate, patience: Patience, terms: Terms) -> Judged {
+    let Terms { reached, retries, growing, early } = terms;
     let failed = |what: String, help: &str| {
         Judged::Ended(JobResult::Failed { what, help: (!help.is_empty()).then(|| help.to_owned()) })
     };
@@ -78,17 +97,15 @@ pub(in crate::exec) fn judge(fate: &Fate, patience: Patience, reached: u64, retr
     // Engines have names for machines that people know them by.
     let seen_on = fate.seen.as_ref().and_then(|seen| seen.host.as_ref());
     let place = on(seen_on.or(fate.exit.as_ref().map(|exit| &exit.host)));
-    let lost = |what: String| {
+    let lost_of = |what: String, help: &str| {
         let patience = Patience { lost: patience.lost + 1, ..patience };
         if patience.lost <= retries {
             Judged::Again(Again { what, patience })
         } else {
-            failed(
-                format!("{what}, {} times in this run", patience.lost),
-                "`retries` of the profile says how often it is made again",
-            )
+            failed(format!("{what}, {} times in this run", patience.lost), help)
         }
     };
+    let lost = |what: String| lost_of(what, "`retries` of the profile says how often it is made again");
     let limited = || {
         let stuck = if reached > patience.reached { 0 } else { patience.stuck + 1 };
         let patience = Patience { stuck, reached: patience.reached.max(reached), ..patience };
@@ -103,12 +120,21 @@ pub(in crate::exec) fn judge(fate: &Fate, patience: Patience, reached: u64, retr
     };
     let state = fate.seen.as_ref().map(|seen| seen.state);
     let why = fate.seen.as_ref().map(|seen| seen.why.as_str()).unwrap_or_default();
+    if fate.unseen {
+        return lost_of(format!("what its job made{place} is not to be seen here"), LATE);
+    }
     match (&fate.exit, state) {
         (Some(Exit { result: JobResult::Interrupted, told, .. }), state) => match (told, state) {
-            (Some(ToldBy::TimeLimit), _) | (_, Some(Standing::TimeLimit)) => limited(),
+            // Before it has to go, it may be told as it is before its time is up.
             (_, Some(Standing::Preempted | Standing::HostFailed)) => lost(format!("its job was preempted{place}")),
+            (_, Some(Standing::TimeLimit)) => limited(),
+            (Some(ToldBy::TimeLimit), _) if early => {
+                lost(format!("its worker was told to save{place} long before its time was up"))
+            }
+            (Some(ToldBy::TimeLimit), _) => limited(),
             (_, Some(Standing::Cancelled)) => cancelled(&place, why),
-            (Some(ToldBy::Signal), None | Some(Standing::Waits | Standing::Runs)) => {
+            // One that saves and ends before it has to has ended by itself, as far as the engine goes.
+            (Some(ToldBy::Signal), _) => {
                 lost(format!("its worker was ended by a signal{place}, and the engine does not say why"))
             }
             _ => Judged::Ended(JobResult::Interrupted),
@@ -126,6 +152,10 @@ pub(in crate::exec) fn judge(fate: &Fate, patience: Patience, reached: u64, retr
                 failed(what, "give it more `memory` in the profile, or lower `run.micro_batch`")
             }
         }
+        // What the worker started had to go, too, and was the first to.
+        (Some(Exit { result: JobResult::Failed { .. }, .. }), Some(Standing::Preempted)) => {
+            lost(format!("its job was preempted{place}"))
+        }
         (Some(exit), _) => Judged::Ended(exit.result.clone()),
         (None, Some(Standing::Cancelled)) => cancelled(&place, why),
         (None, Some(Standing::Ended(Some(UNSEEN)))) => failed(
@@ -136,6 +166,9 @@ pub(in crate::exec) fn judge(fate: &Fate, patience: Patience, reached: u64, retr
             format!("there is no `sami`{place}"),
             "name a `program` in the profile that is in a directory that all hosts share",
         ),
+        (None, Some(Standing::Ended(Some(0)))) => {
+            failed(format!("its job ended well{place}, and what it says of that is not to be seen here"), LATE)
+        }
         // Only a crash, or a disk that takes nothing, keeps a worker from leaving a record.
         (None, Some(Standing::Ended(code))) => failed(
             format!(
@@ -168,6 +201,10 @@ mod tests {
         Fate { seen: Some(Seen { state, host: Some("n1".to_owned()), why: String::new() }), ..Fate::default() }
     }
 
+    fn terms(reached: u64, retries: u32, growing: bool) -> Terms {
+        Terms { reached, retries, growing, early: false }
+    }
+
     fn with_exit(result: JobResult, told: Option<ToldBy>, state: Option<Standing>) -> Fate {
         let exit = Exit {
             result,
@@ -194,7 +231,7 @@ mod tests {
     fn a_record_is_believed_whatever_the_engine_says() {
         let failed = JobResult::Failed { what: "x".into(), help: None };
         for state in [None, Some(Standing::HostFailed), Some(Standing::Ended(Some(0)))] {
-            let judged = judge(&with_exit(failed.clone(), None, state), Patience::default(), 0, 3, true);
+            let judged = judge(&with_exit(failed.clone(), None, state), Patience::default(), terms(0, 3, true));
             assert_eq!(judged, Judged::Ended(failed.clone()));
         }
     }
@@ -202,12 +239,12 @@ mod tests {
     #[test]
     fn what_is_lost_is_made_again_so_often() {
         for state in [Standing::Preempted, Standing::HostFailed] {
-            let once = patience(judge(&seen(state), Patience::default(), 0, 2, true));
+            let once = patience(judge(&seen(state), Patience::default(), terms(0, 2, true)));
             assert_eq!(once.lost, 1);
-            let twice = patience(judge(&seen(state), once, 0, 2, true));
-            assert!(fault(judge(&seen(state), twice, 0, 2, true)).contains("3 times"));
+            let twice = patience(judge(&seen(state), once, terms(0, 2, true)));
+            assert!(fault(judge(&seen(state), twice, terms(0, 2, true))).contains("3 times"));
         }
-        assert_eq!(patience(judge(&Fate::default(), Patience::default(), 0, 1, true)).lost, 1, "it vanished");
+        assert_eq!(patience(judge(&Fate::default(), Patience::default(), terms(0, 1, true))).lost, 1, "it vanished");
     }
 
     #[test]
@@ -215,24 +252,62 @@ mod tests {
         let saved = with_exit(JobResult::Interrupted, Some(ToldBy::TimeLimit), None);
         let mut now = Patience::default();
         for reached in [10, 20, 30] {
-            now = patience(judge(&saved, now, reached, 0, true));
+            now = patience(judge(&saved, now, terms(reached, 0, true)));
         }
         assert_eq!((now.lost, now.stuck, now.reached), (0, 0, 30));
-        now = patience(judge(&seen(Standing::TimeLimit), now, 30, 0, true));
-        assert!(fault(judge(&saved, now, 30, 0, true)).contains("no further"));
+        now = patience(judge(&seen(Standing::TimeLimit), now, terms(30, 0, true)));
+        assert!(fault(judge(&saved, now, terms(30, 0, true))).contains("no further"));
     }
 
     #[test]
     fn memory_grows_and_a_person_s_word_is_final() {
-        assert_eq!(patience(judge(&seen(Standing::OutOfMemory), Patience::default(), 0, 3, true)).grown, 1);
-        assert!(fault(judge(&seen(Standing::OutOfMemory), Patience::default(), 0, 3, false)).contains("memory"));
+        assert_eq!(patience(judge(&seen(Standing::OutOfMemory), Patience::default(), terms(0, 3, true))).grown, 1);
+        assert!(fault(judge(&seen(Standing::OutOfMemory), Patience::default(), terms(0, 3, false))).contains("memory"));
         let killed = JobResult::Failed { what: "signal 9".into(), help: None };
         let child = with_exit(killed, None, Some(Standing::OutOfMemory));
-        assert_eq!(patience(judge(&child, Patience::default(), 0, 3, true)).grown, 1);
+        assert_eq!(patience(judge(&child, Patience::default(), terms(0, 3, true))).grown, 1);
         let term = with_exit(JobResult::Interrupted, Some(ToldBy::Signal), Some(Standing::Cancelled));
-        assert!(fault(judge(&term, Patience::default(), 0, 3, true)).contains("cancelled on n1"));
+        assert!(fault(judge(&term, Patience::default(), terms(0, 3, true))).contains("cancelled on n1"));
         let preempted = with_exit(JobResult::Interrupted, Some(ToldBy::Signal), Some(Standing::Preempted));
-        assert_eq!(patience(judge(&preempted, Patience::default(), 0, 3, true)).lost, 1);
-        assert!(fault(judge(&seen(Standing::Ended(Some(UNSEEN))), Patience::default(), 0, 3, true)).contains("cache"));
+        assert_eq!(patience(judge(&preempted, Patience::default(), terms(0, 3, true))).lost, 1);
+        assert!(
+            fault(judge(&seen(Standing::Ended(Some(UNSEEN))), Patience::default(), terms(0, 3, true)))
+                .contains("cache")
+        );
+    }
+
+    #[test]
+    fn what_is_told_to_save_before_it_has_to_go_is_lost_and_not_at_its_time_limit() {
+        let saved = |told, state| with_exit(JobResult::Interrupted, Some(told), Some(state));
+        let ended = Standing::Ended(Some(130));
+        for (fate, early) in [
+            (saved(ToldBy::TimeLimit, Standing::Preempted), false),
+            (saved(ToldBy::TimeLimit, ended), true),
+            (saved(ToldBy::Signal, ended), false),
+            (with_exit(JobResult::Failed { what: "x".into(), help: None }, None, Some(Standing::Preempted)), false),
+        ] {
+            let now = patience(judge(&fate, Patience::default(), Terms { early, ..terms(0, 1, true) }));
+            assert_eq!((now.lost, now.stuck), (1, 0), "{fate:?}");
+        }
+        let now = patience(judge(&saved(ToldBy::TimeLimit, ended), Patience::default(), terms(0, 1, true)));
+        assert_eq!((now.lost, now.stuck), (0, 1));
+        // This run told it to.
+        let judged = judge(&saved(ToldBy::File, ended), Patience::default(), terms(0, 1, true));
+        assert_eq!(judged, Judged::Ended(JobResult::Interrupted));
+    }
+
+    #[test]
+    fn what_is_not_to_be_seen_is_made_again_and_told_of() {
+        let made = JobResult::Done {
+            artifact: crate::digest::Digest::of(b"x"),
+            metrics: serde_json::Map::new(),
+            put: Vec::new(),
+            unsettled: Vec::new(),
+        };
+        let unseen = Fate { unseen: true, ..with_exit(made, None, None) };
+        let once = patience(judge(&unseen, Patience::default(), terms(0, 1, true)));
+        assert!(fault(judge(&unseen, once, terms(0, 1, true))).contains("on n1 is not to be seen here, 2 times"));
+        let silent = judge(&seen(Standing::Ended(Some(0))), Patience::default(), terms(0, 1, true));
+        assert!(fault(silent).contains("ended well on n1"));
     }
 }

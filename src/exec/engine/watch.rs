@@ -3,10 +3,11 @@
 //! sockets.
 //!
 //! What decides that an attempt is over is its worker's record; the engine is asked only whether there is still someone
-//! who may write one. A job that is over without a record gets the time that a file may take to be seen from here.
+//! who may write one. A job that is over without a record gets the time that a file may take to be seen from here, and so does one
+//! whose record is there before what it made.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -18,6 +19,7 @@ use crate::diag::Diagnostic;
 use crate::exec::job::{JobResult, STOP_FILE, Word};
 use crate::exec::local::Message;
 use crate::fs;
+use crate::store::Store;
 
 mod tail;
 mod watched;
@@ -119,14 +121,16 @@ pub(in crate::exec) struct Watcher {
 }
 
 impl Watcher {
-    /// Starts it.
+    /// Starts it; what jobs make is to be seen in `cache`.
     pub(in crate::exec) fn start(
         engine: Arc<dyn Engine>,
         rhythm: Rhythm,
         inbox: Sender<Message>,
+        cache: &Path,
     ) -> std::io::Result<Self> {
         let (orders, taken) = channel();
-        let watch = Watch { engine, rhythm, inbox, jobs: BTreeMap::new(), polled: None, failures: 0 };
+        let store = Store::open_existing(cache).ok();
+        let watch = Watch { engine, rhythm, inbox, store, jobs: BTreeMap::new(), polled: None, failures: 0 };
         let thread = std::thread::Builder::new().name("watcher".to_owned()).spawn(move || watch.run(&taken))?;
         Ok(Self { orders: Some(orders), thread: Some(thread) })
     }
@@ -151,6 +155,8 @@ struct Watch {
     engine: Arc<dyn Engine>,
     rhythm: Rhythm,
     inbox: Sender<Message>,
+    /// Where what jobs make is seen; `None` if no one looks.
+    store: Option<Store>,
     jobs: BTreeMap<u64, Watched>,
     polled: Option<Instant>,
     failures: u32,
@@ -351,8 +357,13 @@ impl Watch {
                 let _ = self.inbox.send(Message::Word { attempt: *attempt, word });
             }
             let exit = job.exit();
+            let unseen = match (&self.store, exit.as_ref().map(|exit| &exit.result)) {
+                (Some(store), Some(JobResult::Done { artifact, .. })) => !store.is_there(artifact),
+                _ => false,
+            };
             let lagged = job.over.as_ref().is_some_and(|(since, _)| since.elapsed() >= self.rhythm.lag);
             match exit {
+                Some(_) if unseen && job.left.get_or_insert_with(Instant::now).elapsed() < self.rhythm.lag => {}
                 // Of one that was told to stop, or failed, it should be known what its job came to.
                 Some(exit)
                     if (exit.told.is_some() || matches!(exit.result, JobResult::Failed { .. }))
@@ -365,11 +376,11 @@ impl Watch {
                         let _ = self.inbox.send(Message::Word { attempt: *attempt, word });
                     }
                     let seen = job.over.take().and_then(|(_, seen)| seen);
-                    ended.push((*attempt, Fate { exit: Some(exit), seen, refusal: None }));
+                    ended.push((*attempt, Fate { exit: Some(exit), seen, unseen, refusal: None }));
                 }
                 None if lagged => {
                     let seen = job.over.take().and_then(|(_, seen)| seen);
-                    ended.push((*attempt, Fate { exit: None, seen, refusal: None }));
+                    ended.push((*attempt, Fate { seen, ..Fate::default() }));
                 }
                 None => {}
             }

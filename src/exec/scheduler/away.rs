@@ -95,8 +95,11 @@ impl Scheduler<'_> {
             self.ledger.spent(serial, exit.spent);
         }
         remote.silent = fate.exit.is_none();
-        let patience = self.yard.patience.get(&attempt.node).copied().unwrap_or_default();
-        let growing = self.yard.can_grow(self.pipeline, attempt.node);
+        // Parts of a node are often preempted all at once: each has its own.
+        let place = (attempt.node, attempt.role.part());
+        let patience = self.yard.patience.get(&place).copied().unwrap_or_default();
+        let seconds = fate.exit.as_ref().map(|exit| exit.seconds);
+        let terms = self.yard.terms(self.pipeline, place, remote.reached, seconds);
         // Of what an earlier run began it may be long ago that it ended.
         let judged = match fate.exit.as_ref().map(|exit| &exit.result) {
             Some(JobResult::Done { artifact, .. })
@@ -106,12 +109,12 @@ impl Scheduler<'_> {
                 let what = "what its job made is not in the cache any more".to_owned();
                 Judged::Again(Again { what, patience })
             }
-            _ => judge(fate, patience, remote.reached, self.yard.retries(), growing),
+            _ => judge(fate, patience, terms),
         };
         match judged {
             Judged::Ended(result) => attempt.result = Some(result),
             Judged::Again(again) => {
-                self.yard.patience.insert(attempt.node, again.patience);
+                self.yard.patience.insert(place, again.patience);
                 attempt.result = Some(JobResult::Interrupted);
                 remote.again = Some(again.what);
             }

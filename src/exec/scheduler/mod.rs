@@ -88,7 +88,7 @@ pub fn run(
 ) -> Result<Summary, ExecError> {
     let (outbox, inbox) = channel();
     let devices = devices(pipeline, &options.device, !options.gpus.is_empty())?;
-    let yard = Yard::new(options.away.clone(), outbox.clone());
+    let yard = Yard::new(options.away.clone(), outbox.clone(), store.root());
     let stale = |node: &usize| !matches!(plan.nodes[*node], State::Hit { .. } | State::Outside);
     let (away, here): (Vec<usize>, Vec<usize>) =
         plan.order.iter().copied().filter(stale).partition(|node| yard.goes_away(pipeline, *node));

@@ -50,8 +50,9 @@ pub fn work_detached(path: &Path) -> Result<u8, ExecError> {
             let mut job = Job::read(&path)?;
             job.staging = directory.join(format!("staging-{}-{}", host(), std::process::id()));
             let mut done = prepared(&mut job, &path, &mut mouth, &told);
-            // Whoever ends a job ends all of its processes: that those of a node died of it is no fault of the node.
-            if matches!(done, JobResult::Failed { .. }) && told.by() == Some(ToldBy::Signal) {
+            // Whoever ends a job ends all of its processes: that those of a node died of it is no fault of the node. They may
+            // be the first that are told.
+            if matches!(done, JobResult::Failed { .. }) && told.by_soon() == Some(ToldBy::Signal) {
                 done = JobResult::Interrupted;
             }
             if let Err(error) = fs::remove_directory(&job.staging) {
@@ -207,6 +208,15 @@ impl Told {
             stop.store(true, Ordering::Relaxed);
         })?;
         Ok(told)
+    }
+
+    /// Who said so, or does in a moment.
+    fn by_soon(&self) -> Option<ToldBy> {
+        let began = Instant::now();
+        while self.by().is_none() && began.elapsed() < LOOK {
+            std::thread::sleep(LOOK / 50);
+        }
+        self.by()
     }
 
     /// Who said so.

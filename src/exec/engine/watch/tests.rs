@@ -83,11 +83,16 @@ struct Scene {
 
 impl Scene {
     fn new(lag: u64) -> Self {
+        Self::on(tempfile::tempdir().unwrap(), lag)
+    }
+
+    /// In a directory that is a cache, or none.
+    fn on(folder: tempfile::TempDir, lag: u64) -> Self {
         let engine = Arc::new(Fake::default());
         let (outbox, inbox) = channel();
         let rhythm = Rhythm { interval: Duration::from_millis(20), lag: Duration::from_millis(lag) };
-        let watcher = Watcher::start(Arc::clone(&engine) as Arc<dyn Engine>, rhythm, outbox).unwrap();
-        Self { engine, watcher, inbox, folder: tempfile::tempdir().unwrap() }
+        let watcher = Watcher::start(Arc::clone(&engine) as Arc<dyn Engine>, rhythm, outbox, folder.path()).unwrap();
+        Self { engine, watcher, inbox, folder }
     }
 
     fn directory(&self, attempt: u64) -> PathBuf {
@@ -204,6 +209,33 @@ fn an_attempt_that_was_told_to_stop_waits_for_what_its_job_came_to() {
     scene.engine.set("job-1", Standing::Preempted);
     let (_, fate) = scene.fate(1);
     assert_eq!(fate.seen.map(|seen| seen.state), Some(Standing::Preempted));
+}
+
+#[test]
+fn what_a_job_made_has_the_time_that_a_file_may_take_to_be_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "made").unwrap();
+    let files = BTreeMap::from([("out".to_owned(), file)]);
+    let artifact = store.put_artifact("files", &files).unwrap();
+    let object = store.files(&artifact).unwrap().remove("out").unwrap();
+    let (scene, aside) = (Scene::on(folder, 1500), object.with_extension("aside"));
+    let done = || JobResult::Done { artifact, metrics: serde_json::Map::new(), put: Vec::new(), unsettled: Vec::new() };
+    for (attempt, unseen) in [(1, false), (2, true)] {
+        fs::rename(&object, &aside).unwrap();
+        scene.submit(attempt);
+        scene.leave(attempt, done(), None);
+        let began = Instant::now();
+        if !unseen {
+            std::thread::sleep(Duration::from_millis(400));
+            fs::rename(&aside, &object).unwrap();
+        }
+        let (_, fate) = scene.fate(attempt);
+        assert_eq!(fate.unseen, unseen);
+        assert!(began.elapsed() >= Duration::from_millis(if unseen { 1500 } else { 400 }));
+        assert_eq!(fate.exit.map(|exit| exit.result), Some(done()));
+    }
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub(super) struct Watched {
     pub(super) seen: Option<Seen>,
     /// Since when it is over, or not known any more, without a record.
     pub(super) over: Option<(Instant, Option<Seen>)>,
-    /// Since when there is a record, of one whose end is waited for all the same.
+    /// Since when there is a record, of one whose end, or what it made, is waited for all the same.
     pub(super) left: Option<Instant>,
     pub(super) stopped: bool,
 }
