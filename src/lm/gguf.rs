@@ -187,8 +187,13 @@ impl Gguf {
     }
 
     fn read(&mut self, name: &str, device: &Device) -> Result<Tensor, LmError> {
-        let damaged = |error| LmError::Weights { file: FILE.to_owned(), what: format!("`{name}`: {error}") };
-        let tensor = self.content.tensor(&mut self.file, name, &Device::Cpu).map_err(damaged)?;
+        let damaged = |what: String| LmError::Weights { file: FILE.to_owned(), what: format!("`{name}`: {what}") };
+        // What candle reads of nothing lies nowhere, which it may not look at.
+        if self.content.tensor_infos.get(name).is_some_and(|info| info.shape.elem_count() == 0) {
+            return Err(damaged("it has no numbers".to_owned()));
+        }
+        let read = self.content.tensor(&mut self.file, name, &Device::Cpu);
+        let tensor = read.map_err(|error| damaged(error.to_string()))?;
         let tensor = tensor.dequantize(&Device::Cpu)?;
         check_numbers(name, &tensor)?;
         Ok(tensor.to_device(device)?)

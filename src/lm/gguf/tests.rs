@@ -203,6 +203,9 @@ fn what_cannot_be_used_says_why() {
         fs_err::write(&path, &whole[..cut]).expect("writes");
         assert!(load(&path).is_err(), "{cut} bytes");
     }
+    // A tensor of no numbers, which lies nowhere.
+    fs_err::write(&path, include_bytes!("../../../tests/fuzz/corpus/gguf/empty-tensor.gguf")).expect("writes");
+    assert!(load(&path).expect_err("is refused").to_string().contains("it has no numbers"));
 }
 
 /// A vocabulary of 256 bytes and some merged pairs, as GPT-2's files have it.
