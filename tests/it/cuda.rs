@@ -272,8 +272,8 @@ fn nodes_run_on_two_gpus_at_once() {
 #[test]
 fn a_gpu_that_is_not_there_or_is_full_is_an_error_with_its_name() {
     let Some(rig) = Rig::new(PIPELINE, ALL) else { return };
-    let absent = rig.run(&["run", "p.toml", "--device", "cuda:3"], &[]).exits(1);
-    assert!(absent.stderr.contains("this machine has one GPU, `cuda:0`"), "{}", absent.stderr);
+    let absent = rig.run(&["run", "p.toml", "--device", "cuda:3"], &[]).exits(2);
+    assert!(absent.stderr.contains("there is no GPU `cuda:3` on this machine"), "{}", absent.stderr);
     let full = rig.run(&["run", "p.toml"], &[("FAKE_CUDA_MEMORY", "200000")]).exits(1);
     assert!(full.stderr.contains("memory"), "{}", full.stderr);
     assert!(!full.stderr.contains("panicked"), "{}", full.stderr);
