@@ -4,6 +4,9 @@
 //! with so many threads, without ranks; the same in parts (`ranks = 1`); and by so many ranks with a thread each. For each:
 //! seconds a step, CPU seconds a step of all ranks, and bytes that all ranks sent a step. The weights of the last two must be
 //! the same to the bit, and are compared.
+//!
+//! `cargo bench --features cuda --bench ranks -- [GPUS] cuda`: one process on a GPU, and so many ranks with a GPU each, whose
+//! gradients are added up by NCCL, or come through the hosts.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,10 +14,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use sami::collective::{Meeting, Task, Team};
+use sami::env;
 use sami::lm::loss::{LengthNorm, Sides};
 use sami::lm::optimizer::{OptimizerName, OptimizerSettings};
 use sami::lm::train::{Example, Objective, TrainSettings, Trainer};
-use sami::lm::{Config, Device, Model, Sequence};
+use sami::lm::{Config, Model, Sequence, device};
 use serde_json::{Value, json};
 
 #[path = "common/cpu.rs"]
@@ -61,8 +65,8 @@ fn examples() -> Vec<Example> {
 }
 
 /// Trains as a rank of a team, or alone, and says how that went.
-fn train(team: Option<Team>, in_parts: bool) -> Value {
-    let model = Model::random(config(), 7, &Device::Cpu).expect("makes");
+fn train(team: Option<Team>, in_parts: bool, on: &str) -> Value {
+    let model = Model::random(config(), 7, &device(on).expect("is there")).expect("makes");
     let objective = Objective::Sami { sides: Sides::Both, length_norm: LengthNorm::Mean };
     let optimizer = OptimizerSettings::new(OptimizerName::AdamW, 1e-4);
     let settings = TrainSettings { batch: QUERIES, steps: STEPS + 1, ..TrainSettings::new(objective, optimizer) };
@@ -71,6 +75,7 @@ fn train(team: Option<Team>, in_parts: bool) -> Value {
     if in_parts {
         trainer.join(team).expect("joins");
     }
+    let way = trainer.gradients_way().map(str::to_owned);
     trainer.step().expect("steps");
     let (began, before, sent) = (Instant::now(), cpu::seconds(libc::RUSAGE_SELF), trainer.sent());
     while !trainer.done() {
@@ -88,17 +93,26 @@ fn train(team: Option<Team>, in_parts: bool) -> Value {
         "sent": sent as f64 / STEPS as f64,
         "weights": blake3::hash(&weights).to_hex().to_string(),
         "loss": trainer.records().last().map(|record| record.loss),
+        "way": way,
     })
 }
 
-/// Starts a process that trains: as a rank of so many, who meet in a folder, or alone.
-fn start(place: Option<(usize, usize, &Path)>, in_parts: bool, threads: usize) -> Child {
+/// Starts a process that trains on a device: as a rank of so many, who meet in a folder, or alone.
+fn start(place: Option<(usize, usize, &Path)>, in_parts: bool, on: &str, threads: usize) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("has a file"));
-    command.args(["train", if in_parts { "in parts" } else { "at once" }]);
+    command.args(["train", if in_parts { "in parts" } else { "at once" }, on]);
     if let Some((rank, ranks, folder)) = place {
         command.args([rank.to_string(), ranks.to_string()]).arg(folder);
     }
-    command.env("RAYON_NUM_THREADS", threads.to_string()).stdout(Stdio::piped()).spawn().expect("it starts")
+    command.env("RAYON_NUM_THREADS", threads.to_string()).stdout(Stdio::piped());
+    command
+}
+
+/// What so many ranks come to, of which each is started by `start`.
+fn together(ranks: usize, start: impl Fn((usize, usize, &Path)) -> Command) -> Vec<Value> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let children = (0..ranks).map(|rank| start((rank, ranks, folder.path())).spawn().expect("it starts"));
+    children.collect::<Vec<_>>().into_iter().map(result).collect()
 }
 
 fn result(child: Child) -> Value {
@@ -111,7 +125,7 @@ fn result(child: Child) -> Value {
 #[expect(clippy::print_stdout, reason = "this is what a benchmark is for")]
 fn rank(arguments: &[String]) {
     let team = match arguments {
-        [_, _, rank, ranks, folder] => {
+        [_, _, _, rank, ranks, folder] => {
             let number = |text: &String| text.parse().expect("a number");
             let task = Task { rank: number(rank), ranks: number(ranks), step: "bench".to_owned() };
             let meeting = Meeting::new(task.rank, task.ranks, "a benchmark".to_owned());
@@ -119,7 +133,7 @@ fn rank(arguments: &[String]) {
         }
         _ => None,
     };
-    println!("{}", train(team, arguments[1] == "in parts"));
+    println!("{}", train(team, arguments[1] == "in parts", &arguments[2]));
 }
 
 #[expect(clippy::print_stdout, reason = "this is what a benchmark is for")]
@@ -130,19 +144,31 @@ fn main() {
     }
     let cores: usize = arguments.first().map_or(2, |cores| cores.parse().expect("a number of cores"));
     let parameters = config().parameters();
-    println!("{parameters} weights, {QUERIES} queries of 4 sequences a step, {cores} cores");
+    println!("{parameters} weights, {QUERIES} queries of 4 sequences a step, {cores} cores or GPUs");
     println!("{:24} {:>10} {:>12} {:>14}", "", "s a step", "CPU s a step", "bytes a step");
     let show = |what: &str, of: &[Value]| {
         let sum = |name: &str| of.iter().filter_map(|one| one[name].as_f64()).sum::<f64>();
         let seconds = of.iter().filter_map(|one| one["seconds"].as_f64()).fold(0.0, f64::max);
         println!("{what:24} {seconds:>10.3} {:>12.3} {:>14.0}", sum("cpu"), sum("sent"));
     };
-    show(&format!("1 process, {cores} threads"), &[result(start(None, false, cores))]);
-    let parts = result(start(None, true, cores));
+    let alone = |in_parts, on: &str| result(start(None, in_parts, on, cores).spawn().expect("it starts"));
+    if arguments.get(1).is_some_and(|on| on == "cuda") {
+        show("1 process, 1 GPU", &[alone(false, "cuda:0")]);
+        for (setting, words) in [("", "NCCL"), ("off", "hosts")] {
+            let ranks = together(cores, |place| {
+                let mut command = start(Some(place), true, &format!("cuda:{}", place.0), 1);
+                command.env(env::RANKS_NCCL.name, setting);
+                command
+            });
+            show(&format!("{cores} GPUs, {words}"), &ranks);
+            println!("{}", ranks[0]["way"].as_str().unwrap_or("there is one way"));
+        }
+        return;
+    }
+    show(&format!("1 process, {cores} threads"), &[alone(false, "cpu")]);
+    let parts = alone(true, "cpu");
     show("the same, in parts", std::slice::from_ref(&parts));
-    let folder = tempfile::tempdir().expect("a folder");
-    let ranks: Vec<Child> = (0..cores).map(|rank| start(Some((rank, cores, folder.path())), true, 1)).collect();
-    let ranks: Vec<Value> = ranks.into_iter().map(result).collect();
+    let ranks = together(cores, |place| start(Some(place), true, "cpu", 1));
     show(&format!("{cores} ranks, a thread each"), &ranks);
     assert!(ranks.iter().all(|one| one["weights"] == parts["weights"]), "the weights differ: {ranks:?} {parts}");
     println!("the weights of the last two are the same to the bit");

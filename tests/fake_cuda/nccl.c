@@ -4,6 +4,7 @@
 //
 // -DREFUSES=N: rank N cannot come together with the others.
 #include <pthread.h>
+#include <signal.h>
 #include "count.h"
 
 enum { SUCCESS = 0, SYSTEM_ERROR = 2, INVALID_ARGUMENT = 4, IN_PROGRESS = 7, FLOAT32 = 7, SUM = 0, MOST = 16 };
@@ -74,6 +75,11 @@ int ncclAllReduce(const void *from, void *to, size_t count, int type, int operat
   COUNT("ncclAllReduce");
   counter("bytes", "NCCL")->count += 4 * count;
   struct team *team = communicator->team;
+  int killed = (int)setting("FAKE_NCCL_KILLS", 0);
+  if (alone() && killed) {
+    if (communicator->rank == killed) raise(SIGKILL);
+    communicator->state = IN_PROGRESS;
+  }
   if (!alone()) {
     communicator->state = IN_PROGRESS, communicator->numbers = to, communicator->count = count;
     if (++team->waiting == team->ranks) {

@@ -272,18 +272,21 @@ fn nodes_run_on_two_gpus_at_once() {
 #[test]
 fn a_gpu_that_is_not_there_or_is_full_is_an_error_with_its_name() {
     let Some(rig) = Rig::new(PIPELINE, ALL) else { return };
-    let absent = rig.run(&["run", "p.toml", "--device", "cuda:3"], &[]).exits(1);
-    assert!(absent.stderr.contains("this machine has one GPU, `cuda:0`"), "{}", absent.stderr);
+    let absent = rig.run(&["run", "p.toml", "--device", "cuda:3"], &[]).exits(2);
+    assert!(absent.stderr.contains("there is no GPU `cuda:3` on this machine"), "{}", absent.stderr);
     let full = rig.run(&["run", "p.toml"], &[("FAKE_CUDA_MEMORY", "200000")]).exits(1);
     assert!(full.stderr.contains("memory"), "{}", full.stderr);
     assert!(!full.stderr.contains("panicked"), "{}", full.stderr);
 }
 
+fn of_two_ranks() -> String {
+    PIPELINE.replacen("steps = 3", "steps = 3\nrun = { ranks = 2 }", 1)
+}
+
 /// Two ranks train, each on its GPU: what is told of how their gradients come together, and what was asked for.
 fn on_two_gpus(libraries: &[&str], settings: &[(&str, &str)]) -> Option<(String, Counts)> {
-    let ranked = PIPELINE.replacen("steps = 3", "steps = 3\nrun = { ranks = 2 }", 1);
-    let rig = Rig::new(&ranked, libraries)?;
-    let settings = [&[UNCHECKED[0], ("FAKE_CUDA_DEVICES", "2")], settings].concat();
+    let rig = Rig::new(&of_two_ranks(), libraries)?;
+    let settings = [&[UNCHECKED[0], ("FAKE_CUDA_DEVICES", "2")][..], settings].concat();
     let output = rig.run(&["run", "p.toml", "base", "--json"], &settings).exits(0);
     let notes: Vec<Value> = events(&output).iter().filter_map(|event| event["notes"].get(0).cloned()).collect();
     let logged = rig.run(&["logs", "base"], &[]).exits(0).stdout;
@@ -311,11 +314,21 @@ fn gradients_of_two_ranks_are_added_up_by_nccl() {
 
 #[test]
 fn gradients_of_two_ranks_go_through_the_hosts_without_nccl() {
-    let Some((note, _)) = on_two_gpus(ALL, &[]) else { return };
-    assert!(
-        note.starts_with("gradients go through the memory of the hosts, not by NCCL: `libnccl.so.2` is not"),
-        "{note}"
-    );
+    let Some((note, counts)) = on_two_gpus(ALL, &[]) else { return };
+    // Where the machine has one, it finds no GPU that it knows.
+    assert!(note.starts_with("gradients go through the memory of the hosts, not by NCCL: "), "{note}");
+    assert!(!counts.contains_key("call ncclAllReduce"), "{counts:?}");
+}
+
+/// NCCL would wait for ever.
+#[test]
+fn a_rank_that_is_killed_in_the_middle_of_a_sum_ends_the_attempt() {
+    let Some(rig) = Rig::new(&of_two_ranks(), &[ALL, &["libnccl.so.2"]].concat()) else { return };
+    let settings = [UNCHECKED[0], ("FAKE_CUDA_DEVICES", "2"), ("FAKE_NCCL_KILLS", "1")];
+    let output = rig.run(&["run", "p.toml", "base"], &settings).exits(1);
+    assert!(output.stderr.contains("rank 1 of 2 is lost: it was killed (signal 9)"), "{}", output.stderr);
+    // The other one has given NCCL up before it ended.
+    assert_eq!(rig.counts()["call ncclCommAbort"], 1.0);
 }
 
 /// What one more token of all rows asks for: a step. Rows with another seed's are not known yet.
