@@ -34,6 +34,13 @@ fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     }
 }
 
+/// A record as the store writes it: names in order, and with its own digest.
+fn checked(record: &impl serde::Serialize) -> std::io::Result<Vec<u8>> {
+    let mut value = serde_json::to_value(record)?;
+    value["check"] = json!(Digest::of_value(&value));
+    Ok(serde_json::to_vec_pretty(&value)?)
+}
+
 fn sharded(root: &Path, folder: &str, id: &Digest, suffix: &str) -> std::path::PathBuf {
     let hex = id.to_string();
     root.join(folder).join(&hex[..2]).join(format!("{}{suffix}", &hex[2..]))
@@ -91,7 +98,7 @@ fn write_run(root: &Path, number: usize, nodes: usize) -> std::io::Result<()> {
         if turn == number {
             write(&sharded(root, "objects", &blob.digest, ""), text.as_bytes())?;
             write(&sharded(root, "artifacts", &artifact, ".json"), &serde_json::to_vec(&manifest)?)?;
-            write(&sharded(root, "nodes", &record.key, ".json"), &serde_json::to_vec_pretty(&record)?)?;
+            write(&sharded(root, "nodes", &record.key, ".json"), &checked(&record)?)?;
         }
         listed.push(RunNode {
             name,
@@ -114,7 +121,7 @@ fn write_run(root: &Path, number: usize, nodes: usize) -> std::io::Result<()> {
         nodes: listed,
         run: run.clone(),
     };
-    write(&root.join("runs").join(run).join("run.json"), &serde_json::to_vec_pretty(&record)?)
+    write(&root.join("runs").join(run).join("run.json"), &checked(&record)?)
 }
 
 fn generate(root: &Path, artifacts: usize) -> std::io::Result<()> {

@@ -64,7 +64,7 @@ fn cat(store: &Store, what: &str, file: Option<&str>) -> CommandResult {
 
 fn rebuild(context: &Context, store: &Store) -> CommandResult {
     let index = Index::rebuild(store)?;
-    let (nodes, runs) = (index.artifacts_by_key().len(), store.run_ids()?.len());
+    let (nodes, runs) = (index.node_count(), store.run_ids()?.len());
     if context.json() {
         context::print_json(&json!({"nodes": nodes, "runs": runs}))?;
     } else {

@@ -98,7 +98,7 @@ pub(super) fn planned(
     let store = Store::look(&root)?;
     let mut index = Index::open(&store)?;
     question.watch(&pipeline, &store);
-    let options = PlanOptions { targets: targets.to_vec(), ..PlanOptions::default() };
+    let options = PlanOptions { targets: targets.to_vec(), few: !targets.is_empty(), ..PlanOptions::default() };
     let plan = exec::plan(&pipeline, &graph, &store, &mut index, &options)?;
     let stale = plan.order.iter().copied().filter(|node| !matches!(plan.nodes[*node], State::Hit { .. }));
     context::complain(&exec::absent_keys(&pipeline, stale).into_iter().map(Diagnostic::as_warning).collect::<Vec<_>>());

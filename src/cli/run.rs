@@ -83,7 +83,12 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
     let (pipeline, graph) = context.load(&args.pipeline)?;
     let store = Store::open(&root)?;
     let mut index = Index::open(&store)?;
-    let wanted = PlanOptions { targets: args.targets.clone(), force: args.force.clone(), put_sources: true };
+    let wanted = PlanOptions {
+        targets: args.targets.clone(),
+        force: args.force.clone(),
+        put_sources: true,
+        ..PlanOptions::default()
+    };
     let mut report = Report::new(context.json());
     question.watch(&pipeline, &store);
     let source = match pull {

@@ -81,8 +81,9 @@ fn step_lines(planned: &Planned, step: &Step, screen: Screen) -> Result<Vec<Stri
             lines
         }
         Finding::Waits { inputs, changes } => {
-            let is_absent = |name: &str| planned.pipeline.nodes.iter().all(|node| node.name != name);
-            let absent = inputs.iter().any(|(_, name)| is_absent(name));
+            // Of nodes there may be very many, and none is called as a model or a dataset is.
+            let (models, datasets) = (&planned.pipeline.models, &planned.pipeline.datasets);
+            let absent = inputs.iter().any(|(_, name)| models.contains_key(name) || datasets.contains_key(name));
             let (fields, names): (Vec<&str>, Vec<&str>) =
                 inputs.iter().map(|(input, name)| (input.as_str(), name.as_str())).unzip();
             let (verb, come) = match (inputs.len(), absent) {

@@ -26,6 +26,9 @@ pub struct PlanOptions {
     pub force: Vec<String>,
     /// Whether datasets that are read are put into the store: a run is to follow.
     pub put_sources: bool,
+    /// Whether it is likely that little of what the index has is asked for: then that is looked up, and all is loaded only when
+    /// it turns out to be much.
+    pub few: bool,
 }
 
 /// What is known of a node.
@@ -91,7 +94,9 @@ pub fn plan(
     let order = asked(pipeline, graph, &options.targets)?;
     let force: BTreeSet<usize> = select(pipeline, &options.force, Bare::All)?.into_iter().collect();
     let sources = Sources::resolve(pipeline, &order, store, index, options.put_sources)?;
-    let records = Records::load(&pipeline.name, index);
+    // What counts as an earlier artifact is held against that one's seal.
+    let few = options.few && order.iter().all(|node| pipeline.nodes[*node].tolerance.is_none());
+    let records = if few { Records::look_up(&pipeline.name, index) } else { Records::load(&pipeline.name, index) };
     let mut plan = Plan { nodes: vec![State::Outside; pipeline.nodes.len()], order, force, sources, records };
     plan.decide_all(pipeline, store, index)?;
     index.save_stamps(&plan.records.stamps);
@@ -248,7 +253,7 @@ impl Plan {
                 State::Hit { key, artifact }
             }
             found => {
-                let reason = self.records.reason(store, &pipeline.nodes[node].name, &key, &preimage, found)?;
+                let reason = self.records.reason(store, index, &pipeline.nodes[node].name, &key, &preimage, found)?;
                 State::Run { key, reason }
             }
         })

@@ -38,7 +38,15 @@ impl Project {
     }
 
     fn plan(&mut self, pipeline: &Pipeline, graph: &Graph) -> Plan {
-        plan(pipeline, graph, &self.store, &mut self.index, &PlanOptions::default()).unwrap()
+        let looked_up = self.plan_by(pipeline, graph, true);
+        let loaded = self.plan_by(pipeline, graph, false);
+        assert_eq!(looked_up.nodes, loaded.nodes);
+        loaded
+    }
+
+    fn plan_by(&mut self, pipeline: &Pipeline, graph: &Graph, few: bool) -> Plan {
+        let options = PlanOptions { few, ..PlanOptions::default() };
+        plan(pipeline, graph, &self.store, &mut self.index, &options).unwrap()
     }
 
     /// Does all that is to do: each node makes a file that holds what `makes` says, or its name.
@@ -117,6 +125,8 @@ impl Project {
         let plan = self.plan(&pipeline, &graph);
         let node = select(&pipeline, &[node.to_owned()], Bare::Last).unwrap()[0];
         let steps = why(&pipeline, &self.store, &self.index, &plan, node).unwrap();
+        let looked_up = self.plan_by(&pipeline, &graph, true);
+        assert_eq!(why(&pipeline, &self.store, &self.index, &looked_up, node).unwrap(), steps);
         steps.into_iter().map(|step| (step.name, step.finding)).collect()
     }
 }

@@ -189,12 +189,13 @@ impl Walk<'_> {
 
     /// What differs from the latest record of a node, but for inputs of which nothing is known.
     fn known_changes(&mut self, at: usize, unknown: &[(String, String)]) -> Result<Vec<Change>, StoreError> {
-        let Some(latest) = self.plan.records.latest(&self.pipeline.nodes[at].name) else { return Ok(Vec::new()) };
         if self.read >= MOST {
             return Ok(Vec::new());
         }
+        let latest = self.plan.records.latest_of(self.index, &self.pipeline.nodes[at].name);
+        let Some(latest) = latest else { return Ok(Vec::new()) };
         self.read += 1;
-        let Some(record) = self.store.node(latest)? else { return Ok(Vec::new()) };
+        let Some(record) = self.store.node(&latest)? else { return Ok(Vec::new()) };
         let mut changes = key::diff(&record.preimage, &self.plan.recipe(self.pipeline, at).preimage);
         changes.retain(|change| {
             change.path.strip_prefix("input ").is_none_or(|path| unknown.iter().all(|(input, _)| input != path))
@@ -210,15 +211,15 @@ impl Walk<'_> {
             return Ok(None);
         }
         self.read += 1;
-        let mut cells: Vec<_> = self.plan.records.cells(stem).collect();
+        let mut cells = self.plan.records.cells(self.index, stem);
         cells.sort_unstable();
         let mut best: Option<(String, Vec<Change>)> = None;
         let preimage = self.plan.recipe(self.pipeline, at).preimage;
         for (name, key) in cells.into_iter().take(CELLS) {
-            let Some(record) = self.store.node(key)? else { continue };
+            let Some(record) = self.store.node(&key)? else { continue };
             let changes = key::diff(&record.preimage, &preimage);
             if best.as_ref().is_none_or(|(_, fewest)| changes.len() < fewest.len()) {
-                best = Some((name.clone(), changes));
+                best = Some((name, changes));
             }
         }
         Ok(best)

@@ -150,7 +150,11 @@ impl Reader<'_> {
         if let Some(entry) = top.shift_remove("loop") {
             self.turns(entry, &mut declared);
         }
-        declared.nodes[from..].sort_by_key(|node| node.span.start);
+        let own = &mut declared.nodes[from..];
+        // To sort takes as much memory again, and they mostly are.
+        if !own.is_sorted_by_key(|node| node.span.start) {
+            own.sort_by_key(|node| node.span.start);
+        }
         for (at, node) in declared.nodes.iter().enumerate() {
             let name = node.name.strip_prefix("models.").unwrap_or(&node.name);
             if let Some((named, _)) = declared.names.get_mut(name) {
@@ -247,7 +251,7 @@ impl Reader<'_> {
         match source::model(&name, &entry.key_span, entry.value, self.findings) {
             Some(ModelDeclaration::Source(source)) => {
                 declared.call(&name, Named::Model);
-                declared.models.insert(name, source);
+                declared.models.insert(name, *source);
             }
             Some(ModelDeclaration::Init(tree)) => {
                 if let Some(kind) = self.kinds.iter().find(|kind| kind.name == "init") {

@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use foldhash::fast::RandomState;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -167,7 +166,7 @@ fn convert_table(table: DeTable<'_>, faults: &mut Faults<'_>) -> Table {
     // The parser sorts by name; the order of the file is that of the keys' places.
     let mut entries: Vec<_> = table.into_iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
-    let mut converted = Table::with_capacity_and_hasher(entries.len(), RandomState::default());
+    let mut converted = Table::with_capacity(entries.len());
     for (key, value) in entries {
         let key_span = key.span();
         let value = convert(value, faults);

@@ -75,7 +75,7 @@ pub(super) fn strays(what: &str, tree: &mut Tree, findings: &mut Findings) {
     let source = Arc::clone(&findings.source);
     let Some(table) = tree.table_mut() else { return };
     for key in KEYS {
-        if let Some(entry) = table.shift_remove(*key) {
+        if let Some(entry) = table.shift_remove(key) {
             findings.add(
                 Diagnostic::error("pipeline::not-an-endpoint", format!("{what} has `{key}` and is no endpoint"))
                     .label(&source, entry.key_span, "only for `openai:` sources")
@@ -172,5 +172,5 @@ pub(super) fn model(
     let base_url = address.ok().filter(|_| sound)?;
     let endpoint = Endpoint { model, base_url, extra: table.extra, omit: table.omit };
     let origin = Origin::Endpoint { endpoint, calling };
-    Some(ModelDeclaration::Source(ModelSource { origin, dtype: None, span: places.place("source") }))
+    Some(ModelDeclaration::Source(Box::new(ModelSource { origin, dtype: None, span: places.place("source") })))
 }

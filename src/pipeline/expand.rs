@@ -41,7 +41,7 @@ pub(super) struct Draft {
     /// Its inputs, where they stand and what they mean.
     pub(super) references: Vec<(InputField, Range<usize>, Option<Resolved>)>,
     spec: Arc<dyn Spec>,
-    run: RunFields,
+    run: Arc<RunFields>,
     tolerance: Option<Tolerance>,
 }
 
@@ -76,31 +76,28 @@ pub(super) struct Expander<'a> {
     pub(super) evaluator: &'a mut Evaluator,
     pub(super) includer: &'a mut Includer,
     pub(super) findings: &'a mut Findings,
+    /// The execution fields of a node that says nothing of them.
+    pub(super) plain: Arc<RunFields>,
 }
 
 impl Expander<'_> {
     /// Makes plain nodes of all declarations; what is wrong is reported and left out.
     pub(super) fn expand(mut self, declared: &mut Declarations) -> Vec<Node> {
-        // Tables outside of the loop are used once and let go of: ten thousand of them are most of what is held.
-        let mut trees: Vec<Tree> = declared
-            .nodes
-            .iter_mut()
-            .map(|node| std::mem::replace(&mut node.tree, Tree { span: 0..0, value: TreeValue::Hole }))
-            .collect();
-        let declared = &*declared;
         reference::check_carries(declared, self.findings);
         let mut drafts = Vec::with_capacity(declared.nodes.len());
         let mut loop_done = false;
-        for (at, node) in declared.nodes.iter().enumerate() {
+        for at in 0..declared.nodes.len() {
+            let node = &mut declared.nodes[at];
             if !node.in_loop {
-                let tree = std::mem::replace(&mut trees[at], Tree { span: 0..0, value: TreeValue::Hole });
+                // Used once and let go of: ten thousand of these tables are most of what is held.
+                let tree = std::mem::replace(&mut node.tree, Tree { span: 0..0, value: TreeValue::Hole });
                 self.draft(at, tree, 0, &declared.scope, declared, &mut drafts);
             } else if !loop_done {
                 // The whole loop stands where its first node does, iteration by iteration.
                 loop_done = true;
                 let members: Vec<usize> = (at..declared.nodes.len()).filter(|&at| declared.nodes[at].in_loop).collect();
                 if members.len() * declared.times > MOST_NODES {
-                    self.too_many(&node.span);
+                    self.too_many(&declared.nodes[at].span);
                     return Vec::new();
                 }
                 // Without iterations one is still looked at, for its errors.
@@ -109,12 +106,13 @@ impl Expander<'_> {
                     let scope = declared.scope.in_iteration(iteration);
                     let kept = if declared.times == 0 { &mut unused } else { &mut drafts };
                     for &member in &members {
-                        self.draft(member, trees[member].clone(), iteration, &scope, declared, kept);
+                        let tree = declared.nodes[member].tree.clone();
+                        self.draft(member, tree, iteration, &scope, declared, kept);
                     }
                 }
             }
             if drafts.len() > MOST_NODES {
-                self.too_many(&node.span);
+                self.too_many(&declared.nodes[at].span);
                 return Vec::new();
             }
         }
@@ -216,7 +214,8 @@ impl Expander<'_> {
         self.includer.include(&mut tree, self.findings);
         let tolerance = common.tolerance.and_then(|entry| self.tolerance(entry.value, scope, &declaration.name));
         let mut ranks_at = None;
-        let run = common.run.map_or_else(RunFields::default, |entry| {
+        let plain = Arc::clone(&self.plain);
+        let run = common.run.map_or(plain, |entry| {
             let mut run = entry.value;
             self.evaluator.evaluate(&mut run, scope, self.findings);
             let what = format!("`run` of node `{}`", declaration.name);
@@ -226,7 +225,7 @@ impl Expander<'_> {
                 self.check_run(&fields, &run, &what, declaration.kind);
             }
             ranks_at = Some(run.place("ranks"));
-            fields
+            Arc::new(fields)
         });
         let owner = &Owner { declaration, with_kind: false };
         let holed = has_hole(&tree);
@@ -359,7 +358,7 @@ fn assemble(drafts: Vec<Draft>, cells: &matrix::Cells, declared: &Declarations) 
                 kind: declaration.kind,
                 spec: Arc::clone(&spec),
                 links,
-                run: draft.run.clone(),
+                run: Arc::clone(&draft.run),
                 tolerance: draft.tolerance,
                 span: declaration.span.clone(),
             });

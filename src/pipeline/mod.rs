@@ -37,6 +37,7 @@ mod rows;
 mod shape;
 mod shards;
 mod source;
+mod table;
 mod tolerance;
 pub mod tree;
 mod typed;
@@ -122,8 +123,8 @@ pub struct Node {
     pub spec: Arc<dyn Spec>,
     /// What each input refers to, in the order of [`Spec::inputs`].
     pub links: Vec<Link>,
-    /// Execution fields, not in the key.
-    pub run: RunFields,
+    /// Execution fields, not in the key; shared by nodes that say nothing of them.
+    pub run: Arc<RunFields>,
     /// `tolerance`: how far the numbers it makes may be from earlier ones and still count as the same for what is below it.
     /// Not in the key.
     pub tolerance: Option<Tolerance>,
@@ -208,7 +209,8 @@ pub fn examine(path: &Path, sets: &[String], kinds: &[&'static KindSpec]) -> (Op
         met_node: false,
     }
     .read(tree);
-    let expander = Expander { evaluator: &mut evaluator, includer: &mut includer, findings: &mut findings };
+    let expander =
+        Expander { evaluator: &mut evaluator, includer: &mut includer, findings: &mut findings, plain: Arc::default() };
     let nodes = expander.expand(&mut declared);
     let stem = || path.file_stem().map_or_else(|| "pipeline".to_owned(), |stem| stem.to_string_lossy().into_owned());
     let pipeline = Pipeline {

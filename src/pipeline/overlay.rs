@@ -180,7 +180,7 @@ fn put(top: &mut Table, written: &Table, mut overlay: Table, findings: &mut Find
 fn at<'a>(top: &'a Table, path: &[&str]) -> Option<&'a Table> {
     let mut table = top;
     for key in path {
-        table = table.get(*key)?.value.table()?;
+        table = table.get(key)?.value.table()?;
     }
     Some(table)
 }
@@ -188,7 +188,7 @@ fn at<'a>(top: &'a Table, path: &[&str]) -> Option<&'a Table> {
 fn at_mut<'a>(top: &'a mut Table, path: &[&str]) -> Option<&'a mut Table> {
     let mut table = top;
     for key in path {
-        table = table.get_mut(*key)?.value.table_mut()?;
+        table = table.get_mut(key)?.value.table_mut()?;
     }
     Some(table)
 }
@@ -253,10 +253,10 @@ fn remove(top: &mut Table, written: &Table, paths: &Tree, findings: &mut Finding
     for path in paths {
         let keys: Vec<&str> = path.text().unwrap_or_default().split('.').collect();
         let (last, before) = keys.split_last().unwrap_or((&"", &[]));
-        if before.is_empty() || !at(written, before).is_some_and(|table| table.contains_key(*last)) {
+        if before.is_empty() || !at(written, before).is_some_and(|table| table.contains_key(last)) {
             findings.add(fault(path, "the document has no such part"));
         } else if let Some(table) = at_mut(top, before) {
-            table.shift_remove(*last);
+            table.shift_remove(last);
         }
     }
 }

@@ -4,9 +4,6 @@
 
 use std::ops::Range;
 
-use foldhash::fast::RandomState;
-use indexmap::map::Entry as Place;
-
 use super::tree::{Entry, Table, Tree, TreeValue};
 
 /// Tables and arrays in one another.
@@ -100,11 +97,7 @@ impl<'a> Reader<'a> {
         self.take(b'=')?;
         self.blanks();
         let value = self.value(depth)?;
-        match table.entry(key.to_owned()) {
-            Place::Vacant(place) => _ = place.insert(Entry { key_span, value }),
-            Place::Occupied(_) => return None,
-        }
-        Some(())
+        table.add(key, Entry { key_span, value }).map(drop)
     }
 
     /// A key, and where it stands with its quotes.
@@ -149,22 +142,16 @@ impl<'a> Reader<'a> {
         for (depth, (key, span)) in path.iter().enumerate() {
             let new = |span: Range<usize>, header| Entry {
                 key_span: span,
-                value: Tree {
-                    span: header,
-                    value: TreeValue::Table(Table::with_capacity_and_hasher(4, RandomState::default())),
-                },
+                value: Tree { span: header, value: TreeValue::Table(Table::with_capacity(4)) },
             };
-            let known = if depth < last { table.get_index_of(*key) } else { None };
-            let entry = match known {
-                // Ten thousand headers begin alike.
-                Some(known) => &mut table[known],
-                None => match table.entry((*key).to_owned()) {
-                    Place::Vacant(place) if depth == last => place.insert(new(span.clone(), header.clone())),
-                    Place::Vacant(place) => place.insert(new(span.clone(), span.clone())),
-                    // It was there before its header, or is there twice.
-                    Place::Occupied(_) => return None,
-                },
+            // Ten thousand headers begin alike.
+            let known = if depth < last { table.place_of(key) } else { None };
+            let place = match known {
+                Some(known) => known,
+                // One that was there before its header, or is there twice, cannot be added.
+                None => table.add(key, new(span.clone(), if depth == last { header.clone() } else { span.clone() }))?,
             };
+            let entry = table.at_mut(place);
             // A table between braces is closed.
             if self.bytes[entry.value.span.start] == b'{' {
                 return None;
@@ -211,7 +198,7 @@ impl<'a> Reader<'a> {
             return Some(Table::default());
         }
         // Most have one or two; room for more would be most of what a large pipeline holds.
-        let mut table = Table::with_capacity_and_hasher(1, RandomState::default());
+        let mut table = Table::with_capacity(1);
         loop {
             self.blanks();
             self.pair(&mut table, depth)?;

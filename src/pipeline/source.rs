@@ -31,7 +31,7 @@ pub(super) struct ModelTable {
 #[derive(Debug)]
 pub(super) enum ModelDeclaration {
     /// `source = "…"`.
-    Source(ModelSource),
+    Source(Box<ModelSource>),
     /// `init = { … }`: the fields of a node of kind `init`.
     Init(Tree),
 }
@@ -113,5 +113,5 @@ pub(super) fn model(
                 .help("give `f32`, `bf16` or `f16`"),
         );
     }
-    Some(ModelDeclaration::Source(ModelSource { origin, dtype: table.dtype, span: place }))
+    Some(ModelDeclaration::Source(Box::new(ModelSource { origin, dtype: table.dtype, span: place })))
 }

@@ -3,13 +3,10 @@
 
 use std::ops::Range;
 
-use indexmap::IndexMap;
 use serde_json::{Map, Number, Value};
 
+pub use super::table::Table;
 pub use super::typed::from_tree;
-
-/// The entries of a table, in the order of the file.
-pub type Table = IndexMap<String, Entry, foldhash::fast::RandomState>;
 
 /// A value and where it stands in the pipeline file.
 #[derive(Debug, Clone, PartialEq)]
@@ -169,7 +166,7 @@ impl Tree {
                 TreeValue::Array(items.into_iter().map(|item| Self::of_json(item, span)).collect::<Result<_, _>>()?)
             }
             Value::Object(map) => {
-                let mut table = Table::with_capacity_and_hasher(map.len(), foldhash::fast::RandomState::default());
+                let mut table = Table::with_capacity(map.len());
                 for (key, item) in map {
                     table.insert(key, Entry { key_span: span.clone(), value: Self::of_json(item, span)? });
                 }

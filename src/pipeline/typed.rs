@@ -3,7 +3,6 @@
 use std::fmt::Display;
 use std::ops::Range;
 
-use indexmap::map::Iter;
 use serde::de::value::StrDeserializer;
 use serde::de::{
     self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Expected, IntoDeserializer, MapAccess,
@@ -230,7 +229,7 @@ impl<'de> SeqAccess<'de> for Items<'de> {
 }
 
 struct Entries<'de> {
-    entries: Iter<'de, String, Entry>,
+    entries: std::slice::Iter<'de, (String, Entry)>,
     value: Option<&'de Tree>,
 }
 

@@ -210,6 +210,15 @@ impl Store {
         }
     }
 
+    /// The artifacts whose files were left where they were, in no order.
+    pub(super) fn external_ids(&self) -> Result<Vec<Digest>, StoreError> {
+        let mut ids = Vec::new();
+        super::ids::each_name(&self.root.join("external"), |name| {
+            ids.extend(name.strip_suffix(".json").and_then(|id| id.parse::<Digest>().ok()));
+        })?;
+        Ok(ids)
+    }
+
     pub(super) fn place_of(&self, name: &str, blob: &Blob, external: Option<&External>) -> PathBuf {
         let here = self.place_of_blob(&blob.digest);
         match external {

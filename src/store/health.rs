@@ -40,6 +40,13 @@ impl Stamps {
         Self { seals, changed: HashSet::new() }
     }
 
+    /// Takes in a seal from the index, unless more is known of the artifact.
+    pub(super) fn load(&mut self, id: Digest, seal: Vec<u8>) {
+        if !self.changed.contains(&id) {
+            self.seals.entry(id).or_insert(seal);
+        }
+    }
+
     /// What differs from what was loaded; `None` for a seal that was broken.
     pub(super) fn changes(&self) -> impl Iterator<Item = (&Digest, Option<&[u8]>)> {
         let mut changed: Vec<_> = self.changed.iter().collect();

@@ -1,5 +1,6 @@
 //! Many digests, in order: listed from the store's directories, found by place, resolved by prefix.
 
+use std::cmp::Ordering;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -7,6 +8,9 @@ use rayon::prelude::*;
 use super::{Store, StoreError, name};
 use crate::digest::Digest;
 use crate::fs;
+
+/// From where a digest should be to where it is.
+const STEPS: usize = 16;
 
 /// Digests in order, each known by its place among them. A look-up costs a few comparisons: digests are spread evenly.
 #[derive(Debug, Default)]
@@ -34,7 +38,20 @@ impl Ids {
     pub(super) fn find(&self, id: &Digest) -> Option<usize> {
         let start = *self.starts.get(beginning(id))? as usize;
         let end = self.starts[beginning(id) + 1] as usize;
-        self.ids[start..end].binary_search(id).ok().map(|place| start + place)
+        let some = &self.ids[start..end];
+        // Where it would be if those of a beginning, too, were spread evenly, and then from one to the next: memory that is far
+        // apart is what a look-up waits for.
+        let bytes = id.as_bytes();
+        let mut at = (usize::from(u16::from_be_bytes([bytes[2], bytes[3]])) * some.len()) >> 16;
+        for _ in 0..STEPS {
+            match some.get(at)?.cmp(id) {
+                Ordering::Equal => return Some(start + at),
+                Ordering::Less if some.get(at + 1).is_none_or(|next| next > id) => return None,
+                Ordering::Less => at += 1,
+                Ordering::Greater => at = at.checked_sub(1).filter(|before| some[*before] >= *id)?,
+            }
+        }
+        some.binary_search(id).ok().map(|place| start + place)
     }
 
     /// All of them, in order.

@@ -28,8 +28,8 @@ pub use glimpse::Glimpse;
 pub use list::{Line, Lines, Maker, Order, Wanted};
 
 pub(super) use edges::objects;
+use insert::{NodeRow, insert_latest, insert_node, insert_run};
 pub(super) use insert::{bytes, digest};
-use insert::{insert_latest, insert_node, insert_run};
 
 /// Raised with the tables; an index of another schema is made again.
 const SCHEMA: i64 = 5;
@@ -180,6 +180,30 @@ impl Index {
         self.pairs("SELECT key, artifact FROM nodes", |row| Ok((digest(row, 0)?, digest(row, 1)?)))
     }
 
+    /// How many node records there are.
+    pub fn node_count(&self) -> usize {
+        self.collect("SELECT COUNT(*) FROM nodes", [], |row| row.get::<_, i64>(0))
+            .first()
+            .map_or(0, |count| *count as usize)
+    }
+
+    /// The artifact recorded under a key.
+    pub fn artifact_of(&self, key: &Digest) -> Option<Digest> {
+        self.collect("SELECT artifact FROM nodes WHERE key = ?1", [bytes(key)], |row| digest(row, 0)).pop()
+    }
+
+    /// The key that a node of a pipeline had when it last had an artifact.
+    pub fn latest_key(&self, pipeline: &str, node: &str) -> Option<Digest> {
+        let query = "SELECT key FROM latest WHERE pipeline = ?1 AND node = ?2";
+        self.collect(query, [pipeline, node], |row| digest(row, 0)).pop()
+    }
+
+    /// How large the index is, in bytes.
+    pub fn size(&self) -> u64 {
+        let pages = |pragma| self.connection.query_row(pragma, [], |row| row.get::<_, i64>(0)).unwrap_or(0) as u64;
+        pages("PRAGMA page_count") * pages("PRAGMA page_size")
+    }
+
     /// The key that each node of a pipeline had when it last had an artifact.
     pub fn latest_keys(&self, pipeline: &str) -> HashMap<String, Digest> {
         let query = "SELECT node, key FROM latest WHERE pipeline = ?1";
@@ -212,6 +236,21 @@ impl Index {
         Stamps::loaded(self.pairs("SELECT artifact, seal FROM seals", |row| Ok((digest(row, 0)?, row.get(1)?))))
     }
 
+    /// Takes the seal of an artifact into `stamps`.
+    pub fn load_stamp(&self, stamps: &mut Stamps, artifact: &Digest) {
+        if stamps.seal(artifact).is_none() {
+            let seal = "SELECT seal FROM seals WHERE artifact = ?1";
+            let seals = self.collect(seal, [bytes(artifact)], |row| row.get(0));
+            seals.into_iter().for_each(|seal| stamps.load(*artifact, seal));
+        }
+    }
+
+    /// Takes the seals that are not in `stamps` yet into it.
+    pub fn load_stamps(&self, stamps: &mut Stamps) {
+        let seals = self.collect("SELECT artifact, seal FROM seals", [], |row| Ok((digest(row, 0)?, row.get(1)?)));
+        seals.into_iter().for_each(|(artifact, seal)| stamps.load(artifact, seal));
+    }
+
     /// Writes the seals that changed.
     pub fn save_stamps(&mut self, stamps: &Stamps) {
         if stamps.changes().next().is_none() {
@@ -240,7 +279,7 @@ impl Index {
             // Whose maker is another one now is found out when somebody lists them.
             let unlist = "INSERT OR IGNORE INTO unlisted SELECT artifact FROM nodes WHERE key = ?1 UNION SELECT ?2";
             transaction.prepare_cached(unlist)?.execute([bytes(&record.key), bytes(&record.artifact)])?;
-            insert_node(&transaction, record, None)?;
+            insert_node(&transaction, &NodeRow::new(record, None))?;
             transaction.commit()
         });
     }

@@ -343,6 +343,12 @@ pub(super) fn sound<T: DeserializeOwned>(path: &std::path::Path) -> Result<Optio
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     let other = || "it does not have the digest that it gives".to_owned();
     let no_record = |error: serde_json::Error| format!("it is no record: {error}");
+    let no_json = |error: serde_json::Error| format!("it is no JSON: {error}");
+    if memchr::memmem::find(bytes, b"\"check\"").is_none() {
+        // Nothing in it gives a digest.
+        let wrong = |error: serde_json::Error| if error.is_data() { no_record(error) } else { no_json(error) };
+        return serde_json::from_slice(bytes).map_err(wrong);
+    }
     // A tree of what is large takes several times as long.
     if let Some((digest, check)) = Digest::of_object_but(bytes, CHECK) {
         return match check {
@@ -350,7 +356,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
             _ => serde_json::from_slice(bytes).map_err(no_record),
         };
     }
-    let mut value: Value = serde_json::from_slice(bytes).map_err(|error| format!("it is no JSON: {error}"))?;
+    let mut value: Value = serde_json::from_slice(bytes).map_err(no_json)?;
     if let Some(check) = value.as_object_mut().and_then(|fields| fields.remove(CHECK))
         && serde_json::to_value(Digest::of_value(&value)).ok() != Some(check)
     {
@@ -364,10 +370,13 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &std::path::Path) -> Result<O
     read_by(path, parse)
 }
 
-/// As [`read_json`], without a look at the digest of a record: for the few words of a large one that are held against something
-/// else before anything is told by them.
-pub(super) fn glance_at<T: DeserializeOwned>(path: &std::path::Path) -> Result<Option<T>, StoreError> {
-    read_by(path, |bytes| serde_json::from_slice(bytes).map_err(|error| error.to_string()))
+/// As [`read_json`], with no more than `parse` makes of a record, and without a look at its digest: for the few words of a large
+/// one that are held against something else before anything is told by them.
+pub(super) fn glance_at<T>(
+    path: &std::path::Path,
+    parse: impl FnOnce(&[u8]) -> serde_json::Result<T>,
+) -> Result<Option<T>, StoreError> {
+    read_by(path, |bytes| parse(bytes).map_err(|error| error.to_string()))
 }
 
 fn read_by<T>(path: &std::path::Path, parse: impl FnOnce(&[u8]) -> Result<T, String>) -> Result<Option<T>, StoreError> {

@@ -1,9 +1,9 @@
 //! What the index knows of artifacts on their way: who made them, who took them, and what sources are called.
 
-use rusqlite::{Connection, params};
+use rusqlite::params;
 
+use super::Index;
 use super::index::{bytes, digest};
-use super::{Index, NodeRecord};
 use crate::digest::Digest;
 
 /// Who made or uses an artifact.
@@ -61,17 +61,6 @@ impl Index {
         let query = "SELECT artifact FROM nodes WHERE kind = ?1 GROUP BY artifact ORDER BY max(run) DESC, artifact";
         self.collect(query, [kind], |row| digest(row, 0))
     }
-}
-
-/// Takes note of what a record's inputs from outside are called.
-pub(super) fn insert_named<P>(connection: &Connection, record: &NodeRecord<P>) -> rusqlite::Result<()> {
-    for (field, name) in &record.sources {
-        if let Some(artifact) = record.inputs.get(field) {
-            let insert = "INSERT OR IGNORE INTO named VALUES (?1, ?2)";
-            connection.prepare_cached(insert)?.execute(params![name, bytes(artifact)])?;
-        }
-    }
-    Ok(())
 }
 
 fn to_use(row: &rusqlite::Row<'_>) -> rusqlite::Result<Use> {

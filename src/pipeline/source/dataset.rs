@@ -120,7 +120,7 @@ pub(in crate::pipeline) fn dataset(
     }
     let rows = match (table.source, table.make) {
         (Some(path), None) => {
-            let given = OF_THE_HUB.iter().find(|key| places.table().is_some_and(|table| table.contains_key(**key)));
+            let given = OF_THE_HUB.iter().find(|key| places.table().is_some_and(|table| table.contains_key(key)));
             match (path.strip_prefix("hf:"), given) {
                 (Some(repo), _) => match repo.parse::<Repo>().and_then(is_dataset) {
                     Ok(repo) => {
@@ -152,8 +152,7 @@ pub(in crate::pipeline) fn dataset(
             }
         }
         (None, Some(make)) => {
-            if let Some(key) =
-                OF_THE_HUB.iter().find(|key| places.table().is_some_and(|table| table.contains_key(**key)))
+            if let Some(key) = OF_THE_HUB.iter().find(|key| places.table().is_some_and(|table| table.contains_key(key)))
             {
                 findings.add(
                     Diagnostic::error("pipeline::split", format!("{what} names a `{key}` of rows that are made"))

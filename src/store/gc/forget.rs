@@ -164,7 +164,7 @@ impl Store {
         for artifact in (0..inventory.artifacts.len()).filter(|artifact| !goes(*artifact)) {
             inventory.stands(artifact).for_each(|object| _ = standing.add(object));
         }
-        self.plan_artifacts(inventory, &goes, &standing, &mut forgetting.plan);
+        self.plan_artifacts(inventory, &goes, &standing, &mut forgetting.plan)?;
         let mut freed = Places::of(inventory.objects.len());
         for artifact in (0..inventory.artifacts.len()).filter(|artifact| goes(*artifact)) {
             for object in inventory.stands(artifact).filter(|object| !standing.has(*object)) {

@@ -147,7 +147,7 @@ impl Store {
             };
             plan.list(inventory, || Item::Node(*key));
         }
-        self.plan_artifacts(inventory, &|artifact| !kept.artifacts.has(artifact), &kept.objects, &mut plan);
+        self.plan_artifacts(inventory, &|artifact| !kept.artifacts.has(artifact), &kept.objects, &mut plan)?;
         for (place, id) in inventory.objects.all().iter().enumerate().filter(|(place, _)| !kept.objects.has(*place)) {
             plan.garbage.objects += 1;
             plan.garbage.bytes += self.object_bytes(inventory, place);
@@ -169,14 +169,19 @@ impl Store {
         goes: &dyn Fn(usize) -> bool,
         standing: &Places,
         plan: &mut Plan,
-    ) {
+    ) -> Result<(), StoreError> {
         let mut counted = Places::of(inventory.objects.len());
         let mut types: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
         let mut largest: BinaryHeap<Reverse<(u64, usize)>> = BinaryHeap::new();
+        // Few are, and to ask the disk of each of a million takes a second.
+        let outside: HashSet<Digest> = self.external_ids()?.into_iter().collect();
         for (place, id) in inventory.artifacts.all().iter().enumerate().filter(|(place, _)| goes(*place)) {
             let artifact = &inventory.manifests[place];
             plan.garbage.artifacts += 1;
-            plan.garbage.bytes += u64::from(artifact.bytes) + size(&self.external_path(id));
+            plan.garbage.bytes += u64::from(artifact.bytes);
+            if outside.contains(id) {
+                plan.garbage.bytes += size(&self.external_path(id));
+            }
             plan.list(inventory, || Item::Artifact(*id));
             let free = inventory.stands(place).filter(|object| !standing.has(*object) && counted.add(*object));
             let bytes: u64 = free.map(|object| self.object_bytes(inventory, object)).sum();
@@ -213,6 +218,7 @@ impl Store {
         }
         plan.largest = going.into_values().collect();
         plan.largest.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.artifact.cmp(&b.artifact)));
+        Ok(())
     }
 
     /// Bytes of an object, by the manifests that name it or by its file.

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use rusqlite::{Connection, params};
 use serde::de::IgnoredAny;
 
-use super::insert::{bytes, digest, insert_latest, insert_node, insert_run};
+use super::insert::{NodeRow, bytes, digest, insert_latest, insert_node, insert_run};
 use super::{INDEXES, Index, SCHEMA};
 use crate::digest::Digest;
 use crate::store::ids::shard_ids;
@@ -40,9 +40,6 @@ struct ArtifactRow {
     objects: Vec<u8>,
 }
 
-/// A record as a row, and the length of its file. The index has nothing of preimages.
-type NodeRow = (NodeRecord<IgnoredAny>, u64);
-
 /// What of a directory is not in the index, and what of the index is not in it.
 struct Difference {
     shard: String,
@@ -59,9 +56,7 @@ impl Index {
         let thin = store.thin_objects()?;
         let read = |store: &Store, id: &Digest| read_artifact(store, id, &|blob| thin.contains(blob));
         each_row(store, "artifacts", &mut shards, read, |row| insert_artifact(&transaction, &row))?;
-        each_row(store, "nodes", &mut shards, read_node, |(record, length)| {
-            insert_node(&transaction, &record, Some(length))
-        })?;
+        each_row(store, "nodes", &mut shards, read_node, |row| insert_node(&transaction, &row))?;
         for (folder, shard, changed) in shards {
             set_shard(&transaction, folder, &shard, changed)?;
         }
@@ -120,9 +115,9 @@ impl Index {
                 insert_artifact(&transaction, artifact)?;
                 touched.push(artifact.id);
             }
-            for (record, length) in new_nodes.iter().flatten() {
-                insert_node(&transaction, record, Some(*length))?;
-                touched.push(record.artifact);
+            for row in new_nodes.iter().flatten() {
+                insert_node(&transaction, row)?;
+                touched.push(row.artifact);
             }
             let artifact_of = "SELECT artifact FROM nodes WHERE key = ?1";
             transaction.execute("DELETE FROM unlisted", [])?;
@@ -242,8 +237,9 @@ fn each_row<T: Send>(
 fn read_node(store: &Store, key: &Digest) -> Result<Option<NodeRow>, StoreError> {
     // A record that is damaged is none; one that went since it was listed, too.
     let Some(bytes) = crate::store::inventory::read(&store.node_path(key))? else { return Ok(None) };
+    // The index has nothing of preimages.
     let record: Option<NodeRecord<IgnoredAny>> = serde_json::from_slice(&bytes).ok();
-    Ok(record.filter(|record| record.key == *key).map(|record| (record, bytes.len() as u64)))
+    Ok(record.filter(|record| record.key == *key).map(|record| NodeRow::new(&record, Some(bytes.len() as u64))))
 }
 
 fn read_artifact(

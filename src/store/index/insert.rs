@@ -4,7 +4,6 @@ use rusqlite::{Connection, params};
 use serde_json::Value;
 
 use crate::digest::Digest;
-use crate::store::uses::insert_named;
 use crate::store::{NodeRecord, RunRecord};
 
 /// Milliseconds that a run can last before its nodes are in order by their keys alone.
@@ -24,41 +23,88 @@ pub(super) fn made_since(time: jiff::Timestamp) -> i64 {
     time.as_second().saturating_mul(LONGEST)
 }
 
-/// Adds a record, of a file with so many bytes if that is known.
-pub(super) fn insert_node<P>(
-    connection: &Connection,
-    record: &NodeRecord<P>,
-    length: Option<u64>,
-) -> rusqlite::Result<()> {
+/// What the index has of a record: a fifth of what the record is in memory.
+pub(super) struct NodeRow {
+    pub(super) key: Digest,
+    pub(super) artifact: Digest,
+    node: String,
+    pipeline: String,
+    kind: String,
+    run: String,
+    attempt: u32,
+    started: String,
+    seconds: f64,
+    metrics: String,
+    device: String,
+    price: f64,
+    made: i64,
+    /// Bytes of its file; 0 where that is not known.
+    bytes: u64,
+    equal: Option<Digest>,
+    /// Artifacts by field.
+    inputs: Vec<(String, Digest)>,
+    /// Artifacts by what the source is called that each was taken from.
+    named: Vec<(String, Digest)>,
+}
+
+impl NodeRow {
+    /// Of a record, and of how many bytes its file has if that is known.
+    pub(super) fn new<P>(record: &NodeRecord<P>, length: Option<u64>) -> Self {
+        let metrics =
+            if record.metrics.is_empty() { "{}".to_owned() } else { Value::Object(record.metrics.clone()).to_string() };
+        let named = record.sources.iter().filter_map(|(field, name)| Some((name.clone(), *record.inputs.get(field)?)));
+        Self {
+            key: record.key,
+            artifact: record.artifact,
+            node: record.node.clone(),
+            pipeline: record.pipeline.clone(),
+            kind: record.kind.clone(),
+            run: record.run.clone(),
+            attempt: record.attempt,
+            started: record.started.clone(),
+            seconds: record.seconds,
+            metrics,
+            device: record.device.clone(),
+            price: record.price(),
+            made: made(&record.run, &record.started),
+            bytes: length.unwrap_or(0),
+            equal: record.equal_to_within.as_ref().map(|equal| equal.artifact),
+            inputs: record.inputs.iter().map(|(field, artifact)| (field.clone(), *artifact)).collect(),
+            named: named.collect(),
+        }
+    }
+}
+
+/// Adds a record.
+pub(super) fn insert_node(connection: &Connection, row: &NodeRow) -> rusqlite::Result<()> {
     let insert =
         "INSERT OR REPLACE INTO nodes VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
-    let metrics =
-        if record.metrics.is_empty() { "{}".to_owned() } else { Value::Object(record.metrics.clone()).to_string() };
     connection.prepare_cached(insert)?.execute(params![
-        bytes(&record.key),
-        record.node,
-        record.pipeline,
-        record.kind,
-        bytes(&record.artifact),
-        record.run,
-        record.attempt,
-        record.started,
-        record.seconds,
-        metrics,
-        record.device,
-        record.price(),
-        made(&record.run, &record.started),
-        length.unwrap_or(0) as i64,
-        record.equal_to_within.as_ref().map(|equal| bytes(&equal.artifact)),
+        bytes(&row.key),
+        row.node,
+        row.pipeline,
+        row.kind,
+        bytes(&row.artifact),
+        row.run,
+        row.attempt,
+        row.started,
+        row.seconds,
+        row.metrics,
+        row.device,
+        row.price,
+        row.made,
+        row.bytes as i64,
+        row.equal.as_ref().map(bytes),
     ])?;
-    for (field, artifact) in &record.inputs {
-        connection.prepare_cached("INSERT OR REPLACE INTO inputs VALUES (?1, ?2, ?3)")?.execute(params![
-            bytes(&record.key),
-            field,
-            bytes(artifact)
-        ])?;
+    for (field, artifact) in &row.inputs {
+        let insert = "INSERT OR REPLACE INTO inputs VALUES (?1, ?2, ?3)";
+        connection.prepare_cached(insert)?.execute(params![bytes(&row.key), field, bytes(artifact)])?;
     }
-    insert_named(connection, record)
+    for (name, artifact) in &row.named {
+        let insert = "INSERT OR IGNORE INTO named VALUES (?1, ?2)";
+        connection.prepare_cached(insert)?.execute(params![name, bytes(artifact)])?;
+    }
+    Ok(())
 }
 
 pub(super) fn insert_run(connection: &Connection, run: &RunRecord) -> rusqlite::Result<()> {

@@ -83,7 +83,7 @@ pub(super) fn page(site: &Site, query: &Query) -> Result<Page, Problem> {
         .with("shards_done", &told.map(story::Told::shards_done))
         .with("why", &why(&store, &index, &planned, at)?)
         .with("recipe", &flat(&fields))
-        .with("run_fields", &node.map(|node| flat(&serde_json::to_value(&node.run).unwrap_or_default())))
+        .with("run_fields", &node.map(|node| flat(&serde_json::to_value(&*node.run).unwrap_or_default())))
         .with("inputs", &inputs(&store, &index, &planned, at, record.as_ref())?)
         .with("below", &below(&planned, at))
         .with("record", &record)
