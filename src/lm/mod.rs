@@ -33,6 +33,7 @@ pub mod logprobs;
 pub mod loss;
 pub mod memory;
 pub mod optimizer;
+pub mod peaks;
 mod plain;
 mod prefixes;
 pub(crate) mod random;
