@@ -53,6 +53,12 @@ pub const GRAPHS: Variable = Variable {
     doc: "For a build with CUDA. `on`: the launches of a step of sampling are recorded as a CUDA graph, if that gives what they give one by one. Default: they are launched one by one, until recorded steps were seen on a GPU.",
 };
 
+/// Whether workers keep weights.
+pub const KEEP_WEIGHTS: Variable = Variable {
+    name: "SAMI_KEEP_WEIGHTS",
+    doc: "`off`: every attempt has a worker of its own, which loads weights anew. Default: a worker is left with a model's weights while a node waits that uses the same model on the same device. It changes no result.",
+};
+
 /// Where the model hub's files are kept.
 pub const HF_HOME: Variable = Variable {
     name: "HF_HOME",
@@ -347,6 +353,7 @@ pub const ALL: &[&Variable] = &[
     &CUDA_LIBS,
     &KERNELS,
     &GRAPHS,
+    &KEEP_WEIGHTS,
     &VISIBLE,
     &RANKS_ADDRESS,
     &RANKS_NCCL,

@@ -84,6 +84,9 @@ impl Page {
         self.line("key", &record.key.to_string());
         let (when, took) = (clock(&record.started), seconds(record.seconds));
         self.line("made", &format!("{when} in {took} on {} ({}), sami {}", record.host, record.device, record.version));
+        if record.usage.is_some_and(|usage| usage.weights_kept > Some(0)) {
+            self.line("weights", "in memory from the node before, not read again");
+        }
         match &record.class {
             Some(class) => self.line("again", &class.to_string()),
             None => self.line("again", "not known what would come out: made by an older version"),

@@ -121,6 +121,7 @@ pub(crate) fn run(context: &Context, args: &RunArgs) -> CommandResult {
         device: args.device.clone(),
         gpus,
         keep_going: args.keep_going,
+        keep_weights: crate::env::KEEP_WEIGHTS.get().as_deref() != Some("off"),
         away,
         invocation: None,
         elsewhere: source.clone().map(|source| source as Arc<dyn Elsewhere>),

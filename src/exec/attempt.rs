@@ -13,6 +13,7 @@ use super::class::class;
 use super::engine::Ticket;
 use super::job::{Job, JobInput, JobResult};
 use super::journal::{Journal, tail};
+use super::kept::{Idle, Keeper};
 use super::local::{Message, Worker};
 use super::plan::Recipe;
 use super::room::Place;
@@ -60,6 +61,10 @@ pub(super) struct Attempt {
     light: bool,
     /// Whether its worker ends with it.
     pub(super) last: bool,
+    /// The models whose weights are worth keeping when it is done.
+    keep: Vec<(Target, Digest)>,
+    /// Those that its worker keeps, now that it is done.
+    pub(super) kept: Vec<Digest>,
     own: Option<Own>,
     /// Of one that an engine executes.
     pub(super) remote: Option<Remote>,
@@ -101,13 +106,18 @@ pub(super) struct Given {
     pub(super) role: Role,
     /// Rows to compute together, where what the node says was too many.
     pub(super) micro_batch: Option<usize>,
+    /// The models that it samples or scores with.
+    pub(super) models: Vec<(Target, Digest)>,
+    /// Those of them whose weights others will want when it is done.
+    pub(super) keep: Vec<(Target, Digest)>,
 }
 
 impl Attempt {
-    /// Starts it: in a worker of its own, or, if the node is light, in one of `idle` or one that will be there when it ends.
-    pub(super) fn start(start: &Start<'_>, given: Given, idle: &mut Vec<Worker>) -> Result<Self, ExecError> {
+    /// Starts it: in one of `idle` that has its models' weights, or in a worker of its own; if the node is light, in one of `idle` or one
+    /// that will be there when it ends.
+    pub(super) fn start(start: &Start<'_>, given: Given, idle: &mut Idle) -> Result<Self, ExecError> {
         let job = job(start, &given)?;
-        let Given { node, number, reason, recipe, place, lock, role, .. } = given;
+        let Given { node, number, reason, recipe, place, lock, role, models, keep, .. } = given;
         let Start { pipeline, store, journal, .. } = *start;
         let name = &pipeline.nodes[node].name;
         let light = takes_turns(&pipeline.nodes[node]);
@@ -115,7 +125,7 @@ impl Attempt {
         let (worker, log, own) = if light {
             let log = journal.log(name, number);
             let job = Job { log: Some(log.clone()), ..job };
-            (give(start, job, idle)?, log, None)
+            (idle.give(start, job)?, log, None)
         } else {
             let directory = role.of(&journal.attempt(name, number)?)?;
             let tmp = store.staging_dir(&recipe.key)?;
@@ -128,8 +138,11 @@ impl Attempt {
             fs::write(&path, bytes)?;
             let log = directory.join("log.txt");
             let output = fs::create(&log)?;
-            let worker = Worker::start(start.program, &path, output, job.threads, start.serial, start.inbox)
-                .map_err(ExecError::Spawn)?;
+            let worker = match idle.go_on(place.device(), &models, (start.serial, &path))? {
+                Some(worker) => worker,
+                None => Worker::start(start.program, &path, output, job.threads, start.serial, start.inbox)
+                    .map_err(ExecError::Spawn)?,
+            };
             (worker, log, Some(Own { tmp, staging, directory }))
         };
         Ok(Self {
@@ -147,6 +160,8 @@ impl Attempt {
             worker: Some(worker),
             light,
             last: false,
+            keep,
+            kept: Vec::new(),
             own,
             remote: None,
             lock,
@@ -195,6 +210,8 @@ impl Attempt {
             worker: None,
             light: false,
             last: false,
+            keep: Vec::new(),
+            kept: Vec::new(),
             own: None,
             remote: Some(remote),
             lock,
@@ -213,6 +230,11 @@ impl Attempt {
     /// Whether its worker goes on when it has ended.
     pub(super) fn is_light(&self) -> bool {
         self.light
+    }
+
+    /// Whether it is done, and its worker waits for the next one with weights in memory.
+    pub(super) fn keeps_weights(&self) -> bool {
+        !self.kept.is_empty() && self.result.as_ref().is_some_and(JobResult::is_done)
     }
 
     /// Tells it to finish the batch, save and end.
@@ -260,15 +282,22 @@ impl Attempt {
         Ended { result, silent: remote.silent, seconds, directory }
     }
 
-    /// Ends one that has told its result or whose worker is ending; a worker that goes on joins those in `idle`.
-    pub(super) fn end(&mut self, idle: &mut Vec<Worker>) -> Result<Ended, ExecError> {
+    /// Ends one that has told its result or whose worker is ending; a worker that goes on joins those in `idle`, one that keeps weights
+    /// if it `stays`.
+    pub(super) fn end(&mut self, idle: &mut Idle, stays: bool) -> Result<Ended, ExecError> {
         if let Some(remote) = &self.remote {
             return Ok(self.end_of(remote));
         }
         let seconds = self.began.elapsed().as_secs_f64();
         let status = match self.worker.take() {
             Some(worker) if self.light && self.result.is_some() && !self.last => {
-                idle.push(worker);
+                idle.add(worker);
+                None
+            }
+            Some(worker) if stays => {
+                let (device, mut models) = (self.place.device().to_owned(), std::mem::take(&mut self.keep));
+                models.retain(|(_, id)| self.kept.contains(id));
+                idle.keep(Keeper { worker, device, models });
                 None
             }
             Some(mut worker) => Some(worker.wait()?),
@@ -311,6 +340,7 @@ fn job(start: &Start<'_>, given: &Given) -> Result<Job, ExecError> {
         activation_checkpointing: declared.run.activation_checkpointing,
         afresh: false,
         part: given.role.job(),
+        keep: given.keep.iter().map(|(_, id)| *id).collect(),
         store: store.root().to_owned(),
         live: Some(store.live_file()?),
         scratch: PathBuf::new(),
@@ -326,33 +356,6 @@ fn job(start: &Start<'_>, given: &Given) -> Result<Job, ExecError> {
 /// that there is no memory that only the end of a process gives back.
 fn takes_turns(node: &Node) -> bool {
     node.kind.name == "command"
-}
-
-/// Gives a job to a worker that is idle, or to a new one.
-fn give(start: &Start<'_>, mut job: Job, idle: &mut Vec<Worker>) -> Result<Worker, ExecError> {
-    loop {
-        let known = idle.pop();
-        let waited = known.is_some();
-        let mut worker = match known {
-            Some(worker) => worker,
-            None => {
-                let slot = start.store.tmp().join(format!("{}.{}", start.journal.run(), start.serial));
-                Worker::light(start.program, start.store.root(), &slot, start.inbox).map_err(ExecError::Spawn)?
-            }
-        };
-        (job.scratch, job.staging) = worker.directories().unwrap_or_default();
-        let mut line = serde_json::to_vec(&job).map_err(crate::store::StoreError::from)?;
-        line.push(b'\n');
-        match worker.give(start.serial, &line) {
-            Ok(()) => return Ok(worker),
-            // It died while it had nothing to do, which is no one's loss.
-            Err(error) if waited => {
-                tracing::debug!("an idle worker is gone: {error}");
-                worker.wait()?;
-            }
-            Err(error) => return Err(ExecError::Spawn(error)),
-        }
-    }
 }
 
 /// What an attempt made, and where.

@@ -283,6 +283,7 @@ fn job(store: &Store, record: &NodeRecord, options: &AuditOptions, place: &Place
         part: None,
         gpu_bytes: None,
         live: None,
+        keep: Vec::new(),
         trusted: Vec::new(),
         store: store.root().to_owned(),
         scratch: place.part("scratch"),

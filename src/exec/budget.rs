@@ -122,8 +122,9 @@ fn amount_of(item: Item, text: &str) -> Option<f64> {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Needs {
     pub(super) amounts: BTreeMap<Item, f64>,
-    /// Bytes of a GPU's memory.
-    gpu_memory: Option<u64>,
+    /// Bytes of its device's memory.
+    memory: Option<u64>,
+    on_gpu: bool,
 }
 
 impl Needs {
@@ -149,19 +150,24 @@ impl Needs {
         need(Item::Tokens, tokens.into_iter().flatten().reduce(|one, other| one + other));
         need(Item::Disk, number(estimate.disk));
         // What attempts held counts more than what was reckoned; the next one may hold a little more.
-        let held = past.and_then(|past| past.gpu_peak).map(|bytes| bytes + bytes / 8);
-        let gpu_memory = held.or(estimate.memory.map(|memory| memory.total())).filter(|_| on_gpu);
-        Self { amounts, gpu_memory }
+        let held = past.and_then(|past| if on_gpu { past.gpu_peak } else { past.peak });
+        let held = held.map(|bytes| bytes + bytes / 8);
+        Self { amounts, memory: held.or(estimate.memory.map(|memory| memory.total())), on_gpu }
     }
 
     /// Bytes of a GPU's memory that it will take, as far as that is known.
     pub(super) fn gpu_memory(&self) -> Option<u64> {
-        self.gpu_memory
+        self.memory.filter(|_| self.on_gpu)
+    }
+
+    /// Bytes of the machine's memory that it will take, as far as that is known; none of one that is computed on a GPU.
+    pub(super) fn host_memory(&self) -> Option<u64> {
+        self.memory.filter(|_| !self.on_gpu)
     }
 
     /// Needs that are nothing but bytes of a GPU's memory.
     pub fn of_gpu_memory(bytes: u64) -> Self {
-        Self { gpu_memory: Some(bytes), ..Self::default() }
+        Self { memory: Some(bytes), on_gpu: true, ..Self::default() }
     }
 
     /// Seconds of one worker, as far as that is known.

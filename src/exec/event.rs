@@ -153,6 +153,9 @@ pub enum Event {
         equal_to_within: Option<EqualToWithin>,
         /// Wall seconds.
         seconds: f64,
+        /// How often it used weights that were in memory from the node before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        weights_kept: Option<u32>,
         /// Its metrics.
         metrics: Map<String, Value>,
     },

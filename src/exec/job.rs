@@ -16,7 +16,7 @@ use crate::pipeline::ArtifactType;
 use crate::secret;
 use crate::store::Usage;
 
-/// All that an attempt needs to know: `job.json` in its directory, or a line to a worker that takes several.
+/// All that an attempt needs to know: `job.json` in its directory, or a line to a worker that takes several light ones.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Job {
     /// Node name, for messages.
@@ -57,6 +57,9 @@ pub(super) struct Job {
     /// Which rows it is about, if not all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) part: Option<JobPart>,
+    /// Models of the inputs that a later node wants, too: a worker that is left with their weights waits for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) keep: Vec<Digest>,
     /// Root of the store.
     pub(super) store: PathBuf,
     /// Where the run names what gc is to leave alone; the worker does, too.
@@ -152,6 +155,11 @@ pub(super) enum Word {
     Used(Usage),
     /// This worker takes no further job: what the attempt started is still running, and ends with the worker.
     Last,
+    /// The attempt is done, and this worker waits for the next one with the weights of these models.
+    Kept {
+        /// Their ids.
+        models: Vec<Digest>,
+    },
     /// How it ended; the last word of the attempt. The same is in `result.json`, if there is to be one.
     Result(JobResult),
 }

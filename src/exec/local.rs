@@ -57,7 +57,7 @@ pub(super) enum Message {
     },
 }
 
-/// A worker process. It executes one attempt, or, if it is light, one after another.
+/// A worker process. It executes one attempt, or one after another if it is light or is left with weights.
 #[derive(Debug)]
 pub(super) struct Worker {
     child: Child,
@@ -156,7 +156,7 @@ impl Worker {
         Ok(worker)
     }
 
-    /// Gives a light worker its next job. Errs if it has died in the meantime.
+    /// Gives a worker that has none its next job. Errs if it has died in the meantime.
     pub(super) fn give(&mut self, attempt: u64, job: &[u8]) -> io::Result<()> {
         // Before the job: whatever is heard from now on is of this attempt.
         self.at.store(attempt, Ordering::Release);

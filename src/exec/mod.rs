@@ -34,6 +34,7 @@ mod history;
 mod interrupt;
 mod job;
 mod journal;
+mod kept;
 mod keys;
 mod ledger;
 mod local;
@@ -94,6 +95,8 @@ pub struct RunOptions {
     pub gpus: Vec<Gpu>,
     /// Whether to go on with what does not depend on a failed node.
     pub keep_going: bool,
+    /// Whether a worker may be left with a model's weights for the next node.
+    pub keep_weights: bool,
     /// Another cache, where nodes are looked for whose keys are known only while the run goes on.
     pub elsewhere: Option<Arc<dyn Elsewhere>>,
     /// What the run may come to.

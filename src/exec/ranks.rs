@@ -125,7 +125,7 @@ fn follow(job: &Job, team: Result<Team, NodeError>) -> u8 {
         // Rank 0 is asked.
         let cancel = AtomicBool::new(false);
         let purse = Arc::new(Purse::new(Allowance::default()));
-        worker::compute(job, &store, Some(team), &mut |_| {}, purse, &cancel)
+        worker::compute(job, &store, Some(team), &mut |_| {}, (purse, Arc::default()), &cancel)
     });
     match followed {
         Ok(_) | Err(NodeError::Interrupted) => {

@@ -23,6 +23,17 @@ pub(super) fn is_light(pipeline: &Pipeline, node: &Node) -> bool {
     }
 }
 
+/// The models whose weights a node samples or scores with, and does not change.
+pub(super) fn needs_weights<'a>(pipeline: &'a Pipeline, node: &'a Node) -> impl Iterator<Item = &'a Link> {
+    let uses = matches!(node.kind.name, "constitutions" | "probe" | "generate" | "score" | "evaluate");
+    node.links.iter().filter(move |link| uses && made_by(link, pipeline) == ArtifactType::Model)
+}
+
+/// Whether a node may hold as much memory as a model does.
+pub(super) fn holds_models(pipeline: &Pipeline, node: &Node) -> bool {
+    node.kind.name == "init" || node.links.iter().any(|link| made_by(link, pipeline) == ArtifactType::Model)
+}
+
 /// Threads that a node wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wish {

@@ -277,12 +277,15 @@ impl Sharded {
 
 /// What two attempts used together.
 fn sum(one: Usage, other: Usage) -> Usage {
+    let count = |one: Option<u32>, other: Option<u32>| one.map_or(other, |one| Some(one + other.unwrap_or(0)));
     let add = |one: Option<f64>, other: Option<f64>| one.map_or(other, |one| Some(one + other.unwrap_or(0.0)));
     Usage {
         cpu_seconds: add(one.cpu_seconds, other.cpu_seconds),
         peak_bytes: one.peak_bytes.max(other.peak_bytes),
         gpu_peak_bytes: one.gpu_peak_bytes.max(other.gpu_peak_bytes),
         gpu_seconds: add(one.gpu_seconds, other.gpu_seconds),
+        weights_loaded: count(one.weights_loaded, other.weights_loaded),
+        weights_kept: count(one.weights_kept, other.weights_kept),
         calls: one.calls.map_or(other.calls, |calls| Some(calls + other.calls.unwrap_or(0))),
         dollars: add(one.dollars, other.dollars),
     }

@@ -23,6 +23,8 @@ pub(super) struct Want {
     pub(super) alone: bool,
     /// Whether it has to be one with more memory than this.
     pub(super) above: Option<u64>,
+    /// The number of the one that it would rather have than another that is as empty: its model's weights are there.
+    pub(super) near: Option<usize>,
 }
 
 /// How much of a GPU one has.
@@ -74,12 +76,13 @@ impl Slots {
             None => {
                 let roomy = self.gpus.iter().filter(|gpu| is_above(gpu, want));
                 // The first of the emptiest, by how many are on it.
-                let mut found: Vec<(usize, usize, Share)> = Vec::new();
+                let mut found: Vec<(usize, bool, usize, Share)> = Vec::new();
                 for (at, gpu) in roomy.enumerate() {
                     let beside = self.tenants.get(&gpu.device).map_or(0, Vec::len);
-                    found.extend(self.room_on(&gpu.device, want).map(|share| (beside, at, share)));
+                    let is_far = want.near.is_some_and(|near| number(&gpu.device) != Some(near));
+                    found.extend(self.room_on(&gpu.device, want).map(|share| (beside, is_far, at, share)));
                 }
-                let (_, at, share) = found.into_iter().min()?;
+                let (_, _, at, share) = found.into_iter().min()?;
                 (self.gpus.iter().filter(|gpu| is_above(gpu, want)).nth(at)?.device.clone(), share)
             }
         };
@@ -152,6 +155,11 @@ impl Slots {
     }
 }
 
+/// The number in the name of a GPU.
+pub(super) fn number(device: &str) -> Option<usize> {
+    device.strip_prefix("cuda:")?.parse().ok()
+}
+
 fn is_above(gpu: &Gpu, want: Want) -> bool {
     want.above.is_none_or(|above| gpu.memory.is_some_and(|memory| memory > above))
 }
@@ -193,6 +201,16 @@ mod tests {
     }
 
     #[test]
+    fn the_one_with_its_weights_is_taken_of_those_that_are_as_empty() {
+        let mut slots = gpus(&[80, 80, 80]);
+        let near = Want { near: Some(1), ..want(10) };
+        assert_eq!(device(slots.enter(None, near)), "cuda:1");
+        assert_eq!(device(slots.enter(None, near)), "cuda:0", "an empty one comes before");
+        assert_eq!(device(slots.enter(None, Want { near: Some(7), ..near })), "cuda:2");
+        assert_eq!(device(slots.enter(None, near)), "cuda:1");
+    }
+
+    #[test]
     fn one_of_which_nothing_is_known_is_alone() {
         let mut slots = gpus(&[80]);
         let alone = slots.enter(None, Want::default()).unwrap();
@@ -217,7 +235,7 @@ mod tests {
         let mut slots = gpus(&[24, 80]);
         assert_eq!(device(slots.enter(Some("cuda:0"), want(20))), "cuda:0");
         assert_eq!(device(slots.enter(Some("cuda:0"), want(20))), "none");
-        let larger = Want { bytes: None, alone: true, above: Some(24 * GIB) };
+        let larger = Want { alone: true, above: Some(24 * GIB), ..Want::default() };
         assert_eq!(device(slots.enter(None, larger)), "cuda:1");
         assert!(!slots.could(1, Want { above: Some(80 * GIB), ..larger }));
         assert_eq!(slots.memory("cuda:1"), Some(80 * GIB));

@@ -1,5 +1,5 @@
-//! `sami worker JOB`: one attempt at a node, in a process of its own. `sami worker`: attempts at light nodes, one after
-//! another, as the scheduler gives them.
+//! `sami worker JOB`: one attempt at a node, in a process of its own, and then such as use weights that it is left with. `sami worker`:
+//! attempts at light nodes, one after another, as the scheduler gives them.
 //!
 //! A worker writes files only: artifacts, row memos, scratch, its result. That an attempt succeeded becomes true when
 //! the scheduler records it.
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::ExecError;
@@ -23,7 +24,7 @@ use crate::diag::Diagnostic;
 use crate::endpoint::{Purse, Spent};
 use crate::fs;
 use crate::kinds::part::{Joined, Part, Report, Shard};
-use crate::kinds::{self, Cx, InputArtifact, NodeError, Outputs, Progress};
+use crate::kinds::{self, Cx, InputArtifact, NodeError, Outputs, Progress, Shelf};
 use crate::store::{Store, Usage};
 
 mod detached;
@@ -32,34 +33,74 @@ mod mouth;
 pub use detached::{work_detached, work_probe};
 use mouth::Mouth;
 
-/// Executes the attempt of a job file. Returns the process's exit code: 0 done, 1 failed, 130 interrupted.
+/// Bytes of the stack of a thread that an attempt runs on, as much as the first thread of a process has.
+const STACK: usize = 8 << 20;
+
+/// What a worker has from one attempt to the next.
+#[derive(Default)]
+struct Bench {
+    /// The store that the last attempt used, if it may be used again.
+    store: Option<Store>,
+    /// Weights that stay in memory.
+    shelf: Arc<Shelf>,
+    /// Threads to compute with, where they are not as many as the process was started for.
+    threads: Option<ThreadPool>,
+}
+
+/// Executes the attempt of a job file, and then those that the scheduler has for a worker that is left with their models' weights. Returns
+/// the process's exit code, that of its last attempt: 0 done, 1 failed, 130 interrupted.
 ///
 /// Errs if the file is no job; whatever goes wrong after that is the attempt's result.
 pub fn work(path: &Path) -> Result<u8, ExecError> {
-    let job = Job::read(path)?;
+    let mut job = Job::read(path)?;
     let cancel = heed_signals()?;
-    let socket = lifeline(&cancel, None)?;
+    let (given, paths) = channel();
+    let socket = lifeline(&cancel, Some(given))?;
     // A scheduler starts one process, whatever it was started in itself.
-    let launch = if socket.is_some() { ranks::local(&job) } else { ranks::launch(&job) };
+    let mut launch = if socket.is_some() { ranks::local(&job) } else { ranks::launch(&job) };
     if let Ok(Launch::Task(task)) = &launch
         && task.rank > 0
     {
         return Ok(ranks::task(&job, path, task));
     }
-    let mut mouth = Mouth::new(socket);
-    let result = execute(&job, (path, launch), &mut None, &mut mouth, &cancel);
-    // A disk that is full does not keep the scheduler from hearing of it.
-    if let Err(error) = record(&job, &result) {
-        tracing::warn!("the result cannot be written: {error}");
+    let (mut path, started_for, mut before) = (path.to_owned(), job.threads, 0.0);
+    let (mut mouth, mut bench) = (Mouth::new(socket), Bench::default());
+    loop {
+        bench.shelf.begin(|id| job.inputs.values().any(|input| input.id == *id), &job.keep);
+        let result = execute(&job, (&path, launch), &mut bench, &mut mouth, &cancel);
+        // A disk that is full does not keep the scheduler from hearing of it.
+        if let Err(error) = record(&job, &result) {
+            tracing::warn!("the result cannot be written: {error}");
+        }
+        mouth.account();
+        let used = used(&mouth.purse.spent(), &bench.shelf);
+        mouth.say(&Word::Used(Usage { cpu_seconds: used.cpu_seconds.map(|so_far| so_far - before), ..used }));
+        let models = bench.shelf.end();
+        // After an attempt that failed nothing is relied on that it touched.
+        let waits = !models.is_empty() && result.is_done() && !has_children();
+        if waits {
+            // Nothing else is left of the attempt.
+            (bench.store, before) = (None, cpu_seconds().unwrap_or(0.0));
+            kinds::begin_peaks(&job.device);
+            mouth.say(&Word::Kept { models });
+        }
+        mouth.say(&Word::Result(result.clone()));
+        let Some(next) = waits.then(|| paths.recv().ok()).flatten() else {
+            return Ok(match result {
+                JobResult::Done { .. } | JobResult::Computed { .. } => 0,
+                JobResult::Failed { .. } => 1,
+                JobResult::Interrupted => 130,
+            });
+        };
+        path = serde_json::from_str(&next)
+            .map_err(|error| ExecError::BadJob { path: "standard input".into(), what: error.to_string() })?;
+        job = Job::read(&path)?;
+        launch = Ok(Launch::Alone);
+        // The scheduler has made it.
+        speak_to(&fs_err::OpenOptions::new().append(true).open(path.with_file_name("log.txt"))?)?;
+        let threads = ThreadPoolBuilder::new().num_threads(job.threads).stack_size(STACK);
+        bench.threads = if job.threads == started_for { None } else { threads.build().ok() };
     }
-    mouth.account();
-    mouth.say(&Word::Used(used(&mouth.purse.spent())));
-    mouth.say(&Word::Result(result.clone()));
-    Ok(match result {
-        JobResult::Done { .. } | JobResult::Computed { .. } => 0,
-        JobResult::Failed { .. } => 1,
-        JobResult::Interrupted => 130,
-    })
 }
 
 /// Executes the attempts that the scheduler asks for, one after another, each with standard output and error going to its
@@ -78,11 +119,11 @@ pub fn serve() -> Result<u8, ExecError> {
     };
     let adopts = rustix::process::set_child_subreaper(Some(rustix::process::getpid())).is_ok();
     let mut mouth = Mouth::new(Some(socket));
-    let (mut store, mut before) = (None, 0.0);
+    let (mut bench, mut before) = (Bench::default(), 0.0);
     for line in jobs {
         let job: Job = serde_json::from_str(&line).map_err(|error| bad(error.to_string()))?;
         let result = match log_to(&job) {
-            Ok(()) => execute(&job, (Path::new(""), Ok(Launch::Alone)), &mut store, &mut mouth, &cancel),
+            Ok(()) => execute(&job, (Path::new(""), Ok(Launch::Alone)), &mut bench, &mut mouth, &cancel),
             Err(error) => JobResult::Failed { what: format!("its log cannot be written: {error}"), help: None },
         };
         let cleared = clear(&job);
@@ -108,7 +149,11 @@ fn clear(job: &Job) -> std::io::Result<()> {
 /// Lets standard output and error go to the log of a job.
 fn log_to(job: &Job) -> std::io::Result<()> {
     let Some(log) = &job.log else { return Ok(()) };
-    let log = fs::create(log)?;
+    speak_to(&fs::create(log)?)
+}
+
+/// Lets standard output and error go to a file.
+fn speak_to(log: &fs_err::File) -> std::io::Result<()> {
     rustix::stdio::dup2_stdout(log.file())?;
     rustix::stdio::dup2_stderr(log.file())?;
     Ok(())
@@ -134,16 +179,10 @@ pub(super) fn heed_signals() -> Result<Arc<AtomicBool>, ExecError> {
 /// The file of a job, and who this process is in its attempt.
 type Start<'a> = (&'a Path, Result<Launch, NodeError>);
 
-/// Executes an attempt; `store` is the one that the last attempt used, if it may be used again.
-fn execute(
-    job: &Job,
-    start: Start<'_>,
-    store: &mut Option<Store>,
-    mouth: &mut Mouth,
-    cancel: &AtomicBool,
-) -> JobResult {
+/// Executes an attempt.
+fn execute(job: &Job, start: Start<'_>, bench: &mut Bench, mouth: &mut Mouth, cancel: &AtomicBool) -> JobResult {
     mouth.begin(job.allowance);
-    let attempted = attempt(job, start, store, mouth, cancel);
+    let attempted = attempt(job, start, bench, mouth, cancel);
     mouth.catch_up();
     if let Some(row) = attempted.as_ref().err().and_then(NodeError::is_out_of_memory) {
         mouth.say(&Word::Full { row });
@@ -171,7 +210,7 @@ fn execute(
 fn attempt(
     job: &Job,
     (path, launch): Start<'_>,
-    store: &mut Option<Store>,
+    Bench { store, shelf, threads }: &mut Bench,
     mouth: &mut Mouth,
     cancel: &AtomicBool,
 ) -> Result<JobResult, NodeError> {
@@ -188,8 +227,12 @@ fn attempt(
     let scratch = job.result.is_some().then(|| fs_err::File::open(&job.scratch)).transpose()?;
     scratch.iter().try_for_each(|scratch| scratch.file().lock())?;
     let (team, others) = ranks::lead(job, path, &launch?)?.unzip();
-    let purse = Arc::clone(&mouth.purse);
-    let computed = compute(job, store, team, &mut |progress| mouth.progress(progress), purse, cancel);
+    let (purse, shelf) = (Arc::clone(&mouth.purse), Arc::clone(shelf));
+    let work = || compute(job, store, team, &mut |progress| mouth.progress(progress), (purse, shelf), cancel);
+    let computed = match threads {
+        Some(threads) => threads.install(work),
+        None => work(),
+    };
     let (outputs, part) = match others {
         Some(others) => others.end(computed),
         None => computed,
@@ -220,7 +263,7 @@ pub(super) fn compute(
     store: &Store,
     team: Option<Team>,
     progress: &mut dyn FnMut(Progress),
-    purse: Arc<Purse>,
+    (purse, shelf): (Arc<Purse>, Arc<Shelf>),
     cancel: &AtomicBool,
 ) -> Result<(Outputs, Part), NodeError> {
     let entry = kinds::find(&job.kind).ok_or_else(|| NodeError::failed(format!("there is no kind `{}`", job.kind)))?;
@@ -245,6 +288,7 @@ pub(super) fn compute(
         ranked: job.ranks.is_some(),
         team,
         progress,
+        shelf,
         purse,
         cancel,
     };
@@ -304,12 +348,16 @@ fn lifeline(cancel: &Arc<AtomicBool>, jobs: Option<Sender<String>>) -> Result<Op
 }
 
 /// What this process and what it started have used.
-fn used(spent: &Spent) -> Usage {
-    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    Usage { cpu_seconds: cpu_seconds(), peak_bytes: peak.map(|kib| kib << 10), ..self::spent(spent) }
+fn used(spent: &Spent, shelf: &Shelf) -> Usage {
+    let some = |count: u32| Some(count).filter(|count| *count > 0);
+    let uses = shelf.uses();
+    Usage {
+        cpu_seconds: cpu_seconds(),
+        peak_bytes: kinds::peak(),
+        weights_loaded: some(uses.loaded),
+        weights_kept: some(uses.kept),
+        ..self::spent(spent)
+    }
 }
 
 /// CPU seconds of this process and of those of its children that it waited for.
@@ -323,12 +371,10 @@ fn cpu_seconds() -> Option<f64> {
 /// What was spent on calls.
 fn spent(spent: &Spent) -> Usage {
     Usage {
-        cpu_seconds: None,
-        peak_bytes: None,
         gpu_peak_bytes: kinds::gpu_peak(),
-        gpu_seconds: None,
         calls: (spent.calls > 0).then_some(spent.calls),
         dollars: (spent.dollars > 0.0).then_some(spent.dollars),
+        ..Usage::default()
     }
 }
 

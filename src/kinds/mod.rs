@@ -54,6 +54,7 @@ pub mod rows;
 pub mod score;
 pub mod several;
 mod shape;
+mod shelf;
 mod speaker;
 mod stats;
 pub mod tally;
@@ -153,6 +154,8 @@ impl Entry {
 }
 
 pub(crate) use command::input_place;
+pub use shelf::Shelf;
+
 /// What decides, beside a kind and its fields, whether what it makes can be made again.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting<'a> {
@@ -200,6 +203,21 @@ pub fn bound_gpu_memory(bytes: Option<u64>) {
 /// Bytes that this process has held of a GPU at most, as far as it was looked at.
 pub fn gpu_peak() -> Option<u64> {
     crate::lm::memory::peak()
+}
+
+/// Begins to measure what this process holds at most for another node on such a device.
+pub fn begin_peaks(device: &str) {
+    crate::lm::peaks::begin(device);
+}
+
+/// Bytes of the machine's memory that this process has held at most for the node that it executes.
+pub fn peak() -> Option<u64> {
+    crate::lm::peaks::peak()
+}
+
+/// Bytes of the machine's memory that can still be had, where the system says.
+pub fn free_memory() -> Option<u64> {
+    crate::lm::memory::free()
 }
 
 /// All kinds.
@@ -274,6 +292,8 @@ pub struct Cx<'a> {
     pub team: Option<Team>,
     /// Where progress goes.
     pub progress: &'a mut dyn FnMut(Progress),
+    /// Weights that are there from the node before, and where those go that the next one may want.
+    pub shelf: Arc<Shelf>,
     /// What may be spent on calls to endpoints.
     pub purse: Arc<Purse>,
     /// Set when the run is interrupted: finish the batch, save, return [`NodeError::Interrupted`].

@@ -1,11 +1,13 @@
 //! The language model as the row-wise kinds use it: rows remembered, batches sized, progress told, interrupts heeded.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::memo::{Space, note};
+use super::shelf::{Loaded, Shelf};
 use super::{Cx, InputArtifact, NodeError, Progress};
 use crate::digest::{Digest, Hasher};
 use crate::lm::logprobs::{response_kl, response_logprobs};
@@ -29,8 +31,8 @@ pub(super) struct Policy {
     /// The class of device that its rows are of, if that is another one's.
     class: Option<String>,
     too_long: TooLong,
-    model: Option<Model>,
-    tokenizer: Option<Tokenizer>,
+    shelf: Arc<Shelf>,
+    loaded: Option<Loaded>,
 }
 
 /// A response that is wanted.
@@ -225,12 +227,14 @@ impl Policy {
     /// A model that is not loaded yet.
     pub(super) fn new(cx: &Cx<'_>, input: &InputArtifact) -> Self {
         let (device, class) = (cx.device.clone(), cx.part.class().cloned());
-        Self { input: input.clone(), device, class, too_long: TooLong::Error, model: None, tokenizer: None }
+        let (input, shelf) = (input.clone(), Arc::clone(&cx.shelf));
+        Self { input, device, class, too_long: TooLong::Error, shelf, loaded: None }
     }
 
     /// Does so with prompts that are too long.
-    pub(super) fn with(self, too_long: TooLong) -> Self {
-        Self { too_long, ..self }
+    pub(super) fn with(mut self, too_long: TooLong) -> Self {
+        self.too_long = too_long;
+        self
     }
 
     /// The class of the device that it computes on.
@@ -247,20 +251,25 @@ impl Policy {
 
     /// Lets go of the model's memory; it is loaded again if it is needed.
     pub(super) fn unload(&mut self) {
-        self.model = None;
+        self.loaded = None;
     }
 
     /// The model and its tokenizer, loaded if they were not.
     pub(super) fn loaded(&mut self) -> Result<(&Model, &Tokenizer), NodeError> {
-        if self.tokenizer.is_none() {
-            self.tokenizer = Some(Tokenizer::load(&self.input.files)?);
+        if self.loaded.is_none() {
+            self.loaded = Some(self.shelf.take(&self.input, &self.device)?);
         }
-        if self.model.is_none() {
-            self.model = Some(Model::load_to_use(&self.input.files, &crate::lm::device(&self.device)?)?);
+        match &self.loaded {
+            Some(loaded) => Ok((&loaded.model, &loaded.tokenizer)),
+            None => Err(NodeError::failed("the model was not loaded")),
         }
-        match (&self.model, &self.tokenizer) {
-            (Some(model), Some(tokenizer)) => Ok((model, tokenizer)),
-            _ => Err(NodeError::failed("the model was not loaded")),
+    }
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        if let Some(loaded) = self.loaded.take() {
+            self.shelf.put(&self.input, &self.device, loaded);
         }
     }
 }

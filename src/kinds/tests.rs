@@ -77,6 +77,7 @@ impl Bench {
             ranked: false,
             team: None,
             progress: &mut progress,
+            shelf: std::sync::Arc::default(),
             purse: std::sync::Arc::default(),
             cancel: &self.cancel,
         };

@@ -29,6 +29,11 @@ pub(super) fn budget(device: &Device) -> u64 {
     free.map_or(1 << 30, |free| free / SPARED * (SPARED - 1))
 }
 
+/// Whether so many bytes are there on a device, and as many again for the work with them.
+pub fn is_ample(device: &Device, bytes: u64) -> bool {
+    budget(device) / 2 >= bytes
+}
+
 /// Bytes that this process may take of a GPU; all without a number. Of the process, as a worker has one GPU.
 static BOUND: AtomicU64 = AtomicU64::new(u64::MAX);
 /// Bytes that it has held of it at most.
@@ -42,6 +47,40 @@ pub fn bound(bytes: Option<u64>) {
 /// Bytes that this process has held of a GPU at most, as far as it was looked at; `None` if it was not on one.
 pub fn peak() -> Option<u64> {
     Some(PEAK.load(Ordering::Relaxed)).filter(|peak| *peak > 0)
+}
+
+/// Gives back what this process holds of a GPU and does not use, and begins to measure anew what it holds at most. Of another device there is
+/// nothing to do.
+pub(super) fn begin_anew(device: &str) {
+    PEAK.store(0, Ordering::Relaxed);
+    #[cfg(feature = "cuda")]
+    if let Err(error) = tidy(device) {
+        tracing::warn!("the memory of {device} cannot be tidied: {error}");
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = device;
+}
+
+/// See [`begin_anew`].
+#[cfg(feature = "cuda")]
+fn tidy(device: &str) -> Result<(), LmError> {
+    use candle_core::cuda_backend::WrapErr;
+    use candle_core::cuda_backend::cudarc::driver::{result, sys};
+
+    let device = super::device(device)?;
+    let Ok(cuda) = device.as_cuda_device() else { return Ok(()) };
+    // What was freed is free once the work before it is done.
+    device.synchronize()?;
+    let mut mark = 0u64;
+    #[expect(unsafe_code, reason = "no safe call does this")]
+    // SAFETY: the device is open; the attribute is a u64, which lives until the call is over, and 0 is what sets it to what is held.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(cuda.cuda_stream().context().cu_device()).w()?;
+        result::mem_pool::trim_to(pool, 0).w()?;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut mark).cast()).w()?;
+    }
+    Ok(())
 }
 
 /// What is left of a GPU for a process that uses so much of it.
@@ -90,7 +129,7 @@ pub(super) fn keys_and_values(config: &Config, tokens: usize, dtype: DType) -> u
 }
 
 /// A number of a file of lines `NAME NUMBER …`.
-fn field(text: &str, name: &str) -> Option<u64> {
+pub(super) fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
 }
 

@@ -34,6 +34,7 @@ pub mod loss;
 pub mod memory;
 mod nccl;
 pub mod optimizer;
+pub mod peaks;
 mod plain;
 mod prefixes;
 pub(crate) mod random;

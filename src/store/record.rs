@@ -83,6 +83,12 @@ pub struct Usage {
     /// Seconds on a GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_seconds: Option<f64>,
+    /// How often weights of a model that samples or scores were read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights_loaded: Option<u32>,
+    /// How often such weights were in memory from the node before, in the same worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights_kept: Option<u32>,
     /// Requests to endpoints, tries again included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calls: Option<u64>,

@@ -22,7 +22,7 @@ fn gpus(gib: &[u64]) -> Vec<Gpu> {
 }
 
 /// Runs the pipeline of a sandbox on made-up GPUs; `needs` are bytes of their memory by name of node.
-fn run(
+pub(crate) fn run(
     sandbox: &Sandbox,
     gpus: Vec<Gpu>,
     needs: &BTreeMap<String, u64>,
@@ -48,6 +48,7 @@ fn run(
         device: "auto".to_owned(),
         gpus,
         keep_going: false,
+        keep_weights: true,
         elsewhere: None,
         budget: Budget::default(),
         away: None,

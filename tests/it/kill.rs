@@ -40,27 +40,27 @@ fn project() -> Sandbox {
     sandbox
 }
 
-fn start(sandbox: &Sandbox) -> Child {
+pub(crate) fn start(sandbox: &Sandbox) -> Child {
     let mut command = sandbox.command(&["run", "p.toml", "--json"]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts")
 }
 
-fn signal(name: &str, process: u32) {
+pub(crate) fn signal(name: &str, process: u32) {
     let sent = Command::new("kill").args([&format!("-{name}"), &process.to_string()]).stderr(Stdio::null()).status();
     sent.expect("there is a `kill`");
 }
 
 /// Processes that a process started, directly.
-fn children(process: u32) -> Vec<u32> {
+pub(crate) fn children(process: u32) -> Vec<u32> {
     let listed = fs_err::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
     listed.split_whitespace().filter_map(|number| number.parse().ok()).collect()
 }
 
 /// The most that anything here is waited for.
-const MOST: Duration = Duration::from_secs(60);
+pub(crate) const MOST: Duration = Duration::from_secs(60);
 
 /// Processes that have something of the sandbox on their command line.
-fn left_over(sandbox: &Sandbox) -> Vec<String> {
+pub(crate) fn left_over(sandbox: &Sandbox) -> Vec<String> {
     let path = sandbox.path("").display().to_string();
     let mut found = Vec::new();
     for entry in fs_err::read_dir("/proc").expect("there is a /proc").flatten() {

@@ -39,6 +39,7 @@ mod hub_server;
 mod init;
 mod judge;
 mod judged;
+mod kept;
 mod keys;
 mod kill;
 mod kills;

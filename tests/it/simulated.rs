@@ -28,6 +28,7 @@ pub(crate) fn options(away: Away) -> RunOptions {
         device: "cpu".to_owned(),
         gpus: Vec::new(),
         keep_going: true,
+        keep_weights: true,
         elsewhere: None,
         budget: Budget::default(),
         away: Some(away),

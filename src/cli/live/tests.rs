@@ -47,6 +47,7 @@ fn finished(node: &str) -> Event {
         other: None,
         equal_to_within: None,
         seconds: 5.0,
+        weights_kept: None,
         metrics: serde_json::Map::new(),
     }
 }

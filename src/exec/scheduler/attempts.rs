@@ -84,7 +84,8 @@ impl Scheduler<'_> {
         let number = *number;
         let (lock, role) = (Arc::new(lock), Role::Node);
         let micro_batch = self.straits.get(&node).and_then(|strait| strait.micro_batch);
-        let given = Given { node, number, reason, recipe, place, lock, allowance, role, micro_batch };
+        let (models, keep) = (Vec::new(), Vec::new());
+        let given = Given { node, number, reason, recipe, place, lock, allowance, role, micro_batch, models, keep };
         let adopted = ticket.is_some();
         let serial = self.launch(given, asking, ticket)?;
         let Some(attempt) = self.running.get(&serial) else { return Ok(()) };
@@ -114,7 +115,15 @@ impl Scheduler<'_> {
     }
 
     /// Starts an attempt, or listens to one that an engine executes already; returns its number among those of the run.
-    pub(super) fn launch(&mut self, given: Given, asking: Asking, ticket: Option<Ticket>) -> Result<u64, ExecError> {
+    pub(super) fn launch(
+        &mut self,
+        mut given: Given,
+        asking: Asking,
+        ticket: Option<Ticket>,
+    ) -> Result<u64, ExecError> {
+        given.models = self.models_of(&given);
+        given.keep = self.to_keep(&given);
+        self.make_way(&given)?;
         self.serial += 1;
         let start = Start {
             pipeline: self.pipeline,
@@ -152,6 +161,10 @@ impl Scheduler<'_> {
                 attempt.full = Some(row);
                 Ok(())
             }
+            Word::Kept { models } => {
+                attempt.kept = models;
+                Ok(())
+            }
             Word::Last => {
                 attempt.last = true;
                 Ok(())
@@ -163,7 +176,7 @@ impl Scheduler<'_> {
                 }
                 attempt.result = Some(result);
                 // Of the others the end follows when their workers end.
-                if attempt.is_light() { self.end(serial) } else { Ok(()) }
+                if attempt.is_light() || attempt.keeps_weights() { self.end(serial) } else { Ok(()) }
             }
             Word::Began { host } => {
                 // What it took until then it waited.
@@ -194,7 +207,8 @@ impl Scheduler<'_> {
     pub(super) fn end(&mut self, serial: u64) -> Result<(), ExecError> {
         let Some(mut attempt) = self.running.remove(&serial) else { return Ok(()) };
         let (node, key) = (attempt.node, attempt.recipe.key);
-        let ended = attempt.end(&mut self.idle)?;
+        let stays = self.stays(&attempt);
+        let ended = attempt.end(&mut self.idle, stays)?;
         let again = attempt.remote.as_mut().and_then(|remote| remote.again.take());
         self.room.leave(&attempt.place);
         let name = self.pipeline.nodes[node].name.clone();

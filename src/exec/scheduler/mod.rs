@@ -7,7 +7,7 @@
 //! moves its own dependants on in turn, which is early cutoff. (`phase` draws them.)
 //!
 //! Reading order: this file (the loop), `attempts` (an attempt from its start to its end), `settle` (what its end means for
-//! the other nodes), `repair` (an input that turns out to be damaged).
+//! the other nodes), `kept` (weights that stay in memory from one to the next), `repair` (an input that turns out to be damaged).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -25,7 +25,8 @@ use crate::exec::ledger::Ledger;
 use crate::digest::Digest;
 use crate::exec::budget::likely;
 use crate::exec::journal::{Journal, sweep, sweep_slots};
-use crate::exec::local::{Message, Worker};
+use crate::exec::kept::{Idle, Users, users};
+use crate::exec::local::Message;
 use crate::exec::phase::{Phase, phases};
 use crate::exec::record::{host, run_nodes};
 use crate::exec::room::{Full, Room, Wish, is_light};
@@ -38,6 +39,7 @@ use crate::store::{Index, RunNode, Store};
 mod attempts;
 mod away;
 mod budget;
+mod kept;
 mod repair;
 mod settle;
 mod shards;
@@ -92,6 +94,7 @@ pub fn run(
     let stale = |node: &usize| !matches!(plan.nodes[*node], State::Hit { .. } | State::Outside);
     let (away, here): (Vec<usize>, Vec<usize>) =
         plan.order.iter().copied().filter(stale).partition(|node| yard.goes_away(pipeline, *node));
+    let users = users(pipeline, here.iter().copied());
     check_gpus(pipeline, here, &devices, &options.gpus)?;
     yard.check_gpus(pipeline, away)?;
     let journal = Journal::begin(&pipeline.name, &pipeline.params, store, &options.file)?;
@@ -103,7 +106,8 @@ pub fn run(
         sharded: BTreeMap::new(),
         in_parts: (0..pipeline.nodes.len()).filter(|node| pipeline.nodes[*node].run.shards.is_some()).collect(),
         straits: HashMap::new(),
-        idle: Vec::new(),
+        idle: Idle::default(),
+        users,
         made: Vec::new(),
         committing: BTreeMap::new(),
         is_committing: false,
@@ -175,7 +179,9 @@ struct Scheduler<'a> {
     /// Nodes of which attempts ran out of memory.
     straits: HashMap<usize, Strait>,
     /// Workers that take further jobs and have none.
-    idle: Vec<Worker>,
+    idle: Idle,
+    /// Nodes that use a model's weights.
+    users: Users,
     /// What attempts made that no one has begun to record.
     made: Vec<Made>,
     /// Attempts that succeeded and are not recorded yet.
@@ -246,15 +252,14 @@ impl Scheduler<'_> {
             turn = self.turn(&batches);
         }
         drop(interrupts);
-        for mut worker in self.idle.drain(..) {
-            worker.wait()?;
-        }
+        self.idle.end()?;
         self.finish()
     }
 
     /// Starts what there is room for, then waits for a message, and takes those that have come with it. Returns whether there is more to wait for.
     fn turn(&mut self, batches: &Sender<Vec<Made>>) -> Result<bool, ExecError> {
         self.fill()?;
+        self.let_go()?;
         self.hand_over(batches);
         self.journal.flush()?;
         let waits = !self.held.is_empty() || self.seeker.is_open();

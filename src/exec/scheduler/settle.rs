@@ -16,12 +16,23 @@ impl Scheduler<'_> {
         let key = record.key;
         let artifact = self.plan.handed_down(self.pipeline, self.store, node, &record)?;
         let equal_to_within = record.equal_to_within.filter(|equal| equal.artifact == artifact);
-        let NodeRecord { seconds, metrics, .. } = record;
+        let NodeRecord { seconds, metrics, usage, .. } = record;
         self.plan.nodes[node] = State::Hit { key, artifact };
         self.phases[node] = Phase::Ran { key, artifact, seconds, metrics: metrics.clone() };
         let (name, kind) = (self.pipeline.nodes[node].name.clone(), self.pipeline.nodes[node].kind.name.to_owned());
         let other = (made != artifact && equal_to_within.is_none()).then_some(made);
-        self.tell(&Event::NodeFinish { node: name, kind, key, artifact, other, equal_to_within, seconds, metrics })?;
+        let weights_kept = usage.and_then(|usage| usage.weights_kept);
+        self.tell(&Event::NodeFinish {
+            node: name,
+            kind,
+            key,
+            artifact,
+            other,
+            equal_to_within,
+            seconds,
+            weights_kept,
+            metrics,
+        })?;
         self.settle(node)
     }
 

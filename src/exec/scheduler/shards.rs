@@ -72,7 +72,7 @@ impl Scheduler<'_> {
     }
 
     /// How many attempts a ready node in parts could start at once.
-    fn parts_to_start(&self, node: usize) -> usize {
+    pub(super) fn parts_to_start(&self, node: usize) -> usize {
         match (self.sharded.get(&node), self.pipeline.nodes[node].run.shards) {
             (Some(sharded), _) => sharded.count(Stage::Open),
             (None, Some(Shards::Count(count))) => count,
@@ -206,6 +206,8 @@ impl Scheduler<'_> {
             allowance,
             role,
             micro_batch: self.straits.get(&node).and_then(|strait| strait.micro_batch),
+            models: Vec::new(),
+            keep: Vec::new(),
         };
         let serial = self.launch(given, asking, ticket)?;
         if open > 1 {

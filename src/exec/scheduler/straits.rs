@@ -64,7 +64,7 @@ impl Scheduler<'_> {
         let waiting = self.could_start(|device| device == ANY_GPU || device.starts_with("cuda:"));
         let crowded = waiting > self.room.empty_gpus();
         let bytes = self.options.needs.get(&node).and_then(crate::exec::budget::Needs::gpu_memory);
-        Want { bytes: bytes.filter(|_| crowded), alone: strait.alone, above: strait.above }
+        Want { bytes: bytes.filter(|_| crowded), alone: strait.alone, above: strait.above, near: self.near(node) }
     }
 
     /// An attempt ran out of memory: lets the next one have more, or need less. Returns what is told of it; nothing if all was

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
 use super::mouth::Mouth;
-use super::{execute, used};
+use super::{Bench, execute, used};
 use crate::collective::Launch;
 use crate::digest::Digest;
 use crate::exec::job::{Exit, Job, JobResult, RESULT, STOP_FILE, ToldBy, WORDS, Word};
@@ -44,12 +44,13 @@ pub fn work_detached(path: &Path) -> Result<u8, ExecError> {
     }
     let mut mouth = Mouth::file(directory.join(WORDS));
     mouth.say(&Word::Began { host: host() });
+    let mut bench = Bench::default();
     let result = match version(&path)? {
         Some(theirs) if theirs != env!("CARGO_PKG_VERSION") => other_version(&theirs),
         _ => {
             let mut job = Job::read(&path)?;
             job.staging = directory.join(format!("staging-{}-{}", host(), std::process::id()));
-            let mut done = prepared(&mut job, &path, &mut mouth, &told);
+            let mut done = prepared(&mut job, &path, &mut bench, &mut mouth, &told);
             // Whoever ends a job ends all of its processes: that those of a node died of it is no fault of the node. They may
             // be the first that are told.
             if matches!(done, JobResult::Failed { .. }) && told.by_soon() == Some(ToldBy::Signal) {
@@ -69,7 +70,10 @@ pub fn work_detached(path: &Path) -> Result<u8, ExecError> {
         JobResult::Failed { .. } => 1,
         JobResult::Interrupted => 130,
     };
-    leave(directory, &Exit { result, told: told.by(), host: host(), seconds, usage: used(&spent), spent })?;
+    leave(
+        directory,
+        &Exit { result, told: told.by(), host: host(), seconds, usage: used(&spent, &bench.shelf), spent },
+    )?;
     Ok(code)
 }
 
@@ -121,7 +125,7 @@ fn other_version(theirs: &str) -> JobResult {
 }
 
 /// Executes an attempt when what it stands on is there and no one else writes to its scratch.
-fn prepared(job: &mut Job, path: &Path, mouth: &mut Mouth, told: &Told) -> JobResult {
+fn prepared(job: &mut Job, path: &Path, bench: &mut Bench, mouth: &mut Mouth, told: &Told) -> JobResult {
     let store = match Store::open_existing(&job.store) {
         Ok(store) => store,
         Err(error) => {
@@ -152,10 +156,10 @@ fn prepared(job: &mut Job, path: &Path, mouth: &mut Mouth, told: &Told) -> JobRe
     if let Err(error) = needed {
         tracing::warn!("gc cannot be told of the inputs: {error}");
     }
-    let mut open = Some(store);
-    let result = execute(job, (path, ranks::launch(job)), &mut open, mouth, &told.stop);
+    bench.store = Some(store);
+    let result = execute(job, (path, ranks::launch(job)), bench, mouth, &told.stop);
     // The scheduler that records it may not be there for days, and no process needs it until then.
-    if let (JobResult::Done { artifact, .. }, Some(store)) = (&result, &open)
+    if let (JobResult::Done { artifact, .. }, Some(store)) = (&result, &bench.store)
         && let Err(error) = store.promise(&job.key, artifact)
     {
         tracing::warn!("gc cannot be told of what was made: {error}");

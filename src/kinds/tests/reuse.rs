@@ -133,6 +133,7 @@ impl<'a> Case<'a> {
             ranked: false,
             team: None,
             progress: &mut progress,
+            shelf: std::sync::Arc::default(),
             purse: std::sync::Arc::default(),
             cancel: &self.bench.cancel,
         };
