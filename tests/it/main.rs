@@ -70,6 +70,7 @@ mod sharing;
 mod simulated;
 mod simulation;
 mod slurm;
+mod slurm_accounts;
 mod slurm_memory;
 mod slurm_preempted;
 mod slurm_run;
