@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -31,6 +32,12 @@ mod mouth;
 
 pub use detached::{work_detached, work_probe};
 use mouth::Mouth;
+
+/// How long it may take until the reports of parts are seen where these are put together, and the time between two looks for them.
+const LATE: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(100);
+/// A disk on which less is free is full.
+const FULL: u64 = 64 << 10;
 
 /// Executes the attempt of a job file. Returns the process's exit code: 0 done, 1 failed, 130 interrupted.
 ///
@@ -156,6 +163,14 @@ fn execute(
         NodeError::Endpoint(error) => failed(error.diagnostic()),
         NodeError::Io(error) => JobResult::Failed { what: error.to_string(), help: None },
     });
+    let result = match result {
+        // Programs do not always say so, and what they said may not have got into the log.
+        JobResult::Failed { what, help: None } if fs::free(&job.staging).is_some_and(|free| free < FULL) => {
+            let help = "the disk of the cache is full: make room (`sami cache gc` removes what no recent run uses), then run the same command again";
+            JobResult::Failed { what, help: Some(help.to_owned()) }
+        }
+        other => other,
+    };
     let result = result.without_secrets();
     match &result {
         // A log that says nothing else is not worth its block on the disk.
@@ -261,6 +276,11 @@ fn part(job: &Job) -> Result<Part, NodeError> {
             Part::Shard(Shard { number: *number, of: *of, report: Report::default() })
         }
         Some(JobPart::Join { reports, class }) => {
+            let began = Instant::now();
+            // What another machine wrote may be seen late.
+            while reports.iter().any(|report| !report.exists()) && began.elapsed() < LATE {
+                std::thread::sleep(LOOK);
+            }
             let read = |path| Ok(serde_json::from_slice(&fs_err::read(path)?)?);
             let reports = reports.iter().map(read).collect::<std::io::Result<_>>()?;
             Part::Joined(Joined::of(reports, class.clone()))
