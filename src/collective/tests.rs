@@ -1,5 +1,6 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Barrier;
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
@@ -108,9 +109,12 @@ fn a_slow_rank_is_waited_for_and_changes_nothing() {
 
 #[test]
 fn a_lost_rank_is_noticed_at_once_and_named_by_all() {
+    // None goes while another one still listens for the first word.
+    static THERE: Barrier = Barrier::new(4);
     let began = Instant::now();
     let errors = ranks(4, |mut team| {
         team.gather(Vec::new()).expect("all are there");
+        THERE.wait();
         if team.rank() == 2 {
             return None;
         }
@@ -128,8 +132,10 @@ fn a_lost_rank_is_noticed_at_once_and_named_by_all() {
 /// What goes by other ways than the connections ends with them, too.
 #[test]
 fn a_wait_for_something_else_ends_when_a_rank_is_lost_or_says_something() {
+    static THERE: Barrier = Barrier::new(3);
     let errors = ranks(3, |mut team| {
         team.gather(Vec::new()).expect("all are there");
+        THERE.wait();
         if team.rank() == 1 {
             return None;
         }

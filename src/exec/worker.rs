@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -32,6 +33,12 @@ mod mouth;
 
 pub use detached::{work_detached, work_probe};
 use mouth::Mouth;
+
+/// How long it may take until the reports of parts are seen where these are put together, and the time between two looks for them.
+const LATE: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(100);
+/// A disk on which less is free is full.
+const FULL: u64 = 64 << 10;
 
 /// Bytes of the stack of a thread that an attempt runs on, as much as the first thread of a process has.
 const STACK: usize = 8 << 20;
@@ -195,6 +202,14 @@ fn execute(job: &Job, start: Start<'_>, bench: &mut Bench, mouth: &mut Mouth, ca
         NodeError::Endpoint(error) => failed(error.diagnostic()),
         NodeError::Io(error) => JobResult::Failed { what: error.to_string(), help: None },
     });
+    let result = match result {
+        // Programs do not always say so, and what they said may not have got into the log.
+        JobResult::Failed { what, help: None } if fs::free(&job.staging).is_some_and(|free| free < FULL) => {
+            let help = "the disk of the cache is full: make room (`sami cache gc` removes what no recent run uses), then run the same command again";
+            JobResult::Failed { what, help: Some(help.to_owned()) }
+        }
+        other => other,
+    };
     let result = result.without_secrets();
     match &result {
         // A log that says nothing else is not worth its block on the disk.
@@ -305,6 +320,11 @@ fn part(job: &Job) -> Result<Part, NodeError> {
             Part::Shard(Shard { number: *number, of: *of, report: Report::default() })
         }
         Some(JobPart::Join { reports, class }) => {
+            let began = Instant::now();
+            // What another machine wrote may be seen late.
+            while reports.iter().any(|report| !report.exists()) && began.elapsed() < LATE {
+                std::thread::sleep(LOOK);
+            }
             let read = |path| Ok(serde_json::from_slice(&fs_err::read(path)?)?);
             let reports = reports.iter().map(read).collect::<std::io::Result<_>>()?;
             Part::Joined(Joined::of(reports, class.clone()))

@@ -71,6 +71,8 @@ mod sharing;
 mod simulated;
 mod simulation;
 mod slurm;
+mod slurm_accounts;
+mod slurm_cache;
 mod slurm_memory;
 mod slurm_preempted;
 mod slurm_run;

@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::resume::PIPELINE as MODEL;
-use super::sandbox::{Output, Sandbox};
-use super::slurm_run::{COMMANDS, Going, PROFILE, RUN, artifacts, begun, job, locally, project, until};
+use super::sandbox::{Output, Sandbox, until};
+use super::slurm_run::{COMMANDS, Going, PROFILE, RUN, artifacts, begun, job, locally, project};
 use super::slurm_server::Slurm;
 
 #[test]

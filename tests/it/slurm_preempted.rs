@@ -1,9 +1,9 @@
 //! Jobs that have to go for others, on a real Slurm with a partition of higher priority: at once, or after they had time to save.
 
 use super::resume::PIPELINE;
-use super::sandbox::{Output, Sandbox};
+use super::sandbox::{Output, Sandbox, until};
 use super::shards::{in_parts, told};
-use super::slurm_run::{COMMANDS, Going, PROFILE, RUN, artifacts, begun, job, locally, project, until};
+use super::slurm_run::{COMMANDS, Going, PROFILE, RUN, artifacts, begun, job, locally, project};
 use super::slurm_server::Slurm;
 
 /// Takes whole nodes for a moment, whoever is there.

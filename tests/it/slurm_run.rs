@@ -3,9 +3,8 @@
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
 
-use super::sandbox::{Output, Sandbox};
+use super::sandbox::{Output, Sandbox, until};
 use super::slurm_server::Slurm;
 
 /// Jobs that need little, and that are looked at often.
@@ -87,19 +86,6 @@ impl Going {
     /// Waits for its end.
     pub(crate) fn end(mut self) -> Output {
         self.0.take().expect("it goes on").wait_with_output().expect("it ends").into()
-    }
-}
-
-/// Waits until there is what is looked for.
-#[track_caller]
-pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(began.elapsed() < Duration::from_secs(60), "{what} takes too long");
-        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -1,22 +1,41 @@
 //! A real Slurm for tests, started by `slurm.sh`.
 
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use super::docs::root;
-use super::sandbox::{Output, Sandbox, skipped};
+use super::sandbox::{Output, Sandbox, free_ports, skipped};
 
 fn is_installed(program: &str) -> bool {
     let is_there = |directory: &str| Path::new(directory).join(program).exists();
     ["/usr/sbin", "/usr/bin", "/sbin", "/usr/local/bin", "/usr/local/sbin"].into_iter().any(is_there)
 }
 
+/// Waits until a cluster may be started.
+fn turn(mode: &str) -> MutexGuard<'static, ()> {
+    static TURNS: [Mutex<()>; 2] = [Mutex::new(()), Mutex::new(())];
+    // Those that bound memory share names of the kernel's: one at a time.
+    let turns = if mode == "memory" { &TURNS[..1] } else { &TURNS[..] };
+    let wait = || {
+        turns.iter().find_map(|turn| match turn.try_lock() {
+            Ok(turn) => Some(turn),
+            Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        })
+    };
+    loop {
+        if let Some(turn) = wait() {
+            return turn;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
 /// A cluster of a controller and three nodes; ended when dropped.
 pub(crate) struct Slurm {
-    /// One at a time: each has the machine's processors to itself, more or less.
+    /// Two at a time: they wait more than they work.
     _turn: MutexGuard<'static, ()>,
     script: Child,
     folder: tempfile::TempDir,
@@ -63,17 +82,12 @@ impl Slurm {
             skipped("only root can start a Slurm of its own");
             return None;
         }
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn(mode);
         let folder = tempfile::Builder::new().prefix("slurm").tempdir().expect("a directory");
-        let listeners: Vec<_> = (0..6).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
-        let ports = listeners.iter().map(|listener| listener.local_addr().expect("it has one").port().to_string());
-        let ports: Vec<String> = ports.collect();
-        drop(listeners);
         let mut script = Command::new(root().join("tests/it/slurm.sh"))
             .arg(folder.path())
             .arg(mode)
-            .args(ports)
+            .args(free_ports::<6>().map(|port| port.to_string()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

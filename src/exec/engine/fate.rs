@@ -11,7 +11,7 @@
 //! | cancelled, and not by this run | the node fails: a person wanted that |
 //! | no record, ended by itself | the node fails, with the log's last lines |
 
-use super::script::{NO_PROGRAM, UNSEEN};
+use super::script::{NO_PROGRAM, NO_ROOM, UNSEEN};
 use super::{Refusal, Seen, Standing};
 use crate::exec::job::{Exit, JobResult, ToldBy};
 
@@ -166,6 +166,10 @@ pub(in crate::exec) fn judge(fate: &Fate, patience: Patience, terms: Terms) -> J
             format!("there is no `sami`{place}"),
             "name a `program` in the profile that is in a directory that all hosts share",
         ),
+        (None, Some(Standing::Ended(Some(code)))) if code == i32::from(NO_ROOM) => failed(
+            format!("the disk of the cache is full{place}, and how it ended could not be written down"),
+            "make room (`sami cache gc` removes what no recent run uses), then run the same command again",
+        ),
         (None, Some(Standing::Ended(Some(0)))) => {
             failed(format!("its job ended well{place}, and what it says of that is not to be seen here"), LATE)
         }
@@ -309,5 +313,7 @@ mod tests {
         assert!(fault(judge(&unseen, once, terms(0, 1, true))).contains("on n1 is not to be seen here, 2 times"));
         let silent = judge(&seen(Standing::Ended(Some(0))), Patience::default(), terms(0, 1, true));
         assert!(fault(silent).contains("ended well on n1"));
+        let full = judge(&seen(Standing::Ended(Some(NO_ROOM.into()))), Patience::default(), terms(0, 1, true));
+        assert!(fault(full).contains("is full on n1"));
     }
 }

@@ -26,7 +26,7 @@ mod watch;
 pub use check::check;
 pub(super) use check::probe;
 pub(super) use fate::{Again, Fate, Judged, Patience, Terms, judge};
-pub(super) use script::script;
+pub(super) use script::{NO_ROOM, script};
 pub(super) use ticket::Ticket;
 pub(super) use watch::{Order, Rhythm, Sight, Watcher};
 

@@ -9,6 +9,8 @@ use crate::settings::Resources;
 pub(super) const UNSEEN: i32 = 41;
 /// The script's exit code where there is no such program.
 pub(super) const NO_PROGRAM: i32 = 42;
+/// The worker's exit code where the disk is so full that it can leave no record.
+pub(in crate::exec) const NO_ROOM: u8 = 43;
 
 /// A word for the shell, as it is.
 pub(crate) fn quoted(word: &str) -> String {

@@ -200,7 +200,7 @@ fn accounted_line(line: &str) -> Option<(String, Seen)> {
     let mut fields = line.trim().split('|');
     let (id, state, code, host) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
     let state = match standing(state)? {
-        Standing::Ended(None) => Standing::Ended(code.split(':').next().and_then(|code| code.parse().ok())),
+        Standing::Ended(None) => Standing::Ended(code_of(code)),
         state => state,
     };
     // `CANCELLED by 1000`: by whom.
@@ -208,12 +208,21 @@ fn accounted_line(line: &str) -> Option<(String, Seen)> {
     Some((id.to_owned(), Seen { state, host: host_of(host), why }))
 }
 
+/// `CODE:SIGNAL` as shells have it.
+fn code_of(text: &str) -> Option<i32> {
+    let (code, signal) = text.split_once(':')?;
+    match signal.trim().parse::<i32>().ok()? {
+        0 => code.trim().parse().ok(),
+        signal => Some(128 + signal),
+    }
+}
+
 /// `ID CODE`, the code as `wait` has it, or `CODE:SIGNAL`.
 fn exit_code(line: &str) -> Option<(String, i32)> {
     let mut fields = line.split_whitespace();
     let (id, code) = (fields.next()?, fields.next()?);
-    let code = match code.split_once(':') {
-        Some((code, _)) => code.parse().ok()?,
+    let code = match code_of(code) {
+        Some(code) => code,
         None => {
             let status: i32 = code.parse().ok()?;
             match status & 0x7f {
@@ -271,6 +280,8 @@ mod tests {
         assert_eq!(parsed, Some(("7".to_owned(), seen(Standing::Cancelled, Some("n2"), ""))));
         let parsed = accounted_line("8|FAILED|41:0|None assigned|");
         assert_eq!(parsed, Some(("8".to_owned(), seen(Standing::Ended(Some(41)), None, ""))));
+        let parsed = accounted_line("9|FAILED|0:9|n3|");
+        assert_eq!(parsed, Some(("9".to_owned(), seen(Standing::Ended(Some(137)), Some("n3"), ""))));
         assert_eq!(exit_code("1                    1792       "), Some(("1".to_owned(), 7)));
         assert_eq!(exit_code("1 11"), Some(("1".to_owned(), 139)));
         assert_eq!(exit_code("1 41:0"), Some(("1".to_owned(), 41)));

@@ -9,6 +9,7 @@
 //! process. A job that is started twice (requeued, or its host was thought lost and was not) therefore writes to two
 //! places, and what is published from there is published by renames.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,7 @@ use super::mouth::Mouth;
 use super::{Bench, execute, used};
 use crate::collective::Launch;
 use crate::digest::Digest;
+use crate::exec::engine::NO_ROOM;
 use crate::exec::job::{Exit, Job, JobResult, RESULT, STOP_FILE, ToldBy, WORDS, Word};
 use crate::exec::{ExecError, host, ranks};
 use crate::fs;
@@ -27,6 +29,8 @@ use crate::store::{KeyLock, Store};
 
 /// Between two looks for the file that says stop.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long there may be no room for the record.
+const ROOM: Duration = Duration::from_secs(4);
 /// How long another worker at the same key may take to save and end, or to be taken for dead.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -70,11 +74,8 @@ pub fn work_detached(path: &Path) -> Result<u8, ExecError> {
         JobResult::Failed { .. } => 1,
         JobResult::Interrupted => 130,
     };
-    leave(
-        directory,
-        &Exit { result, told: told.by(), host: host(), seconds, usage: used(&spent, &bench.shelf), spent },
-    )?;
-    Ok(code)
+    let exit = Exit { result, told: told.by(), host: host(), seconds, usage: used(&spent, &bench.shelf), spent };
+    Ok(if leave(directory, &exit)? { code } else { NO_ROOM })
 }
 
 /// Does what there is to do for a task of a step that is not the first: it writes nothing that others read.
@@ -99,9 +100,24 @@ pub fn work_probe(path: &Path) -> Result<u8, ExecError> {
     crate::exec::engine::probe(path)
 }
 
-/// Writes the record that an attempt ended. It is on the disk when this returns: a scheduler that comes later goes by it.
-fn leave(directory: &Path, exit: &Exit) -> Result<(), ExecError> {
-    Ok(fs::write_atomic(&directory.join(RESULT), &serde_json::to_vec(exit).map_err(crate::store::StoreError::from)?)?)
+/// Writes the record that an attempt ended. It is on the disk when this returns: a scheduler that comes later goes by it. Returns
+/// whether there was room for it, which is waited for.
+fn leave(directory: &Path, exit: &Exit) -> Result<bool, ExecError> {
+    let bytes = serde_json::to_vec(exit).map_err(crate::store::StoreError::from)?;
+    let began = Instant::now();
+    loop {
+        match fs::write_atomic(&directory.join(RESULT), &bytes) {
+            Ok(()) => return Ok(true),
+            Err(error) if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                return Err(error.into());
+            }
+            Err(error) if began.elapsed() > ROOM => {
+                tracing::error!("there is no room for the record: {error}");
+                return Ok(false);
+            }
+            Err(_) => std::thread::sleep(LOOK),
+        }
+    }
 }
 
 /// The version of the scheduler that wrote a job; read by itself, for another version's job may not be readable.

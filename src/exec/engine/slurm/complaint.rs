@@ -13,16 +13,18 @@ const KNOWN: &[(&[&str], &str, &str, &str, bool)] = &[
         true,
     ),
     (
-        &[
-            "Unable to contact slurm controller",
-            "Connection refused",
-            "Connection timed out",
-            "Socket timed out",
-            "Zero Bytes",
-        ],
+        &["Unable to contact slurm controller", "Connection refused", "Connection timed out", "Socket timed out"],
         "cluster::unreachable",
         "Slurm's controller does not answer",
         "see `scontrol ping`; jobs that run go on, and `sami attach` finds them again",
+        true,
+    ),
+    (
+        &["Zero Bytes"],
+        "cluster::unreachable",
+        "Slurm's controller does not answer",
+        "see `scontrol ping`; one that hangs up may not trust this machine: MUNGE's key and the clock must be right here; \
+         jobs that run go on, and `sami attach` finds them again",
         true,
     ),
     (

@@ -164,7 +164,11 @@ fn words_and_the_record_reach_the_scheduler_in_order() {
 #[test]
 fn all_jobs_are_polled_in_one_call_and_submitted_in_batches() {
     let scene = Scene::new(10_000);
-    (1..=50).for_each(|attempt| scene.submit(attempt));
+    {
+        // The engine takes its time over the first.
+        let _busy = scene.engine.busy.lock().unwrap();
+        (1..=50).for_each(|attempt| scene.submit(attempt));
+    }
     let mut count = 0;
     scene.until(|message| {
         count += u32::from(submitted(message));
@@ -173,7 +177,7 @@ fn all_jobs_are_polled_in_one_call_and_submitted_in_batches() {
     while !scene.engine.asked("poll").contains(&"poll 50".to_owned()) {
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert!(scene.engine.asked("submit").len() < 25, "{:?}", scene.engine.asked("submit"));
+    assert!(scene.engine.asked("submit").len() <= 2, "{:?}", scene.engine.asked("submit"));
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::sync::OnceLock;
 use std::thread::spawn;
 
 use super::super::super::driver::Open;
+use std::sync::Barrier;
+
 use super::*;
 use crate::collective::{Door, Meeting, Token};
 
@@ -77,6 +79,7 @@ fn gradients_are_added_up_in_buckets_of_any_size() {
             sums.iter().map(numbers).collect::<Vec<_>>()
         });
         team.gather(Vec::new()).expect("all are done");
+        team.leave();
         found
     });
     for found in sums.iter().flatten() {
@@ -92,12 +95,14 @@ fn gradients_are_added_up_in_buckets_of_any_size() {
 /// NCCL would wait for ever.
 #[test]
 fn a_rank_that_is_gone_ends_the_sum_of_the_others() {
+    // It does not go while another one still listens for its first word.
+    static THERE: Barrier = Barrier::new(3);
     let errors = ranks(3, |sum, mut team| {
+        team.gather(Vec::new()).expect("all are there");
+        THERE.wait();
         if team.rank() == 2 {
-            team.gather(Vec::new()).expect("all are there");
             return None;
         }
-        team.gather(Vec::new()).expect("all are there");
         let own = own(team.rank());
         let error = sum.of(&mut team, &parameters(), own).expect_err("one is gone");
         assert!(team.gather(Vec::new()).is_err(), "and so it stays");
