@@ -132,7 +132,7 @@ fn buckets_have_as_many_gradients_as_fit_and_one_at_least() {
     assert_eq!(buckets(&[3, 3, 3, 3], 6), [0..2, 2..4]);
     assert_eq!(buckets(&[3, 3, 3], 8), [0..2, 2..3]);
     assert_eq!(buckets(&[9, 1, 1, 9, 9], 4), [0..1, 1..3, 3..4, 4..5]);
-    assert_eq!(buckets(&[0, 0, 4, 0], 4), [0..4]);
+    assert_eq!(buckets(&[0, 0, 4, 0], 4), vec![Range { start: 0, end: 4 }]);
     assert_eq!(buckets(&[usize::MAX, usize::MAX], 4), [0..1, 1..2]);
     assert!(buckets(&[], 4).is_empty());
     // Each is in one, and none is too large that could be smaller.
