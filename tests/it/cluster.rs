@@ -144,8 +144,12 @@ fn an_interrupt_lets_jobs_save_or_leaves_them_as_the_profile_says() {
         let mut command = sandbox.command(&["run", "p.toml", "--profile", "jobs"]);
         let going = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
         until(&sandbox, "hold.1/words.jsonl", "began");
-        // The watcher is to have seen that it runs.
-        until(&sandbox, "events.jsonl", "\"state\":\"runs\"");
+        // The watcher is to have seen that it runs, not another one.
+        super::sandbox::until("the job is seen to run", || {
+            let runs = |line: &str| line.contains("\"node\":\"hold\"") && line.contains("\"state\":\"runs\"");
+            let events = sandbox.files("cache/runs").into_iter().find(|file| file.ends_with("events.jsonl"))?;
+            sandbox.read(events).lines().any(runs).then_some(())
+        });
         rustix::process::kill_process(rustix::process::Pid::from_child(&going), rustix::process::Signal::INT)
             .expect("it is there");
         let output: Output = going.wait_with_output().expect("it ends").into();
