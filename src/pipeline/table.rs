@@ -7,13 +7,12 @@ use std::fmt;
 use std::hash::BuildHasher;
 
 use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 
 use super::tree::Entry;
 
 /// So many entries are looked through one by one.
 const FEW: usize = 12;
-/// No entry.
-const FREE: u32 = u32::MAX;
 
 /// The entries of a table, in the order of the file.
 #[derive(Clone, Default)]
@@ -22,47 +21,29 @@ pub struct Table {
     index: Option<Box<Index>>,
 }
 
-/// Places of entries, each where the hash of its key says or at the next free slot after that; half of all are free at least.
+/// Places of entries, by their keys.
 #[derive(Clone, Default)]
 struct Index {
     hasher: RandomState,
-    slots: Vec<u32>,
+    places: HashTable<u32>,
 }
 
 impl Index {
     fn of(entries: &[(String, Entry)]) -> Self {
-        let slots = vec![FREE; (entries.len() * 4).next_power_of_two()];
-        let mut index = Self { hasher: RandomState::default(), slots };
-        entries.iter().enumerate().for_each(|(place, (key, _))| index.put(key, place));
+        let mut index = Self { hasher: RandomState::default(), places: HashTable::with_capacity(2 * entries.len()) };
+        (0..entries.len()).for_each(|place| index.put(place, entries));
         index
     }
 
-    fn put(&mut self, key: &str, place: usize) {
-        let mut at = self.begin(key);
-        while self.slots[at] != FREE {
-            at = self.next(at);
-        }
-        self.slots[at] = place as u32;
+    fn put(&mut self, place: usize, entries: &[(String, Entry)]) {
+        let hash = |place: &u32| self.hasher.hash_one(&entries[*place as usize].0);
+        let place = place as u32;
+        self.places.insert_unique(hash(&place), place, hash);
     }
 
     fn find(&self, key: &str, entries: &[(String, Entry)]) -> Option<usize> {
-        let mut at = self.begin(key);
-        while self.slots[at] != FREE {
-            let place = self.slots[at] as usize;
-            if entries[place].0 == key {
-                return Some(place);
-            }
-            at = self.next(at);
-        }
-        None
-    }
-
-    fn begin(&self, key: &str) -> usize {
-        self.hasher.hash_one(key) as usize & (self.slots.len() - 1)
-    }
-
-    fn next(&self, at: usize) -> usize {
-        (at + 1) & (self.slots.len() - 1)
+        let is_it = |place: &u32| entries[*place as usize].0 == key;
+        self.places.find(self.hasher.hash_one(key), is_it).map(|place| *place as usize)
     }
 }
 
@@ -135,8 +116,8 @@ impl Table {
         let place = self.entries.len();
         self.entries.push((key, entry));
         match &mut self.index {
-            Some(index) if self.entries.len() * 2 <= index.slots.len() => index.put(&self.entries[place].0, place),
-            _ => self.find_places(),
+            Some(index) => index.put(place, &self.entries),
+            None => self.find_places(),
         }
         place
     }
