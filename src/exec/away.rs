@@ -16,6 +16,7 @@ use super::local::Message;
 use super::record::host;
 use super::room::{computes_on_cpu, is_light};
 use super::shards::Role;
+use super::slots::number;
 use crate::fs;
 use crate::graph::made_by;
 use crate::pipeline::{ArtifactType, Node, Pipeline};
@@ -125,7 +126,7 @@ impl Yard {
         // One for each rank at least.
         let ranks = declared.run.ranks.filter(|ranks| *ranks > 1);
         let cpus = declared.run.threads.or(asked.cpus).max(ranks);
-        Resources { memory: memory(profile, asked.memory, 0), cpus, ..asked }
+        Resources { cpus, ..asked }
     }
 
     /// What the next attempt asks for: more memory after those that ran out of it.
@@ -330,7 +331,7 @@ pub(super) fn devices_in_job(pipeline: &Pipeline, node: &Node, resources: &Resou
         None if computes_on_cpu(pipeline, node) => "cpu",
         None => resources.device(),
     };
-    let Some(first) = device.strip_prefix("cuda:").and_then(|number| number.parse::<usize>().ok()) else {
+    let Some(first) = number(device) else {
         return if device == "cpu" { Vec::new() } else { vec![device.to_owned()] };
     };
     (first..first + node.run.ranks.unwrap_or(1).max(1)).map(|number| format!("cuda:{number}")).collect()

@@ -235,6 +235,15 @@ impl JobResult {
         matches!(self, Self::Done { .. } | Self::Computed { .. })
     }
 
+    /// The exit code of a process that ends with it.
+    pub(super) fn code(&self) -> u8 {
+        match self {
+            Self::Done { .. } | Self::Computed { .. } => 0,
+            Self::Failed { .. } => 1,
+            Self::Interrupted => 130,
+        }
+    }
+
     /// The same without what must not be shown or stored.
     pub(super) fn without_secrets(self) -> Self {
         let redacted = |text: String| secret::redact(&text).into_owned();

@@ -93,11 +93,7 @@ pub fn work(path: &Path) -> Result<u8, ExecError> {
         }
         mouth.say(&Word::Result(result.clone()));
         let Some(next) = waits.then(|| paths.recv().ok()).flatten() else {
-            return Ok(match result {
-                JobResult::Done { .. } | JobResult::Computed { .. } => 0,
-                JobResult::Failed { .. } => 1,
-                JobResult::Interrupted => 130,
-            });
+            return Ok(result.code());
         };
         path = serde_json::from_str(&next)
             .map_err(|error| ExecError::BadJob { path: "standard input".into(), what: error.to_string() })?;

@@ -69,11 +69,7 @@ pub fn work_detached(path: &Path) -> Result<u8, ExecError> {
     mouth.account();
     let spent = mouth.purse.spent();
     let seconds = began.elapsed().as_secs_f64();
-    let code = match result {
-        JobResult::Done { .. } | JobResult::Computed { .. } => 0,
-        JobResult::Failed { .. } => 1,
-        JobResult::Interrupted => 130,
-    };
+    let code = result.code();
     let exit = Exit { result, told: told.by(), host: host(), seconds, usage: used(&spent, &bench.shelf), spent };
     Ok(if leave(directory, &exit)? { code } else { NO_ROOM })
 }
