@@ -4,7 +4,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::sandbox::{Output, Sandbox};
+use super::sandbox::{Output, Sandbox, until};
 
 /// Jobs are processes in sessions of their own, known by their numbers.
 const PROFILE: &str = r#"
@@ -47,8 +47,8 @@ fn artifacts(output: Output) -> Vec<Option<String>> {
 
 /// Waits for a file whose path ends so; returns its text.
 #[track_caller]
-fn until(sandbox: &Sandbox, end: &str, holds: &str) -> String {
-    super::sandbox::until(&format!("`{holds}` is in {end}"), || {
+fn said(sandbox: &Sandbox, end: &str, holds: &str) -> String {
+    until(&format!("`{holds}` is in {end}"), || {
         let files = sandbox.files("cache/runs");
         let mut files = files.iter().filter(|file| file.to_string_lossy().ends_with(end));
         files.find_map(|file| fs_err::read_to_string(file).ok().filter(|text| text.contains(holds)))
@@ -121,12 +121,12 @@ fn a_job_goes_on_when_its_scheduler_dies_and_another_one_finds_it() {
         let mut command = sandbox.command(&RUN);
         let mut going =
             command.env("SAMI_FAULT", fault).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
-        until(&sandbox, "hold.1/words.jsonl", "began");
+        said(&sandbox, "hold.1/words.jsonl", "began");
         let _ = going.kill();
         going.wait().expect("it ends");
         let again = sandbox.command(&["attach", "--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let again = again.expect("it starts");
-        until(&sandbox, "events.jsonl", "\"state\":\"adopted\"");
+        said(&sandbox, "events.jsonl", "\"state\":\"adopted\"");
         std::thread::sleep(Duration::from_millis(400));
         sandbox.write("go", "");
         let output: Output = again.wait_with_output().expect("it ends").into();
@@ -143,9 +143,9 @@ fn an_interrupt_lets_jobs_save_or_leaves_them_as_the_profile_says() {
         sandbox.write("sami.toml", &format!("{PROFILE}{lines}\n"));
         let mut command = sandbox.command(&["run", "p.toml", "--profile", "jobs"]);
         let going = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
-        until(&sandbox, "hold.1/words.jsonl", "began");
+        said(&sandbox, "hold.1/words.jsonl", "began");
         // The watcher is to have seen that it runs, not another one.
-        super::sandbox::until("the job is seen to run", || {
+        until("the job is seen to run", || {
             let runs = |line: &str| line.contains("\"node\":\"hold\"") && line.contains("\"state\":\"runs\"");
             let events = sandbox.files("cache/runs").into_iter().find(|file| file.ends_with("events.jsonl"))?;
             sandbox.read(events).lines().any(runs).then_some(())
@@ -156,16 +156,16 @@ fn an_interrupt_lets_jobs_save_or_leaves_them_as_the_profile_says() {
         (sandbox, output.exits(130))
     };
     let (sandbox, _) = interrupt("");
-    assert!(until(&sandbox, "hold.1/result.json", "told").contains("\"file\""), "it was told to stop");
+    assert!(said(&sandbox, "hold.1/result.json", "told").contains("\"file\""), "it was told to stop");
     let (sandbox, output) = interrupt("on_interrupt = \"leave\"");
     assert!(output.stderr.contains("1 job goes on: sami attach "), "{}", output.stderr);
     sandbox.write("go", "");
-    until(&sandbox, "hold.1/result.json", "done");
+    said(&sandbox, "hold.1/result.json", "done");
     // What it made while no one was there is taken as it is.
     assert_eq!(sandbox.sami(&["attach", "--json"]).exits(0).done().ran, 1);
     assert_eq!(sandbox.read("jobs").lines().count(), 2);
     let (sandbox, _) = interrupt("on_interrupt = \"cancel\"");
-    until(&sandbox, "hold.1/result.json", "interrupted");
+    said(&sandbox, "hold.1/result.json", "interrupted");
     sandbox.write("go", "");
     assert_eq!(sandbox.sami(&RUN).exits(0).done().ran, 1);
 }

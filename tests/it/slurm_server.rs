@@ -18,16 +18,13 @@ fn turn(mode: &str) -> MutexGuard<'static, ()> {
     static TURNS: [Mutex<()>; 2] = [Mutex::new(()), Mutex::new(())];
     // Those that bound memory share names of the kernel's: one at a time.
     let turns = if mode == "memory" { &TURNS[..1] } else { &TURNS[..] };
-    let wait = || {
-        turns.iter().find_map(|turn| match turn.try_lock() {
-            Ok(turn) => Some(turn),
-            Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        })
-    };
     loop {
-        if let Some(turn) = wait() {
-            return turn;
+        for turn in turns {
+            match turn.try_lock() {
+                Ok(turn) => return turn,
+                Err(TryLockError::Poisoned(turn)) => return turn.into_inner(),
+                Err(TryLockError::WouldBlock) => {}
+            }
         }
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
