@@ -59,8 +59,17 @@ const MOST: Duration = Duration::from_secs(120);
 #[test]
 fn many_runs_of_one_pipeline_do_each_node_once() {
     let sandbox = Sandbox::new();
-    sandbox.write("p.toml", &pipeline(&sandbox, ""));
-    let outputs = ends((0..12).map(|_| start(&sandbox, "p.toml", &[])).collect());
+    // The first node lasts until another run waits for it, however slow the machine is.
+    let go = sandbox.path("go").display().to_string();
+    let lasts = format!("until test -e {go}; do sleep 0.02; done");
+    sandbox.write("p.toml", &pipeline(&sandbox, "").replacen("sleep 0.02", &lasts, 1));
+    let children = (0..12).map(|_| start(&sandbox, "p.toml", &[])).collect();
+    wait_until("a run waits for another", MOST, || {
+        let events = sandbox.files("cache/runs").into_iter().filter(|file| file.ends_with("events.jsonl"));
+        events.into_iter().any(|file| sandbox.read(file).contains("\"node-wait\""))
+    });
+    sandbox.write("go", "");
+    let outputs = ends(children);
     let done: Vec<_> = outputs
         .iter()
         .map(|output| {

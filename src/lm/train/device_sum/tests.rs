@@ -1,11 +1,9 @@
 use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Barrier, OnceLock};
 use std::thread::spawn;
 
 use super::super::super::driver::Open;
-use std::sync::Barrier;
-
 use super::*;
 use crate::collective::{Door, Meeting, Token};
 
