@@ -128,7 +128,7 @@ pub const AWS_REGION: Variable = Variable {
 /// The account that speaks to Google's storage.
 pub const GOOGLE_SERVICE_ACCOUNT: Variable = Variable {
     name: "GOOGLE_SERVICE_ACCOUNT",
-    doc: "The file of a service account's key, for a remote cache at `gs://`; `GOOGLE_SERVICE_ACCOUNT_KEY` is its content.",
+    doc: "The file of a service account's key, for a remote cache at `gs://`; `GOOGLE_SERVICE_ACCOUNT_KEY` is its content. A machine of Google's needs none: it is asked for its own. `GOOGLE_BASE_URL` names another server of Google's protocol.",
 };
 
 /// The content of that account's file.

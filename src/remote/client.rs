@@ -2,7 +2,7 @@
 //! and nowhere else.
 
 use std::error::Error as _;
-use std::io::{self, Read, Write};
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +21,8 @@ use object_store::{
 };
 use tokio::runtime::Runtime;
 
-use super::RemoteError;
 use super::error::shown;
+use super::{RemoteError, credentials};
 use crate::settings::{Place, RemoteSettings};
 use crate::{env, fs};
 
@@ -53,6 +53,8 @@ pub(super) struct Client {
     prefix: String,
     url: String,
     read_only: bool,
+    /// Whether it can be asked for what it has.
+    lists: bool,
     /// How long a look at what is there may take.
     limit: Option<Duration>,
     /// How often a transfer that made no progress is taken up again.
@@ -64,7 +66,7 @@ type Opened = (Arc<dyn ObjectStore>, Option<Arc<dyn MultipartStore>>);
 impl Client {
     /// Makes a client; nothing is asked yet.
     pub(super) fn new(settings: &RemoteSettings, patience: Patience, access: Access) -> Result<Self, RemoteError> {
-        let read_only = settings.place.is_read_only();
+        let read_only = settings.is_read_only();
         if read_only && access == Access::Write {
             return Err(RemoteError::ReadOnly { url: settings.url.clone() });
         }
@@ -73,15 +75,17 @@ impl Client {
         let (prefix, opened) = match &settings.place {
             Place::Directory(directory) => (String::new(), directory_store(directory, settings, access)?),
             Place::S3 { bucket, prefix } => {
-                if !settings.anonymous && !has_credentials() {
-                    let what = "no credentials for `s3://` are in the environment (`AWS_ACCESS_KEY_ID` and \
-                                `AWS_SECRET_ACCESS_KEY`), and this machine has no role; a public bucket needs \
-                                `anonymous = true`";
-                    return Err(RemoteError::Setup { what: what.to_owned() });
+                if !settings.anonymous && !credentials::for_amazon() {
+                    return Err(no_credentials("s3", "`AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`"));
                 }
                 (prefix.clone(), s3(bucket, settings, patience))
             }
-            Place::Gs { bucket, prefix } => (prefix.clone(), gs(bucket, settings, patience)),
+            Place::Gs { bucket, prefix } => {
+                if !settings.anonymous && !credentials::for_google() {
+                    return Err(no_credentials("gs", "`GOOGLE_APPLICATION_CREDENTIALS` or `GOOGLE_SERVICE_ACCOUNT`"));
+                }
+                (prefix.clone(), gs(bucket, settings, patience))
+            }
             Place::Http(url) => (String::new(), http(url, settings, patience)),
         };
         let (store, parts) = opened.map_err(|error| RemoteError::Setup { what: shown(&error.to_string()) })?;
@@ -90,7 +94,8 @@ impl Client {
             Patience::Short => (Some(settings.timeout), 1),
         };
         let url = settings.url.clone();
-        Ok(Self { runtime, store, parts, prefix, url, read_only, limit, tries })
+        let lists = !matches!(settings.place, Place::Http(_));
+        Ok(Self { runtime, store, parts, prefix, url, read_only, lists, limit, tries })
     }
 
     /// As the user wrote it.
@@ -229,8 +234,8 @@ impl Client {
         });
         match found {
             Ok(found) => Ok(found),
-            Err(object_store::Error::NotFound { .. }) if !self.read_only => Ok(Vec::new()),
-            Err(error) if self.read_only => {
+            Err(object_store::Error::NotFound { .. }) if self.lists => Ok(Vec::new()),
+            Err(error) if !self.lists => {
                 let what = shown(&error.to_string());
                 Err(RemoteError::Answer {
                     what: format!("a web server need not list what it has: name whole keys or ids ({what})"),
@@ -328,33 +333,12 @@ fn over_network(settings: &RemoteSettings, patience: Patience) -> (ClientOptions
     (options, RetryConfig { backoff, max_retries, retry_timeout })
 }
 
-/// Whether there are credentials for S3: in the environment, of a role, or of the machine, which is asked for them at an
-/// address that answers nowhere else; to find that out by trying takes minutes.
-fn has_credentials() -> bool {
-    const NAMES: [&str; 4] = [
-        "AWS_WEB_IDENTITY_TOKEN_FILE",
-        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-        "AWS_METADATA_ENDPOINT",
-    ];
-    env::AWS_ACCESS_KEY_ID.get().is_some()
-        || NAMES.iter().any(|name| env::named(name).is_some())
-        || machine_has_role().unwrap_or(false)
-}
-
-/// Whether this is a machine at Amazon's that may have a role.
-fn machine_has_role() -> io::Result<bool> {
-    const METADATA: ([u8; 4], u16) = ([169, 254, 169, 254], 80);
-    const LIMIT: Duration = Duration::from_secs(1);
-    let mut stream = std::net::TcpStream::connect_timeout(&METADATA.into(), LIMIT)?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    stream.write_all(
-        b"PUT /latest/api/token HTTP/1.1\r\nhost: 169.254.169.254\r\ncontent-length: 0\r\nconnection: close\r\n\
-          x-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n",
-    )?;
-    let mut first = [0; 12];
-    stream.read_exact(&mut first)?;
-    Ok(first.ends_with(b" 200"))
+fn no_credentials(scheme: &str, variables: &str) -> RemoteError {
+    let what = format!(
+        "no credentials for `{scheme}://` are in the environment ({variables}), and this machine has no role; a public \
+         bucket needs `anonymous = true`"
+    );
+    RemoteError::Setup { what }
 }
 
 fn s3(bucket: &str, settings: &RemoteSettings, patience: Patience) -> object_store::Result<Opened> {

@@ -112,7 +112,9 @@ impl RemoteError {
                  `GOOGLE_APPLICATION_CREDENTIALS`), and see that they may read, list and write there",
             ),
             Self::Answer { .. } => diagnostic("remote::answer").help("`sami remote` says what works there"),
-            Self::ReadOnly { .. } => diagnostic("remote::read-only").help("push to `s3://`, `gs://` or `file:///`"),
+            Self::ReadOnly { .. } => {
+                diagnostic("remote::read-only").help("push to `s3://`, `gs://` (with an account) or `file:///`")
+            }
             Self::Absent { .. } => diagnostic("remote::absent").help("`sami push` makes one; else check the URL"),
             Self::NotOurs { .. } => {
                 diagnostic("remote::not-a-cache").help("name an empty prefix, such as `s3://BUCKET/sami`")

@@ -24,6 +24,7 @@ use crate::settings::RemoteSettings;
 use crate::store::{NodeRecord, RunRecord, Store};
 
 mod client;
+mod credentials;
 mod download;
 mod error;
 mod marker;

@@ -57,6 +57,15 @@ impl RemoteSettings {
             timeout: Duration::from_secs(10),
         }
     }
+
+    /// Whether nothing can be written there: not to a web server, and to Google's storage not without an account.
+    pub fn is_read_only(&self) -> bool {
+        match self.place {
+            Place::Http(_) => true,
+            Place::Gs { .. } => self.anonymous,
+            Place::S3 { .. } | Place::Directory(_) => false,
+        }
+    }
 }
 
 /// Takes the table's keys. `None` if it says nothing that can be used; then the section has faults.
@@ -91,11 +100,14 @@ pub(super) fn take(section: &mut Section<'_>) -> Option<RemoteSettings> {
     if let (Some((_, at)), false) = (&endpoint, matches!(settings.place, Place::S3 { .. })) {
         section.fault(at, "`endpoint` is for `s3://` alone".to_owned(), "remove it");
     }
-    if push == Push::OnSuccess && settings.place.is_read_only() {
-        let fault = Diagnostic::error("settings::value", "what is behind `https://` can be read and not written")
+    let endpoint = endpoint.map(|(text, _)| text);
+    let settings =
+        RemoteSettings { push, pull, endpoint, region, allow_http, anonymous, concurrency, timeout, ..settings };
+    if push == Push::OnSuccess && settings.is_read_only() {
+        let what = "what is behind `https://`, or behind `gs://` with `anonymous`, can be read and not written";
+        let fault = Diagnostic::error("settings::value", what)
             .help("write `push = \"never\"`, or name a place that can be written: `s3://`, `gs://`, `file:///`");
         section.refuse(&at, false, fault);
     }
-    let endpoint = endpoint.map(|(text, _)| text);
-    Some(RemoteSettings { push, pull, endpoint, region, allow_http, anonymous, concurrency, timeout, ..settings })
+    Some(settings)
 }

@@ -79,6 +79,8 @@ fn urls_that_mean_nothing_are_refused_with_what_to_write() {
         assert!(found.help[0].starts_with(help), "{text}: {:?}", found.help);
     }
     assert_eq!(fault("[remote]\nurl = \"https://lab\"\npush = \"on-success\"\n").id, "settings::value");
+    let unsigned = fault("[remote]\nurl = \"gs://lab\"\nanonymous = true\npush = \"on-success\"\n");
+    assert!(unsigned.title.contains("read and not written"), "{unsigned:?}");
     assert_eq!(fault("[remote]\nurl = \"gs://lab\"\nendpoint = \"https://x\"\n").id, "settings::value");
 }
 

@@ -29,13 +29,6 @@ pub enum Place {
     Http(String),
 }
 
-impl Place {
-    /// Whether nothing can be written there.
-    pub fn is_read_only(&self) -> bool {
-        matches!(self, Self::Http(_))
-    }
-}
-
 const SCHEMES: [&str; 4] = ["s3", "gs", "file", "https"];
 
 /// Whether a text may have a secret in it: a user before `@`, or parameters. It is not to be shown then.

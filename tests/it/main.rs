@@ -58,6 +58,7 @@ mod ray;
 mod real;
 mod recipes;
 mod remote_faults;
+mod remote_google;
 mod remote_s3;
 mod remote_server;
 mod resume;

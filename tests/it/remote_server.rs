@@ -1,4 +1,5 @@
-//! A bucket on this machine: enough of S3 for a remote cache, which counts what it is asked, and fails when told to.
+//! A bucket on this machine: enough of Amazon's and of Google's protocol for a remote cache, which counts what it is
+//! asked, and fails when told to.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -46,6 +47,10 @@ pub(crate) struct State {
     pub(crate) headers: String,
     /// Whether the condition of a put is ignored, as some servers do.
     pub(crate) ignores_conditions: bool,
+    /// The token that requests must bear; the machine itself hands it out, as machines of Google's do.
+    pub(crate) token: Option<&'static str>,
+    /// How many names a page of a list has; all, if zero.
+    pub(crate) page: usize,
 }
 
 pub(crate) struct Server {
@@ -93,8 +98,20 @@ impl Server {
 fn parameter(query: &str, name: &str) -> Option<String> {
     query.split('&').find_map(|part| {
         let (key, value) = part.split_once('=').unwrap_or((part, ""));
-        (key == name).then(|| value.replace("%2F", "/").replace("%2f", "/"))
+        (key == name).then(|| decoded(value))
     })
+}
+
+/// A text whose bytes may be written as `%2F`.
+fn decoded(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (code, rest) = part.split_at_checked(2).expect("two digits");
+        bytes.push(u8::from_str_radix(code, 16).expect("hexadecimal digits"));
+        bytes.extend(rest.as_bytes());
+    }
+    String::from_utf8(bytes).expect("names are texts")
 }
 
 /// Answers one request; `None` when the connection is over.
@@ -115,11 +132,12 @@ fn answer(stream: &TcpStream, state: &Mutex<State>) -> Option<()> {
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    let path = &decoded(path);
     let mut shared = state.lock().ok()?;
     shared.requests.push(format!("{method} {target}"));
     let _ = write!(shared.headers, "{headers:?}");
     let fault = shared.faults.iter_mut().find(|fault| {
-        fault.times > 0 && target.contains(fault.path) && (fault.method.is_empty() || fault.method == method)
+        fault.times > 0 && path.contains(fault.path) && (fault.method.is_empty() || fault.method == method)
     });
     let fault = fault.map(|fault| {
         fault.times -= 1;
@@ -133,7 +151,18 @@ fn answer(stream: &TcpStream, state: &Mutex<State>) -> Option<()> {
     if let Some(Wrong::Status(status)) = fault {
         return send(stream, status, "", b"<Error><Code>Told</Code></Error>", &method, None);
     }
-    let conditional = headers.contains_key("if-none-match") && !shared.ignores_conditions;
+    if let Some(token) = shared.token {
+        if path == "/computeMetadata/v1/instance/service-accounts/default/token" {
+            let answer = format!("{{\"access_token\":\"{token}\",\"expires_in\":3600,\"token_type\":\"Bearer\"}}");
+            return send(stream, 200, "content-type: application/json", answer.as_bytes(), &method, None);
+        }
+        if headers.get("authorization") != Some(&format!("Bearer {token}")) {
+            return send(stream, 401, "", b"<Error><Code>AuthenticationRequired</Code></Error>", &method, None);
+        }
+    }
+    let if_absent = headers.contains_key("if-none-match")
+        || headers.get("x-goog-if-generation-match").is_some_and(|generation| generation == "0");
+    let conditional = if_absent && !shared.ignores_conditions;
     let reply = carry_out(&mut shared, &method, path, query, body, conditional);
     drop(shared);
     let (status, header, mut body) = reply;
@@ -168,7 +197,8 @@ fn carry_out(
     conditional: bool,
 ) -> (u16, String, Vec<u8>) {
     let etag = |bytes: &[u8]| {
-        format!("etag: \"{}\"\r\nlast-modified: Thu, 01 Jan 2026 00:00:00 GMT", sami::digest::Digest::of(bytes).short())
+        let digest = sami::digest::Digest::of(bytes).short();
+        format!("etag: \"{digest}\"\r\nx-goog-generation: 1\r\nlast-modified: Thu, 01 Jan 2026 00:00:00 GMT")
     };
     let nothing = |status: u16| (status, String::new(), Vec::new());
     let upload = parameter(query, "uploadId");
@@ -176,14 +206,24 @@ fn carry_out(
         ("GET", None) if parameter(query, "list-type").is_some() => {
             let prefix = parameter(query, "prefix").unwrap_or_default();
             let bucket = format!("{}/", path.trim_end_matches('/'));
-            let mut xml = "<?xml version=\"1.0\"?><ListBucketResult><IsTruncated>false</IsTruncated>".to_owned();
-            for (name, bytes) in &state.objects {
-                let Some(key) = name.strip_prefix(&bucket).filter(|key| key.starts_with(&prefix)) else { continue };
+            let after = parameter(query, "continuation-token").unwrap_or_default();
+            let found = state.objects.iter().filter_map(|(name, bytes)| Some((name.strip_prefix(&bucket)?, bytes)));
+            let mut found = found.filter(|(key, _)| key.starts_with(&prefix) && *key > after.as_str()).peekable();
+            let mut xml = "<?xml version=\"1.0\"?><ListBucketResult>".to_owned();
+            let page = if state.page == 0 { usize::MAX } else { state.page };
+            let mut last = "";
+            for (key, bytes) in found.by_ref().take(page) {
+                last = key;
                 let _ = write!(
                     xml,
                     "<Contents><Key>{key}</Key><Size>{}</Size><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>x</ETag></Contents>",
                     bytes.len()
                 );
+            }
+            let more = found.peek().is_some();
+            let _ = write!(xml, "<IsTruncated>{more}</IsTruncated>");
+            if more {
+                let _ = write!(xml, "<NextContinuationToken>{last}</NextContinuationToken>");
             }
             xml.push_str("</ListBucketResult>");
             (200, String::new(), xml.into_bytes())
