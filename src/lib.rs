@@ -45,6 +45,7 @@ pub mod remote;
 pub mod schema;
 pub mod secret;
 pub mod settings;
+pub mod shell;
 pub mod store;
 pub mod trackers;
 pub mod ui;

@@ -1,8 +1,8 @@
 //! From what people type to what they mean: runs, nodes and artifacts by name or by the beginning of an id.
 
-use super::figures::quoted;
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::digest::Digest;
+use crate::shell::quoted;
 use crate::store::{Index, NodeRecord, RunRecord, Store, StoreError};
 
 use super::context::Failure;

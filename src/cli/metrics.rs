@@ -6,12 +6,13 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::context::Failure;
-use super::figures::{figure, quoted};
+use super::figures::figure;
 use super::table::Table;
 use super::{CommandResult, Context, DONE, context, find};
 use crate::diag::{Diagnostic, did_you_mean};
 use crate::inspect::run::Account;
 use crate::inspect::training::Training;
+use crate::shell::quoted;
 use crate::store::{RunNode, RunRecord, Selection, Store, StoreError};
 
 /// Rows of the table; a run may have a hundred thousand.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::figures::{bytes, clock, cut, figure, plural, quoted, seconds, some};
+use super::figures::{bytes, clock, cut, figure, plural, seconds, some};
 use super::find::{self, Found};
 use super::page::Page;
 use super::table::Table;
@@ -13,6 +13,7 @@ use crate::digest::Digest;
 use crate::graph::key;
 use crate::inspect::metric::is_end;
 use crate::inspect::run;
+use crate::shell::quoted;
 use crate::store::{Index, NodeRecord, RunRecord, Store, StoreError, preview};
 
 /// Results that stand side by side.

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::context::Failure;
-use super::figures::{clock, quoted, seconds};
+use super::figures::{clock, seconds};
 use super::progress::Report;
 use super::{BUDGET, CommandResult, Context, DONE, FAILED, INTERRUPTED, find};
 use crate::diag::Diagnostic;
 use crate::exec::{self, Event, Follower, Summary, Told};
 use crate::fs;
 use crate::inspect::run;
+use crate::shell::quoted;
 use crate::store::{RunRecord, Store, StoreError};
 
 /// Between two looks at what was written.

@@ -37,16 +37,6 @@ pub fn seconds(seconds: f64) -> String {
     }
 }
 
-/// A word as a shell takes it.
-pub fn quoted(word: &str) -> String {
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.@/=+,:%".contains(letter);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
-
 /// A metric: whole numbers with separators, others to four significant digits.
 pub fn figure(value: &Value) -> String {
     let Some(number) = value.as_f64() else { return plain(value.as_str().unwrap_or(&value.to_string())) };
@@ -138,7 +128,6 @@ mod tests {
         assert_eq!([bytes(12), bytes(3500), bytes(14 << 30)], ["12 B", "3.4 KiB", "14.0 GiB"]);
         assert_eq!([count(7), count(1000), count(1_234_567)], ["7", "1,000", "1,234,567"]);
         assert_eq!([plural(1, "row"), plural(2000, "row")], ["1 row", "2,000 rows"]);
-        assert_eq!(["a@2", "a[lr=1]", "it's", ""].map(quoted), ["a@2", "'a[lr=1]'", r"'it'\''s'", "''"]);
         assert_eq!(clock("2026-11-24T14:05:09.123456Z"), "2026-11-24 14:05:09");
         let durations = [0.0042, 0.25, 9.996, 12.34, 59.96, 125.2, 3599.7, 11_220.0].map(seconds);
         assert_eq!(durations, ["4 ms", "0.25 s", "10.0 s", "12.3 s", "1 m 00 s", "2 m 05 s", "1 h 00 m", "3 h 07 m"]);

@@ -6,8 +6,8 @@ use indexmap::IndexMap;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::figures::quoted;
 use crate::digest::Digest;
+use crate::shell::quoted;
 use crate::store::{NodeRecord, RunRecord, Store, StoreError};
 
 /// Letters of a param that is worth typing.

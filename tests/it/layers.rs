@@ -9,6 +9,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("diag", &[]),
     ("digest", &[]),
     ("env", &[]),
+    ("shell", &[]),
     ("fs", &["env"]),
     ("secret", &["env"]),
     // The name of a repository is the hub's word; what an endpoint is, the endpoint's.
@@ -60,6 +61,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "endpoint",
             "kinds",
             "settings",
+            "shell",
         ],
     ),
     ("plot", &[]),
@@ -67,17 +69,17 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "inspect",
         &[
             "amount", "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
-            "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
+            "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "shell", "store",
         ],
     ),
     (
         "ui",
         &[
             "amount", "archive", "compare", "depth", "diag", "digest", "endpoint", "env", "exec", "fs", "graph", "hub",
-            "inspect", "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "store",
+            "inspect", "kinds", "lm", "pieces", "pipeline", "plot", "remote", "secret", "settings", "shell", "store",
         ],
     ),
-    ("trackers", &["diag", "digest", "env", "fs", "secret", "settings", "store", "exec", "inspect"]),
+    ("trackers", &["diag", "digest", "env", "fs", "secret", "settings", "shell", "store", "exec", "inspect"]),
 ];
 const MOST_LINES: usize = 500;
 

@@ -2,13 +2,14 @@
 
 use serde_json::json;
 
-use super::figures::{clock, quoted};
+use super::figures::clock;
 use super::find::{self, Thing};
 use super::screen::Screen;
 use super::{CommandResult, Context, DONE, DiffArgs, context};
 use crate::diag::Diagnostic;
 use crate::digest::Digest;
 use crate::inspect::diff::{self, recipe};
+use crate::shell::quoted;
 use crate::store::{NodeRecord, RunRecord, Store};
 
 pub(super) use artifacts::row_lines;

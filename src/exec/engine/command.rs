@@ -8,10 +8,10 @@ use std::collections::HashMap;
 use std::process::Command;
 
 use super::program::{Answer, ask};
-use super::script::quoted;
 use super::{Engine, Refusal, Seen, Standing, Submission};
 use crate::diag::Diagnostic;
 use crate::settings::Templates;
+use crate::shell::quoted;
 
 /// Ids in one call: a command line has a length.
 const MOST_IDS: usize = 1000;

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use crate::settings::Resources;
+use crate::shell::quoted;
 
 /// The script's exit code where the job's files are not to be seen.
 pub(super) const UNSEEN: i32 = 41;
@@ -11,16 +12,6 @@ pub(super) const UNSEEN: i32 = 41;
 pub(super) const NO_PROGRAM: i32 = 42;
 /// The worker's exit code where the disk is so full that it can leave no record.
 pub(in crate::exec) const NO_ROOM: u8 = 43;
-
-/// A word for the shell, as it is.
-pub(crate) fn quoted(word: &str) -> String {
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./=:,@%+".contains(letter);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
 
 /// The script that executes `program ARGUMENTS`, after a look for `file`, which is in the shared cache.
 pub(crate) fn script(what: &str, resources: &Resources, file: &Path, program: &Path, arguments: &[&str]) -> String {
@@ -68,14 +59,6 @@ pub(super) fn script_into(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_are_what_they_were_after_the_shell() {
-        for word in ["plain", "", "two words", "it's", "$HOME `x` \"y\" \\", "finetune@2[lr=1e-7]", "a\nb"] {
-            let output = std::process::Command::new("sh").arg("-c").arg(format!("printf %s {}", quoted(word))).output();
-            assert_eq!(String::from_utf8(output.unwrap().stdout).unwrap(), word);
-        }
-    }
 
     #[test]
     fn a_script_says_what_it_lacks() {

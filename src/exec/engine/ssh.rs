@@ -11,10 +11,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::program::{Answer, ask_with};
-use super::script::quoted;
 use super::{Engine, Refusal, Seen, Standing, Submission};
 use crate::diag::Diagnostic;
 use crate::settings::Hosts;
+use crate::shell::quoted;
 
 /// For how long a host may give no answer before its jobs count as lost.
 const LOST_AFTER: Duration = Duration::from_secs(600);

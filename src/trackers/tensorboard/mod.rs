@@ -18,7 +18,7 @@ use super::{About, Tracker, shown};
 use crate::diag::Diagnostic;
 use crate::exec::{attempt_directory, host};
 use crate::fs;
-use crate::inspect::figures::quoted;
+use crate::shell::quoted;
 
 mod event;
 

@@ -7,8 +7,8 @@ use std::fmt::Write;
 
 use super::{Refusal, Submission, complaint, sbatch};
 use crate::exec::engine::program::ask;
-use crate::exec::engine::script::quoted;
 use crate::fs;
+use crate::shell::quoted;
 
 /// Indices stay below the site's `MaxArraySize`, which is 1001 where no one changed it.
 const LARGEST: u32 = 1000;
