@@ -18,6 +18,7 @@ use super::{attach, cluster, context, doctor, push, sharing};
 use crate::diag::Diagnostic;
 use crate::exec::budget::{Budget, Needs};
 use crate::exec::{self, Elsewhere, Event, PlanOptions, RunOptions, State};
+use crate::remote::RemoteError;
 use crate::settings::{Push, RemoteSettings};
 use crate::store::{Index, Store};
 use crate::trackers::Trackers;
@@ -188,6 +189,9 @@ fn remotes(
     let settings = settings.filter(|_| !args.no_remote);
     if settings.is_none() && (args.pull || args.push) {
         return Err(push::unnamed().into());
+    }
+    if let Some(settings) = settings.as_ref().filter(|settings| args.push && settings.is_read_only()) {
+        return Err(RemoteError::ReadOnly { url: settings.url.clone() }.into());
     }
     let pull = settings.clone().filter(|settings| settings.pull || args.pull);
     let push = settings.filter(|settings| settings.push == Push::OnSuccess || args.push);
