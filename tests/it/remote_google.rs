@@ -1,6 +1,8 @@
 //! A remote cache in Google's storage: its own conditions, names, lists and tokens, spoken by the real client to a server
 //! on this machine.
 
+use std::process::Command;
+
 use super::remote_server::{Server, Wrong};
 use super::sandbox::{Output, Sandbox};
 use super::sharing::{pipeline, project};
@@ -18,13 +20,17 @@ fn server() -> Server {
 }
 
 /// On a machine whose address for credentials and whose storage are the server.
-fn sami(server: &Server, sandbox: &Sandbox, args: &[&str]) -> Output {
+fn command(server: &Server, sandbox: &Sandbox, args: &[&str]) -> Command {
     let mut command = sandbox.command(args);
     command
         .env("GOOGLE_BASE_URL", &server.address)
         .env("GCE_METADATA_HOST", server.address.trim_start_matches("http://"))
         .env("SAMI_LOG", "trace");
-    command.output().expect("the binary starts").into()
+    command
+}
+
+fn sami(server: &Server, sandbox: &Sandbox, args: &[&str]) -> Output {
+    command(server, sandbox, args).output().expect("the binary starts").into()
 }
 
 fn run(server: &Server, sandbox: &Sandbox, args: &[&str]) -> Output {
@@ -90,10 +96,8 @@ fn an_upload_in_parts_to_google_s_storage_is_gone_on_with() {
     let server = server();
     let here = project(&pipeline("true"), REMOTE);
     run(&server, &here, &[]).exits(0);
-    let mut killed = here.command(&["push"]);
-    let host = server.address.trim_start_matches("http://");
-    killed.env("GOOGLE_BASE_URL", &server.address).env("GCE_METADATA_HOST", host).env("SAMI_FAULT", "kill:send:1");
-    assert!(!killed.output().expect("it starts").status.success());
+    let mut killed = command(&server, &here, &["push"]);
+    assert!(!killed.env("SAMI_FAULT", "kill:send:1").output().expect("it starts").status.success());
     let parts = |asked: &[String]| asked.iter().filter(|line| line.contains("partNumber=")).count();
     let before = parts(&server.take());
     sami(&server, &here, &["push"]).exits(0);
