@@ -2,17 +2,19 @@
 
 use std::path::Path;
 
-use super::sandbox::Sandbox;
+use super::sandbox::{Output, Sandbox};
 
-/// Takes what `.ci/run` has computed in `target/ci-cache`, and computes it where that is missing.
+/// What the quickstart makes here. Takes what `.ci/run` has computed in `target/ci-cache`, and computes it where that is missing.
+pub(crate) fn here() -> Output {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = Sandbox::new().command(&["run", "pipelines/quickstart.toml", "--json", "--cache"]);
+    command.arg(root.join("target/ci-cache")).current_dir(root).output().expect("it starts").into()
+}
+
 #[test]
 #[ignore = "takes minutes where the quickstart has not been run before"]
 fn it_reaches_its_figures() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let cache = root.join("target/ci-cache");
-    let mut command = Sandbox::new().command(&["run", "pipelines/quickstart.toml", "--json", "--cache"]);
-    let output: super::sandbox::Output = command.arg(cache).current_dir(root).output().expect("it starts").into();
-    let done = output.exits(0).json();
+    let done = here().exits(0).json();
     let last = done["nodes"].as_array().expect("a list").iter().rfind(|node| node["kind"] == "evaluate");
     let metrics = &last.expect("an evaluation")["metrics"];
     let number = |name: &str| metrics[name].as_f64().unwrap_or_else(|| panic!("no {name} in {metrics}"));

@@ -214,30 +214,23 @@ fn what_jobs_lack_is_said_before_any_work() {
 }
 
 #[test]
-#[ignore = "slow: starts a cluster"]
+#[ignore = "takes minutes: the whole quickstart, on a cluster"]
 fn the_quickstart_makes_what_it_makes_here() {
     let Some(slurm) = Slurm::start() else { return };
-    // All of its nodes, with less in them: whole, it takes minutes, twice.
     let whole = fs_err::read_to_string(super::docs::root().join("pipelines/quickstart.toml")).expect("it is there");
-    let mut small = whole.clone();
-    for (of, less) in [
-        ("documents = 24000", "documents = 60"),
-        ("pretrain_steps = 1000", "pretrain_steps = 40"),
-        ("queries = 480", "queries = 24"),
-        ("steps = 30 ", "steps = 3 "),
-        ("rows = 500", "rows = 9"),
-        ("hidden_size = 128, layers = 3, heads = 4", "hidden_size = 16, layers = 1, heads = 2"),
-        ("batch_queries = 64", "batch_queries = 8"),
-    ] {
-        assert_eq!(small.matches(of).count(), 1, "{of}");
-        small = small.replace(of, less);
-    }
-    let sandbox = project(&small);
-    let expected = locally(&sandbox);
+    let sandbox = project(&whole);
     let output = slurm.sami(&sandbox, &RUN);
     let jobs = output.stdout.matches("\"state\":\"submitted\"").count();
-    assert_eq!(artifacts(output), expected);
+    let there = figures(output);
     // The base model and four nodes of each iteration; the blank model and the constitutions are made here.
-    assert_eq!((jobs, expected.len()), (13, 15));
+    assert_eq!((jobs, there.len()), (13, 15));
+    assert_eq!(there, figures(super::quickstart::here()));
     sandbox.verify();
+}
+
+/// Every node's artifact and figures.
+fn figures(output: Output) -> Vec<[serde_json::Value; 3]> {
+    let done = output.exits(0).json();
+    let of = |node: &serde_json::Value| ["name", "artifact", "metrics"].map(|field| node[field].clone());
+    done["nodes"].as_array().expect("a list").iter().map(of).collect()
 }
