@@ -1,11 +1,14 @@
 //! An OpenAI-compatible endpoint on this machine: it answers as it is scripted to, call by call, and keeps what it was asked.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+
+use super::http::{Request, serve};
 
 /// A call as it came.
 #[derive(Debug, Clone)]
@@ -14,7 +17,7 @@ pub(crate) struct Call {
     pub(crate) number: usize,
     pub(crate) path: String,
     /// Names in small letters.
-    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: Value,
 }
 
@@ -57,7 +60,7 @@ impl Call {
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
+        self.headers.get(name).map(String::as_str)
     }
 }
 
@@ -76,17 +79,13 @@ impl Act {
 impl Server {
     /// Acts by a script, which sees each call.
     pub(crate) fn start(script: impl Fn(&Call) -> Act + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let base_url = format!("http://{}/v1", listener.local_addr().expect("it has one"));
         let calls = Arc::new(Mutex::new(Vec::new()));
         let (script, kept) = (Arc::new(script), Arc::clone(&calls));
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (script, kept) = (Arc::clone(&script), Arc::clone(&kept));
-                std::thread::spawn(move || answer(&stream, &kept, &*script));
-            }
+        let address = serve(move |stream| {
+            answer(stream, &kept, &*script);
+            None
         });
-        Self { calls, base_url }
+        Self { calls, base_url: format!("{address}/v1") }
     }
 
     /// The calls so far.
@@ -113,20 +112,7 @@ pub(crate) fn completion(text: &str) -> String {
 }
 
 fn answer(stream: &TcpStream, calls: &Mutex<Vec<Call>>, script: &(dyn Fn(&Call) -> Act + Send + Sync)) -> Option<()> {
-    let mut reader = BufReader::new(stream);
-    let mut line = || {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
-        Some(line.trim_end().to_owned())
-    };
-    let path = line()?.split(' ').nth(1)?.to_owned();
-    let mut headers: Vec<(String, String)> = Vec::new();
-    while let Some((name, value)) = line()?.split_once(": ") {
-        headers.push((name.to_lowercase(), value.to_owned()));
-    }
-    let length = headers.iter().find(|(name, _)| name == "content-length")?.1.parse().ok()?;
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
+    let Request { target: path, headers, body, .. } = Request::read(stream)?;
     let body = serde_json::from_slice(&body).ok()?;
     let call = {
         let mut calls = calls.lock().ok()?;

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write;
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use sami::hub::etag;
+
+use super::http::{self, serve};
 
 /// How one request goes wrong; those whose path has `path` in it.
 #[derive(Debug, Clone)]
@@ -89,27 +91,15 @@ impl Server {
 }
 
 fn listen(state: &Arc<Mutex<State>>, contents: Option<String>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = format!("http://{}", listener.local_addr().expect("it has one"));
     let state = Arc::clone(state);
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let (state, contents) = (Arc::clone(&state), contents.clone());
-            std::thread::spawn(move || answer(&stream, &state, contents.as_deref()));
-        }
-    });
-    address
+    serve(move |stream| {
+        answer(stream, &state, contents.as_deref());
+        None
+    })
 }
 
 fn answer(stream: &TcpStream, state: &Mutex<State>, contents: Option<&str>) -> Option<()> {
-    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
-    let first = lines.next()?;
-    let mut words = first.split(' ').map(str::to_owned);
-    let (method, path) = (words.next()?, words.next()?);
-    let headers: BTreeMap<String, String> = lines
-        .take_while(|line| !line.is_empty())
-        .filter_map(|line| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned())))
-        .collect();
+    let http::Request { method, target: path, headers, .. } = http::Request::read(stream)?;
     let mut state = state.lock().ok()?;
     let request = Request { method, path, headers, content: contents.is_none() };
     state.requests.push(request.clone());

@@ -33,6 +33,7 @@ mod gc_beside;
 mod gguf;
 mod gpus;
 mod gradients;
+mod http;
 mod hub;
 mod hub_datasets;
 mod hub_server;

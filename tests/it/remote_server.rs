@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write;
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+
+use super::http::{Request, serve};
 
 /// How requests go wrong whose method is `method` (any, if empty) and whose path has `path` in it.
 #[derive(Debug, Clone)]
@@ -62,15 +64,8 @@ impl Server {
     /// Serves until the process ends.
     pub(crate) fn start() -> Self {
         let state = Arc::new(Mutex::new(State::default()));
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = format!("http://{}", listener.local_addr().expect("it has one"));
         let shared = Arc::clone(&state);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let state = Arc::clone(&shared);
-                std::thread::spawn(move || while answer(&stream, &state).is_some() {});
-            }
-        });
+        let address = serve(move |stream| answer(stream, &shared));
         Self { state, address }
     }
 
@@ -116,21 +111,7 @@ fn decoded(text: &str) -> String {
 
 /// Answers one request; `None` when the connection is over.
 fn answer(stream: &TcpStream, state: &Mutex<State>) -> Option<()> {
-    let mut reader = BufReader::new(stream);
-    let mut first = String::new();
-    reader.read_line(&mut first).ok().filter(|read| *read > 0)?;
-    let mut words = first.split(' ').map(str::to_owned);
-    let (method, target) = (words.next()?, words.next()?);
-    let mut headers = BTreeMap::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        let Some((name, value)) = line.trim_end().split_once(": ") else { break };
-        headers.insert(name.to_lowercase(), value.to_owned());
-    }
-    let length: usize = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
+    let Request { method, target, headers, body } = Request::read(stream)?;
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let path = &decoded(path);
     let mut shared = state.lock().ok()?;

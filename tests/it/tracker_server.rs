@@ -1,12 +1,14 @@
 //! A server on this machine that speaks as much of MLflow's API as is used, and fails when told to. What the real one takes and
 //! shows, `trackers` asks the real one.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write;
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+use super::http::{Request, serve};
 
 /// How it answers.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -61,15 +63,8 @@ impl Server {
     pub(crate) fn start(manner: Manner) -> Self {
         let state = State { manner, experiments: Vec::new(), runs: Vec::new(), credentials: Vec::new(), requests: 0 };
         let state = Arc::new(Mutex::new(state));
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = format!("http://{}", listener.local_addr().expect("it has one"));
         let shared = Arc::clone(&state);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let state = Arc::clone(&shared);
-                std::thread::spawn(move || while answer(&stream, &state).is_some() {});
-            }
-        });
+        let address = serve(move |stream| answer(stream, &shared));
         Self { state, address }
     }
 
@@ -80,29 +75,12 @@ impl Server {
 
 /// Answers one request; `None` when the connection is over.
 fn answer(stream: &TcpStream, state: &Mutex<State>) -> Option<()> {
-    let mut reader = BufReader::new(stream);
-    let mut first = String::new();
-    reader.read_line(&mut first).ok().filter(|read| *read > 0)?;
-    let target = first.split(' ').nth(1)?.to_owned();
-    let mut length = 0;
-    let mut credentials = None;
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        let Some((name, value)) = line.trim_end().split_once(": ") else { break };
-        match name.to_lowercase().as_str() {
-            "content-length" => length = value.parse().ok()?,
-            "authorization" => credentials = Some(value.to_owned()),
-            _ => {}
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let request = Request::read(stream)?;
+    let asked: Value = serde_json::from_slice(&request.body).unwrap_or_default();
     let manner = {
         let mut state = state.lock().expect("no thread panicked");
         state.requests += 1;
-        state.credentials.extend(credentials);
+        state.credentials.extend(request.header("authorization").map(str::to_owned));
         let manner = state.manner;
         if let Manner::Status(status, times) = manner {
             state.manner = if times > 1 { Manner::Status(status, times - 1) } else { Manner::Well };
@@ -113,7 +91,7 @@ fn answer(stream: &TcpStream, state: &Mutex<State>) -> Option<()> {
         Manner::Status(status, _) => (status, json!({"error_code": "X", "message": "told to fail"}).to_string()),
         Manner::Page => (200, "<html>hello</html>".to_owned()),
         _ => {
-            let (status, value) = carry_out(&target, &asked, &mut state.lock().expect("no thread panicked"));
+            let (status, value) = carry_out(&request.target, &asked, &mut state.lock().expect("no thread panicked"));
             (status, value.to_string())
         }
     };
