@@ -167,14 +167,15 @@ impl Report {
             }
             Event::NodeJob { node, engine, job, state, host, why } => {
                 let job = format!("{engine} {}", job.as_deref().unwrap_or("job"));
+                let because = |job: &str| if why.is_empty() { job.to_owned() } else { format!("{job}: {why}") };
                 match state.as_str() {
                     "runs" => self.said("runs", node, &format!("{job} on {}", host.as_deref().unwrap_or("a machine"))),
                     "waits" if why.is_empty() => return None,
-                    "waits" => self.said("wait", node, &format!("{job}: {why}")),
+                    "waits" => self.said("wait", node, &because(&job)),
                     "adopted" => self.said("found", node, &format!("{job}, which an earlier run began")),
-                    "left" => self.said("left", node, &format!("{job} goes on: {why}")),
+                    "left" => self.said("left", node, &because(&format!("{job} goes on"))),
                     "unseen" => self.said("wait", node, why),
-                    _ => self.said("queue", node, &format!("{job}: {why}")),
+                    _ => self.said("queue", node, &because(&job)),
                 }
             }
             Event::NodeHit { node, .. } => self.said("hit", node, "is there already"),
@@ -201,7 +202,9 @@ impl Report {
             Event::Interrupt { again: false } => {
                 "interrupted: finishing the batches in hand; once more to stop at once".to_owned()
             }
-            Event::Interrupt { again: true } => "interrupted again: stopping at once".to_owned(),
+            Event::Interrupt { again: true } => {
+                "interrupted again: stopping at once; once more not to wait for jobs elsewhere".to_owned()
+            }
             Event::Download { .. }
             | Event::NodeShard { .. }
             | Event::NodeProgress { .. }

@@ -51,6 +51,23 @@ pub(crate) fn files_under(directory: impl AsRef<Path>, extension: &str) -> Vec<P
     found
 }
 
+/// A profile that `docs/cluster.md` shows.
+pub(crate) fn profile(name: &str) -> String {
+    let page = read("docs/cluster.md");
+    let head = format!("[profiles.{name}]");
+    let block =
+        page.split("```toml\n").filter_map(|rest| rest.split("\n```").next()).find(|block| block.contains(&head));
+    block.expect("it is shown").to_owned()
+}
+
+#[test]
+fn profiles_that_are_shown_can_be_read() {
+    for name in ["cluster", "lab", "kubernetes", "ray", "background"] {
+        let settings = sami::settings::Settings::parse("sami.toml", &profile(name)).expect("it is sound");
+        assert_eq!(settings.profiles[0].name, name);
+    }
+}
+
 #[test]
 fn env_page() {
     let mut page = String::from(

@@ -44,6 +44,8 @@ mod kept;
 mod keys;
 mod kill;
 mod kills;
+mod kubernetes;
+mod kubernetes_server;
 mod layers;
 mod limits;
 mod lm_families;

@@ -1,36 +1,17 @@
 //! The profile for Ray that the documents show, on a real Ray.
 
-use std::path::Path;
 use std::process::Command;
 
 use sami::env;
 
-use super::docs::root;
-use super::sandbox::{Output, Sandbox, skipped};
-
-/// A profile that `docs/cluster.md` shows.
-fn shown(name: &str) -> String {
-    let page = fs_err::read_to_string(root().join("docs/cluster.md")).expect("the page");
-    let head = format!("[profiles.{name}]");
-    let block =
-        page.split("```toml\n").filter_map(|rest| rest.split("\n```").next()).find(|block| block.contains(&head));
-    block.expect("it is shown").to_owned()
-}
-
-#[test]
-fn profiles_that_are_shown_can_be_read() {
-    for name in ["cluster", "lab", "kubernetes", "ray", "background"] {
-        let settings = sami::settings::Settings::parse("sami.toml", &shown(name)).expect("it is sound");
-        assert_eq!(settings.profiles[0].name, name);
-    }
-}
+use super::docs::{profile, root};
+use super::sandbox::{Output, Sandbox, is_installed, skipped};
 
 #[test]
 #[ignore = "slow: starts Ray"]
 fn the_profile_for_ray_runs_on_ray() {
     let Some(programs) = env::TEST_RAY.get() else { return skipped("SAMI_TEST_RAY is not set") };
-    let lacks = ["/usr/bin/jq", "/usr/bin/curl"].into_iter().find(|program| !Path::new(program).exists());
-    if lacks.is_some() || !rustix::process::getuid().is_root() {
+    if !["jq", "curl"].into_iter().all(is_installed) || !rustix::process::getuid().is_root() {
         return skipped("Ray's profile needs curl and jq, and the test root");
     }
     let sandbox = Sandbox::with(
@@ -53,7 +34,7 @@ fn the_profile_for_ray_runs_on_ray() {
         "#,
     );
     // Here are no GPUs.
-    let profile = shown("ray").replace("--entrypoint-num-gpus 1", "--entrypoint-num-cpus 1");
+    let profile = profile("ray").replace("--entrypoint-num-gpus 1", "--entrypoint-num-cpus 1");
     sandbox.write("sami.toml", &format!("{profile}\ninterval = \"1s\"\nlag = \"5s\"\n"));
     let expected = sandbox.sami(&["run", "p.toml", "--json", "--cache", "local", "turned"]).exits(0).done();
     let folder = tempfile::Builder::new().prefix("ray").tempdir().expect("a directory");

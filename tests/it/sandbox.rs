@@ -49,6 +49,12 @@ pub(crate) fn skipped(why: &str) {
     let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("skipped: {why}\n").as_bytes());
 }
 
+/// Whether the system has a program.
+pub(crate) fn is_installed(program: &str) -> bool {
+    let is_there = |directory: &str| Path::new(directory).join(program).exists();
+    ["/usr/sbin", "/usr/bin", "/sbin", "/usr/local/bin", "/usr/local/sbin"].into_iter().any(is_there)
+}
+
 /// Waits until something holds. It fails, saying in vain for what, once `most` has passed.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, most: Duration, mut holds: impl FnMut() -> bool) {

@@ -2,7 +2,7 @@
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use super::sandbox::{Output, Sandbox, until};
 use super::slurm_server::Slurm;
@@ -73,7 +73,11 @@ impl Drop for Going {
 impl Going {
     /// Starts it.
     pub(crate) fn start(slurm: &Slurm, sandbox: &Sandbox, args: &[&str]) -> Self {
-        let mut command = slurm.command(sandbox, args);
+        Self::of(slurm.command(sandbox, args))
+    }
+
+    /// Starts what a command says.
+    pub(crate) fn of(mut command: Command) -> Self {
         Self(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn().expect("it starts")))
     }
 

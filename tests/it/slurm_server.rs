@@ -1,17 +1,12 @@
 //! A real Slurm for tests, started by `slurm.sh`.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use super::docs::root;
-use super::sandbox::{Output, Sandbox, free_ports, skipped};
-
-fn is_installed(program: &str) -> bool {
-    let is_there = |directory: &str| Path::new(directory).join(program).exists();
-    ["/usr/sbin", "/usr/bin", "/sbin", "/usr/local/bin", "/usr/local/sbin"].into_iter().any(is_there)
-}
+use super::sandbox::{Output, Sandbox, free_ports, is_installed, skipped};
 
 /// Waits until a cluster may be started.
 fn turn(mode: &str) -> MutexGuard<'static, ()> {

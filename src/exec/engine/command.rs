@@ -76,7 +76,8 @@ impl Engine for Templated {
                         .help("states are waits, runs, done, failed, cancelled, timeout, memory, preempted and lost");
                     return Err(Refusal { finding: Box::new(finding), passing: true });
                 };
-                let (host, why) = (fields.next().map(str::to_owned), fields.collect::<Vec<_>>().join(" "));
+                let host = fields.next().filter(|host| *host != "-").map(str::to_owned);
+                let why = fields.collect::<Vec<_>>().join(" ");
                 seen.insert(id.to_owned(), Seen { state, host, why });
             }
         }
@@ -104,8 +105,10 @@ impl Engine for Templated {
     }
 
     fn look(&self, job: &str) -> String {
-        let line = filled(&self.templates.poll, &[("ids", list(&[job]))]);
-        line.split_whitespace().collect::<Vec<_>>().join(" ")
+        // A line of another kind is for programs.
+        let poll = Some(self.templates.poll.trim()).filter(|poll| !poll.contains('\n'));
+        let line = self.templates.look.as_deref().map(str::trim).or(poll);
+        line.map(|line| filled(line, &[("ids", list(&[job]))])).unwrap_or_default()
     }
 }
 
@@ -186,15 +189,23 @@ mod tests {
                 poll: "for id in {ids}; do [ \"$id\" = gone ] || echo \"$id runs n1 so it is\"; done".into(),
                 cancel: "true {ids}".into(),
                 find: Some("for mark in {marks}; do echo \"$mark id-$mark\"; done".into()),
+                look: None,
             },
         );
         let job = Submission::sample();
         assert_eq!(engine.submit(std::slice::from_ref(&job))[0].as_deref().ok(), Some("id-run/node.1"));
+        assert!(engine.look("a").starts_with("for id in a; do"));
         let seen = engine.poll(&["a", "gone"]).unwrap();
         assert_eq!(seen.len(), 1);
         assert_eq!(seen["a"], Seen { state: Standing::Runs, host: Some("n1".into()), why: "so it is".into() });
         assert_eq!(engine.find(&["m"]).unwrap()["m"], "id-m");
         engine.cancel(&["a"]).unwrap();
+        let lines = Templates { poll: "echo a waits - no GPU is free\ntrue".into(), ..Templates::default() };
+        let seen = Templated::new("t", lines.clone()).poll(&["a"]).unwrap();
+        assert_eq!(seen["a"], Seen { state: Standing::Waits, host: None, why: "no GPU is free".into() });
+        assert_eq!(Templated::new("t", lines.clone()).look("a"), "");
+        let told = Templates { look: Some("describe {ids}\n".into()), ..lines };
+        assert_eq!(Templated::new("t", told).look("a b"), "describe 'a b'");
         let bad = |submit: &str| Templated::new("t", Templates { submit: submit.into(), ..Templates::default() });
         for submit in ["exit 3", "true", "echo two words"] {
             let refusal = bad(submit).submit(std::slice::from_ref(&job)).remove(0).unwrap_err();

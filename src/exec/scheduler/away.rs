@@ -126,10 +126,11 @@ impl Scheduler<'_> {
         self.end(serial)
     }
 
-    /// Lets go of jobs that go on without this run. Returns whether there were any.
-    pub(super) fn leave_jobs(&mut self) -> Result<bool, ExecError> {
-        if self.yard.on_interrupt() != OnInterrupt::Leave {
-            return Ok(false);
+    /// Lets go of jobs, if they are to go on without this run, or if it has been told twice before that it is to end: an engine that
+    /// is out of reach may never tell of theirs.
+    pub(super) fn leave_jobs(&mut self) -> Result<(), ExecError> {
+        if self.stop < Stop::Killed && self.yard.on_interrupt() != OnInterrupt::Leave {
+            return Ok(());
         }
         let away: Vec<u64> =
             self.running.iter().filter(|(_, attempt)| attempt.remote.is_some()).map(|(serial, _)| *serial).collect();
@@ -146,7 +147,7 @@ impl Scheduler<'_> {
             self.tell(&Event::NodeJob { node, engine, job, state: "left".into(), host: None, why })?;
             self.release(attempt);
         }
-        Ok(!away.is_empty())
+        Ok(())
     }
 
     /// Lets attempts stop, or ends them.
