@@ -15,26 +15,16 @@ use serde_json::Value;
 
 #[path = "common/cpu.rs"]
 mod cpu;
+#[path = "common/world.rs"]
+mod world;
+
+use world::{PROMPT, world};
 
 /// How often each way is measured.
 const TIMES: usize = 3;
 
 fn pipeline(nodes: usize, layers: usize, device: &str) -> String {
-    let mut text = format!(
-        r#"
-[datasets.documents]
-make = {{ rows = 64, seed = 1, template = '''{{"text": {{{{ ("rules : be brief . q : is it a " ~ choose(["saw", "cat", "pear"]) ~ " a : yes .") | tojson }}}}}}''' }}
-[datasets.all]
-make = {{ rows = 64, seed = 2, template = '''{{"query": "is it a {{{{ choose(["saw", "cat", "pear"]) }}}}"}}''' }}
-[models.blank]
-init = {{ hidden_size = 1024, layers = {layers}, heads = 16, max_positions = 256, tokenizer = {{ from = "documents" }} }}
-[nodes.constitutions]
-kind = "constitutions"
-contrast = "complement"
-format = "plain"
-principles.brief = {{ definition = "be brief .", antithesis = "be long ." }}
-"#
-    );
+    let mut text = world(64, &format!("hidden_size = 1024, layers = {layers}, heads = 16"));
     for node in 0..nodes {
         let _ = write!(
             text,
@@ -44,7 +34,7 @@ kind = "generate"
 model = "blank"
 queries = {{ from = "all", take = 4 }}
 constitutions = "constitutions"
-prompt = "rules : {{{{ constitution }}}} q : {{{{ query }}}} a :"
+prompt = "{PROMPT}"
 max_new_tokens = 8
 seed = {node}
 temperature = 1.0

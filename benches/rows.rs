@@ -15,6 +15,10 @@ use sami::store::rows::{About, NewRow};
 
 #[path = "common/cpu.rs"]
 mod cpu;
+#[path = "common/world.rs"]
+mod world;
+
+use world::{PROMPT, world};
 
 /// Rows that are looked up.
 const LOOKED_UP: u64 = 100_000;
@@ -86,25 +90,14 @@ fn memo(rows: u64) {
 }
 
 fn pipeline(queries: usize) -> String {
+    let world = world(4000, "hidden_size = 128, layers = 4, heads = 4");
     format!(
-        r#"
-[datasets.documents]
-make = {{ rows = 64, seed = 1, template = '''{{"text": {{{{ ("rules : be brief . q : is it a " ~ choose(["saw", "cat", "pear"]) ~ " a : yes .") | tojson }}}}}}''' }}
-[datasets.all]
-make = {{ rows = 4000, seed = 2, template = '''{{"query": "is it a {{{{ choose(["saw", "cat", "pear"]) }}}}"}}''' }}
-[models.blank]
-init = {{ hidden_size = 128, layers = 4, heads = 4, max_positions = 256, tokenizer = {{ from = "documents" }} }}
-[nodes.constitutions]
-kind = "constitutions"
-contrast = "complement"
-format = "plain"
-principles.brief = {{ definition = "be brief .", antithesis = "be long ." }}
-[nodes.generate]
+        r#"{world}[nodes.generate]
 kind = "generate"
 model = "blank"
 queries = {{ from = "all", take = {queries} }}
 constitutions = "constitutions"
-prompt = "rules : {{{{ constitution }}}} q : {{{{ query }}}} a :"
+prompt = "{PROMPT}"
 max_new_tokens = 48
 temperature = 1.0
 keep = {{ distinct = false }}
@@ -112,7 +105,7 @@ keep = {{ distinct = false }}
 kind = "score"
 model = "blank"
 responses = "generate"
-prompt = "rules : {{{{ constitution }}}} q : {{{{ query }}}} a :"
+prompt = "{PROMPT}"
 "#
     )
 }
